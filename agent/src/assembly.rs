@@ -33,13 +33,13 @@ use crate::probe::NotProbed;
 use crate::probe::direct::DirectPaths;
 use crate::probe::schedule::{Key, Verdict};
 use crate::readiness::Readiness;
-use crate::repair::Alarm;
+use crate::repair::DriftSignal;
 use crate::reporter::{Reporter, Told};
 use crate::requests::PlanRequest;
 use crate::underlay::NotChosen;
 use crate::{
-    engine, etcd_addresses, follower, host, http, inspection, monitor, probe, publisher, registrar, server,
-    systemd,
+    engine, etcd_addresses, host, http, inspection, monitor, probe, publisher, registrar, server, systemd,
+    watcher,
 };
 
 /// Capacity of the queue of block requests; further requesters wait.
@@ -83,7 +83,7 @@ pub(crate) struct Tasks {
 /// The tasks that read the datastore's state.
 #[derive(Debug)]
 pub(crate) struct RecordTasks {
-    pub(crate) follower: follower::Task,
+    pub(crate) watcher: watcher::Task,
     pub(crate) etcd_addresses: etcd_addresses::Task,
     pub(crate) leases: leases::poll::Task,
 }
@@ -91,7 +91,7 @@ pub(crate) struct RecordTasks {
 /// The tasks that manage the node's addresses.
 #[derive(Debug)]
 pub(crate) struct AddressTasks {
-    /// Shared with the server; the sweeper uses it, too.
+    /// Shared with the server; the orphan collector uses it, too.
     pub(crate) node: Arc<Node>,
     pub(crate) registrar: registrar::Task,
     pub(crate) publisher: publisher::Task,
@@ -357,7 +357,7 @@ fn reporter(
 fn record_tasks(node: &Node, entries: RecordEntries, underlay_changed: Bell) -> RecordTasks {
     let Node { config, store, board, .. } = node;
     RecordTasks {
-        follower: follower::Task {
+        watcher: watcher::Task {
             store: store.clone(),
             state_dir: config.state_dir.clone(),
             underlay: board.passes.underlays(),
@@ -386,13 +386,13 @@ fn datapath_tasks(
     lines: Lines,
 ) -> DatapathTasks {
     let Node { config, board, .. } = &**node;
-    let alarm = Arc::new(Alarm::default());
+    let drift_signal = Arc::new(DriftSignal::default());
     let monitor = monitor::Task {
         own: lines.own_ports,
         neighbours: entries.engine.neighbours.subscribe(),
         reaper: node.pods.reaper.clone(),
         underlay_changed: lines.underlay_changed,
-        alarm: Arc::clone(&alarm),
+        drift_signal: Arc::clone(&drift_signal),
     };
     let prober = probe::Task {
         probe_peers: config.probe_peers,
@@ -422,7 +422,7 @@ fn datapath_tasks(
             store_at: lines.store_at,
             direct: prober.direct.subscribe(),
             leases: lines.leases,
-            alarm,
+            drift_signal,
         },
         entries: entries.engine,
         announcer: engine::Announcer::new(Arc::clone(config), readiness.clone(), entries.announced),

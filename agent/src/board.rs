@@ -25,12 +25,12 @@ use crate::underlay::{NotChosen, Underlay};
 /// The node's addresses on the underlay, or why there are none.
 pub type Chosen = Result<Arc<Underlay>, NotChosen>;
 
-/// The cluster's records, as published by the follower.
+/// The cluster's records, as published by the watcher.
 #[derive(Debug, Clone)]
 pub struct Records(watch::Receiver<Arc<View>>);
 
 impl Records {
-    /// Reads the value that the follower publishes.
+    /// Reads the value that the watcher publishes.
     pub fn new(view: watch::Receiver<Arc<View>>) -> Self {
         Self(view)
     }
@@ -245,7 +245,7 @@ impl Board {
     pub fn obstacles(&self) -> Vec<String> {
         let (view, holdings, pass) = (self.view(), self.holdings(), self.pass().unwrap_or_default());
         let (registration, underlay) = (self.registration(), self.underlay());
-        readiness::obstacles(&readiness::Facts {
+        readiness::obstacles(&readiness::ReadinessInputs {
             view: &view,
             registration: &registration,
             holdings: &holdings,

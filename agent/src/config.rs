@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use clap::Parser;
 use polder_api::{DEFAULT_SOCKET, Family, NodeName};
-use polder_ipam::allocator::{SHORTEST_REST, USUAL_REST};
+use polder_ipam::allocator::{DEFAULT_COOL_DOWN, SHORTEST_COOL_DOWN};
 use polder_ipam::bootstrap::Bootstrap;
+use polder_ipam::membership::Proof;
 use polder_ipam::pool::Labels;
 use polder_ipam::prefix::Prefix;
 use polder_ipam::record::MTU_RANGE;
 use polder_ipam::special;
-use polder_ipam::steward::Proof;
 use polder_store::etcd::config::EtcdConfig;
 use serde::{Deserialize, Serialize};
 
@@ -113,7 +113,7 @@ pub struct Config {
 
 /// Node name and paths of the agent on this machine: the settings that `uninstall` needs.
 #[derive(Debug, Clone)]
-pub struct Places {
+pub struct NodePaths {
     /// The node's name.
     pub node: NodeName,
     /// Directory of the ledger and the cluster snapshot.
@@ -271,7 +271,7 @@ struct NftablesFile {
 
 impl Default for IpamFile {
     fn default() -> Self {
-        Self { cooldown_seconds: USUAL_REST.as_secs(), grace_seconds: 60 }
+        Self { cooldown_seconds: DEFAULT_COOL_DOWN.as_secs(), grace_seconds: 60 }
     }
 }
 
@@ -287,10 +287,10 @@ impl Config {
 
     fn check(file: File) -> Result<Self, ConfigError> {
         let cooldown = Duration::from_secs(file.ipam.cooldown_seconds);
-        if cooldown < SHORTEST_REST {
+        if cooldown < SHORTEST_COOL_DOWN {
             return value(
                 "ipam.cooldown_seconds",
-                format!("the cool-down must be at least {} s", SHORTEST_REST.as_secs()),
+                format!("the cool-down must be at least {} s", SHORTEST_COOL_DOWN.as_secs()),
             );
         }
         if file.ipam.grace_seconds == 0 {
@@ -313,8 +313,8 @@ impl Config {
                 );
             }
         }
-        let Places { node, state_dir, socket, cni_file, proc_sys_net, allow_ephemeral_state } =
-            Places::of(&file)?;
+        let NodePaths { node, state_dir, socket, cni_file, proc_sys_net, allow_ephemeral_state } =
+            NodePaths::of(&file)?;
         Ok(Self {
             node,
             state_dir,
@@ -364,7 +364,7 @@ impl Config {
     }
 }
 
-impl Places {
+impl NodePaths {
     /// Reads the settings from file, variables and flags. Other settings are not validated.
     pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
         let layers = Layers::read(flags, env::vars_os())?;

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use polder_api::NetworkName;
-use polder_ipam::cause::Cause;
+use polder_ipam::cause::SharedError;
 use serde_json::{Value, json};
 use tracing::warn;
 
@@ -51,7 +51,7 @@ pub enum NotWritten {
         file: PathBuf,
         /// Error of the file system.
         #[source]
-        error: Cause,
+        error: SharedError,
     },
 }
 
@@ -154,7 +154,7 @@ impl<'a> Conflist<'a> {
 
     /// The error of a failed write of the configuration.
     pub fn not_written(&self, error: io::Error) -> NotWritten {
-        NotWritten::Refused { file: self.path.to_owned(), error: Cause::new(error) }
+        NotWritten::Refused { file: self.path.to_owned(), error: SharedError::new(error) }
     }
 
     /// Whether the file is a list with Polder's plugin and this agent's socket.

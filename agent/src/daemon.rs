@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use polder_api::Attachment;
-use polder_ipam::tasks::{sweeper, tombstones};
+use polder_ipam::tasks::{orphan_collector, tombstones};
 use polder_netlink::nft::{FilterSocket, NatAnchor};
 use polder_store::{Embedded, Etcd, Store, open_node};
 use tokio::signal::unix::{SignalKind, signal};
@@ -78,7 +78,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     monitor::start(datapath.monitor)?;
     tombstones::apply_all(&*node).await;
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(records.follower.run());
+    tasks.spawn(records.watcher.run());
     tasks.spawn(registrar.run());
     tasks.spawn(records.etcd_addresses.run());
     tasks.spawn(datapath.engine.run());
@@ -88,7 +88,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tasks.spawn(operator.inspection.run());
     tasks.spawn(datapath.host.run());
     tasks.spawn(records.leases.run());
-    tasks.spawn(async move { sweeper::run(&*node, leaving, node.config.grace).await });
+    tasks.spawn(async move { orphan_collector::run(&*node, leaving, node.config.grace).await });
     tasks.spawn(operator.server.run(api));
     tasks.spawn(operator.http.run());
     tasks.spawn(operator.systemd.run());

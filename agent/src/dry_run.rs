@@ -23,7 +23,7 @@ use crate::config::{Config, StoreConfig};
 use crate::engine::Engine;
 use crate::in_flight::InFlight;
 use crate::kernel::Kernel;
-use crate::kernel::desired::{Path as Way, Reached};
+use crate::kernel::desired::{Path as PeerPath, Reached};
 use crate::kernel::features::Features;
 use crate::kernel::reaper::Reaper;
 use crate::kernel::sysctl::Sysctls;
@@ -31,7 +31,7 @@ use crate::lock::NodeLock;
 use crate::machine::Machine;
 use crate::state_dir::{LEDGER, STORE};
 use crate::underlay::Uplink;
-use crate::{container, engine, follower, recovery, server};
+use crate::{container, engine, recovery, server, watcher};
 
 /// Timeout for reading the records from etcd. A login takes seconds, or longer when many nodes log in.
 const STORE_PATIENCE: Duration = Duration::from_secs(60);
@@ -122,7 +122,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
         copy_database(&state, copy, STORE)?;
     }
     // The last records from the datastore: the comparison restores records that it has lost since.
-    copy_file(&state, copy, follower::SNAPSHOT)?;
+    copy_file(&state, copy, watcher::SNAPSHOT)?;
     let mut dry = DryRun::default();
     dry.node.push(format!("{}, machine {}", config.node, machine.machine_id));
     dry.node.push(format!(
@@ -177,7 +177,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
     let tasks = assemble(config, parts)?;
     let (records, reporter) = (tasks.records, tasks.operator.reporter);
     let mut running = tokio::task::JoinSet::new();
-    running.spawn(records.follower.run());
+    running.spawn(records.watcher.run());
     running.spawn(tasks.addresses.registrar.run());
     running.spawn(records.etcd_addresses.run());
     let board = reporter.board();
@@ -195,7 +195,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
         Err(obstacles) => dry.obstacles = obstacles,
     }
     if let Some(cluster) = board.view().cluster.as_ref().map(|cluster| Arc::clone(&cluster.record)) {
-        tasks.datapath.host.look(&cluster, Vec::new()).await;
+        tasks.datapath.host.check(&cluster, Vec::new()).await;
         dry.problems.extend(reporter.told.host.borrow().iter().cloned());
     }
     running.shutdown().await;
@@ -203,7 +203,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
     let pass = board.pass().unwrap_or_default();
     dry.underlay = underlay(board, pass.mtu);
     for ((node, family), reached) in &pass.paths {
-        dry.peers.entry(words(reached)).or_default().push(format!("{node} ({family})"));
+        dry.peers.entry(describe(reached)).or_default().push(format!("{node} ({family})"));
     }
     dry.problems.extend(pass.problems.iter().map(ToString::to_string));
     dry.records.1 = differences(&before, &read(&reporter.store, &reporter.config).await?);
@@ -222,11 +222,11 @@ fn underlay(board: &Board, mtu: u32) -> Vec<String> {
 }
 
 /// Text for the path to a peer.
-fn words(reached: &Reached) -> String {
+fn describe(reached: &Reached) -> String {
     match &reached.path {
-        Way::Direct { .. } => "direct route".to_owned(),
-        Way::Tunnel { encapsulation, over, .. } => format!("{encapsulation} tunnel over {over}"),
-        Way::Unreachable(reason) => format!("unreachable ({reason})"),
+        PeerPath::Direct { .. } => "direct route".to_owned(),
+        PeerPath::Tunnel { encapsulation, over, .. } => format!("{encapsulation} tunnel over {over}"),
+        PeerPath::Unreachable(reason) => format!("unreachable ({reason})"),
     }
 }
 
@@ -295,7 +295,7 @@ fn files(config: &Config, state: &Path, has_ledger: bool) -> Vec<String> {
     if !has_ledger {
         files.push(format!("write {}", state.join(LEDGER).display()));
     }
-    files.push(format!("write {} repeatedly", state.join(follower::SNAPSHOT).display()));
+    files.push(format!("write {} repeatedly", state.join(watcher::SNAPSHOT).display()));
     let conflist = config.conflist();
     if !conflist.is_written() {
         files.push(format!("write {} once the node is ready", config.cni_file.display()));

@@ -5,11 +5,11 @@
 
 mod announcer;
 mod datapath;
-mod draft;
 mod memory;
-mod moves;
 mod parts;
+mod pass_plan;
 mod rehearsal;
+mod transitions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -20,7 +20,7 @@ use std::time::Duration;
 use polder_api::message::Refusal;
 use polder_api::{NodeName, PerFamily};
 use polder_ipam::cause::HostError;
-use polder_ipam::peers::{Peer, believe};
+use polder_ipam::peers::{Peer, validate};
 use polder_ipam::registration::Registration;
 use polder_ipam::view::Source;
 use tokio::sync::{mpsc, oneshot};
@@ -29,18 +29,18 @@ use tracing::{debug, info, warn};
 
 pub use self::announcer::Announcer;
 pub use self::datapath::{Datapath, OnNode};
-use self::draft::{Draft, Grounds};
 use self::memory::{Losses, Network, Outward, Passes, Repairing};
-use self::moves::Moves;
 pub use self::parts::{Entries, Tools, Wakes};
+use self::pass_plan::{PassInputs, PassPlan};
 pub use self::rehearsal::rehearse;
+use self::transitions::Transitions;
 use crate::board::{Board, Chosen, Made, Pass, set_if_changed};
 use crate::config::StoreConfig;
 use crate::etcd_addresses;
-use crate::kernel::plan::{Change, summary};
-use crate::kernel::snapshot::WayTo;
+use crate::kernel::plan::{KernelChange, summary};
+use crate::kernel::snapshot::RouteTo;
 use crate::requests::{NoPlan, PlanRequest};
-use crate::underlay::{Facts, NotChosen, Underlay};
+use crate::underlay::{NotChosen, Underlay, UnderlayInputs};
 
 /// Events within this time are handled by one pass.
 const SETTLE: Duration = Duration::from_millis(10);
@@ -52,7 +52,7 @@ const PASSES: usize = 3;
 const PEERS_ASKED: usize = 8;
 
 /// Documentation addresses (RFC 5737, RFC 3849): the route to them is the default route.
-const WORLD: PerFamily<&str> = PerFamily::new("192.0.2.1", "2001:db8::1");
+const OUTSIDE: PerFamily<&str> = PerFamily::new("192.0.2.1", "2001:db8::1");
 
 /// How long state of lost records is kept: the nodes that own those records write them again.
 const LOSS_GRACE: Duration = Duration::from_secs(60);
@@ -65,13 +65,13 @@ const RETRY: Duration = Duration::from_millis(200);
 
 /// What woke the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cause {
+enum Trigger {
     /// Records or holdings changed, but not the routes to known peers.
     Records,
     /// The underlay may have changed, or the periodic pass is due.
     Underlay,
     /// Another program changed Polder's kernel state.
-    Disturbance,
+    Drift,
 }
 
 /// The changes of the next pass, in order.
@@ -108,7 +108,7 @@ impl<D: Datapath> Task<D> {
         let mut leases = tools.leases.clone();
         let mut direct = tools.direct.clone();
         let mut engine = Engine::new(tools, entries, announcer);
-        let mut cause = Cause::Underlay;
+        let mut cause = Trigger::Underlay;
         loop {
             view.mark_unchanged();
             holdings.mark_unchanged();
@@ -119,15 +119,15 @@ impl<D: Datapath> Task<D> {
             cause = loop {
                 // All branches are cancel-safe: a change that is missed here is detected in the next iteration.
                 break tokio::select! {
-                    _ = view.changed() => Cause::Records,
-                    _ = holdings.changed() => Cause::Records,
-                    _ = registration.changed() => Cause::Records,
-                    () = async { drop(leases.wait_for(|leases| *leases.dead() != dead).await) } => Cause::Records,
-                    _ = direct.changed() => Cause::Records,
-                    () = senders.rung() => Cause::Records,
-                    () = underlay.rung() => Cause::Underlay,
-                    () = engine.disturbed() => Cause::Disturbance,
-                    () = sleep_until(wake) => Cause::Underlay,
+                    _ = view.changed() => Trigger::Records,
+                    _ = holdings.changed() => Trigger::Records,
+                    _ = registration.changed() => Trigger::Records,
+                    () = async { drop(leases.wait_for(|leases| *leases.dead() != dead).await) } => Trigger::Records,
+                    _ = direct.changed() => Trigger::Records,
+                    () = senders.rung() => Trigger::Records,
+                    () = underlay.rung() => Trigger::Underlay,
+                    () = engine.drifted() => Trigger::Drift,
+                    () = sleep_until(wake) => Trigger::Underlay,
                     _ = probed.changed() => {
                         engine.announcer.announce();
                         continue;
@@ -153,7 +153,7 @@ pub struct Engine<D = OnNode> {
     /// The host's interfaces and routes.
     network: Network,
     /// Nodes whose underlay address changed.
-    moves: Moves,
+    transitions: Transitions,
     /// Records that the datastore lost.
     losses: Losses,
     /// The passes so far.
@@ -172,7 +172,7 @@ impl<D: Datapath> Engine<D> {
             entries,
             announcer,
             network: Network::default(),
-            moves: Moves::default(),
+            transitions: Transitions::default(),
             losses: Losses::default(),
             passes: Passes::default(),
             repairing: Repairing::default(),
@@ -193,19 +193,19 @@ impl<D: Datapath> Engine<D> {
     fn pause(&self) -> Duration {
         let resync = self.tools.config.resync;
         let until = |at: Instant| at.saturating_duration_since(Instant::now());
-        let (prune, moved) = (self.losses.prune_from.map(until), self.moves.next().map(until));
+        let (prune, moved) = (self.losses.prune_from.map(until), self.transitions.next().map(until));
         let again = (self.network.unread || self.network.doubt).then_some(RETRY);
         [self.passes.retry, prune, moved, again].into_iter().flatten().fold(resync, Duration::min)
     }
 
     /// Waits until another program has changed Polder's kernel state and a repair is allowed.
-    async fn disturbed(&mut self) {
+    async fn drifted(&mut self) {
         let rung = loop {
             if let Some(rung) = self.repairing.rung {
                 break rung;
             }
             tokio::select! {
-                () = self.tools.alarm.rung() => self.repairing.rung = Some(Instant::now()),
+                () = self.tools.drift_signal.rung() => self.repairing.rung = Some(Instant::now()),
                 // Changes of kernel settings cause no notification.
                 () = sleep_until(self.repairing.settings_due) => {
                     self.repairing.settings_due = Instant::now() + SETTINGS_EVERY;
@@ -221,34 +221,34 @@ impl<D: Datapath> Engine<D> {
     fn settings_differ(&self) -> bool {
         let Some(in_place) = &self.repairing.in_place else { return false };
         let found = self.tools.sysctls.read(in_place.sysctls.iter().map(|(path, _)| path));
-        let is_other = |path, value| found.get(path).is_some_and(|found| found != value);
-        in_place.sysctls.iter().any(|(path, value)| is_other(path, value))
+        let changed = |path, value| found.get(path).is_some_and(|found| found != value);
+        in_place.sysctls.iter().any(|(path, value)| changed(path, value))
     }
 
     /// Records a repair: the desired state is unchanged, but the kernel differed from it.
-    fn note_repair(&self, changes: &[&Change], by: Vec<String>) {
+    fn note_repair(&self, changes: &[&KernelChange], by: Vec<String>) {
         let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
         let who = if by.is_empty() { "another program".to_owned() } else { by.join(", ") };
         warn!("{who} changed Polder's kernel state; repaired: {}", changes.join("; "));
         self.entries.repairs.send_modify(|repairs| repairs.add(&changes, by));
     }
 
-    async fn work(&mut self, cause: Cause) {
+    async fn work(&mut self, cause: Trigger) {
         self.repairing.rung = None;
         let view = self.board().view();
         if view.source == Source::Nowhere {
             return self.free_store().await;
         }
         self.dead.clone_from(self.tools.leases.borrow().dead());
-        let believed = believe(&view, &self.tools.config.node, &self.dead);
-        let anew = cause == Cause::Underlay || self.board().underlay().is_err();
+        let validated = validate(&view, &self.tools.config.node, &self.dead);
+        let anew = cause == Trigger::Underlay || self.board().underlay().is_err();
         if anew {
-            self.choose_underlay(&believed.peers).await;
+            self.choose_underlay(&validated.peers).await;
         }
-        self.look_for(&believed.peers, anew).await;
-        self.moves.observe(&believed.peers, Instant::now());
+        self.look_for(&validated.peers, anew).await;
+        self.transitions.observe(&validated.peers, Instant::now());
         self.losses.prune_from = self.losses.prune_from.filter(|from| *from > Instant::now());
-        let Ok(grounds) = self.grounds(view, believed) else {
+        let Ok(grounds) = self.grounds(view, validated) else {
             if matches!(self.board().registration(), Registration::Removed(_)) {
                 // A removed node has no peers.
                 self.entries.pass.send_replace(None);
@@ -256,15 +256,15 @@ impl<D: Datapath> Engine<D> {
             }
             return self.free_store().await;
         };
-        let mut by = self.tools.alarm.take();
+        let mut by = self.tools.drift_signal.take();
         for number in 0..PASSES {
             let started = Instant::now();
             let mut pass = self.pass(&grounds, &mut by).await;
             self.passes.count += 1;
             pass.count = self.passes.count;
             pass.took = started.elapsed();
-            pass.problems.clone_from(&grounds.believed.problems);
-            if cause == Cause::Disturbance && number == 0 {
+            pass.problems.clone_from(&grounds.validated.problems);
+            if cause == Trigger::Drift && number == 0 {
                 self.repairing.pace.note(started, pass.writes > 0);
             }
             self.passes.written += pass.writes as u64;
@@ -282,9 +282,9 @@ impl<D: Datapath> Engine<D> {
         self.announcer.announce();
     }
 
-    async fn pass(&mut self, grounds: &Grounds, by: &mut Vec<String>) -> Pass {
-        let Draft { desired, changes, indexes, sysctls, mut pass } = match self.draft(grounds).await {
-            Ok(draft) => draft,
+    async fn pass(&mut self, grounds: &PassInputs, by: &mut Vec<String>) -> Pass {
+        let PassPlan { desired, changes, indexes, sysctls, mut pass } = match self.pass_plan(grounds).await {
+            Ok(pass_plan) => pass_plan,
             Err(reason) => return self.not_made(&reason),
         };
         let neighbours = desired.state.neighbours.keys().map(|(_, address)| *address).collect();
@@ -298,7 +298,7 @@ impl<D: Datapath> Engine<D> {
         let is_repair = self.repairing.in_place.as_ref() == Some(&desired.known());
         if is_repair {
             // The notification of a change may arrive after the change was read.
-            by.extend(self.tools.alarm.take());
+            by.extend(self.tools.drift_signal.take());
             by.sort();
             by.dedup();
         }
@@ -309,8 +309,8 @@ impl<D: Datapath> Engine<D> {
             Ok(failures) => failures,
             Err(error) => return self.not_made(&format_args!("cannot change kernel state: {error}")),
         };
-        let has_failed = |change: &Change| failures.iter().any(|failure| failure.change == *change);
-        let repaired: Vec<&Change> = wanted.iter().filter(|change| !has_failed(change)).collect();
+        let has_failed = |change: &KernelChange| failures.iter().any(|failure| failure.change == *change);
+        let repaired: Vec<&KernelChange> = wanted.iter().filter(|change| !has_failed(change)).collect();
         if !repaired.is_empty() {
             self.note_repair(&repaired, by.clone());
         }
@@ -324,10 +324,10 @@ impl<D: Datapath> Engine<D> {
     }
 
     /// Saves the previous values of kernel settings before they are changed.
-    async fn keep_previous(&self, changes: &[Change], found: &BTreeMap<String, String>) {
+    async fn keep_previous(&self, changes: &[KernelChange], found: &BTreeMap<String, String>) {
         let mut previous: Vec<(String, String)> = Vec::new();
         for change in changes {
-            let Change::SetSysctl { path, .. } = change else { continue };
+            let KernelChange::SetSysctl { path, .. } = change else { continue };
             // Restored in reverse order: dependent settings follow the setting that changes them.
             previous.extend(self.tools.sysctls.dragged_along(path));
             previous.extend(found.get(path).map(|value| (path.clone(), value.clone())));
@@ -376,25 +376,25 @@ impl<D: Datapath> Engine<D> {
         // While etcd's addresses are unknown, routes to them cannot be protected. A wake-up follows once they are
         // known.
         let Some(store) = self.tools.store_at.borrow().clone() else { return };
-        let mut asked: Vec<(WayTo, IpAddr)> = Vec::new();
+        let mut asked: Vec<(RouteTo, IpAddr)> = Vec::new();
         for peer in peers.iter().take(PEERS_ASKED) {
-            let node = |address: &IpAddr| (WayTo::Node(peer.name.clone()), *address);
+            let node = |address: &IpAddr| (RouteTo::Node(peer.name.clone()), *address);
             asked.extend(peer.record.underlay.iter().map(node));
         }
         if let StoreConfig::Etcd(etcd) = &self.tools.config.store {
             asked.extend(
-                etcd.endpoints.iter().filter_map(|url| Some((WayTo::Etcd, etcd_addresses::address(url)?))),
+                etcd.endpoints.iter().filter_map(|url| Some((RouteTo::Etcd, etcd_addresses::address(url)?))),
             );
         }
         asked.extend(
-            WORLD.both().into_iter().filter_map(|(_, world)| Some((WayTo::World, world.parse().ok()?))),
+            OUTSIDE.both().into_iter().filter_map(|(_, world)| Some((RouteTo::World, world.parse().ok()?))),
         );
         let known = self.board().underlay();
         let facts = match self.tools.datapath.host_network(asked).await {
             Ok(network) => {
                 let view = self.board().view();
                 let own = view.nodes.get(&self.tools.config.node);
-                Ok(Facts {
+                Ok(UnderlayInputs {
                     network,
                     store,
                     pods: self.tools.datapath.own_ranges().await,
@@ -424,9 +424,9 @@ impl<D: Datapath> Engine<D> {
         self.entries.underlay.send_if_modified(|known| {
             let uplinks = |known: &Chosen| known.clone().map(|known| known.uplinks.clone());
             changed = uplinks(known) != uplinks(&chosen);
-            let is_other = *known != chosen;
+            let changed = *known != chosen;
             known.clone_from(&chosen);
-            is_other
+            changed
         });
         if let Ok(chosen) = &chosen {
             self.network.underlay = Some(Arc::clone(chosen));

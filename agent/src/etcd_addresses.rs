@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::sys::socket::{SockaddrStorage, getpeername};
 use polder_ipam::needed::{Needed, What};
 use polder_store::etcd::config::EtcdConfig;
-use polder_store::etcd::endpoint::{Endpoint, Host};
+use polder_store::etcd::endpoint::{Endpoint, UrlHost};
 use polder_store::etcd::lookup::{Found, Lookup};
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -28,8 +28,8 @@ const RESOLVER: &str = "/etc/resolv.conf";
 /// The address in a URL; `None` if the host is a name.
 pub fn address(url: &str) -> Option<IpAddr> {
     match Endpoint::parse(url)?.host {
-        Host::Address(address) => Some(address),
-        Host::Name(_) => None,
+        UrlHost::Address(address) => Some(address),
+        UrlHost::Name(_) => None,
     }
 }
 
@@ -75,7 +75,7 @@ pub struct Task {
 }
 
 /// Sources of etcd's addresses.
-trait Sources {
+trait AddressSources {
     /// Whether names are configured, whose addresses can change.
     fn has_names(&self) -> bool;
 
@@ -89,7 +89,7 @@ trait Sources {
     fn name_servers(&self) -> Vec<IpAddr>;
 }
 
-impl Sources for Lookup {
+impl AddressSources for Lookup {
     fn has_names(&self) -> bool {
         Self::has_names(self)
     }
@@ -114,11 +114,11 @@ impl Task {
             StoreConfig::Etcd(etcd) => etcd.clone(),
             StoreConfig::Embedded => EtcdConfig::default(),
         };
-        self.look(Lookup::new(&config)).await;
+        self.resolve(Lookup::new(&config)).await;
     }
 
     /// Looks addresses up for ever.
-    async fn look(&self, mut sources: impl Sources) {
+    async fn resolve(&self, mut sources: impl AddressSources) {
         // Ports of all members found by name so far: connections to former members may be in use.
         let mut ports = BTreeSet::new();
         loop {
@@ -144,8 +144,8 @@ impl Task {
 
     fn publish(&self, found: Vec<Needed>) {
         let changed = self.found.send_if_modified(|known| {
-            let is_other = known.as_ref() != Some(&found);
-            if is_other {
+            let changed = known.as_ref() != Some(&found);
+            if changed {
                 let words: Vec<String> = found.iter().map(ToString::to_string).collect();
                 match known {
                     None if words.is_empty() => {}
@@ -154,7 +154,7 @@ impl Task {
                 }
                 *known = Some(found);
             }
-            is_other
+            changed
         });
         if changed {
             self.underlay_changed.ring();
@@ -190,7 +190,7 @@ mod tests {
         }
     }
 
-    impl Sources for Fake {
+    impl AddressSources for Fake {
         fn has_names(&self) -> bool {
             true
         }
@@ -239,7 +239,7 @@ mod tests {
     async fn a_member_that_moves_is_told_and_the_old_address_while_a_connection_to_it_is_in_use() {
         let (sources, (task, told, wake)) = (Fake::default(), task());
         sources.with(|state| state.members.push(member("10.0.0.1")));
-        let mut running = Box::pin(task.look(sources.clone()));
+        let mut running = Box::pin(task.resolve(sources.clone()));
         run(&mut running, PAUSE.0 / 2).await;
         let server = "10.0.0.53, the name server (/etc/resolv.conf) that resolves etcd's name";
         assert_eq!(said(&told), ["10.0.0.1, the address of etcd (etcd)", server]);
@@ -261,7 +261,7 @@ mod tests {
     async fn a_name_that_is_not_found_is_looked_up_again_sooner() {
         let (sources, (task, told, _wake)) = (Fake::default(), task());
         sources.with(|state| state.problem = Some("no name server answers".to_owned()));
-        let mut running = Box::pin(task.look(sources.clone()));
+        let mut running = Box::pin(task.resolve(sources.clone()));
         run(&mut running, PAUSE.1 / 2).await;
         assert_eq!(said(&told).len(), 1, "it is known that nothing is known but the name server");
         run(&mut running, PAUSE.1).await;

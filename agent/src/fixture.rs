@@ -6,13 +6,13 @@ use std::time::Duration;
 use polder_api::Mac;
 use polder_ipam::Revision;
 use polder_ipam::ids::{BootId, ClusterId, Incarnation, MachineId};
-use polder_ipam::ledger::{Identity, Standing};
+use polder_ipam::ledger::{MemberState, NodeIdentity};
+use polder_ipam::membership::Proof;
 use polder_ipam::pool::{Labels, Pool, PoolState};
 use polder_ipam::record::{ClusterRecord, NodeRecord};
 use polder_ipam::registration::{Holdings, Registration};
-use polder_ipam::steward::Proof;
 use polder_ipam::tasks::Me;
-use polder_ipam::view::{Known, Source, View};
+use polder_ipam::view::{Source, Versioned, View};
 use tokio::sync::watch;
 
 use crate::board::{Board, Chosen, Membership, Pass, Passes, Records};
@@ -63,12 +63,12 @@ pub(crate) fn me() -> Me {
     }
 }
 
-pub(crate) fn identity() -> Identity {
-    Identity {
+pub(crate) fn identity() -> NodeIdentity {
+    NodeIdentity {
         node: me().name,
         cluster: ClusterId::new("c"),
         incarnation: Incarnation::new("i1"),
-        standing: Standing::Member,
+        standing: MemberState::Member,
     }
 }
 
@@ -95,8 +95,8 @@ pub(crate) fn view() -> View {
     let mut view = View::default();
     view.source = Source::Store;
     view.own = record.underlay.clone();
-    view.cluster = Some(Known { record: Arc::new(cluster()), revision: Revision::new(1) });
-    view.pools.insert(pool.name.clone(), Known { record: Arc::new(pool), revision: Revision::new(1) });
-    view.nodes.insert(name, Known { record: Arc::new(record), revision: Revision::new(7) });
+    view.cluster = Some(Versioned { record: Arc::new(cluster()), revision: Revision::new(1) });
+    view.pools.insert(pool.name.clone(), Versioned { record: Arc::new(pool), revision: Revision::new(1) });
+    view.nodes.insert(name, Versioned { record: Arc::new(record), revision: Revision::new(7) });
     view
 }

@@ -3,9 +3,9 @@
 use polder_api::message::{Health, HealthRequest, Needed};
 use polder_api::{Family, PoolName};
 use polder_ipam::allocator::Rest;
-use polder_ipam::ledger::{Held, Kind};
+use polder_ipam::capacity;
+use polder_ipam::ledger::{AttachmentEntry, Kind};
 use polder_ipam::registration::Registration;
-use polder_ipam::shortage;
 use polder_ipam::tasks::could_claim;
 
 use crate::machine::now;
@@ -26,7 +26,7 @@ pub async fn health(reporter: &Reporter, request: &HealthRequest) -> Health {
     }
     // The plugin finds pods by their interfaces in the kernel and cannot recognise those of other plugins. Only the
     // agent knows that these pods run; they would be evicted if STATUS failed.
-    let is_lease = |held: &Held| held.kind == Kind::Lease && !held.leaving;
+    let is_lease = |held: &AttachmentEntry| held.kind == Kind::Lease && !held.leaving;
     if !health.unavailable.is_empty() && reporter.ipam.run(move |ipam| ipam.attachments().any(is_lease)).await
     {
         return Health::default();
@@ -64,5 +64,5 @@ async fn exhausted(reporter: &Reporter, family: Family, pool: Option<&PoolName>)
         return None;
     }
     let why = could_claim(&view, &reporter.config.node, &reporter.config.labels, family, pool).err()?;
-    Some(format!("{}; {why}. {}", shortage::own_share(family, counts), shortage::REMEDY))
+    Some(format!("{}; {why}. {}", capacity::own_share(family, counts), capacity::REMEDY))
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use polder_api::{Family, PerFamily};
 use polder_ipam::Cidr;
-use polder_ipam::ledger::{Held, Kind};
+use polder_ipam::ledger::{AttachmentEntry, Kind};
 use polder_ipam::record::{AttachMode, ClusterRecord};
 use polder_netlink::Error;
 use polder_netlink::nft::foreign::Judged;
@@ -115,12 +115,12 @@ pub struct Task<S = OnHost> {
 }
 
 /// Access to the host that is checked.
-pub trait Survey {
+pub trait HostChecks {
     /// Problems inside pods' network namespaces.
     fn insides(&mut self, cluster: &ClusterRecord) -> impl Future<Output = Vec<String>> + Send;
 
     /// The attachments whose interfaces belong to other plugins.
-    fn leases(&self) -> impl Future<Output = Vec<Held>> + Send;
+    fn leases(&self) -> impl Future<Output = Vec<AttachmentEntry>> + Send;
 
     /// Foreign filters, routes, rules and limits on the host ([`Kernel::surroundings`]).
     fn surroundings(
@@ -148,13 +148,13 @@ impl OnHost {
     }
 }
 
-impl Survey for OnHost {
+impl HostChecks for OnHost {
     async fn insides(&mut self, cluster: &ClusterRecord) -> Vec<String> {
-        self.insides.look(&self.looker, cluster).await
+        self.insides.check_all(&self.looker, cluster).await
     }
 
-    async fn leases(&self) -> Vec<Held> {
-        let is_lease = |held: &&Held| held.kind == Kind::Lease;
+    async fn leases(&self) -> Vec<AttachmentEntry> {
+        let is_lease = |held: &&AttachmentEntry| held.kind == Kind::Lease;
         self.looker.ipam.run(move |ipam| ipam.attachments().filter(is_lease).cloned().collect()).await
     }
 
@@ -167,7 +167,7 @@ impl Survey for OnHost {
     }
 }
 
-impl<S: Survey> Task<S> {
+impl<S: HostChecks> Task<S> {
     /// Runs for ever.
     pub async fn run(mut self) {
         let mut view = self.records.changes();
@@ -180,13 +180,13 @@ impl<S: Survey> Task<S> {
                 continue;
             };
             let of_pods = self.survey.insides(&cluster).await;
-            self.look(&cluster, of_pods).await;
+            self.check(&cluster, of_pods).await;
             sleep(self.resync.min(EVERY)).await;
         }
     }
 
     /// Checks once.
-    pub(crate) async fn look(&self, cluster: &ClusterRecord, of_pods: Vec<String>) {
+    pub(crate) async fn check(&self, cluster: &ClusterRecord, of_pods: Vec<String>) {
         let pass = self.passes.last().unwrap_or_default();
         let view = self.records.view();
         let pools = view.every_pool().map(|pool| (pool.record.cidr(), pool.record.block_length()));
@@ -218,17 +218,18 @@ impl<S: Survey> Task<S> {
                 .iter()
                 .filter(|problem| !problems.contains(problem))
                 .for_each(|problem| info!("resolved: {problem}"));
-            let is_other = *known != problems;
+            let changed = *known != problems;
             *known = problems;
-            is_other
+            changed
         });
     }
 }
 
 /// Pod families in which at least one peer's pods do not answer.
 fn closed(verdicts: &BTreeMap<Key, Verdict>) -> BTreeSet<Family> {
-    let is_closed =
-        |verdict: &Verdict| matches!(verdict, Verdict::Silent | Verdict::Dropped | Verdict::Narrow(_));
+    let is_closed = |verdict: &Verdict| {
+        matches!(verdict, Verdict::Silent | Verdict::Dropped | Verdict::PathMtuTooSmall(_))
+    };
     verdicts.iter().filter(|(_, verdict)| is_closed(verdict)).map(|((_, family), _)| *family).collect()
 }
 
@@ -252,7 +253,7 @@ mod tests {
 
     use polder_ipam::ids::ClusterId;
 
-    use polder_ipam::view::{Known, View};
+    use polder_ipam::view::{Versioned, View};
     use tokio::time::timeout;
 
     use super::*;
@@ -303,12 +304,12 @@ mod tests {
         }
     }
 
-    impl Survey for Fake {
+    impl HostChecks for Fake {
         async fn insides(&mut self, _: &ClusterRecord) -> Vec<String> {
             self.with(|state| state.insides.clone())
         }
 
-        async fn leases(&self) -> Vec<Held> {
+        async fn leases(&self) -> Vec<AttachmentEntry> {
             Vec::new()
         }
 
@@ -330,14 +331,14 @@ mod tests {
     fn cluster() -> View {
         let mut view = View::default();
         let record = ClusterRecord::new(ClusterId::new("c"));
-        view.cluster = Some(Known { record: Arc::new(record), revision: Revision::new(1) });
+        view.cluster = Some(Versioned { record: Arc::new(record), revision: Revision::new(1) });
         view
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_wrong_is_said_as_long_as_it_is_and_stays_said_while_nothing_can_be_read() {
         let survey = Fake::default();
-        let (follower, view) = watch::channel(Arc::<View>::default());
+        let (watcher, view) = watch::channel(Arc::<View>::default());
         let (host, told) = watch::channel(Vec::new());
         let task = Task {
             resync: EVERY,
@@ -356,7 +357,7 @@ mod tests {
             0,
             "what is ours is not known without the cluster's settings"
         );
-        follower.send_replace(Arc::new(cluster()));
+        watcher.send_replace(Arc::new(cluster()));
         survey.with(|state| {
             state.insides.push("a pod has no route".to_owned());
             state.there.filters_all_sources = true;

@@ -10,8 +10,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use polder_api::status::StoreStatus;
+use polder_ipam::capacity::Claimed;
 use polder_ipam::pool::Purpose;
-use polder_ipam::shortage::Claimed;
 use polder_store::writes::Failures;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -77,7 +77,7 @@ async fn listen(address: SocketAddr, unserved: &watch::Sender<Option<String>>) -
 }
 
 /// An agent whose state is requested.
-trait Asked: Send + Sync + 'static {
+trait AgentState: Send + Sync + 'static {
     /// A text for each stuck thread of the agent, as for systemd's watchdog.
     fn standstills(&self) -> impl Future<Output = Vec<String>> + Send;
 
@@ -88,7 +88,7 @@ trait Asked: Send + Sync + 'static {
     fn metrics(&self) -> impl Future<Output = Registry> + Send;
 }
 
-impl Asked for Task {
+impl AgentState for Task {
     async fn standstills(&self) -> Vec<String> {
         self.threads.standstills().await
     }
@@ -102,7 +102,7 @@ impl Asked for Task {
     }
 }
 
-async fn serve<A: Asked>(agent: A, listener: TcpListener) {
+async fn serve<A: AgentState>(agent: A, listener: TcpListener) {
     let router = Router::new()
         .route("/livez", get(live::<A>))
         .route("/readyz", get(ready::<A>))
@@ -113,11 +113,11 @@ async fn serve<A: Asked>(agent: A, listener: TcpListener) {
     }
 }
 
-async fn live<A: Asked>(State(agent): State<Arc<A>>) -> (StatusCode, String) {
+async fn live<A: AgentState>(State(agent): State<Arc<A>>) -> (StatusCode, String) {
     unless(&agent.standstills().await)
 }
 
-async fn ready<A: Asked>(State(agent): State<Arc<A>>) -> (StatusCode, String) {
+async fn ready<A: AgentState>(State(agent): State<Arc<A>>) -> (StatusCode, String) {
     unless(&agent.reasons())
 }
 
@@ -130,7 +130,7 @@ fn unless(wrong: &[String]) -> (StatusCode, String) {
     }
 }
 
-async fn metrics<A: Asked>(State(agent): State<Arc<A>>) -> (StatusCode, String) {
+async fn metrics<A: AgentState>(State(agent): State<Arc<A>>) -> (StatusCode, String) {
     let mut text = String::new();
     match encode(&mut text, &agent.metrics().await) {
         Ok(()) => (StatusCode::OK, text),
@@ -247,7 +247,7 @@ mod tests {
         reasons: Vec<String>,
     }
 
-    impl Asked for Fake {
+    impl AgentState for Fake {
         async fn standstills(&self) -> Vec<String> {
             self.standstills.clone()
         }

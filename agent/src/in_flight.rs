@@ -24,7 +24,7 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// The lock on an attachment, until it is dropped.
 #[derive(Debug)]
-pub struct Wired {
+pub struct AttachmentLock {
     in_flight: Arc<InFlight>,
     attachment: Attachment,
 }
@@ -37,12 +37,12 @@ impl InFlight {
     }
 
     /// Locks the attachment; `None` if it is locked.
-    pub fn hold(self: &Arc<Self>, attachment: &Attachment) -> Option<Wired> {
+    pub fn hold(self: &Arc<Self>, attachment: &Attachment) -> Option<AttachmentLock> {
         if self.is_wired_from_before(attachment) {
             return None;
         }
         let new = self.lock().insert(attachment.clone());
-        new.then(|| Wired { in_flight: Arc::clone(self), attachment: attachment.clone() })
+        new.then(|| AttachmentLock { in_flight: Arc::clone(self), attachment: attachment.clone() })
     }
 
     /// Whether it is locked.
@@ -56,7 +56,7 @@ impl InFlight {
     }
 
     /// Locks the attachment as soon as it is free.
-    pub async fn take(self: &Arc<Self>, attachment: &Attachment) -> Wired {
+    pub async fn take(self: &Arc<Self>, attachment: &Attachment) -> AttachmentLock {
         loop {
             let ended = self.ended.notified();
             if let Some(wired) = self.hold(attachment) {
@@ -95,14 +95,14 @@ impl InFlight {
     }
 }
 
-impl Wired {
+impl AttachmentLock {
     /// The locked attachment.
     pub fn attachment(&self) -> &Attachment {
         &self.attachment
     }
 }
 
-impl Drop for Wired {
+impl Drop for AttachmentLock {
     fn drop(&mut self) {
         self.in_flight.lock().remove(&self.attachment);
         self.in_flight.ended.notify_waiters();

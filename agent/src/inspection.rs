@@ -5,25 +5,25 @@
 //! of an earlier check that did not finish.
 
 mod answer;
-mod mend;
 mod own;
+mod repair;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use polder_api::NodeName;
-use polder_api::ipam::{Checked, DeviationStatus, NodeChecked, Repairs};
+use polder_api::ipam::{Checked, DeviationStatus, NodeChecked, RepairMode};
 use polder_api::message::Refusal;
 use polder_ipam::Revision;
 use polder_ipam::change::{Change, MOST_RECORDS, Speaker};
 use polder_ipam::ids::Nonce;
-use polder_ipam::invariants::{self, Deviation, Facts, Invariant, Published, Repair};
+use polder_ipam::invariants::{self, ClusterReport, Deviation, Invariant, Published, Repair};
 use polder_ipam::key::{Key, Name};
 use polder_ipam::prefix;
 use polder_ipam::record::{AnswerRecord, InspectionRecord};
 use polder_ipam::store::{Outcome, StoreError};
 use polder_ipam::tasks::operator;
-use polder_ipam::tasks::published::Addresses;
+use polder_ipam::tasks::published::PublishedAddresses;
 use polder_ipam::tasks::records::read_all;
 use polder_ipam::view::View;
 use polder_store::Store;
@@ -39,10 +39,10 @@ pub use answer::Task;
 /// Timeout for the answers of the nodes; doubled for a check with repair.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-fn patience(repairs: Repairs) -> Duration {
+fn patience(repairs: RepairMode) -> Duration {
     match repairs {
-        Repairs::None => PATIENCE,
-        Repairs::Safe => PATIENCE * 2,
+        RepairMode::None => PATIENCE,
+        RepairMode::Safe => PATIENCE * 2,
     }
 }
 
@@ -58,7 +58,7 @@ fn store_failed(error: StoreError) -> Refusal {
 }
 
 /// Checks the cluster.
-pub async fn check(membership: &Membership, store: &Store, repairs: Repairs) -> Result<Checked, Refusal> {
+pub async fn check(membership: &Membership, store: &Store, repairs: RepairMode) -> Result<Checked, Refusal> {
     let id = Nonce::new(random_name().map_err(try_again)?);
     let record = InspectionRecord { id: id.clone(), repairs };
     let sent = store.commit(&Change::AskInspection(record)).await;
@@ -79,7 +79,7 @@ async fn ask(
     membership: &Membership,
     store: &Store,
     id: &Nonce,
-    repairs: Repairs,
+    repairs: RepairMode,
 ) -> Result<Checked, Refusal> {
     let started = Instant::now();
     let view = read_all(store).await.map_err(store_failed)?;
@@ -130,7 +130,7 @@ async fn ask(
         if checked.deviations.iter().any(|known| known.what == found.deviation.what) {
             continue;
         }
-        let repaired = repairs == Repairs::Safe && withdraw(store, &view, &found).await;
+        let repaired = repairs == RepairMode::Safe && withdraw(store, &view, &found).await;
         checked.deviations.push(found.status(repaired));
     }
     Ok(checked)
@@ -162,10 +162,10 @@ impl Found {
 
 /// Finds inconsistencies between records.
 async fn look(view: &View, store: &Store) -> Result<Vec<Found>, StoreError> {
-    let addresses = Addresses::read(store).await?;
+    let addresses = PublishedAddresses::read(store).await?;
     let published: Vec<Published> =
         addresses.records.iter().map(|(published, _)| published.clone()).collect();
-    let facts = Facts { view: Some(view), putting_back: false, published: &published, nodes: &[] };
+    let facts = ClusterReport { view: Some(view), putting_back: false, published: &published, nodes: &[] };
     let revision = |deviation: &Deviation| match (&deviation.repair, &deviation.node) {
         (Some(Repair::Withdraw(address)), Some(node)) => {
             let records = addresses.records.iter();

@@ -5,12 +5,12 @@
 //!
 //! | task | purpose |
 //! |---|---|
-//! | [`follower`] | follows the cluster's records |
+//! | [`watcher`] | follows the cluster's records |
 //! | [`etcd_addresses`] | looks up etcd's addresses |
 //! | [`leases`] | reads which agents are alive |
 //! | [`registrar`] | keeps the node registered and its blocks claimed |
 //! | [`publisher`] | renews the node's lease and publishes the owner of each address |
-//! | [`sweeper`](polder_ipam::tasks::sweeper) | cleans up attachments that ended without a DEL |
+//! | [`orphan_collector`](polder_ipam::tasks::orphan_collector) | cleans up attachments that ended without a DEL |
 //! | [`engine`] | reconciles the kernel with the desired state |
 //! | [`monitor`] | receives the kernel's notifications |
 //! | [`endpoint`] | keeps the node's probe endpoint |
@@ -41,7 +41,6 @@ pub mod exit;
 pub mod file;
 #[cfg(test)]
 mod fixture;
-pub mod follower;
 pub mod health;
 pub mod host;
 pub mod http;
@@ -76,4 +75,5 @@ pub mod status;
 pub mod systemd;
 pub mod underlay;
 pub mod uninstall;
+pub mod watcher;
 pub mod wiring;

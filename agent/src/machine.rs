@@ -6,7 +6,7 @@ use std::path::Path;
 use polder_api::NodeName;
 use polder_ipam::Moment;
 use polder_ipam::ids::{BootId, MachineId};
-use polder_ipam::record::Life;
+use polder_ipam::record::Boot;
 
 const MACHINE_ID: &str = "/etc/machine-id";
 /// Content of the file before systemd has created an id (machine-id(5)), and in images made for many machines.
@@ -55,8 +55,8 @@ impl Machine {
     }
 
     /// Machine id and boot id, for a comparison with records.
-    pub fn life(&self) -> Life<'_> {
-        Life { machine_id: &self.machine_id, boot_id: &self.boot_id }
+    pub fn life(&self) -> Boot<'_> {
+        Boot { machine_id: &self.machine_id, boot_id: &self.boot_id }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::bell::Bell;
 use crate::kernel::reaper::Reaper;
 use crate::kernel::ruleset;
 use crate::kernel::state::Device;
-use crate::repair::{self, Alarm};
+use crate::repair::{self, DriftSignal};
 
 /// The receivers of kernel notifications.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub struct Task {
     /// Rings when foreign kernel state changed.
     pub underlay_changed: Bell,
     /// Rings when another program changed Polder's kernel state.
-    pub alarm: Arc<Alarm>,
+    pub drift_signal: Arc<DriftSignal>,
 }
 
 /// Starts the two monitor threads, which run as long as the process.
@@ -37,13 +37,13 @@ pub fn start(task: Task) -> Result<(), Error> {
     let mut monitor = Monitor::open()?;
     let links = RouteSocket::open()?.links()?;
     let ours = links.into_values().filter_map(|link| Some((link.index, Device::named(&link.name)?)));
-    let (own, alarm) = (task.own.clone(), Arc::clone(&task.alarm));
+    let (own, drift_signal) = (task.own.clone(), Arc::clone(&task.drift_signal));
     let mut listener = Listener { task, devices: ours.collect() };
     let mut filter = FilterMonitor::open(ruleset::NAME)?;
     spawn("monitor", move || {
         loop {
             match monitor.wait() {
-                Ok(events) => events.iter().for_each(|event| listener.hear(event)),
+                Ok(events) => events.iter().for_each(|event| listener.on_event(event)),
                 Err(error) => return error,
             }
         }
@@ -54,7 +54,7 @@ pub fn start(task: Task) -> Result<(), Error> {
                 Ok(authors) => authors
                     .iter()
                     .filter(|author| !own.contains(&author.port))
-                    .for_each(|author| of_filter(&alarm, author)),
+                    .for_each(|author| of_filter(&drift_signal, author)),
                 Err(error) => return error,
             }
         }
@@ -72,9 +72,9 @@ fn spawn(name: &str, listen: impl FnOnce() -> Error + Send + 'static) -> Result<
 }
 
 /// Handles a change of the packet filter by another program.
-fn of_filter(alarm: &Alarm, author: &Author) {
+fn of_filter(drift_signal: &DriftSignal, author: &Author) {
     debug!(?author, "the packet filter was changed");
-    alarm.ring(author.thread.map(|id| repair::process(id, author.name.as_deref())));
+    drift_signal.ring(author.thread.map(|id| repair::process(id, author.name.as_deref())));
 }
 
 struct Listener {
@@ -84,15 +84,15 @@ struct Listener {
 }
 
 impl Listener {
-    fn hear(&mut self, event: &Event) {
+    fn on_event(&mut self, event: &Event) {
         let is_own = self.task.own.contains(&event.port);
         match &event.what {
             What::LinkGone { index, name } => {
                 self.task.reaper.is_gone(*index);
                 match self.devices.remove(index).or_else(|| Device::named(name)) {
-                    // A pod's interface is deleted with the pod: the sweeper handles that.
+                    // A pod's interface is deleted with the pod: the orphan collector handles that.
                     Some(Device::Pod(_)) => {}
-                    Some(_) => self.disturbed(event, is_own),
+                    Some(_) => self.drifted(event, is_own),
                     None => self.underlay_changed(event),
                 }
             }
@@ -104,31 +104,31 @@ impl Listener {
                 }
                 match (was_ours, self.devices.contains_key(index)) {
                     (false, false) => self.underlay_changed(event),
-                    _ => self.disturbed(event, is_own),
+                    _ => self.drifted(event, is_own),
                 }
             }
             What::Address { index } | What::Port { index } if self.devices.contains_key(index) => {
-                self.disturbed(event, is_own);
+                self.drifted(event, is_own);
             }
             What::Neighbour { index, address } => {
                 // The bridge has entries for pods. A tunnel has only Polder's entries.
                 let is_expected =
                     address.is_none_or(|address| self.task.neighbours.borrow().contains(&address));
                 match self.devices.get(index) {
-                    Some(Device::Tunnel(_)) => self.disturbed(event, is_own),
-                    Some(_) if is_expected => self.disturbed(event, is_own),
+                    Some(Device::Tunnel(_)) => self.drifted(event, is_own),
+                    Some(_) if is_expected => self.drifted(event, is_own),
                     _ => {}
                 }
             }
             What::ForwardsNoMore { index } if self.devices.contains_key(index) => {
-                self.disturbed(event, is_own);
+                self.drifted(event, is_own);
             }
-            What::OwnRoute => self.disturbed(event, is_own),
+            What::OwnRoute => self.drifted(event, is_own),
             What::Port { .. } | What::ForwardsNoMore { .. } => {}
             What::Address { .. } | What::ForeignRoute => self.underlay_changed(event),
             What::Overrun => {
                 self.underlay_changed(event);
-                self.disturbed(event, false);
+                self.drifted(event, false);
             }
         }
     }
@@ -138,14 +138,14 @@ impl Listener {
         self.task.underlay_changed.ring();
     }
 
-    fn disturbed(&self, event: &Event, is_own: bool) {
+    fn drifted(&self, event: &Event, is_own: bool) {
         if is_own {
             return;
         }
         debug!(?event, "Polder's kernel state was changed");
         // The port of a netlink socket is a process id only in the PID namespace of the sender, so it identifies no
         // process.
-        self.task.alarm.ring(None);
+        self.task.drift_signal.ring(None);
     }
 }
 
@@ -165,44 +165,44 @@ mod tests {
     struct Fixture {
         listener: Listener,
         underlay: Wake,
-        alarm: Arc<Alarm>,
+        drift_signal: Arc<DriftSignal>,
     }
 
     /// A host with a bridge, a tunnel and a pod, with interface indexes from 1.
     fn fixture() -> Fixture {
         let (underlay_changed, underlay) = bell();
-        let alarm = Arc::<Alarm>::default();
+        let drift_signal = Arc::<DriftSignal>::default();
         let task = Task {
             own: [OWN].into(),
             neighbours: watch::channel(["10.0.0.9".parse().unwrap()].into()).1,
             reaper: Reaper::idle(),
             underlay_changed,
-            alarm: Arc::clone(&alarm),
+            drift_signal: Arc::clone(&drift_signal),
         };
         let pod = "net/c1/eth0".parse::<polder_api::Attachment>().unwrap().host_interface();
         let devices = [Device::Bridge, Device::OWN[1].clone(), Device::Pod(pod)];
         let devices = (1..).map(IfIndex::new).zip(devices).collect();
-        Fixture { listener: Listener { task, devices }, underlay, alarm }
+        Fixture { listener: Listener { task, devices }, underlay, drift_signal }
     }
 
     #[derive(Debug, PartialEq, Eq)]
     enum Rung {
         Nobody,
         Underlay,
-        Alarm,
+        Drift,
         Both,
     }
 
     impl Fixture {
         /// Handles one event. Returns the bells that it rang.
-        async fn hear(&mut self, what: What, port: u32) -> Rung {
-            self.listener.hear(&Event { what, port });
+        async fn on_event(&mut self, what: What, port: u32) -> Rung {
+            self.listener.on_event(&Event { what, port });
             let underlay = timeout(std::time::Duration::ZERO, self.underlay.rung()).await.is_ok();
-            let alarm = timeout(std::time::Duration::ZERO, self.alarm.rung()).await.is_ok();
-            match (underlay, alarm) {
+            let drift_signal = timeout(std::time::Duration::ZERO, self.drift_signal.rung()).await.is_ok();
+            match (underlay, drift_signal) {
                 (false, false) => Rung::Nobody,
                 (true, false) => Rung::Underlay,
-                (false, true) => Rung::Alarm,
+                (false, true) => Rung::Drift,
                 (true, true) => Rung::Both,
             }
         }
@@ -225,11 +225,17 @@ mod tests {
             What::Port { index: IfIndex::new(3) },
             What::OwnRoute,
         ] {
-            assert_eq!(fixture.hear(what.clone(), OTHER).await, Rung::Alarm, "{what:?}");
-            assert_eq!(fixture.hear(what.clone(), OWN).await, Rung::Nobody, "{what:?}");
+            assert_eq!(fixture.on_event(what.clone(), OTHER).await, Rung::Drift, "{what:?}");
+            assert_eq!(fixture.on_event(what.clone(), OWN).await, Rung::Nobody, "{what:?}");
         }
-        assert_eq!(fixture.hear(What::ForwardsNoMore { index: IfIndex::new(2) }, OTHER).await, Rung::Alarm);
-        assert_eq!(fixture.hear(What::ForwardsNoMore { index: IfIndex::new(9) }, OTHER).await, Rung::Nobody);
+        assert_eq!(
+            fixture.on_event(What::ForwardsNoMore { index: IfIndex::new(2) }, OTHER).await,
+            Rung::Drift
+        );
+        assert_eq!(
+            fixture.on_event(What::ForwardsNoMore { index: IfIndex::new(9) }, OTHER).await,
+            Rung::Nobody
+        );
     }
 
     #[tokio::test]
@@ -238,19 +244,19 @@ mod tests {
         for what in
             [link(9, "eth0"), gone(9, "eth0"), What::Address { index: IfIndex::new(9) }, What::ForeignRoute]
         {
-            assert_eq!(fixture.hear(what.clone(), OTHER).await, Rung::Underlay, "{what:?}");
+            assert_eq!(fixture.on_event(what.clone(), OTHER).await, Rung::Underlay, "{what:?}");
         }
-        assert_eq!(fixture.hear(What::Overrun, 0).await, Rung::Both, "anything may have changed");
+        assert_eq!(fixture.on_event(What::Overrun, 0).await, Rung::Both, "anything may have changed");
     }
 
     #[tokio::test]
     async fn a_device_is_ours_as_long_as_it_has_our_name_and_a_pods_end_goes_without_an_alarm() {
         let mut fixture = fixture();
-        assert_eq!(fixture.hear(link(1, "renamed"), OTHER).await, Rung::Alarm);
-        assert_eq!(fixture.hear(link(1, "renamed"), OTHER).await, Rung::Underlay);
-        assert_eq!(fixture.hear(link(8, BRIDGE), OTHER).await, Rung::Alarm);
-        assert_eq!(fixture.hear(gone(8, BRIDGE), OTHER).await, Rung::Alarm);
-        assert_eq!(fixture.hear(gone(3, "whatever"), OTHER).await, Rung::Nobody);
+        assert_eq!(fixture.on_event(link(1, "renamed"), OTHER).await, Rung::Drift);
+        assert_eq!(fixture.on_event(link(1, "renamed"), OTHER).await, Rung::Underlay);
+        assert_eq!(fixture.on_event(link(8, BRIDGE), OTHER).await, Rung::Drift);
+        assert_eq!(fixture.on_event(gone(8, BRIDGE), OTHER).await, Rung::Drift);
+        assert_eq!(fixture.on_event(gone(3, "whatever"), OTHER).await, Rung::Nobody);
     }
 
     #[tokio::test]
@@ -260,9 +266,13 @@ mod tests {
             index: IfIndex::new(index),
             address: address.parse().ok(),
         };
-        assert_eq!(fixture.hear(neighbour(2, "10.0.0.1"), OTHER).await, Rung::Alarm);
-        assert_eq!(fixture.hear(neighbour(1, "10.0.0.1"), OTHER).await, Rung::Nobody, "a pod comes or goes");
-        assert_eq!(fixture.hear(neighbour(1, "10.0.0.9"), OTHER).await, Rung::Alarm);
-        assert_eq!(fixture.hear(neighbour(9, "10.0.0.9"), OTHER).await, Rung::Nobody);
+        assert_eq!(fixture.on_event(neighbour(2, "10.0.0.1"), OTHER).await, Rung::Drift);
+        assert_eq!(
+            fixture.on_event(neighbour(1, "10.0.0.1"), OTHER).await,
+            Rung::Nobody,
+            "a pod comes or goes"
+        );
+        assert_eq!(fixture.on_event(neighbour(1, "10.0.0.9"), OTHER).await, Rung::Drift);
+        assert_eq!(fixture.on_event(neighbour(9, "10.0.0.9"), OTHER).await, Rung::Nobody);
     }
 }

@@ -14,7 +14,7 @@ use polder_ipam::cause::HostError;
 use polder_ipam::change::Change;
 use polder_ipam::claim::{NoClaim, Unavailable};
 use polder_ipam::key::Range;
-use polder_ipam::ledger::{Held, Kind};
+use polder_ipam::ledger::{AttachmentEntry, Kind};
 use polder_ipam::pool::BlockRequest;
 use polder_ipam::registration::Registration;
 use polder_ipam::store::{Contents, Outcome, StoreError};
@@ -31,7 +31,7 @@ use tracing::{debug, warn};
 use crate::bell::Bell;
 use crate::board::Board;
 use crate::config::Config;
-use crate::in_flight::{InFlight, Wired};
+use crate::in_flight::{AttachmentLock, InFlight};
 use crate::kernel::features::Features;
 use crate::kernel::reaper::Reaper;
 use crate::kernel::{Kernel, ruleset};
@@ -53,7 +53,7 @@ pub struct Node {
     pub ipam: Owner<NodeIpam>,
     /// The kernel, for single pods.
     pub pods: Pods,
-    /// State published by the follower, the registrar and the engine.
+    /// State published by the watcher, the registrar and the engine.
     pub board: Board,
     /// Attachments that are being worked on.
     pub in_flight: Arc<InFlight>,
@@ -160,13 +160,13 @@ impl Requests for Node {
 }
 
 impl PodHost for Node {
-    type Lock = Wired;
+    type Lock = AttachmentLock;
 
-    fn try_lock(&self, attachment: &Attachment) -> Option<Wired> {
+    fn try_lock(&self, attachment: &Attachment) -> Option<AttachmentLock> {
         self.in_flight.hold(attachment)
     }
 
-    async fn lock(&self, attachment: &Attachment, patience: Duration) -> Option<Wired> {
+    async fn lock(&self, attachment: &Attachment, patience: Duration) -> Option<AttachmentLock> {
         timeout(patience, self.in_flight.take(attachment)).await.ok()
     }
 
@@ -174,9 +174,9 @@ impl PodHost for Node {
         self.in_flight.has(attachment)
     }
 
-    async fn gone(&self, held: Vec<Held>) -> Result<BTreeSet<Attachment>, HostError> {
+    async fn gone(&self, held: Vec<AttachmentEntry>) -> Result<BTreeSet<Attachment>, HostError> {
         let links = self.pods.kernel.run(Kernel::pod_interfaces).await.map_err(HostError::new)?;
-        let gone = |held: &Held| match held.kind {
+        let gone = |held: &AttachmentEntry| match held.kind {
             Kind::Pod => !links.contains(&held.attachment.host_interface()),
             // The interface name of another plugin is unknown. The interface ends with its namespace at the latest.
             Kind::Lease => Presence::of(Path::new(&held.netns)) == Presence::Gone,
@@ -184,7 +184,7 @@ impl PodHost for Node {
         Ok(held.into_iter().filter(gone).map(|held| held.attachment).collect())
     }
 
-    async fn admit(&self, held: &Held) -> Result<(), HostError> {
+    async fn admit(&self, held: &AttachmentEntry) -> Result<(), HostError> {
         let Some(cluster) = &self.board.view().cluster else {
             return Err(HostError::new("the cluster's settings are not known yet"));
         };
@@ -198,7 +198,7 @@ impl PodHost for Node {
         self.pods.reaper.delete(attachment.host_interface()).await.map_err(HostError::new)
     }
 
-    async fn forget(&self, held: &Held) {
+    async fn forget(&self, held: &AttachmentEntry) {
         if let Some(cluster) = &self.board.view().cluster {
             let table = ruleset::table(&cluster.record, &ruleset::Lengths::new());
             let (mac, addresses) = (held.mac, held.addresses.clone());

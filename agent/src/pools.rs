@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use polder_api::NodeName;
 use polder_api::message::Refusal;
 use polder_api::pool::{BlockStanding, ClaimStatus, PoolStatus};
+use polder_ipam::capacity::Claimed;
 use polder_ipam::key::Key;
-use polder_ipam::peers::believe;
-use polder_ipam::shortage::Claimed;
-use polder_ipam::tasks::published::Addresses;
+use polder_ipam::peers::validate;
+use polder_ipam::tasks::published::PublishedAddresses;
 use polder_ipam::view::View;
 use polder_ipam::{Cidr, Pool};
 use polder_store::Store;
@@ -17,12 +17,12 @@ use crate::board::Records;
 
 /// The status of all pools, from the records that this node knows.
 pub async fn list(records: &Records, store: &Store) -> Result<Vec<PoolStatus>, Refusal> {
-    let (view, used) = (records.read()?, Addresses::read(store).await.ok());
+    let (view, used) = (records.read()?, PublishedAddresses::read(store).await.ok());
     Ok(view.every_pool().map(|known| status(&view, &known.record, used.as_ref())).collect())
 }
 
 /// The status of one pool.
-pub fn status(view: &View, pool: &Pool, used: Option<&Addresses>) -> PoolStatus {
+pub fn status(view: &View, pool: &Pool, used: Option<&PublishedAddresses>) -> PoolStatus {
     let claimed = Claimed::of(view, pool);
     PoolStatus {
         name: pool.name.clone(),
@@ -46,7 +46,7 @@ pub async fn blocks(
     store: &Store,
     dead: &BTreeSet<NodeName>,
 ) -> Result<Vec<ClaimStatus>, Refusal> {
-    let (view, used) = (records.read()?, Addresses::read(store).await.ok());
+    let (view, used) = (records.read()?, PublishedAddresses::read(store).await.ok());
     Ok(claims(me, &view, used.as_ref(), dead))
 }
 
@@ -54,16 +54,16 @@ pub async fn blocks(
 pub fn claims(
     me: &NodeName,
     view: &View,
-    used: Option<&Addresses>,
+    used: Option<&PublishedAddresses>,
     dead: &BTreeSet<NodeName>,
 ) -> Vec<ClaimStatus> {
-    let problems = believe(view, me, dead).problems.into_iter();
+    let problems = validate(view, me, dead).problems.into_iter();
     let refused: BTreeMap<String, String> =
         problems.map(|problem| (problem.key, problem.fault.to_string())).collect();
     let mut counts: BTreeMap<Cidr, u64> = BTreeMap::new();
     let mut blocks: Vec<Cidr> = view.blocks.keys().map(|block| block.cidr()).collect();
     blocks.sort();
-    for address in used.into_iter().flat_map(Addresses::all) {
+    for address in used.into_iter().flat_map(PublishedAddresses::all) {
         // Valid blocks do not overlap: only the last block that begins at or before the address can contain it.
         let behind = blocks.partition_point(|block| *block <= Cidr::around(address, u8::MAX));
         if let Some(block) =

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
-use polder_ipam::ledger::{Held, Kind};
+use polder_ipam::ledger::{AttachmentEntry, Kind};
 
 use crate::container;
 
@@ -102,7 +102,7 @@ pub fn not_seen() -> Option<String> {
 }
 
 /// Problems of invisible namespaces with allocated addresses, one for each folder.
-pub fn problems<'a>(attachments: impl Iterator<Item = &'a Held>) -> Vec<String> {
+pub fn problems<'a>(attachments: impl Iterator<Item = &'a AttachmentEntry>) -> Vec<String> {
     let mut unseen: BTreeMap<&Path, (usize, String)> = BTreeMap::new();
     for held in attachments.filter(|held| held.kind == Kind::Lease && !held.netns.is_empty()) {
         let netns = Path::new(&held.netns);

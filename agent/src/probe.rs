@@ -20,17 +20,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::{Family, NodeName, PerFamily};
-use polder_ipam::cause::Cause;
+use polder_ipam::cause::SharedError;
 use polder_store::Store;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
 pub use self::closed::NotProbed;
-use self::closed::{Blind, Peers};
+use self::closed::{NoSocket, Peers};
 use self::direct::DirectPaths;
 use self::pings::{OnNode, Pings, answer, send};
-use self::schedule::{Key, Schedule, Shot, Sizes, Target, Token, VOLLEY, Verdict};
+use self::schedule::{BATCH, DueProbe, Key, ProbeTarget, Schedule, Sizes, Token, Verdict};
 use self::verdict::{ENDPOINT_FAILURES, Living, combine, is_suspect};
 pub use self::words::{problem, state};
 use crate::board::{Pass, Passes, set_if_changed};
@@ -39,7 +39,7 @@ use crate::kernel::desired::Reached;
 use crate::leases;
 
 /// Pause between two volleys.
-const VOLLEYS_APART: Duration = Duration::from_millis(10);
+const BATCH_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Shortest time between two evaluations of the direct paths.
 const JUDGE_EVERY: Duration = Duration::from_millis(500);
@@ -103,7 +103,7 @@ impl Task {
             forwarded: Side::new(self.resync),
             direct: direct::Tests::new(self.resync),
             task: self,
-            blind: PerFamily::NONE,
+            no_socket: PerFamily::NONE,
             endpoint: None,
             aimed_by: None,
             alive: BTreeMap::new(),
@@ -124,9 +124,9 @@ impl Task {
                 continue;
             };
             let endpoint = endpoints.borrow_and_update().clone();
-            prober.aim(&pass, endpoint);
-            prober.shoot().await;
-            prober.tell(&pass).await;
+            prober.set_targets(&pass, endpoint);
+            prober.due_probes().await;
+            prober.publish(&pass).await;
             // All branches are cancel-safe: a change that is not received now is received in the next iteration.
             tokio::select! {
                 _ = passes.changed() => {}
@@ -156,7 +156,7 @@ struct Prober<P: Pings> {
     /// To the peers' underlay addresses.
     direct: direct::Tests<P::Echo>,
     /// Why the host sockets could not be opened, by family.
-    blind: PerFamily<Option<Blind>>,
+    no_socket: PerFamily<Option<NoSocket>>,
     /// The endpoint in whose namespace the sockets of `forwarded` are open.
     endpoint: Option<Arc<Open>>,
     /// The pass that defined the current targets.
@@ -197,7 +197,7 @@ enum Route {
 
 impl<P: Pings> Prober<P> {
     /// Sets the targets from the last pass and the current endpoint.
-    fn aim(&mut self, pass: &Arc<Pass>, endpoint: Endpoint) {
+    fn set_targets(&mut self, pass: &Arc<Pass>, endpoint: Endpoint) {
         let endpoint = match endpoint {
             Endpoint::Open(open) => Some(open),
             Endpoint::Awaited | Endpoint::Without(_) | Endpoint::Unneeded => None,
@@ -222,21 +222,21 @@ impl<P: Pings> Prober<P> {
         }
         let endpoint = |family: &Family, reached: &Reached| {
             let can_forward = self.forwarded.echoes[*family].is_some();
-            can_forward.then(|| Target::endpoint(reached)).flatten()
+            can_forward.then(|| ProbeTarget::endpoint(reached)).flatten()
         };
         let hosts = pass.paths.iter().filter_map(|(key, reached)| {
             // Full-length probes use the forwarded path, if it exists.
             let sizes = if endpoint(&key.1, reached).is_some() { Sizes::Small } else { Sizes::Both };
-            let target = self.host.echoes[key.1].is_some().then(|| Target::host(reached, sizes));
+            let target = self.host.echoes[key.1].is_some().then(|| ProbeTarget::host(reached, sizes));
             Some((key.clone(), target.flatten()?))
         });
         let endpoints =
             pass.paths.iter().filter_map(|(key, reached)| Some((key.clone(), endpoint(&key.1, reached)?)));
         let now = Instant::now();
-        self.host.schedule.aim(hosts, now);
-        self.forwarded.schedule.aim(endpoints, now);
+        self.host.schedule.set_targets(hosts, now);
+        self.forwarded.schedule.set_targets(endpoints, now);
         let underlay = self.task.passes.underlay().map(|underlay| underlay.addresses()).unwrap_or_default();
-        self.direct.aim(&self.pings, &pass.paths, &self.host.echoes, &underlay, now);
+        self.direct.set_targets(&self.pings, &pass.paths, &self.host.echoes, &underlay, now);
         self.tell_at.get_or_insert(now);
     }
 
@@ -257,28 +257,28 @@ impl<P: Pings> Prober<P> {
     }
 
     fn open(&mut self, family: Family, own: Option<IpAddr>) {
-        let before = self.blind[family].take();
+        let before = self.no_socket[family].take();
         let Some(source) = own else { return };
         match self.pings.open(source, None) {
             Ok(echo) => self.host.echoes[family] = Some(echo),
             Err(error) => {
-                let reason = Blind { source_address: source, error: Cause::new(error) };
+                let reason = NoSocket { source_address: source, error: SharedError::new(error) };
                 if before.as_ref() != Some(&reason) {
                     warn!("{reason}");
                 }
-                self.blind[family] = Some(reason);
+                self.no_socket[family] = Some(reason);
             }
         }
     }
 
-    async fn shoot(&mut self) {
+    async fn due_probes(&mut self) {
         let now = Instant::now();
-        let shots = self.host.schedule.shoot(now, VOLLEY);
-        let forwarded = self.forwarded.schedule.shoot(now, VOLLEY);
+        let shots = self.host.schedule.due_probes(now, BATCH);
+        let forwarded = self.forwarded.schedule.due_probes(now, BATCH);
         // If one kind gets no reply, the other is probed at once.
         hurry(&shots, &self.host.schedule, &mut self.forwarded.schedule, now);
         hurry(&forwarded, &self.forwarded.schedule, &mut self.host.schedule, now);
-        let tests = self.direct.shoot(&self.pings, &self.host.echoes, now).await;
+        let tests = self.direct.due_probes(&self.pings, &self.host.echoes, now).await;
         if shots.is_empty() && forwarded.is_empty() && !tests {
             return;
         }
@@ -319,13 +319,13 @@ impl<P: Pings> Prober<P> {
         let now = Instant::now();
         let next = [self.host.schedule.next(), self.forwarded.schedule.next(), self.direct.next()];
         let next = next.into_iter().flatten().min();
-        let next = next.map(|next| next.max(now + VOLLEYS_APART));
+        let next = next.map(|next| next.max(now + BATCH_INTERVAL));
         let far = now + PATIENCE;
         [next, self.tell_at, self.ask_at].into_iter().flatten().fold(far, Instant::min)
     }
 
     /// Publishes the results, if they are due.
-    async fn tell(&mut self, pass: &Pass) {
+    async fn publish(&mut self, pass: &Pass) {
         let now = Instant::now();
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if !is_due(self.tell_at) && !is_due(self.ask_at) {
@@ -344,12 +344,12 @@ impl<P: Pings> Prober<P> {
             }
         }
         self.task.verdicts.send_if_modified(|known| {
-            let is_other = **known != verdicts;
-            if is_other {
+            let changed = **known != verdicts;
+            if changed {
                 words::log(known, &verdicts);
                 *known = Arc::new(verdicts);
             }
-            is_other
+            changed
         });
     }
 
@@ -427,7 +427,7 @@ impl<P: Pings> Prober<P> {
     /// Whether the node is ready as far as peers matter: in each family one peer answers, or no peer that could answer
     /// is alive. A peer without a path counts as not answering.
     async fn judge(&mut self, pass: &Pass, verdicts: &BTreeMap<Key, Verdict>) -> Result<(), NotProbed> {
-        if let Some(reason) = self.blind.values().next() {
+        if let Some(reason) = self.no_socket.values().next() {
             return Err(reason.clone().into());
         }
         if matches!(*self.task.endpoint.borrow(), Endpoint::Awaited) {
@@ -482,7 +482,7 @@ fn living(alive: &BTreeMap<NodeName, (bool, Instant)>, name: &NodeName) -> Livin
 }
 
 /// Schedules an immediate probe of the other kind for peers that did not answer this kind.
-fn hurry(shots: &[Shot], schedule: &Schedule, other: &mut Schedule, now: Instant) {
+fn hurry(shots: &[DueProbe], schedule: &Schedule, other: &mut Schedule, now: Instant) {
     for shot in shots.iter().filter(|shot| shot.lost) {
         if let Some(key) = schedule.key_of(shot.number) {
             other.hurry(key, now);

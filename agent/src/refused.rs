@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use polder_api::status::RefusedWrites;
-use polder_ipam::store::refusal::Cause;
+use polder_ipam::store::refusal::RefusalCause;
 use polder_store::Store;
 use polder_store::writes::{Refusing, Topic};
 
@@ -40,7 +40,7 @@ fn problem(store: &str, refusing: &Refusing, now: SystemTime) -> String {
     let consequences: Vec<_> = topics.into_iter().map(consequence).collect();
     let remedy = refusing.refusal.remedy();
     let goes_on = match refusing.refusal.cause {
-        Cause::Disk => "running pods are not affected",
+        RefusalCause::Disk => "running pods are not affected",
         _ => "running pods are not affected, and new pods get addresses from the blocks that this node has",
     };
     format!(
@@ -80,7 +80,7 @@ mod tests {
 
     use super::*;
 
-    fn text(cause: Cause, words: &str, topics: &[Topic], seconds: u64) -> String {
+    fn text(cause: RefusalCause, words: &str, topics: &[Topic], seconds: u64) -> String {
         let since = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
         let refusal = Refusal::new(cause, words.to_owned());
         let refusing = Refusing { refusal, topics: topics.iter().copied().collect(), since, count: 3 };
@@ -89,7 +89,8 @@ mod tests {
 
     #[test]
     fn an_etcd_without_space_concerns_all_writes_whatever_was_tried() {
-        let text = text(Cause::NoSpace, "etcdserver: mvcc: database space exceeded", &[Topic::Alive], 7_261);
+        let text =
+            text(RefusalCause::NoSpace, "etcdserver: mvcc: database space exceeded", &[Topic::Alive], 7_261);
         for part in [
             "etcd at http://10.0.0.1:2379 has refused all writes for 2 h 1 min: etcdserver: mvcc: database space exceeded:",
             "no new block",
@@ -103,7 +104,7 @@ mod tests {
 
     #[test]
     fn a_permission_that_lacks_concerns_what_was_tried() {
-        let text = text(Cause::Permission, "etcdserver: permission denied", &[Topic::Blocks], 59);
+        let text = text(RefusalCause::Permission, "etcdserver: permission denied", &[Topic::Blocks], 59);
         for part in ["refused writes of this node for 59 s", "no new block", "grant-permission"] {
             assert!(text.contains(part), "{part}: {text}");
         }

@@ -9,10 +9,10 @@ use polder_api::Attachment;
 use polder_ipam::Revision;
 use polder_ipam::bootstrap::Unsurveyed;
 use polder_ipam::cause::HostError;
+use polder_ipam::membership::{NoPresence, Presence};
 use polder_ipam::record::Alive;
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::release::NotReleased;
-use polder_ipam::steward::{NoPresence, Presence};
 use polder_ipam::store::StoreError;
 use polder_ipam::tasks::{CATCH_UP, Registrar, RegistrarHost, teardown};
 use polder_ipam::view::View;
@@ -57,7 +57,7 @@ impl Task {
         loop {
             view.mark_unchanged();
             underlay.mark_unchanged();
-            registrar.look().await;
+            registrar.run_once().await;
             // All branches are cancel-safe: a change that is not received now is received in the next iteration.
             tokio::select! {
                 _ = view.changed() => {}
@@ -178,7 +178,7 @@ impl RegistrarHost for OnNode {
         self.registration.send_replace(registration);
     }
 
-    fn announce(&self, holdings: Holdings) {
+    fn publish_holdings(&self, holdings: Holdings) {
         set_if_changed(&self.holdings, Arc::new(holdings));
     }
 

@@ -24,12 +24,12 @@ const NAMED: usize = 8;
 
 /// Rings when another program changed Polder's kernel state.
 #[derive(Debug, Default)]
-pub struct Alarm {
+pub struct DriftSignal {
     bell: Notify,
     by: Mutex<BTreeSet<String>>,
 }
 
-impl Alarm {
+impl DriftSignal {
     /// Rings; `by` names the process, if the kernel reports it.
     pub fn ring(&self, by: Option<String>) {
         self.authors().extend(by);
@@ -76,14 +76,14 @@ pub struct Repair {
 
 /// The last repairs and the total number.
 #[derive(Debug, Clone, Default)]
-pub struct Repairs {
+pub struct RepairLog {
     /// The last repairs, oldest first.
     pub last: VecDeque<Repair>,
     /// Number of repairs since the agent started.
     pub count: u64,
 }
 
-impl Repairs {
+impl RepairLog {
     /// Adds a repair.
     pub fn add(&mut self, changes: &[String], by: Vec<String>) {
         let named = changes.iter().take(NAMED).cloned().collect();
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn only_the_last_repairs_are_remembered_and_all_are_counted() {
-        let mut repairs = Repairs::default();
+        let mut repairs = RepairLog::default();
         let changes: Vec<String> = (0..NAMED + 2).map(|number| number.to_string()).collect();
         (0..REMEMBERED + 3).for_each(|_| repairs.add(&changes, Vec::new()));
         assert_eq!((repairs.last.len(), repairs.count), (REMEMBERED, REMEMBERED as u64 + 3));

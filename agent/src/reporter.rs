@@ -16,7 +16,7 @@ use crate::owner::Owner;
 use crate::probe::direct::DirectPaths;
 use crate::probe::schedule::{Key, Verdict};
 use crate::readiness::Readiness;
-use crate::repair::Repairs;
+use crate::repair::RepairLog;
 
 /// Sources for reports about the node and the cluster.
 #[derive(Debug, Clone)]
@@ -39,7 +39,7 @@ pub struct Reporter {
 #[derive(Debug, Clone)]
 pub struct Told {
     /// The repairs of kernel state by the engine.
-    pub repairs: watch::Receiver<Repairs>,
+    pub repairs: watch::Receiver<RepairLog>,
     /// Probe results of the path to each peer.
     pub verdicts: watch::Receiver<Arc<BTreeMap<Key, Verdict>>>,
     /// Test results of the direct paths.

@@ -13,11 +13,11 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use polder_api::NodeName;
 use polder_api::credentials::EtcdCredentials;
-use polder_api::ipam::{Release, Repairs};
+use polder_api::ipam::{Release, RepairMode};
 use polder_api::message::{Refusal, RefusalKind, Removal, Reply, Request};
 use polder_api::pool::PoolChange;
 use polder_ipam::record::Alive;
-use polder_ipam::settings::Wanted;
+use polder_ipam::settings::ValidatedSettings;
 use polder_ipam::tasks::operator::{self, Adoption};
 use polder_ipam::tasks::{collect, teardown};
 use tokio::net::UnixListener;
@@ -25,10 +25,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use self::connection::Answers;
+use self::connection::RequestHandler;
 use crate::board::set_if_changed;
 use crate::caller::Caller;
-use crate::in_flight::Wired;
+use crate::in_flight::AttachmentLock;
 use crate::liveness::Threads;
 use crate::node::Node;
 use crate::reporter::Reporter;
@@ -153,10 +153,10 @@ impl Task {
 /// User id that may send requests.
 const ROOT: u32 = 0;
 
-impl Answers for Task {
-    type Wired = Wired;
+impl RequestHandler for Task {
+    type AttachmentLock = AttachmentLock;
 
-    async fn abandoned(&self, wired: Wired) {
+    async fn abandoned(&self, wired: AttachmentLock) {
         teardown::abandoned(&*self.node, wired.attachment()).await;
     }
 
@@ -166,7 +166,7 @@ impl Answers for Task {
         request: Request,
         credentials: Option<EtcdCredentials>,
         caller: &Caller<'_>,
-        wiring: &mut Option<Wired>,
+        wiring: &mut Option<AttachmentLock>,
     ) -> Result<Reply, Refusal> {
         if let Some(wish) = wish(&request) {
             let by = credentials.as_ref().map(|shown| format!(", with {shown}")).unwrap_or_default();
@@ -222,7 +222,7 @@ impl Answers for Task {
                 Reply::Done(operator::change_pools(&operators().await?, &records.view(), change).await?)
             }
             Request::ChangeSettings(change) => {
-                let wanted = Wanted::try_from(change);
+                let wanted = ValidatedSettings::try_from(change);
                 let wanted = wanted.map_err(|error| Refusal::new(RefusalKind::Invalid, error.to_string()))?;
                 Reply::Done(operator::change_settings(&operators().await?, &wanted).await?)
             }
@@ -280,7 +280,7 @@ fn wish(request: &Request) -> Option<String> {
         Request::Release(Release { address, dead }) => {
             Some(format!("ipam release {address}{}", if *dead { " --dead" } else { "" }))
         }
-        Request::Inspect(Repairs::Safe) => Some("ipam check --repair".to_owned()),
+        Request::Inspect(RepairMode::Safe) => Some("ipam check --repair".to_owned()),
         _ => None,
     }
 }

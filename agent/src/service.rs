@@ -11,12 +11,16 @@ use polder_ipam::ledger::Kind;
 use polder_ipam::tasks::{self, refuse};
 
 use crate::caller::Caller;
-use crate::in_flight::Wired;
+use crate::in_flight::AttachmentLock;
 use crate::node::Node;
 use crate::wiring::wiring;
 
 /// Allocates the addresses of the attachment. The returned lock marks the attachment as being wired.
-pub async fn add(node: &Node, request: AddRequest, caller: &Caller<'_>) -> Result<(Wiring, Wired), Refusal> {
+pub async fn add(
+    node: &Node,
+    request: AddRequest,
+    caller: &Caller<'_>,
+) -> Result<(Wiring, AttachmentLock), Refusal> {
     let before = node.board.view();
     let (held, wired) = tasks::add(node, node.board.membership.me(), request, caller).await?;
     let now = node.board.view();

@@ -12,8 +12,8 @@ use polder_ipam::pool::{Purpose, format_labels};
 use polder_ipam::record::PodsGone;
 use polder_ipam::removal::blocks_of;
 use polder_ipam::tasks::ledger_failed;
-use polder_ipam::tasks::published::Addresses;
-use polder_ipam::view::{Known, View};
+use polder_ipam::tasks::published::PublishedAddresses;
+use polder_ipam::view::{Versioned, View};
 use polder_ipam::{Cidr, Moment, Pool};
 
 use crate::machine::now;
@@ -35,14 +35,14 @@ pub async fn show(reporter: &Reporter, subject: Subject) -> Result<Shown, Refusa
         Subject::Address(_) | Subject::Pod(_) => reporter.board().view(),
         _ => reporter.board().records.read()?,
     };
-    let published = Addresses::read(&reporter.store).await;
+    let published = PublishedAddresses::read(&reporter.store).await;
     let mut shown = Shown::default();
     if let Some(reason) = &view.lost {
         shown.remarks.push(format!("datastore unreachable ({reason}): showing the last known state"));
     } else if let Err(error) = &published {
         shown.remarks.push(format!("cannot read what other nodes have published: {error}"));
     }
-    let look = Look { reporter, view, published: published.ok(), facts, now: now() };
+    let look = Lookup { reporter, view, published: published.ok(), facts, now: now() };
     match subject {
         Subject::Cluster => look.cluster(&mut shown),
         Subject::Pool(name) => match look.view.every_pool().find(|known| known.record.name == name) {
@@ -68,15 +68,15 @@ fn invalid(error: impl std::fmt::Display) -> Refusal {
 /// Explanation for an address of this node's probe endpoint.
 const PROBE: &str = "it is the address of this node's probe endpoint, which probes the paths to other nodes";
 
-struct Look<'a> {
+struct Lookup<'a> {
     reporter: &'a Reporter,
     view: Arc<View>,
-    published: Option<Addresses>,
+    published: Option<PublishedAddresses>,
     facts: LedgerFacts,
     now: Moment,
 }
 
-impl Look<'_> {
+impl Lookup<'_> {
     fn cluster(&self, shown: &mut Shown) {
         let pools = self.view.every_pool();
         shown.pools =
@@ -102,7 +102,7 @@ impl Look<'_> {
         let published = self.published.as_ref().map(|published| {
             published.records.iter().filter(|(published, _)| published.node == *name).count() as u64
         });
-        let own = |claim: &&Known<_>| {
+        let own = |claim: &&Versioned<_>| {
             let claim: &polder_ipam::record::BlockRecord = &claim.record;
             claim.incarnation == record.incarnation
         };
@@ -116,7 +116,7 @@ impl Look<'_> {
         }
     }
 
-    fn pool(&self, known: &Known<Pool>, shown: &mut Shown) {
+    fn pool(&self, known: &Versioned<Pool>, shown: &mut Shown) {
         let pool = &*known.record;
         shown.pools = vec![pools::status(&self.view, pool, self.published.as_ref())];
         shown.blocks = self.claims(|block| pool.cidr().covers(block));

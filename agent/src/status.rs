@@ -25,7 +25,7 @@ use crate::underlay::{Other, Underlay};
 use polder_ipam::peers::{Fault, Problem};
 use polder_ipam::tasks::operator;
 use polder_ipam::view::{Source, View};
-use polder_ipam::{record, shortage};
+use polder_ipam::{capacity, record};
 
 /// The status of this node.
 pub async fn status(reporter: &Reporter) -> Status {
@@ -46,7 +46,7 @@ pub async fn status(reporter: &Reporter) -> Status {
     problems.extend(preceding(reporter));
     let leases = reporter.told.leases.borrow().among(|name| view.nodes.contains_key(name));
     problems.extend(leases.problems(Instant::now()));
-    let shortages = shortage::warnings(&view, &reporter.config.labels, &totals);
+    let shortages = capacity::warnings(&view, &reporter.config.labels, &totals);
     problems.extend(shortages.iter().map(ToString::to_string));
     if reporter.board().obstacles().is_empty() {
         let shortfalls = health::shortfalls(reporter, None).await;
@@ -200,7 +200,7 @@ pub async fn nodes(reporter: &Reporter) -> Result<Vec<NodeStatus>, Refusal> {
     let pass = reporter.board().pass();
     // Leases are not watched, because they change all the time: they are read now.
     let alive = leases::living(&reporter.store).await.ok();
-    let node = |(name, known): (&NodeName, &polder_ipam::view::Known<_>)| {
+    let node = |(name, known): (&NodeName, &polder_ipam::view::Versioned<_>)| {
         let record: &record::NodeRecord = &known.record;
         NodeStatus {
             name: name.clone(),

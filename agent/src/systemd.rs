@@ -48,7 +48,7 @@ impl Task {
 }
 
 /// An agent that reports to systemd.
-trait Reported {
+trait WatchdogState {
     /// A text for each stuck thread of the agent.
     fn standstills(&self) -> impl Future<Output = Vec<String>>;
 
@@ -56,10 +56,10 @@ trait Reported {
     fn reasons(&self) -> Vec<String>;
 
     /// Sends a message to systemd. Returns whether that succeeded.
-    fn tell(&self, message: String) -> impl Future<Output = bool>;
+    fn notify(&self, message: String) -> impl Future<Output = bool>;
 }
 
-impl Reported for Task {
+impl WatchdogState for Task {
     async fn standstills(&self) -> Vec<String> {
         self.threads.standstills().await
     }
@@ -68,13 +68,13 @@ impl Reported for Task {
         self.readiness.reasons()
     }
 
-    async fn tell(&self, message: String) -> bool {
-        tell(message).await
+    async fn notify(&self, message: String) -> bool {
+        notify(message).await
     }
 }
 
 /// Reports for ever; `interval` is the interval of the watchdog notifications.
-async fn report<R: Reported>(agent: &R, interval: Duration) {
+async fn report<R: WatchdogState>(agent: &R, interval: Duration) {
     let (mut started, mut last_status) = (false, String::new());
     let mut due = Instant::now();
     loop {
@@ -83,15 +83,15 @@ async fn report<R: Reported>(agent: &R, interval: Duration) {
             standstills = agent.standstills().await;
             if standstills.is_empty() {
                 let sign = if started { "" } else { "READY=1\n" };
-                if agent.tell(format!("{sign}{}", NotifyState::Watchdog)).await {
+                if agent.notify(format!("{sign}{}", NotifyState::Watchdog)).await {
                     due = Instant::now() + interval;
                     started = true;
                 }
             }
         }
-        let status = if standstills.is_empty() { words(&agent.reasons()) } else { standstills.join("; ") };
+        let status = if standstills.is_empty() { describe(&agent.reasons()) } else { standstills.join("; ") };
         // In a separate message: systemd drops the whole message if it is too long.
-        if status != last_status && agent.tell(status_line(&status)).await {
+        if status != last_status && agent.notify(status_line(&status)).await {
             last_status = status;
         }
         sleep(PAUSE.min(interval)).await;
@@ -99,7 +99,7 @@ async fn report<R: Reported>(agent: &R, interval: Duration) {
 }
 
 /// The node's state in one line.
-fn words(reasons: &[String]) -> String {
+fn describe(reasons: &[String]) -> String {
     if reasons.is_empty() { "ready".to_owned() } else { format!("not ready: {}", reasons.join("; ")) }
 }
 
@@ -110,7 +110,7 @@ fn status_line(text: &str) -> String {
 }
 
 /// Sends a message. Returns whether that succeeded. The sender blocks until systemd reads the message.
-async fn tell(message: String) -> bool {
+async fn notify(message: String) -> bool {
     let told = spawn_blocking(move || sd_notify::notify(&[NotifyState::Custom(&message)])).await;
     if let Ok(Err(error)) = &told {
         warn!(%error, "cannot notify systemd");
@@ -121,7 +121,7 @@ async fn tell(message: String) -> bool {
 /// Notifies systemd that the agent is stopping.
 pub async fn stopping() {
     let status = status_line("stopping: the kernel state is kept");
-    tell(format!("{}\n{status}", NotifyState::Stopping)).await;
+    notify(format!("{}\n{status}", NotifyState::Stopping)).await;
 }
 
 /// Reports why the agent ends.
@@ -168,7 +168,7 @@ mod tests {
         }
     }
 
-    impl Reported for Fake {
+    impl WatchdogState for Fake {
         async fn standstills(&self) -> Vec<String> {
             self.with(|state| state.standstills.clone())
         }
@@ -177,7 +177,7 @@ mod tests {
             self.with(|state| state.reasons.clone())
         }
 
-        async fn tell(&self, message: String) -> bool {
+        async fn notify(&self, message: String) -> bool {
             self.with(|state| {
                 if !state.is_deaf {
                     state.told.push(message.trim_end().replace('\n', " "));

@@ -12,7 +12,7 @@ use polder_netlink::address::Address;
 use polder_netlink::route::Lookup;
 
 use crate::config::UnderlayConfig;
-use crate::kernel::snapshot::{HostNetwork, WayTo};
+use crate::kernel::snapshot::{HostNetwork, RouteTo};
 
 /// The node's addresses on the underlay, the network between the nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -92,7 +92,7 @@ pub const LOOPBACK: &str = "lo";
 
 /// The inputs of the choice.
 #[derive(Debug, Clone, Default)]
-pub struct Facts {
+pub struct UnderlayInputs {
     /// Interfaces, addresses and routes in the kernel.
     pub network: HostNetwork,
     /// etcd's addresses.
@@ -105,7 +105,7 @@ pub struct Facts {
     pub registered: Vec<IpAddr>,
 }
 
-impl Facts {
+impl UnderlayInputs {
     /// The addresses that peers could use, in the kernel's order.
     fn candidates(&self, family: Family) -> impl Iterator<Item = (&Address, &(String, u32))> {
         let usable = move |address: &&Address| {
@@ -221,7 +221,7 @@ impl Facts {
             |way: &Lookup| !way.local && way.source.is_some_and(|source| Family::of(source) == family);
         let ways = || self.network.routes.iter().filter(|(_, way)| is_of_family(way));
         let is_from_it = |way: &Lookup| way.index == uplink.index || way.source == Some(uplink.address);
-        ways().any(|(what, _)| matches!(what, WayTo::Node(_))) && !ways().any(|(_, way)| is_from_it(way))
+        ways().any(|(what, _)| matches!(what, RouteTo::Node(_))) && !ways().any(|(_, way)| is_from_it(way))
     }
 
     fn uplink(&self, address: IpAddr, chosen_by: String) -> Option<Uplink> {
@@ -254,7 +254,11 @@ impl Facts {
 
 impl Underlay {
     /// Chooses the addresses. A current address is kept as long as it exists, because a change affects every peer.
-    pub fn choose(config: &UnderlayConfig, facts: &Facts, current: &Self) -> Result<Self, NotChosen> {
+    pub fn choose(
+        config: &UnderlayConfig,
+        facts: &UnderlayInputs,
+        current: &Self,
+    ) -> Result<Self, NotChosen> {
         let mut uplinks = PerFamily::NONE;
         for family in Family::BOTH {
             uplinks[family] = choose(family, config, facts, current.uplinks[family].as_ref())?;
@@ -285,7 +289,7 @@ impl Underlay {
     }
 
     /// The underlay of a node without peers: no addresses.
-    pub fn of_lone_node(facts: &Facts) -> Self {
+    pub fn of_lone_node(facts: &UnderlayInputs) -> Self {
         Self { uplinks: PerFamily::NONE, others: Vec::new(), needed: facts.needed() }
     }
 
@@ -298,7 +302,7 @@ impl Underlay {
 fn choose(
     family: Family,
     config: &UnderlayConfig,
-    facts: &Facts,
+    facts: &UnderlayInputs,
     current: Option<&Uplink>,
 ) -> Result<Option<Uplink>, NotChosen> {
     if !config.addresses.is_empty() {

@@ -7,19 +7,19 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use polder_api::{add_marks, tombstone, tombstones};
-use polder_ipam::ledger::{Held, Kind, Ledger, Standing};
+use polder_ipam::ledger::{AttachmentEntry, Kind, Ledger, MemberState};
 use polder_store::ledger::Sqlite;
 
-use crate::config::Places;
+use crate::config::NodePaths;
 use crate::conflist;
 use crate::container;
-use crate::follower::{SNAPSHOT, SNAPSHOT_BEFORE};
 use crate::kernel::Kernel;
 use crate::kernel::sysctl::Sysctls;
 use crate::lock::NodeLock;
 use crate::machine::Machine;
 use crate::presence::Presence;
 use crate::state_dir::{self, CONFLIST, LEDGER, STORE};
+use crate::watcher::{SNAPSHOT, SNAPSHOT_BEFORE};
 
 /// Handling of pods that are still attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +35,7 @@ const BESIDE: [&str; 3] = ["", "-wal", "-shm"];
 
 /// Runs the uninstall. A missing object is not an error, and a failure does not stop the rest. Returns one line for
 /// each completed step.
-pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<String>> {
+pub fn uninstall(places: &NodePaths, attached: Attached) -> anyhow::Result<Vec<String>> {
     const STOP: &str = "stop the agent first, and make sure that nothing restarts it";
     let state = &places.state_dir;
     container::refuse_lost_state(state, places.allow_ephemeral_state)?;
@@ -116,7 +116,7 @@ pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<Stri
 /// has no other nodes.
 fn is_member(ledger: Option<&Sqlite>, own_store: &Path) -> bool {
     let identity = ledger.and_then(|ledger| ledger.identity().ok().flatten());
-    let was_removed = identity.is_some_and(|identity| identity.standing == Standing::Removed);
+    let was_removed = identity.is_some_and(|identity| identity.standing == MemberState::Removed);
     !was_removed && !own_store.exists()
 }
 
@@ -136,7 +136,7 @@ fn refuse_if_attached(kernel: &mut Kernel, ledger: Option<&Sqlite>, socket: &Pat
         bail!("{pods} pods are attached: delete them first, or disconnect them with --with-pods");
     }
     let attachments = ledger.map(Ledger::attachments).transpose()?.unwrap_or_default();
-    let lives = |held: &&Held| {
+    let lives = |held: &&AttachmentEntry| {
         held.kind == Kind::Lease
             && Presence::of(Path::new(&held.netns)) != Presence::Gone
             && !tombstone(socket, &held.attachment).exists()
@@ -160,7 +160,7 @@ fn put_back(sysctls: &Sysctls, path: &str, previous: &str) -> io::Result<bool> {
     }
 }
 
-fn delete_files(places: &Places) -> anyhow::Result<()> {
+fn delete_files(places: &NodePaths) -> anyhow::Result<()> {
     let state = &places.state_dir;
     delete(&places.socket)?;
     delete_folder(&tombstones(&places.socket))?;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use polder_api::Family;
 use polder_api::message::{Attach, PodAddress, Wiring};
 use polder_ipam::alias;
-use polder_ipam::ledger::Held;
+use polder_ipam::ledger::AttachmentEntry;
 use polder_ipam::record::{AttachMode, ClusterRecord};
 
 use crate::board::Membership;
@@ -17,7 +17,7 @@ pub(crate) fn wiring(
     membership: &Membership,
     features: Features,
     cluster: &ClusterRecord,
-    held: &Held,
+    held: &AttachmentEntry,
 ) -> Wiring {
     let holdings = membership.holdings();
     let gateways = &holdings.gateways;

@@ -1,7 +1,7 @@
 //! The requests of `polderctl`, each with the type of its answer. They are sent as a [`Request`], and answered with a
 //! [`Reply`].
 
-use crate::ipam::{self, Checked, Repairs, Shown, Subject};
+use crate::ipam::{self, Checked, RepairMode, Shown, Subject};
 use crate::message::{Removal, Reply, Request};
 use crate::pool::{self, ClaimStatus, PoolStatus};
 use crate::{NodeName, status};
@@ -75,7 +75,7 @@ asks! {
     /// Address allocations, with the reason for each.
     Show(subject: Subject) => Shown(Box<Shown>);
     /// Checks the records of the cluster, and ledger and kernel of every node.
-    Inspect(repairs: Repairs) => Checked(Box<Checked>) by operator;
+    Inspect(repairs: RepairMode) => Checked(Box<Checked>) by operator;
     /// Releases an address.
     Release(release: ipam::Release) => Done(String) by operator;
 }
@@ -140,7 +140,7 @@ mod tests {
             status::SettingsChange { backend: Some(Backend::Direct), ..status::SettingsChange::default() };
         assert_eq!(sent(ChangeSettings(direct)), r#"{"change_settings":{"backend":"direct"}}"#);
         assert_eq!(sent(Show(Subject::Cluster)), r#"{"show":"cluster"}"#);
-        assert_eq!(sent(Inspect(Repairs::Safe)), r#"{"inspect":"safe"}"#);
+        assert_eq!(sent(Inspect(RepairMode::Safe)), r#"{"inspect":"safe"}"#);
         let release = ipam::Release { address: "10.0.0.5".parse().unwrap(), dead: true };
         assert_eq!(sent(Release(release)), r#"{"release":{"address":"10.0.0.5","dead":true}}"#);
         let removal =

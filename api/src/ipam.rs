@@ -167,7 +167,7 @@ words! {
 /// Repair mode of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Repairs {
+pub enum RepairMode {
     /// Check only.
     None,
     /// Repair only what does not affect running pods.

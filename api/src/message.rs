@@ -11,7 +11,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::credentials::EtcdCredentials;
-use crate::ipam::{Checked, Release, Repairs, Shown, Subject};
+use crate::ipam::{Checked, Release, RepairMode, Shown, Subject};
 use crate::pool::{ClaimStatus, PoolChange, PoolStatus};
 use crate::status::{NodeStatus, SettingsChange, Status};
 use crate::{Attachment, IfName, Mac, NetworkName, NodeName, Pod, PoolName};
@@ -71,7 +71,7 @@ pub enum Request {
     /// Show address allocations.
     Show(Subject),
     /// Check the records of the cluster, and ledger and kernel of every node.
-    Inspect(Repairs),
+    Inspect(RepairMode),
     /// Release an address.
     Release(Release),
 }

@@ -12,15 +12,15 @@ use polder_api::message::{AddRequest, AddressSource, Attach, Refusal, RefusalKin
 use polder_api::{AddMark, BRIDGE, Family, Mac};
 use polder_netlink::link::{self, Link, Port, VethPair};
 use polder_netlink::monitor::Monitor;
-use polder_netlink::neighbour::{Destination, Forward, Neighbour};
+use polder_netlink::neighbour::{Destination, FdbEntry, Neighbour};
 use polder_netlink::route::{self, Route, Target};
 use polder_netlink::{IfIndex, Operation, RouteSocket};
 
 use crate::agent::{add_request, own_addresses, unexpected};
 use crate::call::Call;
+use crate::delegated::{DelegatedResult, DelegatedRoute};
 use crate::environment::Verb;
 use crate::error::Error;
-use crate::given::{Given, GivenRoute};
 use crate::patience::until_it_passes;
 use crate::pod::{PodNamespace, host_prefix};
 use crate::result::{Made, result};
@@ -55,7 +55,7 @@ pub fn add(call: &Call) -> Result<String, Error> {
 }
 
 /// Checks that the result can hold all addresses: before CNI 0.3.0 it holds one address of each family.
-fn can_be_told(version: Version, given: &Given) -> Result<(), Error> {
+fn can_be_told(version: Version, given: &DelegatedResult) -> Result<(), Error> {
     let several =
         |family: &Family| given.addresses.iter().filter(|own| Family::of(**own) == *family).count() > 1;
     match Family::BOTH.iter().find(|family| several(family)) {
@@ -68,7 +68,7 @@ fn can_be_told(version: Version, given: &Given) -> Result<(), Error> {
 }
 
 /// Attaches the container with the agent's addresses, or with those of a delegated IPAM plugin.
-fn attach(call: &Call, pod: &mut PodNamespace, given: Option<&Given>) -> Result<String, Error> {
+fn attach(call: &Call, pod: &mut PodNamespace, given: Option<&DelegatedResult>) -> Result<String, Error> {
     let interface = &call.environment.interface;
     // The open connection keeps the attachment reserved until this function returns.
     let mut agent = call.network.agent(AGENT_PATIENCE)?;
@@ -112,7 +112,7 @@ fn lost() -> Error {
     Error::Refused(Refusal::new(RefusalKind::TryAgain, problem))
 }
 
-fn request(call: &Call, given: Option<&Given>) -> AddRequest {
+fn request(call: &Call, given: Option<&DelegatedResult>) -> AddRequest {
     AddRequest {
         source: match given {
             None => own_addresses(call),
@@ -123,7 +123,12 @@ fn request(call: &Call, given: Option<&Given>) -> AddRequest {
 }
 
 /// Creates the veth pair and configures both ends. Returns the host end.
-fn wire(pod: &mut PodNamespace, call: &Call, wiring: &Wiring, routes: &[GivenRoute]) -> Result<Link, Error> {
+fn wire(
+    pod: &mut PodNamespace,
+    call: &Call,
+    wiring: &Wiring,
+    routes: &[DelegatedRoute],
+) -> Result<Link, Error> {
     let mut host = RouteSocket::open().map_err(Error::kernel("open a netlink socket on the host"))?;
     let bridge = match wiring.attach {
         Attach::Bridge { .. } => Some(bridge(&mut host)?),
@@ -193,7 +198,7 @@ fn towards_pod(wiring: &Wiring, bridge: Option<IfIndex>, port: IfIndex) -> Vec<O
     };
     match bridge {
         Some(bridge) => {
-            let forward = Forward { index: port, mac: wiring.mac, to: Destination::Port };
+            let forward = FdbEntry { index: port, mac: wiring.mac, to: Destination::Port };
             let strays = routes(&wiring.strays, bridge);
             std::iter::once(forward.replace()).chain(neighbour(bridge, wiring.mac)).chain(strays).collect()
         }

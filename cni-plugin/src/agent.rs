@@ -8,8 +8,8 @@ use crate::error::Error;
 /// Requests one address of each family, with the pool and addresses that the pod or the network configuration names.
 pub(crate) fn own_addresses(call: &Call) -> AddressSource {
     AddressSource::Pools {
-        pool: call.wishes.pool.clone().or_else(|| call.network.conf.pool.clone()),
-        addresses: call.wishes.addresses.clone(),
+        pool: call.options.pool.clone().or_else(|| call.network.conf.pool.clone()),
+        addresses: call.options.addresses.clone(),
     }
 }
 
@@ -21,7 +21,7 @@ pub(crate) fn add_request(call: &Call) -> AddRequest {
         netns: netns.unwrap_or_default(),
         pod: call.environment.arguments.pod.clone(),
         source: own_addresses(call),
-        mac: call.wishes.mac,
+        mac: call.options.mac,
         mtu: call.network.conf.mtu,
     }
 }

@@ -10,7 +10,7 @@ use polder_api::client::Client;
 use crate::environment::Environment;
 use crate::error::Error;
 use crate::netconf::NetConf;
-use crate::wishes::Wishes;
+use crate::options::PodOptions;
 
 /// The plugin that the runtime called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +69,7 @@ pub struct Call {
     /// The parameters from the environment.
     pub environment: Environment,
     /// The addresses, MAC address and pool requested for this pod.
-    pub wishes: Wishes,
+    pub options: PodOptions,
     /// The network that the attachment belongs to.
     pub network: Network,
 }

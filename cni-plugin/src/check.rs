@@ -8,7 +8,7 @@ use polder_api::message::{Attach, Reply, Request, Wiring};
 use polder_api::{BRIDGE, IfName};
 use polder_netlink::inside::Inside;
 use polder_netlink::link::{Link, Port};
-use polder_netlink::neighbour::{Destination, Forward, Neighbour};
+use polder_netlink::neighbour::{Destination, FdbEntry, Neighbour};
 use polder_netlink::route::{Route, Target};
 use polder_netlink::{IfIndex, RouteSocket};
 use serde_json::Value;
@@ -152,7 +152,7 @@ fn check_port(host: &mut RouteSocket, link: &Link, locked: bool, wiring: &Wiring
     if !link.port.is_some_and(|port| port.is_set_like(&Port::of_pod(locked))) {
         return differs(format!("bridge port {name} does not have the settings of a pod port"));
     }
-    let forward = Forward { index: link.index, mac: wiring.mac, to: Destination::Port };
+    let forward = FdbEntry { index: link.index, mac: wiring.mac, to: Destination::Port };
     if !host.forwards().map_err(read())?.contains(&forward) {
         return differs(format!("{BRIDGE} has no FDB entry for {} on {name}", wiring.mac));
     }

@@ -10,8 +10,8 @@ use crate::call::{Call, Network, Program};
 use crate::environment::{Environment, Verb, search_path, trace};
 use crate::error::Error;
 use crate::netconf::{self, NetConf};
+use crate::options::PodOptions;
 use crate::version::Version;
-use crate::wishes::Wishes;
 use crate::{add, check, del, gc, lease, loopback, status};
 
 /// The outcome of a call.
@@ -48,32 +48,32 @@ fn since_boot() -> Duration {
 }
 
 /// Runs the command. Returns the text for standard output.
-fn carry_out(program: Program, errand: &Errand) -> Result<String, Error> {
+fn carry_out(program: Program, errand: &Invocation) -> Result<String, Error> {
     let nothing = |()| String::new();
     match (program, errand) {
-        (_, Errand::Version) => {
+        (_, Invocation::Version) => {
             let supported = json!({ "cniVersion": Version::NEWEST, "supportedVersions": Version::ALL });
             Ok(format!("{supported:#}\n"))
         }
-        (Program::Loopback, Errand::Add(call)) => loopback::add(call),
-        (Program::Loopback, Errand::Del(call)) => loopback::del(call).map(nothing),
-        (Program::Loopback, Errand::Check(call)) => loopback::check(call).map(nothing),
+        (Program::Loopback, Invocation::Add(call)) => loopback::add(call),
+        (Program::Loopback, Invocation::Del(call)) => loopback::del(call).map(nothing),
+        (Program::Loopback, Invocation::Check(call)) => loopback::check(call).map(nothing),
         // The loopback plugin has no state and no agent.
-        (Program::Loopback, Errand::Gc(_) | Errand::Status(_)) => Ok(String::new()),
-        (_, Errand::Gc(network)) => gc::gc(network).map(nothing),
-        (_, Errand::Status(network)) => status::status(program, network).map(nothing),
-        (Program::Polder, Errand::Add(call)) => add::add(call),
-        (Program::Polder, Errand::Del(call)) => del::del(call).map(nothing),
-        (Program::Polder, Errand::Check(call)) => check::check(call).map(nothing),
-        (Program::PolderIpam, Errand::Add(call)) => lease::add(call),
-        (Program::PolderIpam, Errand::Del(call)) => lease::del(call).map(nothing),
-        (Program::PolderIpam, Errand::Check(call)) => lease::check(call).map(nothing),
+        (Program::Loopback, Invocation::Gc(_) | Invocation::Status(_)) => Ok(String::new()),
+        (_, Invocation::Gc(network)) => gc::gc(network).map(nothing),
+        (_, Invocation::Status(network)) => status::status(program, network).map(nothing),
+        (Program::Polder, Invocation::Add(call)) => add::add(call),
+        (Program::Polder, Invocation::Del(call)) => del::del(call).map(nothing),
+        (Program::Polder, Invocation::Check(call)) => check::check(call).map(nothing),
+        (Program::PolderIpam, Invocation::Add(call)) => lease::add(call),
+        (Program::PolderIpam, Invocation::Del(call)) => lease::del(call).map(nothing),
+        (Program::PolderIpam, Invocation::Check(call)) => lease::check(call).map(nothing),
     }
 }
 
 /// A validated command of the runtime.
 #[derive(Debug)]
-pub enum Errand {
+pub enum Invocation {
     /// Create an interface in a container.
     Add(Call),
     /// Delete the interface.
@@ -97,10 +97,10 @@ pub fn read(
     input: &mut impl Read,
     began: Duration,
     version: &mut Version,
-) -> Result<Errand, Error> {
+) -> Result<Invocation, Error> {
     let verb = Verb::parse(command)?;
     if verb == Verb::Version {
-        return Ok(Errand::Version);
+        return Ok(Invocation::Version);
     }
     let environment = match verb {
         Verb::Add | Verb::Del | Verb::Check => Some(Environment::read(verb, &variable)?),
@@ -118,9 +118,9 @@ pub fn read(
         return Err(Error::NoCommand { command: verb, version: stated });
     }
     let needed = netconf::needed_by(verb, &text);
-    let wishes = match &environment {
-        Some(environment) if verb == Verb::Add => Wishes::read(&needed, &environment.arguments)?,
-        _ => Wishes::default(),
+    let options = match &environment {
+        Some(environment) if verb == Verb::Add => PodOptions::read(&needed, &environment.arguments)?,
+        _ => PodOptions::default(),
     };
     let conf = match program {
         Program::Polder => NetConf::read(stated, needed)?,
@@ -129,13 +129,13 @@ pub fn read(
     };
     let network = Network { conf: NetConf { text, ..conf }, path, trace: trace(&variable), began };
     let Some(environment) = environment else {
-        return Ok(if verb == Verb::Gc { Errand::Gc(network) } else { Errand::Status(network) });
+        return Ok(if verb == Verb::Gc { Invocation::Gc(network) } else { Invocation::Status(network) });
     };
-    let call = Call { environment, wishes, network };
+    let call = Call { environment, options, network };
     Ok(match verb {
-        Verb::Add => Errand::Add(call),
-        Verb::Del => Errand::Del(call),
-        _ => Errand::Check(call),
+        Verb::Add => Invocation::Add(call),
+        Verb::Del => Invocation::Del(call),
+        _ => Invocation::Check(call),
     })
 }
 

@@ -9,9 +9,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::call::Network;
+use crate::delegated::{DelegatedResult, DelegatedRoute};
 use crate::environment::Verb;
 use crate::error::Error;
-use crate::given::{Given, GivenRoute};
 
 #[derive(Debug, Deserialize)]
 struct GivenAddress {
@@ -19,7 +19,7 @@ struct GivenAddress {
     #[serde(alias = "ip")]
     address: IpNetwork,
     #[serde(default)]
-    routes: Vec<GivenRoute>,
+    routes: Vec<DelegatedRoute>,
 }
 
 /// The fields of all versions; each result has those of one version.
@@ -30,7 +30,7 @@ struct Answer {
     ip4: Option<GivenAddress>,
     ip6: Option<GivenAddress>,
     #[serde(default)]
-    routes: Vec<GivenRoute>,
+    routes: Vec<DelegatedRoute>,
     dns: Option<Value>,
 }
 
@@ -43,16 +43,16 @@ struct Failure {
 }
 
 /// Requests addresses from the plugin.
-pub fn add(network: &Network, plugin: &str) -> Result<Given, Error> {
+pub fn add(network: &Network, plugin: &str) -> Result<DelegatedResult, Error> {
     let output = call(network, plugin, Verb::Add)?;
     parse(&output).map_err(|problem| failed(plugin, 6, problem))
 }
 
-fn parse(output: &[u8]) -> Result<Given, String> {
+fn parse(output: &[u8]) -> Result<DelegatedResult, String> {
     let answer: Answer =
         serde_json::from_slice(output).map_err(|error| format!("invalid result: {error}"))?;
     let all = answer.ips.into_iter().chain(answer.ip4).chain(answer.ip6);
-    let mut given = Given { routes: answer.routes, dns: answer.dns, ..Given::default() };
+    let mut given = DelegatedResult { routes: answer.routes, dns: answer.dns, ..DelegatedResult::default() };
     for address in all {
         given.addresses.push(address.address.ip());
         given.routes.extend(address.routes);

@@ -55,7 +55,7 @@ struct Ipam {
     plugin: Option<String>,
 }
 
-/// Keys that runtimes add and that this plugin accepts. `NetConf` does not read them; `Wishes` reads the last two.
+/// Keys that runtimes add and that this plugin accepts. `NetConf` does not read them; `PodOptions` reads the last two.
 const TAKEN: [&str; 4] = ["type", "capabilities", "runtimeConfig", "args"];
 
 /// The keys that `NetConf` reads.

@@ -14,9 +14,9 @@ use polder_netlink::route::{OnlinkRoute, Table};
 use polder_netlink::rule::Rule;
 use polder_netlink::{Operation, RouteSocket, address, link, route};
 
+use crate::delegated::DelegatedRoute;
 use crate::environment::Environment;
 use crate::error::Error;
-use crate::given::GivenRoute;
 
 /// An open network namespace with a netlink socket in it.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ impl PodNamespace {
         &mut self,
         interface: &IfName,
         wiring: &Wiring,
-        routes: &[GivenRoute],
+        routes: &[DelegatedRoute],
     ) -> Result<(), Error> {
         let failed = || Error::kernel(format!("configure {interface} in the pod"));
         let gone = || Refusal::new(RefusalKind::Failed, format!("{interface} in the pod disappeared"));
@@ -98,9 +98,9 @@ impl PodNamespace {
             if routes.is_empty() {
                 operations.push(route::onlink(index, own.gateway, &OnlinkRoute::to_everywhere(table)));
             }
-            let of_family = |route: &&GivenRoute| Family::of(route.dst.ip()) == Family::of(own.address);
+            let of_family = |route: &&DelegatedRoute| Family::of(route.dst.ip()) == Family::of(own.address);
             operations.extend(routes.iter().filter(of_family).map(|given| {
-                let GivenRoute { dst, mtu, advmss, priority } = *given;
+                let DelegatedRoute { dst, mtu, advmss, priority } = *given;
                 let route = OnlinkRoute { table, destination: Some(dst), mtu, advmss, priority };
                 route::onlink(index, own.gateway, &route)
             }));

@@ -8,7 +8,7 @@ use polder_api::message::{Attach, LeasedAddress, Wiring};
 use polder_api::{BRIDGE, Family, IfName, Mac};
 use serde_json::{Map, Value, json};
 
-use crate::given::{Given, GivenRoute};
+use crate::delegated::{DelegatedResult, DelegatedRoute};
 use crate::netconf::NetConf;
 use crate::pod::host_prefix;
 use crate::version::Version;
@@ -25,7 +25,7 @@ pub struct Made<'a> {
     /// The path of the pod's network namespace.
     pub netns: &'a Path,
     /// The result of a delegated IPAM plugin.
-    pub given: Option<&'a Given>,
+    pub given: Option<&'a DelegatedResult>,
 }
 
 /// The result of `polder`, appended to `prevResult`.
@@ -41,7 +41,7 @@ pub fn result(conf: &NetConf, made: &Made<'_>) -> String {
         Family::BOTH.map(|family| wiring.addresses.iter().find(move |own| Family::of(own.address) == family));
     for own in firsts.into_iter().flatten() {
         let family = Family::of(own.address);
-        let of_family = |route: &&GivenRoute| Family::of(route.dst.ip()) == family;
+        let of_family = |route: &&DelegatedRoute| Family::of(route.dst.ip()) == family;
         for route in given.iter().filter(of_family) {
             let mtu = route.mtu.unwrap_or(wiring.mtu);
             result.route(route.dst, own.gateway, mtu, route.advmss, route.priority);

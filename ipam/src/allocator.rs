@@ -14,22 +14,22 @@ use crate::moment::Moment;
 use crate::pool::{Block, Pool};
 
 /// The minimum cool-down of a released address, whatever the configuration.
-pub const SHORTEST_REST: Duration = Duration::from_secs(10);
+pub const SHORTEST_COOL_DOWN: Duration = Duration::from_secs(10);
 
 /// The default cool-down of a released address.
-pub const USUAL_REST: Duration = Duration::from_mins(1);
+pub const DEFAULT_COOL_DOWN: Duration = Duration::from_mins(1);
 
 /// The addresses of one node's blocks.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Allocator {
     rest: Duration,
-    blocks: BTreeMap<Block, Addresses>,
+    blocks: BTreeMap<Block, BlockAddresses>,
     /// Pools from which no address is allocated any more.
     closed: BTreeSet<PoolName>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Addresses {
+struct BlockAddresses {
     pool: PoolName,
     used: BTreeSet<IpAddr>,
     /// With the time of release. Never used addresses (`None`) sort first, addresses in cool-down last.
@@ -61,7 +61,7 @@ pub struct Counts {
 pub enum Rest {
     /// The full cool-down.
     Full,
-    /// The minimum cool-down, [`SHORTEST_REST`]: for when there is no other address and no other block.
+    /// The minimum cool-down, [`SHORTEST_COOL_DOWN`]: for when there is no other address and no other block.
     Shortest,
 }
 
@@ -90,9 +90,9 @@ pub enum Untakable {
 }
 
 impl Allocator {
-    /// An allocator without blocks. A cool-down `rest` below [`SHORTEST_REST`] is raised to it.
+    /// An allocator without blocks. A cool-down `rest` below [`SHORTEST_COOL_DOWN`] is raised to it.
     pub fn new(rest: Duration) -> Self {
-        Self { rest: rest.max(SHORTEST_REST), blocks: BTreeMap::new(), closed: BTreeSet::new() }
+        Self { rest: rest.max(SHORTEST_COOL_DOWN), blocks: BTreeMap::new(), closed: BTreeSet::new() }
     }
 
     /// Sets the pools from which no address is allocated any more. Used addresses stay in use.
@@ -115,7 +115,7 @@ impl Allocator {
         self.blocks.entry(block).or_insert_with(|| {
             let (excluded, usable): (Vec<_>, Vec<_>) =
                 block.cidr().addresses().partition(|address| pool.excludes(*address));
-            Addresses {
+            BlockAddresses {
                 pool: pool.name.clone(),
                 used: BTreeSet::new(),
                 unused: usable.into_iter().map(|address| (None, address)).collect(),
@@ -137,13 +137,13 @@ impl Allocator {
 
     /// The next address to allocate: of that family, and of that pool if one is given.
     pub fn next(&self, family: Family, pool: Option<&PoolName>, rest: Rest, now: Moment) -> Option<IpAddr> {
-        let of_pool = |addresses: &&Addresses| {
+        let of_pool = |addresses: &&BlockAddresses| {
             pool.is_none_or(|pool| *pool == addresses.pool) && !self.closed.contains(&addresses.pool)
         };
         let blocks = self.blocks.iter().filter(|(block, _)| block.family() == family);
         let required = match rest {
             Rest::Full => self.rest,
-            Rest::Shortest => SHORTEST_REST,
+            Rest::Shortest => SHORTEST_COOL_DOWN,
         };
         let firsts = blocks.map(|(_, addresses)| addresses).filter(of_pool).filter_map(|addresses| {
             let first = addresses.unused.first()?;
@@ -162,12 +162,12 @@ impl Allocator {
         }
         let (freed, _) =
             addresses.unused.iter().find(|(_, unused)| *unused == address).ok_or(Refused::NotHere)?;
-        let rested = match freed {
+        let cooled_down = match freed {
             Some(freed) => now.since(*freed),
             None if addresses.is_doubted => now.since(Moment::BOOT),
-            None => SHORTEST_REST,
+            None => SHORTEST_COOL_DOWN,
         };
-        match SHORTEST_REST.checked_sub(rested) {
+        match SHORTEST_COOL_DOWN.checked_sub(cooled_down) {
             None | Some(Duration::ZERO) => Ok(()),
             Some(left) => Err(Refused::Resting(left)),
         }
@@ -220,7 +220,7 @@ impl Allocator {
     }
 
     /// Starts the cool-down of all unused addresses at `since`, and returns them.
-    pub fn rest_unused(&mut self, since: Moment) -> Vec<IpAddr> {
+    pub fn cool_down_unused(&mut self, since: Moment) -> Vec<IpAddr> {
         let mut unused = Vec::new();
         for addresses in self.blocks.values_mut() {
             unused.extend(addresses.unused.iter().map(|(_, address)| *address));
@@ -248,19 +248,19 @@ impl Allocator {
         })
     }
 
-    fn counts(&self, addresses: &Addresses, now: Moment) -> Counts {
-        let rested =
+    fn counts(&self, addresses: &BlockAddresses, now: Moment) -> Counts {
+        let cooled_down =
             addresses.unused.iter().filter(|(freed, _)| addresses.has_rested(*freed, self.rest, now)).count()
                 as u64;
         Counts {
             used: addresses.used.len() as u64,
-            resting: addresses.unused.len() as u64 - rested,
-            free: rested,
+            resting: addresses.unused.len() as u64 - cooled_down,
+            free: cooled_down,
             excluded: addresses.excluded,
         }
     }
 
-    fn block_of(&mut self, address: IpAddr) -> Option<&mut Addresses> {
+    fn block_of(&mut self, address: IpAddr) -> Option<&mut BlockAddresses> {
         self.blocks.iter_mut().find(|(block, _)| block.cidr().has(address)).map(|(_, addresses)| addresses)
     }
 }
@@ -273,11 +273,11 @@ rule! {
     RestIsSkipped => true
 }
 
-impl Addresses {
+impl BlockAddresses {
     fn has_rested(&self, freed: Option<Moment>, required: Duration, now: Moment) -> bool {
         match freed {
             Some(freed) => is_over(freed, required, now),
-            None => !self.is_doubted || now.since(Moment::BOOT) >= SHORTEST_REST,
+            None => !self.is_doubted || now.since(Moment::BOOT) >= SHORTEST_COOL_DOWN,
         }
     }
 }
@@ -298,7 +298,7 @@ mod tests {
     /// An allocator over the first `blocks` blocks of 4 addresses of 10.0.0.0/24, and over one block of `fd00::/120`.
     fn allocator(blocks: u128) -> Allocator {
         let (v4, v6) = (pool("four", "10.0.0.0/24", 30), pool("six", "fd00::/120", 126));
-        let mut allocator = Allocator::new(USUAL_REST);
+        let mut allocator = Allocator::new(DEFAULT_COOL_DOWN);
         (0..blocks).for_each(|index| allocator.add(v4.block(index), &v4));
         allocator.add(v6.block(0), &v6);
         allocator
@@ -376,7 +376,7 @@ mod tests {
     #[test]
     fn the_pool_that_is_named_is_the_only_one_asked() {
         let (one, two) = (pool("one", "10.0.0.0/24", 30), pool("two", "10.1.0.0/24", 30));
-        let mut allocator = Allocator::new(USUAL_REST);
+        let mut allocator = Allocator::new(DEFAULT_COOL_DOWN);
         allocator.add(one.block(0), &one);
         let named = |allocator: &Allocator| allocator.next(Family::V4, Some(&two.name), Rest::Full, START);
         assert_eq!(named(&allocator), None);
@@ -430,7 +430,7 @@ mod tests {
                         if let Some(address) = allocator.next(family, None, rest, now) {
                             prop_assert_eq!(Family::of(address), family);
                             prop_assert!(used.insert(address), "{} is out twice", address);
-                            let required = if shortest { SHORTEST_REST } else { USUAL_REST };
+                            let required = if shortest { SHORTEST_COOL_DOWN } else { DEFAULT_COOL_DOWN };
                             if let Some(freed) = freed.get(&address) {
                                 prop_assert!(now.since(*freed) >= required, "{} did not rest", address);
                             }

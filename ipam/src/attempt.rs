@@ -102,7 +102,7 @@ mod tests {
     use super::*;
     use crate::change::{Claim, Member};
     use crate::pool::{Pool, PoolState};
-    use crate::store::refusal::{Cause, Refusal};
+    use crate::store::refusal::{Refusal, RefusalCause};
 
     fn change() -> Change {
         let record = serde_json::from_str(r#"{"node":"n1","incarnation":"i","pool":"main","nonce":"x"}"#);
@@ -153,9 +153,9 @@ mod tests {
             store: "a test".to_owned(),
             refusal: Refusal::new(cause, String::new()),
         };
-        drop(doubt(refused(Cause::NoSpace)));
-        let answered = Attempt::new(&change()).answered(Err(refused(Cause::Permission)));
-        assert_eq!(answered, Answered::Failed(refused(Cause::Permission)));
+        drop(doubt(refused(RefusalCause::NoSpace)));
+        let answered = Attempt::new(&change()).answered(Err(refused(RefusalCause::Permission)));
+        assert_eq!(answered, Answered::Failed(refused(RefusalCause::Permission)));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::Pool;
 use crate::cause::HostError;
 use crate::ids::ClusterId;
 use crate::key::Key;
-use crate::ledger::Identity;
+use crate::ledger::NodeIdentity;
 use crate::pools::{self, NotChanged};
 use crate::record::{AttachMode, ClusterRecord, Masquerade, RefusedRecord, VxlanSettings};
 use crate::view::{Settings, Source, View};
@@ -72,7 +72,7 @@ pub enum NotProposed {
 /// node, which the initial pools must not overlap, are unknown. `fresh` is a cluster identifier that is not in use.
 pub fn propose(
     view: &View,
-    identity: Option<&Identity>,
+    identity: Option<&NodeIdentity>,
     bootstrap: Option<&Bootstrap>,
     surroundings: Result<(), Unsurveyed>,
     fresh: String,
@@ -100,7 +100,7 @@ pub fn propose(
     Ok(Proposal { record, is_restored: lost.is_some(), pools })
 }
 
-fn first_settings(bootstrap: &Bootstrap, identity: Option<&Identity>, fresh: String) -> ClusterRecord {
+fn first_settings(bootstrap: &Bootstrap, identity: Option<&NodeIdentity>, fresh: String) -> ClusterRecord {
     ClusterRecord {
         // A node that belongs to a cluster stays in it.
         id: identity.map_or(ClusterId::new(fresh), |identity| identity.cluster.clone()),
@@ -128,9 +128,9 @@ mod tests {
     use super::*;
     use crate::Revision;
     use crate::ids::Incarnation;
-    use crate::ledger::Standing;
+    use crate::ledger::MemberState;
     use crate::pool::PoolState;
-    use crate::view::Known;
+    use crate::view::Versioned;
 
     fn pool(cidr: &str) -> Pool {
         Pool::new("main".parse().unwrap(), cidr.parse().unwrap(), 26, PoolState::Active).unwrap()
@@ -146,12 +146,12 @@ mod tests {
         }
     }
 
-    fn identity(cluster: &str) -> Identity {
-        Identity {
+    fn identity(cluster: &str) -> NodeIdentity {
+        NodeIdentity {
             node: "n1".parse().unwrap(),
             cluster: ClusterId::new(cluster),
             incarnation: Incarnation::new("i1"),
-            standing: Standing::Member,
+            standing: MemberState::Member,
         }
     }
 
@@ -169,7 +169,7 @@ mod tests {
 
     fn proposed(
         view: &View,
-        identity: Option<&Identity>,
+        identity: Option<&NodeIdentity>,
         first: Option<&Bootstrap>,
     ) -> Result<Proposal, NotProposed> {
         propose(view, identity, first, Ok(()), "fresh".to_owned())
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn pools_that_somebody_has_made_stay_and_are_not_checked_against_the_configuration() {
         let mut view = empty();
-        let known = Known { record: Arc::new(pool("10.0.0.0/16")), revision: Revision::new(2) };
+        let known = Versioned { record: Arc::new(pool("10.0.0.0/16")), revision: Revision::new(2) };
         view.pools.insert("main".parse().unwrap(), known);
         view.own = vec!["10.244.0.1".parse().unwrap()];
         let made = proposed(&view, None, Some(&bootstrap())).unwrap();

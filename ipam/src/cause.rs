@@ -8,30 +8,30 @@ use std::sync::Arc;
 /// An error of any type, with its sources. Two errors are equal if their messages are equal.
 #[derive(Clone, thiserror::Error)]
 #[error(transparent)]
-pub struct Cause(Arc<dyn Error + Send + Sync>);
+pub struct SharedError(Arc<dyn Error + Send + Sync>);
 
-impl Cause {
+impl SharedError {
     /// Wraps the error.
     pub fn new(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self(reason.into().into())
     }
 }
 
-impl fmt::Debug for Cause {
+impl fmt::Debug for SharedError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.0, f)
     }
 }
 
-impl PartialEq for Cause {
+impl PartialEq for SharedError {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0) || self.to_string() == other.to_string()
     }
 }
 
-impl Eq for Cause {}
+impl Eq for SharedError {}
 
-impl Hash for Cause {
+impl Hash for SharedError {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.to_string().hash(state);
     }
@@ -40,12 +40,12 @@ impl Hash for Cause {
 /// An operation on the node failed: in its kernel, or in another component that a task uses.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[error(transparent)]
-pub struct HostError(Cause);
+pub struct HostError(SharedError);
 
 impl HostError {
     /// Wraps the reason.
     pub fn new(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self(Cause::new(reason))
+        Self(SharedError::new(reason))
     }
 }
 

@@ -36,7 +36,7 @@ pub enum Change {
         before: Option<Revision>,
     },
     /// Writes the node's own record over that of another machine. The node's ledger may be an old copy: all unused
-    /// addresses must be put into cool-down first ([`crate::node::NodeIpam::rest_unused`]).
+    /// addresses must be put into cool-down first ([`crate::node::NodeIpam::cool_down_unused`]).
     TakeOverNode {
         /// The name of the node.
         node: NodeName,

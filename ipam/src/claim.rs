@@ -10,14 +10,14 @@ use polder_api::NodeName;
 use polder_api::rule;
 use sha2::{Digest, Sha256};
 
+use crate::capacity::{AllClaimed, NoPool};
 use crate::change::{Claim, MOST_RECORDS, Member};
 use crate::ids::{Incarnation, Nonce};
-use crate::ledger::Identity;
+use crate::ledger::NodeIdentity;
 use crate::needed;
 use crate::pool::{Block, BlockRequest, Labels, Pool};
-use crate::record::{BlockRecord, Life};
-use crate::shortage::{AllClaimed, NoPool};
-use crate::view::{Known, View};
+use crate::record::{BlockRecord, Boot};
+use crate::view::{Versioned, View};
 
 mod none;
 
@@ -32,19 +32,19 @@ pub const LOW_WATER: u64 = 16;
 
 /// The records that must be unchanged when a claim takes effect.
 #[derive(Debug, Clone)]
-pub struct Grounds<'a> {
+pub struct Preconditions<'a> {
     /// The claiming node.
     pub by: Member,
     /// Its incarnation.
     pub incarnation: &'a Incarnation,
     /// The pool to claim from.
-    pub pool: &'a Known<Pool>,
+    pub pool: &'a Versioned<Pool>,
 }
 
 impl Claim {
     /// The claim of the block; it takes effect only if the records of node and pool are unchanged.
-    pub fn new(grounds: Grounds<'_>, block: Block, nonce: Nonce) -> Self {
-        let Grounds { by, incarnation, pool } = grounds;
+    pub fn new(grounds: Preconditions<'_>, block: Block, nonce: Nonce) -> Self {
+        let Preconditions { by, incarnation, pool } = grounds;
         let record = BlockRecord {
             node: by.node.clone(),
             incarnation: incarnation.clone(),
@@ -57,8 +57,8 @@ impl Claim {
 
 rule! {
     /// Whether claims must wait while the owners of lost records restore them.
-    pub(crate) fn holds_off(caution: bool) -> bool {
-        caution
+    pub(crate) fn holds_off(hold_off: bool) -> bool {
+        hold_off
     }
     NoCaution => false
 }
@@ -71,13 +71,13 @@ pub struct Claimant<'a> {
     /// The node's labels in its configuration.
     pub labels: &'a Labels,
     /// The identity in its ledger; `None` before the first registration.
-    pub identity: Option<&'a Identity>,
+    pub identity: Option<&'a NodeIdentity>,
     /// The machine id and boot id of this machine.
-    pub life: Life<'a>,
+    pub life: Boot<'a>,
     /// The cluster's records, as last read.
     pub view: &'a View,
     /// Whether no block is claimed: the datastore lost records, and their owners are restoring them.
-    pub caution: bool,
+    pub hold_off: bool,
 }
 
 impl Claimant<'_> {
@@ -93,18 +93,18 @@ impl Claimant<'_> {
             return Err(Unavailable::Unregistered.into());
         };
         // A claim based on the record of another incarnation or machine would belong to that one.
-        if node.record.incarnation != identity.incarnation || Life::from(&*node.record) != self.life {
+        if node.record.incarnation != identity.incarnation || Boot::from(&*node.record) != self.life {
             return Err(Unavailable::OtherLife.into());
         }
         if let Some(away) = Unavailable::away(view) {
             return Err(away.into());
         }
-        if holds_off(self.caution) {
+        if holds_off(self.hold_off) {
             return Err(Unavailable::Caution.into());
         }
         let (pool, block) = next_block(view, self.me, self.labels, wanted, lost)?;
         let by = Member { node: identity.node.clone(), revision: node.revision };
-        let grounds = Grounds { by, incarnation: &identity.incarnation, pool };
+        let grounds = Preconditions { by, incarnation: &identity.incarnation, pool };
         Ok(Claim::new(grounds, block, nonce))
     }
 }
@@ -129,7 +129,7 @@ pub fn next_block<'a>(
     labels: &Labels,
     wanted: &BlockRequest,
     lost: &BTreeSet<Block>,
-) -> Result<(&'a Known<Pool>, Block), Exhausted> {
+) -> Result<(&'a Versioned<Pool>, Block), Exhausted> {
     let mut tried = Vec::new();
     let mut pools: Vec<_> = view.pools.values().filter(|pool| pool.record.is_open_to(labels)).collect();
     pools.sort_by_key(|pool| Reverse(pool.record.nodes.len()));

@@ -18,7 +18,7 @@ use polder_api::{Attachment, NodeName};
 
 use crate::allocator::Counts;
 use crate::ids::BootId;
-use crate::ledger::{Held, Identity, OwnedBlock};
+use crate::ledger::{AttachmentEntry, NodeIdentity, OwnedBlock};
 use crate::record::AddressRecord;
 use crate::view::View;
 
@@ -57,7 +57,7 @@ pub enum Repair {
 
 /// The facts to check.
 #[derive(Debug, Clone, Default)]
-pub struct Facts<'a> {
+pub struct ClusterReport<'a> {
     /// The datastore's records; `None` if they are unknown.
     pub view: Option<&'a View>,
     /// Whether the datastore lost records and their owners are restoring them: missing records are no deviation then.
@@ -101,13 +101,13 @@ pub struct NodeFacts {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LedgerFacts {
     /// Identity of the node; `None` before the first registration.
-    pub identity: Option<Identity>,
+    pub identity: Option<NodeIdentity>,
     /// The node's blocks with the counts of their addresses. `None` if nothing is allocated from the block.
     pub blocks: Vec<(OwnedBlock, Option<Counts>)>,
     /// The node's gateway addresses and those of its probe endpoint.
     pub gateways: Vec<IpAddr>,
     /// The pods' attachments.
-    pub attachments: Vec<Held>,
+    pub attachments: Vec<AttachmentEntry>,
 }
 
 /// State of a node's kernel.
@@ -131,7 +131,7 @@ pub struct Interface {
 }
 
 /// Checks all invariants that need only the facts of one moment.
-pub fn check(facts: &Facts<'_>) -> Vec<Deviation> {
+pub fn check(facts: &ClusterReport<'_>) -> Vec<Deviation> {
     let mut found = Vec::new();
     sharing::check(facts, &mut found);
     store::check(facts, &mut found);

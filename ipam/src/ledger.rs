@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use polder_api::{Attachment, Mac, Pod, PoolName};
 
-use crate::cause::Cause;
+use crate::cause::SharedError;
 use crate::ids::{BootId, ClusterId, Incarnation, Nonce};
 use crate::moment::Moment;
 use crate::pool::Block;
@@ -19,18 +19,18 @@ use crate::pool::Block;
 /// The ledger cannot be read or written. A failed write changed nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("ledger: {0}")]
-pub struct LedgerError(Cause);
+pub struct LedgerError(SharedError);
 
 impl LedgerError {
     /// An error with this reason.
     pub fn new(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self(Cause::new(reason))
+        Self(SharedError::new(reason))
     }
 }
 
 /// Identity of the node that the ledger belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Identity {
+pub struct NodeIdentity {
     /// Name under which the node registered.
     pub node: polder_api::NodeName,
     /// Distinguishes successive nodes with this name.
@@ -38,12 +38,12 @@ pub struct Identity {
     /// Id of the cluster.
     pub cluster: ClusterId,
     /// Whether the node still belongs to the cluster.
-    pub standing: Standing,
+    pub standing: MemberState,
 }
 
 /// Whether a node belongs to its cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Standing {
+pub enum MemberState {
     /// The node belongs to the cluster.
     Member,
     /// The node was removed: it owns no block or address any more.
@@ -97,7 +97,7 @@ impl FromStr for Kind {
 
 /// An attachment with its addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Held {
+pub struct AttachmentEntry {
     /// Key of the attachment.
     pub attachment: Attachment,
     /// Interface in a pod, or addresses only.
@@ -123,14 +123,14 @@ pub struct Held {
 /// Operations of a ledger. A failed one changes nothing.
 pub trait Ledger {
     /// The node's identity; `None` before the first registration.
-    fn identity(&self) -> Result<Option<Identity>, LedgerError>;
+    fn identity(&self) -> Result<Option<NodeIdentity>, LedgerError>;
 
     /// Writes the node's identity.
-    fn identify(&mut self, identity: &Identity) -> Result<(), LedgerError>;
+    fn identify(&mut self, identity: &NodeIdentity) -> Result<(), LedgerError>;
 
     /// Sets the current boot. After a reboot all attachments are void because their interfaces and namespaces are gone:
     /// the cool-down of their addresses starts at this boot. Returns the attachments that became void.
-    fn enter_boot(&mut self, id: &BootId) -> Result<Vec<Held>, LedgerError>;
+    fn enter_boot(&mut self, id: &BootId) -> Result<Vec<AttachmentEntry>, LedgerError>;
 
     /// The blocks that the node owns, in the order in which they were added.
     fn blocks(&self) -> Result<Vec<OwnedBlock>, LedgerError>;
@@ -140,7 +140,7 @@ pub trait Ledger {
 
     /// Starts the cool-down of these addresses at `freed`, also of those already in cool-down. Used addresses stay
     /// used.
-    fn rest(&mut self, addresses: &[IpAddr], freed: Moment) -> Result<(), LedgerError>;
+    fn cool_down(&mut self, addresses: &[IpAddr], freed: Moment) -> Result<(), LedgerError>;
 
     /// Marks the block as being released.
     fn mark_block_leaving(&mut self, block: Block) -> Result<(), LedgerError>;
@@ -166,10 +166,10 @@ pub trait Ledger {
     fn resting(&self) -> Result<Vec<(IpAddr, Moment)>, LedgerError>;
 
     /// All attachments, including the probe endpoint.
-    fn attachments(&self) -> Result<Vec<Held>, LedgerError>;
+    fn attachments(&self) -> Result<Vec<AttachmentEntry>, LedgerError>;
 
     /// Adds an attachment with its addresses. Fails if the attachment exists or one of the addresses is in use.
-    fn add_attachment(&mut self, held: &Held) -> Result<(), LedgerError>;
+    fn add_attachment(&mut self, held: &AttachmentEntry) -> Result<(), LedgerError>;
 
     /// Marks the attachment as being removed.
     fn mark_leaving(&mut self, attachment: &Attachment) -> Result<(), LedgerError>;

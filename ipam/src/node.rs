@@ -10,7 +10,7 @@ use polder_api::{Attachment, Family, Mac, PoolName, rule};
 use crate::allocator::{Allocator, Counts, Refused, Rest};
 use crate::claim::LOW_WATER;
 use crate::ids::BootId;
-use crate::ledger::{Held, Identity, Kind, Ledger, LedgerError, OwnedBlock};
+use crate::ledger::{AttachmentEntry, Kind, Ledger, LedgerError, NodeIdentity, OwnedBlock};
 use crate::moment::Moment;
 use crate::pool::{Block, Labels, Pool};
 
@@ -21,9 +21,9 @@ pub struct NodeIpam<L> {
     allocator: Allocator,
     blocks: Vec<OwnedBlock>,
     gateways: Vec<IpAddr>,
-    attachments: BTreeMap<Attachment, Held>,
+    attachments: BTreeMap<Attachment, AttachmentEntry>,
     /// Blocks of the ledger whose pool is not known yet: nothing is allocated from them.
-    dormant: Vec<OwnedBlock>,
+    inactive: Vec<OwnedBlock>,
     /// Reserved addresses that are being handed over to this node, each with its attachment.
     expected: BTreeSet<(IpAddr, Attachment)>,
     /// Addresses of attachments that were released before their ADD ended: the plugin may still create the interface.
@@ -58,7 +58,7 @@ rule! {
 rule! {
     /// The addresses of the ledger that are still in cool-down when a block becomes usable, with the time of their
     /// release.
-    fn kept_rest(resting: Vec<(IpAddr, Moment)>) -> Vec<(IpAddr, Moment)> {
+    fn kept_cool_downs(resting: Vec<(IpAddr, Moment)>) -> Vec<(IpAddr, Moment)> {
         resting
     }
     RestIsForgotten => Vec::new()
@@ -66,7 +66,7 @@ rule! {
 
 rule! {
     /// Whether releasing `released` also releases `one`: only the same attachment, not others of the same pod.
-    fn goes_with(one: &Held, released: &Held) -> bool {
+    fn goes_with(one: &AttachmentEntry, released: &AttachmentEntry) -> bool {
         one.attachment == released.attachment
     }
     ReleaseByPod => one.pod == released.pod
@@ -74,7 +74,7 @@ rule! {
 
 rule! {
     /// Whether the attachment was added before the call began, so that the caller could know it.
-    fn is_older(held: &Held, began: Moment) -> bool {
+    fn is_older(held: &AttachmentEntry, began: Moment) -> bool {
         held.since < began
     }
     YoungIsStale => true
@@ -91,16 +91,20 @@ rule! {
 impl<L: Ledger> NodeIpam<L> {
     /// Opens the ledger in this boot; `rest` is the cool-down. Returns the attachments of an earlier boot, which are
     /// now void.
-    pub fn with(mut ledger: L, boot_id: &BootId, rest: Duration) -> Result<(Self, Vec<Held>), LedgerError> {
+    pub fn with(
+        mut ledger: L,
+        boot_id: &BootId,
+        rest: Duration,
+    ) -> Result<(Self, Vec<AttachmentEntry>), LedgerError> {
         let void = if another_boot_ends_all() { ledger.enter_boot(boot_id)? } else { Vec::new() };
-        let dormant = ledger.blocks()?;
+        let inactive = ledger.blocks()?;
         let attachments = ledger.attachments()?;
         let node = Self {
             allocator: Allocator::new(rest),
-            blocks: dormant.clone(),
+            blocks: inactive.clone(),
             gateways: ledger.gateways()?,
             attachments: attachments.into_iter().map(|held| (held.attachment.clone(), held)).collect(),
-            dormant,
+            inactive,
             ledger,
             expected: BTreeSet::new(),
             overtaken: BTreeMap::new(),
@@ -117,12 +121,12 @@ impl<L: Ledger> NodeIpam<L> {
     }
 
     /// The node identity that the ledger stores; `None` before the first registration.
-    pub fn identity(&self) -> Result<Option<Identity>, LedgerError> {
+    pub fn identity(&self) -> Result<Option<NodeIdentity>, LedgerError> {
         self.ledger.identity()
     }
 
     /// Writes the node identity to the ledger.
-    pub fn identify(&mut self, identity: &Identity) -> Result<(), LedgerError> {
+    pub fn identify(&mut self, identity: &NodeIdentity) -> Result<(), LedgerError> {
         self.ledger.identify(identity)
     }
 
@@ -132,7 +136,7 @@ impl<L: Ledger> NodeIpam<L> {
     }
 
     /// Adds an existing attachment that is missing in the ledger. Succeeds if the ledger has it.
-    pub fn restore(&mut self, held: Held) -> Result<(), LedgerError> {
+    pub fn restore(&mut self, held: AttachmentEntry) -> Result<(), LedgerError> {
         if self.attachments.contains_key(&held.attachment) {
             return Ok(());
         }
@@ -162,14 +166,14 @@ impl<L: Ledger> NodeIpam<L> {
         let open = |name: &PoolName| pools.iter().any(|pool| pool.name == *name && pool.is_open_to(labels));
         let closed = self.blocks.iter().map(|owned| &owned.pool).filter(|name| !open(name)).cloned();
         self.allocator.close(shut(closed.collect()));
-        if self.dormant.is_empty() {
+        if self.inactive.is_empty() {
             return Ok(());
         }
         for pool in pools {
-            let (known, unknown) = std::mem::take(&mut self.dormant)
+            let (known, unknown) = std::mem::take(&mut self.inactive)
                 .into_iter()
                 .partition(|owned| owned.pool == pool.name && pool.has_block(owned.block));
-            self.dormant = unknown;
+            self.inactive = unknown;
             let known: Vec<OwnedBlock> = known;
             for owned in known {
                 self.wake(&owned, pool)?;
@@ -191,7 +195,7 @@ impl<L: Ledger> NodeIpam<L> {
             // The ledger decides: an address that the allocator refuses is used all the same.
             let _ = self.allocator.take(address);
         }
-        for (address, freed) in kept_rest(self.ledger.resting()?) {
+        for (address, freed) in kept_cool_downs(self.ledger.resting()?) {
             if inside(&address) {
                 self.allocator.free(address, freed);
             }
@@ -249,7 +253,12 @@ impl<L: Ledger> NodeIpam<L> {
     }
 
     /// Allocates the addresses of a wish. Afterwards the ledger contains all of them, or none.
-    pub fn allocate(&mut self, wish: Wish, rest: Rest, now: Moment) -> Result<Held, AllocateError> {
+    pub fn allocate(
+        &mut self,
+        wish: AllocationRequest,
+        rest: Rest,
+        now: Moment,
+    ) -> Result<AttachmentEntry, AllocateError> {
         if let Some(held) = self.attachments.get(&wish.attachment) {
             return Err(AllocateError::Exists(Box::new(held.clone())));
         }
@@ -286,11 +295,12 @@ impl<L: Ledger> NodeIpam<L> {
             return Err(AllocateError::NoGateway { family });
         }
         let mac = wish.mac.unwrap_or_else(|| Mac::of_pod(*first));
-        let same = |held: &&Held| held.kind == Kind::Pod && held.mac == mac && wish.kind == Kind::Pod;
+        let same =
+            |held: &&AttachmentEntry| held.kind == Kind::Pod && held.mac == mac && wish.kind == Kind::Pod;
         if let Some(holder) = self.attachments.values().find(same) {
             return Err(AllocateError::MacTaken { mac, holder: holder.attachment.clone() });
         }
-        let held = Held {
+        let held = AttachmentEntry {
             mac,
             attachment: wish.attachment,
             kind: wish.kind,
@@ -342,7 +352,7 @@ impl<L: Ledger> NodeIpam<L> {
     }
 
     /// The attachment that uses the address.
-    fn holder(&self, address: IpAddr) -> Option<Box<Held>> {
+    fn holder(&self, address: IpAddr) -> Option<Box<AttachmentEntry>> {
         let held = self.attachments.values().find(|held| held.addresses.contains(&address))?;
         Some(Box::new(held.clone()))
     }
@@ -366,18 +376,21 @@ impl<L: Ledger> NodeIpam<L> {
     }
 
     /// The attachment, if it exists.
-    pub fn get(&self, attachment: &Attachment) -> Option<&Held> {
+    pub fn get(&self, attachment: &Attachment) -> Option<&AttachmentEntry> {
         self.attachments.get(attachment)
     }
 
     /// All pod attachments. Excludes the probe endpoint ([`Self::probe`]).
-    pub fn attachments(&self) -> impl Iterator<Item = &Held> {
+    pub fn attachments(&self) -> impl Iterator<Item = &AttachmentEntry> {
         self.attachments.values().filter(|held| !held.attachment.is_probe())
     }
 
     /// Marks the attachment as leaving; it keeps its addresses. Returns `None` if it does not exist. It is leaving in
     /// memory even if the ledger write fails.
-    pub fn begin_release(&mut self, attachment: &Attachment) -> (Option<Held>, Result<(), LedgerError>) {
+    pub fn begin_release(
+        &mut self,
+        attachment: &Attachment,
+    ) -> (Option<AttachmentEntry>, Result<(), LedgerError>) {
         let Some(held) = self.attachments.get_mut(attachment) else { return (None, Ok(())) };
         let written = if held.leaving { Ok(()) } else { self.ledger.mark_leaving(attachment) };
         held.leaving = true;
@@ -425,7 +438,7 @@ impl<L: Ledger> NodeIpam<L> {
 
 /// The attachments that a GC removes: those that are not in `valid` and were added before the call began.
 pub fn stale<'a>(
-    there: impl Iterator<Item = &'a Held>,
+    there: impl Iterator<Item = &'a AttachmentEntry>,
     began: Moment,
     valid: &BTreeSet<Attachment>,
 ) -> Vec<Attachment> {
@@ -436,13 +449,13 @@ pub fn stale<'a>(
 mod facts;
 mod own;
 mod probe;
-mod wish;
+mod request;
 
 pub use facts::Condition;
-pub use own::{Own, Stray};
+pub use own::{NodeHoldings, Stray};
 pub use probe::{SMALLEST_BLOCK, SMALLEST_POOL};
-use wish::Choice;
-pub use wish::{AllocateError, Source, Wish};
+use request::Choice;
+pub use request::{AllocateError, AllocationRequest, Source};
 
 #[cfg(test)]
 mod tests;

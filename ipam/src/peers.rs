@@ -18,11 +18,11 @@ use polder_api::{Family, NodeName};
 
 use crate::Revision;
 use crate::record::MTU_RANGE;
-use crate::view::{Known, View};
+use crate::view::{Versioned, View};
 
 mod fault;
 
-pub use fault::{Fault, Identity};
+pub use fault::{Fault, UniqueAddress};
 
 /// Another node, with its blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,7 +73,7 @@ fn of_family(addresses: &[IpAddr], family: Family) -> Option<IpAddr> {
 
 /// The result of validating all records.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Believed {
+pub struct ValidatedRecords {
     /// The other nodes.
     pub peers: Vec<Peer>,
     /// The valid blocks of this node itself.
@@ -83,7 +83,7 @@ pub struct Believed {
 }
 
 /// Validates the records from the view of node `me`. `dead` contains the nodes whose agents are known not to be alive.
-pub fn believe(view: &View, me: &NodeName, dead: &BTreeSet<NodeName>) -> Believed {
+pub fn validate(view: &View, me: &NodeName, dead: &BTreeSet<NodeName>) -> ValidatedRecords {
     let mut problems: Vec<Problem> = view
         .refused
         .iter()
@@ -103,10 +103,10 @@ pub fn believe(view: &View, me: &NodeName, dead: &BTreeSet<NodeName>) -> Believe
         peers.push(Peer { name: name.clone(), record, blocks });
     }
     problems.sort();
-    Believed { peers, own_blocks, problems }
+    ValidatedRecords { peers, own_blocks, problems }
 }
 
-type Nodes<'a> = BTreeMap<&'a NodeName, &'a Known<NodeRecord>>;
+type Nodes<'a> = BTreeMap<&'a NodeName, &'a Versioned<NodeRecord>>;
 
 fn believable_nodes<'a>(
     view: &'a View,
@@ -118,9 +118,9 @@ fn believable_nodes<'a>(
     // This node's own record takes precedence.
     oldest_first.sort_by_key(|(name, known)| (*name != me, known.revision));
     // For gateway addresses and tunnel MAC addresses, the oldest record takes precedence, alive or not.
-    let mut owners: HashMap<Identity, &NodeName> = HashMap::new();
+    let mut owners: HashMap<UniqueAddress, &NodeName> = HashMap::new();
     for (name, known) in oldest_first.iter().filter(|(_, known)| check_shape(view, &known.record).is_ok()) {
-        for identity in Identity::all(&known.record).filter(|identity| !identity.is_of_underlay()) {
+        for identity in UniqueAddress::all(&known.record).filter(|identity| !identity.is_of_underlay()) {
             owners.entry(identity).or_insert(name);
         }
     }
@@ -132,7 +132,7 @@ fn believable_nodes<'a>(
     for (name, known) in living.into_iter().chain(gone) {
         match check_node(view, name, &known.record, &owners) {
             Ok(()) => {
-                owners.extend(Identity::all(&known.record).map(|identity| (identity, name)));
+                owners.extend(UniqueAddress::all(&known.record).map(|identity| (identity, name)));
                 nodes.insert(name, known);
             }
             Err(fault) => problems.push(Problem { key: Key::Node(name.clone()).to_string(), fault }),
@@ -145,10 +145,10 @@ fn check_node(
     view: &View,
     name: &NodeName,
     record: &NodeRecord,
-    owners: &HashMap<Identity, &NodeName>,
+    owners: &HashMap<UniqueAddress, &NodeName>,
 ) -> Result<(), Fault> {
     let of_another = |identity| owners.get_key_value(&identity).filter(|(_, owner)| **owner != name);
-    if let Some((identity, owner)) = Identity::all(record).find_map(of_another) {
+    if let Some((identity, owner)) = UniqueAddress::all(record).find_map(of_another) {
         return Err(Fault::OfAnother { identity: *identity, owner: (*owner).clone() });
     }
     check_shape(view, record)

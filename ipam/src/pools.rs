@@ -14,8 +14,8 @@ use crate::change::Change;
 use crate::key::Key;
 use crate::needed;
 use crate::pool::{Block, InvalidPool, Pool, PoolState, Purpose, format_labels};
-use crate::view::{Known, View};
-use crate::{Cidr, shortage};
+use crate::view::{Versioned, View};
+use crate::{Cidr, capacity};
 
 /// The result of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -229,7 +229,7 @@ pub fn drain(view: &View, name: &PoolName) -> Result<Decision, NotChanged> {
 }
 
 /// The remaining users of a drained pool and the consequences, as text.
-fn drained(view: &View, known: &Known<Pool>) -> String {
+fn drained(view: &View, known: &Versioned<Pool>) -> String {
     let pool = &*known.record;
     let (blocks, reserved) = users(view, pool);
     let count = blocks.values().sum::<usize>();
@@ -237,13 +237,13 @@ fn drained(view: &View, known: &Known<Pool>) -> String {
         return format!("it is unused, remove it with polderctl pool remove {}", pool.name);
     }
     let rest = format!("{count} blocks and {} reserved addresses are still in use", reserved.len());
-    let open = |other: &&Known<Pool>| {
+    let open = |other: &&Versioned<Pool>| {
         let other = &*other.record;
         other.name != pool.name && other.family() == pool.family() && other.is_open_to(&pool.nodes)
     };
     if pool.purpose == Purpose::Blocks && !view.pools.values().any(|other| open(&other)) {
         let family = pool.family();
-        let is_other = |other: &&Known<Pool>| {
+        let is_other = |other: &&Versioned<Pool>| {
             let other = &*other.record;
             other.family() != family && other.state == PoolState::Active && other.purpose == Purpose::Blocks
         };
@@ -269,7 +269,7 @@ pub fn remove(view: &View, name: &PoolName) -> Result<Decision, NotChanged> {
     let mut rests = Vec::new();
     if !blocks.is_empty() {
         let count = blocks.values().sum::<usize>();
-        rests.push(format!("{count} blocks are claimed ({})", shortage::Largest::of(&blocks)));
+        rests.push(format!("{count} blocks are claimed ({})", capacity::Largest::of(&blocks)));
     }
     if let [first, ..] = reserved.as_slice() {
         rests.push(format!("{} addresses are reserved, e.g. {first}", reserved.len()));
@@ -298,7 +298,7 @@ pub fn remove(view: &View, name: &PoolName) -> Result<Decision, NotChanged> {
 }
 
 /// The pool; an error if its record cannot be read.
-fn find<'a>(view: &'a View, name: &PoolName) -> Result<Option<&'a Known<Pool>>, NotChanged> {
+fn find<'a>(view: &'a View, name: &PoolName) -> Result<Option<&'a Versioned<Pool>>, NotChanged> {
     let key = Key::Pool(name.clone()).to_string();
     match (view.any_pool(name), view.refused.get(&key)) {
         (Some(known), _) => Ok(Some(known)),

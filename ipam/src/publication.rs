@@ -10,8 +10,8 @@ use polder_api::rule;
 use crate::Revision;
 use crate::change::{Change, Member, Sign, Speaker};
 use crate::key::{Key, Name};
-use crate::ledger::{Held, Identity};
-use crate::record::{AddressRecord, Life, NodeRecord, encode};
+use crate::ledger::{AttachmentEntry, NodeIdentity};
+use crate::record::{AddressRecord, Boot, NodeRecord, encode};
 use crate::store::{Contents, Entry};
 use crate::view::{Source, View};
 
@@ -26,8 +26,8 @@ pub struct Published {
 
 rule! {
     /// Whether the record was written on that machine in that boot.
-    fn is_of(record: &NodeRecord, life: Life<'_>) -> bool {
-        Life::from(record) == life
+    fn is_of(record: &NodeRecord, life: Boot<'_>) -> bool {
+        Boot::from(record) == life
     }
     AnyBootIsOwn => true
 }
@@ -38,8 +38,8 @@ rule! {
 pub fn own_revision(
     view: &View,
     me: &NodeName,
-    identity: Option<&Identity>,
-    life: Life<'_>,
+    identity: Option<&NodeIdentity>,
+    life: Boot<'_>,
 ) -> Option<Revision> {
     let own = view
         .nodes
@@ -61,13 +61,13 @@ pub struct Basis {
 
 impl Basis {
     /// The basis according to this view and the node's identity.
-    pub fn of(view: &View, me: &NodeName, identity: Option<&Identity>, life: Life<'_>) -> Self {
+    pub fn of(view: &View, me: &NodeName, identity: Option<&NodeIdentity>, life: Boot<'_>) -> Self {
         Self { revision: own_revision(view, me, identity, life), losses: view.losses }
     }
 }
 
 /// The sign of life of a node in one boot of its machine. `revision` is the revision of its record.
-pub fn sign_of_life(me: &NodeName, life: Life<'_>, revision: Revision) -> Sign {
+pub fn sign_of_life(me: &NodeName, life: Boot<'_>, revision: Revision) -> Sign {
     Sign { by: Member { node: me.clone(), revision }, alive: life.into() }
 }
 
@@ -81,7 +81,7 @@ pub fn living(signs: &Contents) -> BTreeSet<NodeName> {
 }
 
 /// The records to publish for these attachments.
-pub fn wanted<'a>(attachments: impl Iterator<Item = &'a Held>) -> Published {
+pub fn wanted<'a>(attachments: impl Iterator<Item = &'a AttachmentEntry>) -> Published {
     let mut said = BTreeMap::new();
     for held in attachments {
         let record = AddressRecord { attachment: held.attachment.clone(), pod: held.pod.clone() };
@@ -151,9 +151,9 @@ mod tests {
     use super::*;
     use crate::change::MOST_RECORDS;
     use crate::ids::{BootId, ClusterId, Incarnation, MachineId};
-    use crate::ledger::Standing;
+    use crate::ledger::MemberState;
     use crate::record::{Alive, NodeRecord};
-    use crate::view::Known;
+    use crate::view::Versioned;
 
     /// The machine and boot of the registered node.
     fn alive() -> Alive {
@@ -164,12 +164,12 @@ mod tests {
         "n1".parse().unwrap()
     }
 
-    fn identity(incarnation: &str) -> Identity {
-        Identity {
+    fn identity(incarnation: &str) -> NodeIdentity {
+        NodeIdentity {
             node: me(),
             cluster: ClusterId::new("c"),
             incarnation: Incarnation::new(incarnation),
-            standing: Standing::Member,
+            standing: MemberState::Member,
         }
     }
 
@@ -187,19 +187,19 @@ mod tests {
         };
         let mut view = View::default();
         view.source = Source::Store;
-        view.nodes.insert(me(), Known { record: Arc::new(record), revision: Revision::new(7) });
+        view.nodes.insert(me(), Versioned { record: Arc::new(record), revision: Revision::new(7) });
         view
     }
 
     #[test]
     fn the_own_record_counts_only_in_its_incarnation_boot_and_machine_and_from_the_store() {
         let (ours, alive) = (identity("i1"), alive());
-        let life = Life::from(&alive);
+        let life = Boot::from(&alive);
         assert_eq!(own_revision(&view(), &me(), Some(&ours), life), Some(Revision::new(7)));
         let later = Alive { boot_id: BootId::new("b2"), ..alive.clone() };
         let elsewhere = Alive { machine_id: MachineId::new("m2"), ..alive.clone() };
         for other in [later, elsewhere] {
-            assert_eq!(own_revision(&view(), &me(), Some(&ours), Life::from(&other)), None);
+            assert_eq!(own_revision(&view(), &me(), Some(&ours), Boot::from(&other)), None);
         }
         assert_eq!(own_revision(&view(), &me(), Some(&identity("i2")), life), None);
         assert_eq!(own_revision(&view(), &me(), None, life), None);

@@ -12,7 +12,7 @@ use crate::view::View;
 
 /// The facts that decide readiness.
 #[derive(Debug, Clone, Copy)]
-pub struct Facts<'a> {
+pub struct ReadinessInputs<'a> {
     /// The node's view of the cluster.
     pub view: &'a View,
     /// The registration state of the node.
@@ -30,8 +30,8 @@ pub struct Facts<'a> {
 }
 
 /// The reasons to refuse an ADD. Empty if the node is ready.
-pub fn obstacles(facts: &Facts<'_>) -> Vec<String> {
-    let Facts { view, registration, holdings, underlay, gateways, mtu, failures } = *facts;
+pub fn obstacles(facts: &ReadinessInputs<'_>) -> Vec<String> {
+    let ReadinessInputs { view, registration, holdings, underlay, gateways, mtu, failures } = *facts;
     if let Some(reason) = registration.forbids() {
         return vec![reason.to_string()];
     }
@@ -88,32 +88,32 @@ mod tests {
     use crate::Revision;
     use crate::cause::HostError;
     use crate::ids::{ClusterId, Incarnation};
-    use crate::ledger::{Identity, Standing};
+    use crate::ledger::{MemberState, NodeIdentity};
     use crate::pool::PoolState;
     use crate::record::ClusterRecord;
     use crate::registration::{Leaving, Pending};
-    use crate::view::Known;
+    use crate::view::Versioned;
 
     fn view(pools: &[&str]) -> View {
         let mut view = View::default();
         let cluster = ClusterRecord::new(ClusterId::new("c"));
-        view.cluster = Some(Known { record: Arc::new(cluster), revision: Revision::new(1) });
+        view.cluster = Some(Versioned { record: Arc::new(cluster), revision: Revision::new(1) });
         for (number, cidr) in pools.iter().enumerate() {
             let name: polder_api::PoolName = format!("p{number}").parse().unwrap();
             let cidr: crate::Cidr = cidr.parse().unwrap();
             let length = cidr.length() + 4;
             let pool = Pool::new(name.clone(), cidr, length, PoolState::Active).unwrap();
-            view.pools.insert(name, Known { record: Arc::new(pool), revision: Revision::new(1) });
+            view.pools.insert(name, Versioned { record: Arc::new(pool), revision: Revision::new(1) });
         }
         view
     }
 
     fn holdings(gateways: &[&str]) -> Holdings {
-        let identity = Identity {
+        let identity = NodeIdentity {
             node: "n1".parse().unwrap(),
             cluster: ClusterId::new("c"),
             incarnation: Incarnation::new("i"),
-            standing: Standing::Member,
+            standing: MemberState::Member,
         };
         Holdings { identity: Some(identity), blocks: Vec::new(), gateways: addresses(gateways) }
     }
@@ -123,10 +123,12 @@ mod tests {
     }
 
     /// The obstacles of a ready dual-stack node after `change`.
-    fn found(change: impl for<'a> FnOnce(Facts<'a>, &'a Spoilt) -> Facts<'a>) -> Vec<String> {
+    fn found(
+        change: impl for<'a> FnOnce(ReadinessInputs<'a>, &'a Spoilt) -> ReadinessInputs<'a>,
+    ) -> Vec<String> {
         let (view, holdings) = (view(&["10.0.0.0/24", "fd00::/120"]), holdings(&["10.0.0.1", "fd00::1"]));
         let gateways = holdings.gateways.clone();
-        let facts = Facts {
+        let facts = ReadinessInputs {
             view: &view,
             registration: &Registration::Registered,
             holdings: &holdings,
@@ -172,9 +174,12 @@ mod tests {
     #[test]
     fn a_node_that_has_everything_serves_even_while_its_record_waits() {
         assert_eq!(found(|facts, _| facts), Vec::<String>::new());
-        assert_eq!(found(|facts, it| Facts { registration: &it.waiting, ..facts }), Vec::<String>::new());
+        assert_eq!(
+            found(|facts, it| ReadinessInputs { registration: &it.waiting, ..facts }),
+            Vec::<String>::new()
+        );
         // Before the first pass the MTU is unknown.
-        assert_eq!(found(|facts, _| Facts { mtu: 0, ..facts }), Vec::<String>::new());
+        assert_eq!(found(|facts, _| ReadinessInputs { mtu: 0, ..facts }), Vec::<String>::new());
     }
 
     #[test]
@@ -182,18 +187,30 @@ mod tests {
         let says = |found: Vec<String>, sign: &str| {
             assert!(found.len() == 1 && found[0].contains(sign), "{found:?} does not say {sign}");
         };
-        says(found(|facts, it| Facts { registration: &it.removed, ..facts }), "disconnecting its pods");
-        says(found(|facts, it| Facts { view: &it.no_cluster, ..facts }), "etcd does not answer");
-        says(found(|facts, it| Facts { holdings: &it.nobody, ..facts }), "settings are missing");
         says(
-            found(|facts, it| Facts { holdings: &it.nobody, registration: &it.waiting, ..facts }),
+            found(|facts, it| ReadinessInputs { registration: &it.removed, ..facts }),
+            "disconnecting its pods",
+        );
+        says(found(|facts, it| ReadinessInputs { view: &it.no_cluster, ..facts }), "etcd does not answer");
+        says(found(|facts, it| ReadinessInputs { holdings: &it.nobody, ..facts }), "settings are missing");
+        says(
+            found(|facts, it| ReadinessInputs { holdings: &it.nobody, registration: &it.waiting, ..facts }),
             "registration continues",
         );
-        says(found(|facts, it| Facts { underlay: Err(&it.no_underlay), ..facts }), "no uplink");
-        says(found(|facts, it| Facts { view: &it.no_pool, ..facts }), "pools/p is refused: no range");
-        says(found(|facts, it| Facts { holdings: &it.one_gateway, ..facts }), "no IPv6 block: claiming one");
-        says(found(|facts, _| Facts { gateways: &facts.gateways[..1], ..facts }), "IPv6 gateway address");
-        says(found(|facts, _| Facts { mtu: 1230, ..facts }), "raise the underlay MTU by 50");
-        says(found(|facts, it| Facts { failures: &it.failures, ..facts }), "no bridge");
+        says(found(|facts, it| ReadinessInputs { underlay: Err(&it.no_underlay), ..facts }), "no uplink");
+        says(
+            found(|facts, it| ReadinessInputs { view: &it.no_pool, ..facts }),
+            "pools/p is refused: no range",
+        );
+        says(
+            found(|facts, it| ReadinessInputs { holdings: &it.one_gateway, ..facts }),
+            "no IPv6 block: claiming one",
+        );
+        says(
+            found(|facts, _| ReadinessInputs { gateways: &facts.gateways[..1], ..facts }),
+            "IPv6 gateway address",
+        );
+        says(found(|facts, _| ReadinessInputs { mtu: 1230, ..facts }), "raise the underlay MTU by 50");
+        says(found(|facts, it| ReadinessInputs { failures: &it.failures, ..facts }), "no bridge");
     }
 }

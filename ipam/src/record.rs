@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 pub use polder_api::Backend;
 pub use polder_api::ipam::PodsGone;
-use polder_api::ipam::{DeviationStatus, Repairs};
+use polder_api::ipam::{DeviationStatus, RepairMode};
 pub use polder_api::status::AttachMode;
 use polder_api::{Attachment, Mac, NodeName, Pod, PoolName};
 use serde::{Deserialize, Serialize};
@@ -224,44 +224,44 @@ pub struct Alive {
 
 /// One boot of one machine, identified by both ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Life<'a> {
+pub struct Boot<'a> {
     /// Machine id.
     pub machine_id: &'a MachineId,
     /// Boot id.
     pub boot_id: &'a BootId,
 }
 
-impl<'a> From<&'a NodeRecord> for Life<'a> {
+impl<'a> From<&'a NodeRecord> for Boot<'a> {
     fn from(record: &'a NodeRecord) -> Self {
         Self { machine_id: &record.machine_id, boot_id: &record.boot_id }
     }
 }
 
-impl<'a> From<&'a FenceRecord> for Life<'a> {
+impl<'a> From<&'a FenceRecord> for Boot<'a> {
     fn from(record: &'a FenceRecord) -> Self {
         Self { machine_id: &record.machine_id, boot_id: &record.boot_id }
     }
 }
 
-impl<'a> From<&'a Alive> for Life<'a> {
+impl<'a> From<&'a Alive> for Boot<'a> {
     fn from(record: &'a Alive) -> Self {
         Self { machine_id: &record.machine_id, boot_id: &record.boot_id }
     }
 }
 
-impl From<Life<'_>> for Alive {
-    fn from(life: Life<'_>) -> Self {
+impl From<Boot<'_>> for Alive {
+    fn from(life: Boot<'_>) -> Self {
         Self { boot_id: life.boot_id.clone(), machine_id: life.machine_id.clone() }
     }
 }
 
 impl fmt::Display for Alive {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Life::from(self).fmt(f)
+        Boot::from(self).fmt(f)
     }
 }
 
-impl fmt::Display for Life<'_> {
+impl fmt::Display for Boot<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "machine id {}, boot id {}", self.machine_id, self.boot_id)
     }
@@ -285,7 +285,7 @@ pub struct InspectionRecord {
     /// Identifies the request.
     pub id: Nonce,
     /// Whether deviations are to be repaired.
-    pub repairs: Repairs,
+    pub repairs: RepairMode,
 }
 
 /// The result of a node's check of itself.

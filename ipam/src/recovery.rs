@@ -6,7 +6,7 @@ use polder_api::{IfName, Mac};
 use tracing::{info, warn};
 
 use crate::alias;
-use crate::ledger::{Held, Kind, Ledger, LedgerError};
+use crate::ledger::{AttachmentEntry, Kind, Ledger, LedgerError};
 use crate::moment::Moment;
 use crate::node::NodeIpam;
 
@@ -27,10 +27,10 @@ pub struct LivingPod {
 
 impl LivingPod {
     /// The ledger entry of the pod; `None` if the alias does not identify the attachment of this interface.
-    pub fn held(self, now: Moment) -> Option<Held> {
+    pub fn held(self, now: Moment) -> Option<AttachmentEntry> {
         let (attachment, pod) =
             alias::read(&self.alias).filter(|(whose, _)| whose.host_interface() == self.name)?;
-        Some(Held {
+        Some(AttachmentEntry {
             attachment,
             kind: Kind::Pod,
             since: now,
@@ -110,7 +110,7 @@ mod tests {
         let now = Moment::from_millis(7);
         recover(&mut ipam, &[gateway], vec![living("a", Some(&pod)), others], now).unwrap();
         assert_eq!(ipam.gateways(), [gateway]);
-        let held: Vec<&Held> = ipam.attachments().collect();
+        let held: Vec<&AttachmentEntry> = ipam.attachments().collect();
         assert_eq!(held.len(), 1);
         assert_eq!((held[0].pod.as_ref(), held[0].mtu, held[0].since), (Some(&pod), 1400, now));
     }

@@ -7,16 +7,16 @@ use polder_api::NodeName;
 
 use crate::bootstrap::NotProposed;
 use crate::cause::HostError;
-use crate::ledger::{Identity, LedgerError, OwnedBlock};
+use crate::ledger::{LedgerError, NodeIdentity, OwnedBlock};
+use crate::membership::{Conflict, Removed, Waiting};
 use crate::release::NotReleased;
-use crate::steward::{Conflict, Removed, Waiting};
 use crate::store::StoreError;
 
 /// The identity, blocks and addresses of the node, from its ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Holdings {
     /// The identity of the node and its cluster.
-    pub identity: Option<Identity>,
+    pub identity: Option<NodeIdentity>,
     /// The blocks of the node.
     pub blocks: Vec<OwnedBlock>,
     /// The node's own addresses.

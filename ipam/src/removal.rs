@@ -18,9 +18,9 @@ use crate::change::{Change, Confirmation, Fence, Inheritance, MOST_RECORDS, Memb
 use crate::ids::Incarnation;
 use crate::moment::Moment;
 use crate::pool::Block;
-use crate::record::{FenceRecord, Life, NodeRecord, PodsGone};
+use crate::record::{Boot, FenceRecord, NodeRecord, PodsGone};
 use crate::reservation;
-use crate::view::{Known, View};
+use crate::view::{Versioned, View};
 
 /// Whether an operator confirms that the node and all its pods are gone permanently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,8 +76,8 @@ pub fn remove(view: &View, name: &NodeName, vouched: Vouched) -> Result<Option<C
         if let (Vouched::Yes, Some((_, fence))) = (vouched, silent.next()) {
             return Err(NotRemoved::Ambiguous {
                 node: name.clone(),
-                earlier: Life::from(&*fence.record).to_string(),
-                now: Life::from(&*node.record).to_string(),
+                earlier: Boot::from(&*fence.record).to_string(),
+                now: Boot::from(&*node.record).to_string(),
             });
         }
         let NodeRecord { incarnation, machine_id, boot_id, .. } = (*node.record).clone();
@@ -90,23 +90,23 @@ pub fn remove(view: &View, name: &NodeName, vouched: Vouched) -> Result<Option<C
         (true, _) => Ok(None),
         (false, Vouched::No) => Err(NotRemoved::Already(name.clone())),
         (false, Vouched::Yes | Vouched::Earlier) => {
-            let word = |(incarnation, fence)| vouch(incarnation, fence);
+            let word = |(incarnation, fence)| confirm_by_operator(incarnation, fence);
             Ok(Some(Change::VouchForNode(silent.into_iter().map(word).collect())))
         }
     }
 }
 
 /// An operator's confirmation that the pods of a removed node are gone.
-pub fn vouch(incarnation: &Incarnation, fence: &Known<FenceRecord>) -> Confirmation {
+pub fn confirm_by_operator(incarnation: &Incarnation, fence: &Versioned<FenceRecord>) -> Confirmation {
     gone(incarnation, fence, PodsGone::Vouched)
 }
 
 /// A removed node's own confirmation that its pods are gone.
-pub fn confirm(incarnation: &Incarnation, fence: &Known<FenceRecord>) -> Change {
+pub fn confirm(incarnation: &Incarnation, fence: &Versioned<FenceRecord>) -> Change {
     Change::ConfirmRemoval(gone(incarnation, fence, PodsGone::Confirmed))
 }
 
-fn gone(incarnation: &Incarnation, fence: &Known<FenceRecord>, pods: PodsGone) -> Confirmation {
+fn gone(incarnation: &Incarnation, fence: &Versioned<FenceRecord>, pods: PodsGone) -> Confirmation {
     let record = FenceRecord { pods, ..(*fence.record).clone() };
     Confirmation { incarnation: incarnation.clone(), record, revision: fence.revision }
 }
@@ -134,7 +134,7 @@ pub fn give_back(view: &View, by: &Member, incarnation: &Incarnation) -> Option<
     (!is_nothing).then(|| Inheritance { by: by.clone(), fence, blocks, addresses })
 }
 
-fn fence(incarnation: &Incarnation, known: &Known<FenceRecord>) -> Fence {
+fn fence(incarnation: &Incarnation, known: &Versioned<FenceRecord>) -> Fence {
     Fence { node: known.record.node.clone(), incarnation: incarnation.clone(), revision: known.revision }
 }
 

@@ -11,7 +11,7 @@ use crate::Revision;
 use crate::change::{Change, HandOver, LetGo, Member};
 use crate::pool::{Labels, Pool, PoolState, Purpose};
 use crate::record::{Holder, NodeRecord, PodsGone, ReservationRecord};
-use crate::view::{Known, View};
+use crate::view::{Versioned, View};
 
 /// Why a workload does not get an address.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
@@ -189,18 +189,18 @@ fn check_gone(
 }
 
 /// The reservation without a holder: the workload keeps the address.
-pub fn let_go(address: IpAddr, known: &Known<ReservationRecord>) -> LetGo {
+pub fn let_go(address: IpAddr, known: &Versioned<ReservationRecord>) -> LetGo {
     let record = ReservationRecord { holder: None, ..(*known.record).clone() };
     LetGo { address, record, revision: known.revision }
 }
 
 /// Deletes the reservation of an address. The caller checks that no pod holds it.
-pub fn give_up(address: IpAddr, known: &Known<ReservationRecord>) -> Change {
+pub fn give_up(address: IpAddr, known: &Versioned<ReservationRecord>) -> Change {
     Change::GiveUpAddress { address, revision: known.revision }
 }
 
 /// The address for a workload that requests none: its reserved address in the pool, or the first free one.
-pub fn choose(view: &View, pool: &Known<Pool>, owner: &str) -> Result<IpAddr, Denied> {
+pub fn choose(view: &View, pool: &Versioned<Pool>, owner: &str) -> Result<IpAddr, Denied> {
     let cidr = pool.record.cidr();
     let of_pool = || view.reservations.iter().filter(|(address, _)| cidr.has(**address));
     if let Some((address, _)) = of_pool().find(|(_, known)| known.record.owner == owner) {
@@ -213,7 +213,7 @@ pub fn choose(view: &View, pool: &Known<Pool>, owner: &str) -> Result<IpAddr, De
 }
 
 /// The pool for reservations that contains the address.
-pub fn pool_of(view: &View, address: IpAddr) -> Option<&Known<Pool>> {
+pub fn pool_of(view: &View, address: IpAddr) -> Option<&Versioned<Pool>> {
     let mut pools = view.pools.values();
     pools.find(|pool| pool.record.purpose == Purpose::Reservations && pool.record.cidr().has(address))
 }

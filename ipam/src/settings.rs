@@ -32,7 +32,7 @@ pub enum InvalidSettings {
 
 /// Requested settings, validated. `None` keeps the current value.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Wanted {
+pub struct ValidatedSettings {
     /// The transport between nodes.
     pub backend: Option<Backend>,
     /// The attach mode of pods.
@@ -47,13 +47,13 @@ pub struct Wanted {
     pub except: Option<Vec<Cidr>>,
 }
 
-impl From<Backend> for Wanted {
+impl From<Backend> for ValidatedSettings {
     fn from(backend: Backend) -> Self {
         Self { backend: Some(backend), ..Self::default() }
     }
 }
 
-impl TryFrom<SettingsChange> for Wanted {
+impl TryFrom<SettingsChange> for ValidatedSettings {
     type Error = InvalidSettings;
 
     fn try_from(change: SettingsChange) -> Result<Self, InvalidSettings> {
@@ -81,7 +81,7 @@ impl TryFrom<SettingsChange> for Wanted {
 ///
 /// All nodes accept packets of every backend, so the order in which nodes switch does not matter. For port and VNI it
 /// does: a tunnel between a node with the new values and a node with the old ones carries no packets.
-pub fn change(view: &View, wanted: &Wanted) -> Result<Decision, NotChanged> {
+pub fn change(view: &View, wanted: &ValidatedSettings) -> Result<Decision, NotChanged> {
     let key = Key::Cluster.to_string();
     if let Some(reason) = view.refused.get(&key) {
         return Err(NotChanged::Unreadable { key, reason: reason.clone() });
@@ -119,7 +119,11 @@ pub fn change(view: &View, wanted: &Wanted) -> Result<Decision, NotChanged> {
 }
 
 /// The requested settings that change, and those that stay equal, as text.
-fn compare(wanted: &Wanted, before: &ClusterRecord, after: &ClusterRecord) -> (Vec<String>, Vec<String>) {
+fn compare(
+    wanted: &ValidatedSettings,
+    before: &ClusterRecord,
+    after: &ClusterRecord,
+) -> (Vec<String>, Vec<String>) {
     let on = |enabled: bool| if enabled { "on" } else { "off" }.to_owned();
     let list = |ranges: &[Cidr]| {
         let all: Vec<String> = ranges.iter().map(ToString::to_string).collect();
@@ -166,16 +170,16 @@ mod tests {
     use super::*;
     use crate::Revision;
     use crate::ids::ClusterId;
-    use crate::view::Known;
+    use crate::view::Versioned;
 
     fn view() -> View {
         let record = Arc::new(ClusterRecord::new(ClusterId::new("c")));
         let mut view = View::default();
-        view.cluster = Some(Known { record, revision: Revision::new(3) });
+        view.cluster = Some(Versioned { record, revision: Revision::new(3) });
         view
     }
 
-    fn changed(wanted: &Wanted) -> (ClusterRecord, String) {
+    fn changed(wanted: &ValidatedSettings) -> (ClusterRecord, String) {
         match change(&view(), wanted).unwrap() {
             Decision::Commit { change, done } => match *change {
                 Change::ReplaceSettings { record, revision } => {
@@ -191,8 +195,11 @@ mod tests {
     #[test]
     fn only_what_is_wanted_is_changed_and_what_that_means_is_said() {
         let before = ClusterRecord::new(ClusterId::new("c"));
-        let (record, done) =
-            changed(&Wanted { port: Some(4789), masquerade: Some(false), ..Wanted::default() });
+        let (record, done) = changed(&ValidatedSettings {
+            port: Some(4789),
+            masquerade: Some(false),
+            ..ValidatedSettings::default()
+        });
         let vxlan = VxlanSettings { port: 4789, ..before.vxlan };
         assert_eq!(
             record,
@@ -205,7 +212,7 @@ mod tests {
             "{done}"
         );
         let except = Some(vec!["192.0.2.0/24".parse().unwrap()]);
-        let (_, done) = changed(&Wanted { except, ..Wanted::default() });
+        let (_, done) = changed(&ValidatedSettings { except, ..ValidatedSettings::default() });
         assert_eq!(done, "masquerade exceptions are now 192.0.2.0/24 (was none)");
         let same = change(&view(), &Backend::Auto.into()).unwrap();
         assert_eq!(same, Decision::Already("the backend is already auto".to_owned()));
@@ -213,10 +220,14 @@ mod tests {
 
     #[test]
     fn what_cannot_be_changed_is_refused_with_the_reason_and_nothing_else_is_changed() {
-        let attach = Wanted { attach: Some(AttachMode::Routed), port: Some(1), ..Wanted::default() };
+        let attach = ValidatedSettings {
+            attach: Some(AttachMode::Routed),
+            port: Some(1),
+            ..ValidatedSettings::default()
+        };
         let refused = change(&view(), &attach).unwrap_err().to_string();
         assert!(refused.contains("bridge") && refused.contains("routed"), "{refused}");
-        let same = Wanted { attach: Some(AttachMode::Bridge), ..Wanted::default() };
+        let same = ValidatedSettings { attach: Some(AttachMode::Bridge), ..ValidatedSettings::default() };
         assert!(matches!(change(&view(), &same), Ok(Decision::Already(_))));
         for wrong in [
             SettingsChange { vni: Some(0), ..SettingsChange::default() },
@@ -224,7 +235,7 @@ mod tests {
             SettingsChange { port: Some(0), ..SettingsChange::default() },
             SettingsChange { except: Some(vec!["10.0.0.1/8".parse().unwrap()]), ..SettingsChange::default() },
         ] {
-            assert!(Wanted::try_from(wrong.clone()).is_err(), "{wrong:?}");
+            assert!(ValidatedSettings::try_from(wrong.clone()).is_err(), "{wrong:?}");
         }
     }
 }

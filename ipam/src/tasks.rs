@@ -8,13 +8,13 @@ pub mod collect;
 mod hand_over;
 pub mod lease;
 pub mod operator;
+pub mod orphan_collector;
 mod pods;
 pub mod published;
 pub mod publisher;
 mod race;
 pub mod records;
 mod registrar;
-pub mod sweeper;
 pub mod teardown;
 #[cfg(test)]
 mod tests;
@@ -34,12 +34,12 @@ use crate::cause::HostError;
 use crate::change::{Change, MOST_RECORDS};
 use crate::ids::{BootId, MachineId};
 use crate::ledger::Ledger;
+use crate::membership::{NoPresence, Presence, Proof, Step};
 use crate::node::NodeIpam;
 use crate::pool::Labels;
-use crate::record::{Alive, Life};
+use crate::record::{Alive, Boot};
 use crate::registration::{Holdings, Registration};
 use crate::release::NotReleased;
-use crate::steward::{NoPresence, Presence, Proof, Step};
 use crate::store::StoreError;
 use crate::view::View;
 
@@ -71,8 +71,8 @@ pub struct Me {
 
 impl Me {
     /// The machine id and the boot id, for comparison with records.
-    pub fn life(&self) -> Life<'_> {
-        Life { machine_id: &self.machine_id, boot_id: &self.boot_id }
+    pub fn life(&self) -> Boot<'_> {
+        Boot { machine_id: &self.machine_id, boot_id: &self.boot_id }
     }
 }
 
@@ -193,7 +193,7 @@ pub trait RegistrarHost: Host {
     fn register(&self, registration: Registration);
 
     /// Publishes the node's identity, blocks and gateway addresses to the other tasks.
-    fn announce(&self, holdings: Holdings);
+    fn publish_holdings(&self, holdings: Holdings);
 
     /// Releases an attachment, or the probe endpoint, of a removed node: [`teardown::cut_off`].
     fn cut_off(&self, attachment: &Attachment) -> impl Future<Output = Result<(), NotReleased>>;

@@ -18,7 +18,7 @@ use polder_api::{Family, NodeName, PoolName};
 
 /// A record as of the revision that last changed it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Known<T> {
+pub struct Versioned<T> {
     /// The record. Shared, because a view is copied at every change.
     pub record: Arc<T>,
     /// The revision.
@@ -47,12 +47,12 @@ pub struct View {
     /// Why the datastore is unreachable, while it is.
     pub lost: Option<String>,
     /// The settings.
-    pub cluster: Option<Known<ClusterRecord>>,
+    pub cluster: Option<Versioned<ClusterRecord>>,
     /// The pools that this node can use.
-    pub pools: BTreeMap<PoolName, Known<Pool>>,
+    pub pools: BTreeMap<PoolName, Versioned<Pool>>,
     /// The pools that it cannot use: pods cannot have their addresses, or the node would lose addresses that it
     /// needs.
-    unusable: BTreeMap<PoolName, Known<Pool>>,
+    unusable: BTreeMap<PoolName, Versioned<Pool>>,
     /// The keys of unusable pools in `refused`.
     unusable_keys: BTreeSet<String>,
     /// The pools in use with addresses that pods should not have: by key, with the reason.
@@ -62,15 +62,15 @@ pub struct View {
     /// The addresses that this node must reach outside the pod network.
     pub needed: Vec<Needed>,
     /// The nodes.
-    pub nodes: BTreeMap<NodeName, Known<NodeRecord>>,
+    pub nodes: BTreeMap<NodeName, Versioned<NodeRecord>>,
     /// The claims.
-    pub blocks: BTreeMap<Block, Known<BlockRecord>>,
+    pub blocks: BTreeMap<Block, Versioned<BlockRecord>>,
     /// The fences of removed nodes.
-    pub fences: BTreeMap<Incarnation, Known<FenceRecord>>,
+    pub fences: BTreeMap<Incarnation, Versioned<FenceRecord>>,
     /// The reservations of addresses for workloads.
-    pub reservations: BTreeMap<IpAddr, Known<ReservationRecord>>,
+    pub reservations: BTreeMap<IpAddr, Versioned<ReservationRecord>>,
     /// The request for a check on all nodes.
-    pub inspection: Option<Known<InspectionRecord>>,
+    pub inspection: Option<Versioned<InspectionRecord>>,
     /// The keys of refused records, with the reason. If an earlier record could be decoded, it stays in force.
     pub refused: BTreeMap<String, String>,
     /// The number of times that the datastore seems to have lost records: the settings, which are never deleted, are
@@ -179,12 +179,12 @@ impl View {
     }
 
     /// All pools, including those that this node cannot use.
-    pub fn every_pool(&self) -> impl Iterator<Item = &Known<Pool>> {
+    pub fn every_pool(&self) -> impl Iterator<Item = &Versioned<Pool>> {
         self.pools.values().chain(self.unusable.values())
     }
 
     /// The pool with that name, including one that this node cannot use.
-    pub fn any_pool(&self, name: &PoolName) -> Option<&Known<Pool>> {
+    pub fn any_pool(&self, name: &PoolName) -> Option<&Versioned<Pool>> {
         self.pools.get(name).or_else(|| self.unusable.get(name))
     }
 
@@ -378,8 +378,8 @@ enum Use {
     None(String),
 }
 
-fn known<T>(record: T, revision: Revision) -> Known<T> {
-    Known { record: Arc::new(record), revision }
+fn known<T>(record: T, revision: Revision) -> Versioned<T> {
+    Versioned { record: Arc::new(record), revision }
 }
 
 #[cfg(test)]

@@ -100,7 +100,7 @@ pub fn without_vlans(index: IfIndex) -> Operation {
     ];
     let change =
         LinkUnspec::new_with_index(index.number()).append_extra_attribute(LinkAttribute::LinkInfo(info));
-    Operation::from(Change(change)).harmless_if(Errno::EOPNOTSUPP)
+    Operation::from(LinkChange(change)).harmless_if(Errno::EOPNOTSUPP)
 }
 
 fn create(message: LinkMessage) -> Operation {
@@ -120,13 +120,13 @@ pub fn delete_group(group: u32) -> Operation {
 }
 
 /// A change to the interface of that name.
-pub fn change(name: &str) -> Change {
-    Change(LinkUnspec::new_with_name(name))
+pub fn change(name: &str) -> LinkChange {
+    LinkChange(LinkUnspec::new_with_name(name))
 }
 
 /// A change to the interface with that index.
-pub fn change_index(index: IfIndex) -> Change {
-    Change(LinkUnspec::new_with_index(index.number()))
+pub fn change_index(index: IfIndex) -> LinkChange {
+    LinkChange(LinkUnspec::new_with_index(index.number()))
 }
 
 /// Prevents an automatic IPv6 link-local address. Send it before the interface is up, in a separate request: the
@@ -135,15 +135,15 @@ pub fn change_index(index: IfIndex) -> Change {
 pub fn without_link_local(name: &str) -> Operation {
     let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
     let attribute = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]);
-    let change = Change(LinkUnspec::new_with_name(name).append_extra_attribute(attribute));
+    let change = LinkChange(LinkUnspec::new_with_name(name).append_extra_attribute(attribute));
     Operation::from(change).harmless_if(Errno::EAFNOSUPPORT)
 }
 
 /// Changes to one interface. Sent as `RTM_NEWLINK`, because `RTM_SETLINK` ignores port settings.
 #[derive(Debug)]
-pub struct Change(LinkMessageBuilder<LinkUnspec>);
+pub struct LinkChange(LinkMessageBuilder<LinkUnspec>);
 
-impl Change {
+impl LinkChange {
     /// Sets it up.
     #[must_use]
     pub fn up(self) -> Self {
@@ -209,8 +209,8 @@ impl Change {
     }
 }
 
-impl From<Change> for Operation {
-    fn from(change: Change) -> Self {
+impl From<LinkChange> for Operation {
+    fn from(change: LinkChange) -> Self {
         Self::new(RouteNetlinkMessage::NewLink(change.0.build()), 0)
     }
 }

@@ -35,7 +35,7 @@ pub struct Neighbour {
 /// VLAN 1, and copies entries added to VLAN 0 there (`br_fdb_add`, `net/bridge/br_fdb.c`); an entry that is deleted
 /// from VLAN 0 is deleted from all VLANs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Forward {
+pub struct FdbEntry {
     /// The bridge port or VXLAN device.
     pub index: IfIndex,
     /// The destination link-layer address.
@@ -80,7 +80,7 @@ impl Neighbour {
     }
 }
 
-impl Forward {
+impl FdbEntry {
     /// Creates the entry, or replaces the one for its link-layer address. An entry with [`Destination::Otherwise`]
     /// must be deleted first.
     pub fn replace(&self) -> Operation {
@@ -140,7 +140,7 @@ impl RouteSocket {
 
     /// The FDB entries of all bridge ports and tunnels, except learned ones, the ports' own addresses, and entries of
     /// VLANs other than 0.
-    pub fn forwards(&mut self) -> Result<Vec<Forward>, Error> {
+    pub fn forwards(&mut self) -> Result<Vec<FdbEntry>, Error> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
         self.dump(RouteNetlinkMessage::GetNeighbour(message), |message| forward(&message))
@@ -159,7 +159,7 @@ fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
     Some(Neighbour { index: IfIndex::new(message.header.ifindex), address: address?, mac: mac(message)? })
 }
 
-fn forward(message: &RouteNetlinkMessage) -> Option<Forward> {
+fn forward(message: &RouteNetlinkMessage) -> Option<FdbEntry> {
     let RouteNetlinkMessage::NewNeighbour(message) = message else { return None };
     if vlan(message) != 0 {
         return None;
@@ -181,7 +181,7 @@ fn forward(message: &RouteNetlinkMessage) -> Option<Forward> {
         (NeighbourState::Noarp, None) => Destination::Port,
         _ => return None,
     };
-    Some(Forward { index: IfIndex::new(message.header.ifindex), mac: mac(message)?, to })
+    Some(FdbEntry { index: IfIndex::new(message.header.ifindex), mac: mac(message)?, to })
 }
 
 /// The VLAN of a bridge's FDB entry. The kernel omits VLAN 0 (`fdb_fill_info`, `net/bridge/br_fdb.c`).
@@ -215,7 +215,7 @@ mod tests {
 
     /// An FDB entry of a bridge port, decoded from the bytes that the kernel would send.
     fn told(vlan: Option<u16>) -> RouteNetlinkMessage {
-        let mut message = Forward { index: IfIndex::new(7), mac: POD, to: Destination::Port }.message();
+        let mut message = FdbEntry { index: IfIndex::new(7), mac: POD, to: Destination::Port }.message();
         message.attributes.push(NeighbourAttribute::Controller(3));
         message.attributes.extend(vlan.map(NeighbourAttribute::Vlan));
         let mut bytes = vec![0; message.buffer_len()];
@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn the_entry_that_a_bridge_uses_is_that_of_vlan_0_and_others_are_not_taken_for_it() {
-        let ours = Forward { index: IfIndex::new(7), mac: POD, to: Destination::Port };
+        let ours = FdbEntry { index: IfIndex::new(7), mac: POD, to: Destination::Port };
         assert_eq!(forward(&told(None)), Some(ours));
         assert_eq!(forward(&told(Some(0))), Some(ours));
         for vlan in [1, 77, 4094] {

@@ -96,14 +96,14 @@ pub enum Target {
 /// A route with Polder's protocol number but another metric, so Polder did not create it. It exists beside Polder's
 /// route, or has precedence over it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Impostor {
+pub struct ConflictingRoute {
     /// The destination.
     pub destination: IpNetwork,
     /// The metric; the lowest value has precedence, and 0 is the lowest.
     pub priority: u32,
 }
 
-impl Impostor {
+impl ConflictingRoute {
     /// Deletes the route.
     pub fn delete(&self) -> Operation {
         delete_with(self.destination, self.priority)
@@ -304,8 +304,8 @@ pub struct Lookup {
 impl RouteSocket {
     /// Polder's routes in the main table, of both families, and routes with Polder's protocol number but another
     /// metric.
-    pub fn routes(&mut self) -> Result<(Vec<Route>, Vec<Impostor>), Error> {
-        let (mut routes, mut impostors) = (Vec::new(), Vec::new());
+    pub fn routes(&mut self) -> Result<(Vec<Route>, Vec<ConflictingRoute>), Error> {
+        let (mut routes, mut conflicting) = (Vec::new(), Vec::new());
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut filter = RouteMessage::default();
             filter.header.address_family = family;
@@ -314,11 +314,11 @@ impl RouteSocket {
             for (route, priority) in self.route_dump(filter, marked)? {
                 match priority {
                     PRIORITY => routes.push(route),
-                    _ => impostors.push(Impostor { destination: route.destination, priority }),
+                    _ => conflicting.push(ConflictingRoute { destination: route.destination, priority }),
                 }
             }
         }
-        Ok((routes, impostors))
+        Ok((routes, conflicting))
     }
 
     /// The configured routes of other origin in the main table, of both families, except types such as `unreachable`.

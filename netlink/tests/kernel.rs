@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use polder_api::{Family, IfName, Mac};
 use polder_netlink::link::{Kind, Port, VethPair, Vxlan};
 use polder_netlink::monitor::{Event, Monitor, What};
-use polder_netlink::neighbour::{Destination, Forward, Neighbour};
+use polder_netlink::neighbour::{Destination, FdbEntry, Neighbour};
 use polder_netlink::route::{DefaultRoute, OnlinkRoute, Route, Table, Target};
 use polder_netlink::rule::Rule;
 use polder_netlink::{IfIndex, RouteSocket, address, link, namespace, route};
@@ -310,16 +310,16 @@ fn neighbours_and_forwards_are_read_back_as_they_were_made() {
             mac: POD_MAC,
         });
         let forwards = [
-            Forward { index: port, mac: POD_MAC, to: Destination::Port },
-            Forward { index: tunnel, mac: POD_MAC, to: Destination::Remote(ip("10.9.0.2")) },
+            FdbEntry { index: port, mac: POD_MAC, to: Destination::Port },
+            FdbEntry { index: tunnel, mac: POD_MAC, to: Destination::Remote(ip("10.9.0.2")) },
         ];
         for _ in 0..2 {
-            let all = neighbours.iter().map(Neighbour::replace).chain(forwards.iter().map(Forward::replace));
+            let all = neighbours.iter().map(Neighbour::replace).chain(forwards.iter().map(FdbEntry::replace));
             socket.execute_all(all).unwrap();
             assert_eq!(socket.neighbours().unwrap(), neighbours);
             assert_eq!(sorted(socket.forwards().unwrap()), sorted(forwards.to_vec()));
         }
-        let moved = Forward { to: Destination::Remote(ip("10.9.0.3")), ..forwards[1] };
+        let moved = FdbEntry { to: Destination::Remote(ip("10.9.0.3")), ..forwards[1] };
         socket.execute_all([moved.replace()]).unwrap();
         assert_eq!(sorted(socket.forwards().unwrap()), sorted(vec![forwards[0], moved]));
         // Whatever else somebody has put there is seen, and goes.
@@ -332,7 +332,7 @@ fn neighbours_and_forwards_are_read_back_as_they_were_made() {
             "nhid 2 permanent",
         ] {
             run("sh", &["-ec", &format!("bridge fdb add {POD_MAC} dev vx {odd} self")]);
-            let odd = Forward { to: Destination::Otherwise, ..moved };
+            let odd = FdbEntry { to: Destination::Otherwise, ..moved };
             assert_eq!(sorted(socket.forwards().unwrap()), sorted(vec![forwards[0], odd]));
             socket.execute_all([odd.delete()]).unwrap();
             assert_eq!(socket.forwards().unwrap(), forwards[..1]);
@@ -356,7 +356,7 @@ fn an_entry_of_another_vlan_is_not_ours_and_does_not_hide_that_ours_is_missing()
         let bridge = bridge(socket);
         let _pod = pod(socket, bridge);
         let port = socket.link("host").unwrap().unwrap().index;
-        let ours = Forward { index: port, mac: POD_MAC, to: Destination::Port };
+        let ours = FdbEntry { index: port, mac: POD_MAC, to: Destination::Port };
         socket.execute_all([ours.replace()]).unwrap();
         let table = || run("bridge", &["fdb", "show", "dev", "host"]);
         let entry = format!("{POD_MAC} vlan 1 master br static");
@@ -399,7 +399,7 @@ fn a_bridge_that_filters_vlans_is_told_from_one_that_does_not_and_made_one_that_
     });
 }
 
-fn sorted(mut forwards: Vec<Forward>) -> Vec<Forward> {
+fn sorted(mut forwards: Vec<FdbEntry>) -> Vec<FdbEntry> {
     forwards.sort_by_key(|forward| forward.index);
     forwards
 }

@@ -128,8 +128,9 @@ fn elements() -> Elements {
     ])
 }
 
-/// The table is found with these elements. The kernel dumps a hash set by position and resizes it after an insertion, at a time of
-/// its own: a dump of several messages can miss elements in between (`nft_rhash_walk` in `net/netfilter/nft_set_hash.c`).
+/// The table is found with these elements. The kernel dumps a hash set by position and resizes it after an insertion,
+/// at a time of its own: a dump of several messages can miss elements in between (`nft_rhash_walk` in
+/// `net/netfilter/nft_set_hash.c`).
 fn assert_found(filter: &mut FilterSocket, table: &Table, expected: &Elements) {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {

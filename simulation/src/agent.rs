@@ -16,31 +16,31 @@ use polder_ipam::Revision;
 use polder_ipam::bootstrap::Bootstrap;
 use polder_ipam::change::Change;
 use polder_ipam::key::{Key, Range};
+use polder_ipam::membership::Proof;
 use polder_ipam::node::NodeIpam;
 use polder_ipam::pool::Labels;
 use polder_ipam::record::ClusterRecord;
 use polder_ipam::recovery::{self, LivingPod, NotRestored};
 use polder_ipam::registration::{Holdings, Registration};
-use polder_ipam::steward::Proof;
 use polder_ipam::store::{Contents, Outcome, StoreError, position};
 use polder_ipam::tasks::publisher::run as run_publisher;
-use polder_ipam::tasks::{CATCH_UP, Me, sweeper, tombstones};
+use polder_ipam::tasks::{CATCH_UP, Me, orphan_collector, tombstones};
 use polder_ipam::transaction::transaction;
 use polder_ipam::view::View;
 use polder_ipam::{Moment, Pool};
 
-use crate::Follower;
+use crate::Watcher;
 use crate::disk::Disk;
 use crate::etcd::Operation;
 use crate::in_flight::InFlight;
 use crate::settings;
 use crate::store_request::{Answer, Question, no_answer};
-use crate::task::{Life, Pause, Task, Wait, Waiting};
+use crate::task::{Owner, Pause, Task, Wait, Waiting};
 use crate::world::{Agent, COOL_DOWN, Keeping, Kernel, Machine, Shared, World};
 
 /// Handle of a task to the simulated world.
 #[derive(Clone)]
-pub struct Hand {
+pub struct SimHost {
     /// The simulated world.
     pub world: Shared,
     /// Index of the machine on which the task runs.
@@ -52,7 +52,7 @@ pub struct Hand {
     waiting: Waiting,
 }
 
-impl Hand {
+impl SimHost {
     /// A handle for a new task of the agent.
     pub fn new(world: &Shared, machine: usize, epoch: u64) -> Self {
         Self { world: Rc::clone(world), machine, epoch, overtakes: true, waiting: Rc::default() }
@@ -130,7 +130,7 @@ impl Hand {
     async fn ask(&self, question: Question) -> Result<Answer, StoreError> {
         let is_commit = matches!(question, Question::Commit(_));
         let id = self.with(|world| world.ask(self.machine, question));
-        let mut asked = Asked { hand: self, id, is_commit, is_answered: false };
+        let mut asked = PendingRequest { hand: self, id, is_commit, is_answered: false };
         self.wait(Wait::Reply(id)).await;
         asked.is_answered = true;
         self.with(|world| world.take_answer(id))
@@ -162,19 +162,19 @@ impl Hand {
 }
 
 /// A request whose reply a task waits for. If the wait is dropped, the request can still arrive.
-struct Asked<'a> {
-    hand: &'a Hand,
+struct PendingRequest<'a> {
+    hand: &'a SimHost,
     id: u64,
     is_commit: bool,
     is_answered: bool,
 }
 
-impl Drop for Asked<'_> {
+impl Drop for PendingRequest<'_> {
     fn drop(&mut self) {
         if self.is_answered {
             return;
         }
-        let Hand { machine, epoch, .. } = *self.hand;
+        let SimHost { machine, epoch, .. } = *self.hand;
         self.hand.with(|world| {
             world.leave(self.id);
             // While the agent runs, only the publisher abandons a change.
@@ -194,11 +194,11 @@ pub fn spawn<F: Future<Output = ()> + 'static>(
     machine: usize,
     epoch: u64,
     name: &str,
-    task: impl FnOnce(Hand) -> F,
+    task: impl FnOnce(SimHost) -> F,
 ) {
-    let hand = Hand::new(world, machine, epoch);
+    let hand = SimHost::new(world, machine, epoch);
     let waiting = Rc::clone(&hand.waiting);
-    let task = Task::new(machine, Life::Agent(epoch), name.to_owned(), u64::MAX, waiting, task(hand));
+    let task = Task::new(machine, Owner::Agent(epoch), name.to_owned(), u64::MAX, waiting, task(hand));
     world.borrow_mut().spawned.push(task);
 }
 
@@ -207,15 +207,15 @@ pub fn spawn_plugin<F: Future<Output = ()> + 'static>(
     world: &Shared,
     machine: usize,
     name: &str,
-    task: impl FnOnce(Hand, u64) -> F,
+    task: impl FnOnce(SimHost, u64) -> F,
 ) -> u64 {
     let (number, deadline) = {
         let mut world = world.borrow_mut();
         (world.number(), world.now + PATIENCE_MS)
     };
-    let hand = Hand::new(world, machine, 0);
+    let hand = SimHost::new(world, machine, 0);
     let waiting = Rc::clone(&hand.waiting);
-    let life = Life::Plugin(number);
+    let life = Owner::Plugin(number);
     let task = Task::new(machine, life, name.to_owned(), deadline, waiting, task(hand, number));
     world.borrow_mut().spawned.push(task);
     number
@@ -250,7 +250,7 @@ pub fn start(world: &Shared, index: usize) -> bool {
         me: Rc::new(me),
         ipam,
         view: Arc::default(),
-        follower: Follower::new(Key::followed()),
+        watcher: Watcher::new(Key::followed()),
         in_flight: InFlight::default(),
         registration: Registration::default(),
         holdings: Holdings::default(),
@@ -261,19 +261,19 @@ pub fn start(world: &Shared, index: usize) -> bool {
         is_unpublished: false,
         adopted: None,
         losses: 0,
-        caution: false,
+        hold_off: false,
         last_step: String::new(),
         closed: Vec::new(),
     });
     if machine.is_cut {
-        machine.agent.as_mut().expect("just made").follower.cut();
+        machine.agent.as_mut().expect("just made").watcher.cut();
     }
     guard.note(|| format!("{index}: agent {number} starts, {} attachments are void", void.len()));
     drop(guard);
     spawn(world, index, number, "main", |hand| async move {
         tombstones::apply_all(&hand).await;
         hand.agent(|agent| agent.is_open = true);
-        let Hand { world, machine, epoch, .. } = &hand;
+        let SimHost { world, machine, epoch, .. } = &hand;
         spawn(world, *machine, *epoch, "verifier", verify);
         spawn(world, *machine, *epoch, "registrar", registrar::run);
         spawn(world, *machine, *epoch, "engine", engine::run);
@@ -281,7 +281,7 @@ pub fn start(world: &Shared, index: usize) -> bool {
             run_publisher(&hand, &hand.me()).await;
         });
         spawn(world, *machine, *epoch, "sweeper", async move |hand| {
-            sweeper::run(&hand, leaving, GRACE).await;
+            orphan_collector::run(&hand, leaving, GRACE).await;
         });
     });
     true
@@ -302,13 +302,13 @@ fn me(machine: &Machine, proof: Proof, pools: Vec<Pool>) -> Me {
 }
 
 /// Verifies periodically that the watch has missed nothing.
-async fn verify(hand: Hand) {
+async fn verify(hand: SimHost) {
     loop {
         hand.sleep(host::millis(VERIFY_EVERY)).await;
         hand.with(|world| {
             let World { machines, etcd, .. } = world;
             let agent = machines[hand.machine].agent.as_mut().expect("a task of an agent ends with it");
-            if let Some(update) = agent.follower.verify(etcd) {
+            if let Some(update) = agent.watcher.verify(etcd) {
                 Arc::make_mut(&mut agent.view).apply(update);
                 agent.news = true;
             }

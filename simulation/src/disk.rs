@@ -8,7 +8,7 @@ use polder_api::Attachment;
 use polder_ipam::Moment;
 use polder_ipam::ids::BootId;
 use polder_ipam::ledger::memory::Memory;
-use polder_ipam::ledger::{Held, Identity, Ledger, LedgerError, OwnedBlock};
+use polder_ipam::ledger::{AttachmentEntry, Ledger, LedgerError, NodeIdentity, OwnedBlock};
 use polder_ipam::pool::Block;
 
 /// Number of earlier ledger states kept, for power failures.
@@ -102,15 +102,15 @@ impl Disk {
 }
 
 impl Ledger for Disk {
-    fn identity(&self) -> Result<Option<Identity>, LedgerError> {
+    fn identity(&self) -> Result<Option<NodeIdentity>, LedgerError> {
         self.0.borrow().ledger.identity()
     }
 
-    fn identify(&mut self, identity: &Identity) -> Result<(), LedgerError> {
+    fn identify(&mut self, identity: &NodeIdentity) -> Result<(), LedgerError> {
         self.write(|ledger| ledger.identify(identity))
     }
 
-    fn enter_boot(&mut self, id: &BootId) -> Result<Vec<Held>, LedgerError> {
+    fn enter_boot(&mut self, id: &BootId) -> Result<Vec<AttachmentEntry>, LedgerError> {
         self.write(|ledger| ledger.enter_boot(id))
     }
 
@@ -150,15 +150,15 @@ impl Ledger for Disk {
         self.0.borrow().ledger.resting()
     }
 
-    fn rest(&mut self, addresses: &[IpAddr], since: Moment) -> Result<(), LedgerError> {
-        self.write(|ledger| ledger.rest(addresses, since))
+    fn cool_down(&mut self, addresses: &[IpAddr], since: Moment) -> Result<(), LedgerError> {
+        self.write(|ledger| ledger.cool_down(addresses, since))
     }
 
-    fn attachments(&self) -> Result<Vec<Held>, LedgerError> {
+    fn attachments(&self) -> Result<Vec<AttachmentEntry>, LedgerError> {
         self.0.borrow().ledger.attachments()
     }
 
-    fn add_attachment(&mut self, held: &Held) -> Result<(), LedgerError> {
+    fn add_attachment(&mut self, held: &AttachmentEntry) -> Result<(), LedgerError> {
         self.write(|ledger| ledger.add_attachment(held))
     }
 

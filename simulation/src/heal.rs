@@ -6,7 +6,7 @@ use polder_ipam::Cidr;
 use polder_ipam::ids::{Incarnation, MachineId};
 use polder_ipam::ledger::Ledger;
 use polder_ipam::pool::PoolState;
-use polder_ipam::record::{Life, PodsGone};
+use polder_ipam::record::{Boot, PodsGone};
 use polder_ipam::removal::Vouched;
 
 use crate::container::Container;
@@ -169,7 +169,7 @@ fn remove_again(world: &mut World) {
         let Some(node) = world.truth.nodes.get(&machine.name) else { return false };
         let is_same = node.record.machine_id == machine.machine_id;
         // A recreated machine reports the conflict: no remaining machine has the ids of the record.
-        let is_gone = |other: &Machine| other.is_destroyed || other.life() != Life::from(&*node.record);
+        let is_gone = |other: &Machine| other.is_destroyed || other.life() != Boot::from(&*node.record);
         let is_anew = || world.machines.iter().all(is_gone);
         machine.agent.as_ref().filter(|_| !machine.is_destroyed).is_some_and(|agent| {
             let says = |sign| agent.last_step.contains(sign);

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use polder_ipam::Moment;
 use polder_ipam::invariants::{
-    Deviation, Facts, Interface, KernelFacts, LedgerFacts, NodeFacts, Published, check,
+    ClusterReport, Deviation, Interface, KernelFacts, LedgerFacts, NodeFacts, Published, check,
 };
 use polder_ipam::key::Key;
-use polder_ipam::ledger::{Ledger, Standing};
+use polder_ipam::ledger::{Ledger, MemberState};
 
 use crate::world::{Keeping, Machine, World};
 
@@ -28,7 +28,7 @@ pub fn judge(world: &mut World, strictness: Strictness) -> Vec<Deviation> {
         Strictness::Lenient => Vec::new(),
         Strictness::Strict => published(world),
     };
-    let facts = Facts {
+    let facts = ClusterReport {
         view: Some(&world.truth),
         putting_back: world.putting_back,
         published: &published,
@@ -67,7 +67,7 @@ fn is_put_back(world: &World) -> bool {
             is_done
                 && agent.view.cluster.is_some()
                 && agent.view.revision == world.etcd.revision()
-                && !agent.is_cautious()
+                && !agent.holds_off()
                 && !agent.news
         })
     })
@@ -92,7 +92,7 @@ fn node(world: &World, machine: &Machine, strictness: Strictness) -> NodeFacts {
     let serves = machine.agent.as_ref().is_some_and(|agent| !agent.is_forbidden());
     // A removed node does not keep its guarantees.
     let is_removed = ledger.as_ref().and_then(|ledger| ledger.identity.as_ref());
-    let is_removed = is_removed.is_some_and(|identity| identity.standing == Standing::Removed);
+    let is_removed = is_removed.is_some_and(|identity| identity.standing == MemberState::Removed);
     NodeFacts {
         name: machine.name.clone(),
         boot_id: machine.boot_id.clone(),

@@ -2,7 +2,7 @@
 //! the same seed replays the same run.
 //!
 //! The simulation has no real clock, no threads, and no input or output. It runs the decisions and the tasks of
-//! `polder-ipam` that a node runs ([`polder_ipam::tasks`]): the registrar, ADD and DEL, the sweeper, the publisher,
+//! `polder-ipam` that a node runs ([`polder_ipam::tasks`]): registrar, ADD and DEL, orphan collector, publisher,
 //! and the requests of operators to an agent ([`operator`]). Kernel and store are data ([`agent`]). Some clusters are
 //! one node with its records in a local file. Tests with random operations compare [`etcd::Model`] with a real etcd.
 //! [`model`] explores every order of events for a few nodes.
@@ -13,7 +13,6 @@ pub mod disk;
 pub mod etcd;
 pub mod fault;
 pub mod faults;
-pub mod follower;
 pub mod heal;
 pub mod in_flight;
 pub mod judge;
@@ -28,8 +27,9 @@ mod serving;
 pub mod settings;
 pub mod store_request;
 pub mod task;
+pub mod watcher;
 pub mod world;
 
 pub use etcd::Model;
-pub use follower::Follower;
 pub use random::Random;
+pub use watcher::Watcher;

@@ -29,15 +29,15 @@ mod watcher;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use polder_ipam::allocator::USUAL_REST;
+use polder_ipam::allocator::DEFAULT_COOL_DOWN;
 use polder_ipam::change::Change;
 use polder_ipam::key::Key;
 use polder_ipam::ledger::memory::Memory;
-use polder_ipam::ledger::{Identity, Standing};
+use polder_ipam::ledger::{MemberState, NodeIdentity};
+use polder_ipam::membership::Proof;
 use polder_ipam::node::NodeIpam;
 use polder_ipam::pool::Labels;
 use polder_ipam::record::{FenceRecord, PodsGone};
-use polder_ipam::steward::Proof;
 use polder_ipam::store::{Compare, Txn};
 use polder_ipam::tasks::Me;
 use polder_ipam::transaction::transaction;
@@ -98,7 +98,7 @@ impl Space {
             proof: if self.flaw == Some(Flaw::BelievesCopies) { Proof::Ledger } else { Proof::Machine },
             labels: Labels::new(),
             bootstrap: None,
-            cooldown: USUAL_REST,
+            cooldown: DEFAULT_COOL_DOWN,
         }
     }
 
@@ -124,17 +124,17 @@ impl Space {
 
     /// The modified ledger that a task uses; `None` if it uses the machine's own.
     fn bend_ledger(&self, machine: &Machine, job: &Job) -> Option<NodeIpam<Memory>> {
-        let identity = machine.identity().filter(|identity| identity.standing == Standing::Removed)?;
+        let identity = machine.identity().filter(|identity| identity.standing == MemberState::Removed)?;
         if self.flaw != Some(Flaw::ConfirmsFirst) || !matches!(job, Job::Decide) {
             return None;
         }
-        let (mut bare, _) = NodeIpam::with(Memory::default(), &machine.boot_id(), USUAL_REST).ok()?;
+        let (mut bare, _) = NodeIpam::with(Memory::default(), &machine.boot_id(), DEFAULT_COOL_DOWN).ok()?;
         bare.identify(&identity).ok()?;
         Some(bare)
     }
 
     /// The identity that a machine without a ledger wrongly assumes because of the defect.
-    fn mistake(&self, machine: &Machine) -> Option<Identity> {
+    fn mistake(&self, machine: &Machine) -> Option<NodeIdentity> {
         if self.flaw != Some(Flaw::MatchesFencesByBoot) || machine.identity().is_some() {
             return None;
         }
@@ -145,7 +145,12 @@ impl Space {
         };
         let (incarnation, _) = view.fences.iter().find(|(_, fence)| is_it(&fence.record))?;
         let (incarnation, cluster) = (incarnation.clone(), view.cluster.as_ref()?.record.id.clone());
-        Some(Identity { node: machine.name.clone(), incarnation, cluster, standing: Standing::Removed })
+        Some(NodeIdentity {
+            node: machine.name.clone(),
+            incarnation,
+            cluster,
+            standing: MemberState::Removed,
+        })
     }
 
     /// The transaction that a node sends for a change, modified by the defect.

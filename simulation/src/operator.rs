@@ -14,11 +14,11 @@ use polder_api::pool::PoolChange;
 use polder_api::{Attachment, Backend, NodeName, PoolName};
 use polder_ipam::ledger::Ledger as _;
 use polder_ipam::pool::PoolState;
-use polder_ipam::record::{Holder, Life};
+use polder_ipam::record::{Boot, Holder};
 use polder_ipam::removal::Vouched;
 use polder_ipam::tasks::operator::{self, Adoption};
 
-use crate::agent::{Hand, spawn};
+use crate::agent::{SimHost, spawn};
 use crate::fault::Fault;
 use crate::settings;
 use crate::world::{Machine, Shared, World};
@@ -28,7 +28,7 @@ pub use self::told::OUTCOMES;
 
 /// A request of an operator.
 #[derive(Debug, Clone)]
-pub enum Wish {
+pub enum OperatorRequest {
     /// Add, drain or remove a pool.
     Pools(PoolChange),
     /// Set the backend that connects the nodes.
@@ -50,7 +50,7 @@ pub fn ask(shared: &Shared, machine: usize, sort: Fault) -> bool {
         return false;
     }
     // A node releases its own addresses. Any agent can execute all other requests.
-    let is_its_own = matches!(wish, Wish::Release(_)) && asked.contains(&machine);
+    let is_its_own = matches!(wish, OperatorRequest::Release(_)) && asked.contains(&machine);
     let asked = if is_its_own { machine } else { *world.random.one_of(&asked) };
     let Some(epoch) = world.machines[asked].epoch_running() else { return false };
     world.note(|| format!("operator asks {asked} for {wish:?}"));
@@ -60,22 +60,22 @@ pub fn ask(shared: &Shared, machine: usize, sort: Fault) -> bool {
 }
 
 /// The agent's side of the request.
-async fn serve(hand: Hand, wish: Wish) {
+async fn serve(hand: SimHost, wish: OperatorRequest) {
     let begun = hand.with(|world| told::Begun::new(world, &wish));
     hand.turn().await;
     let me = hand.me();
     let answer = match wish.clone() {
-        Wish::Pools(change) => operator::change_pools(&hand, &hand.view(), change).await,
-        Wish::Backend(backend) => operator::change_settings(&hand, &backend.into()).await,
-        Wish::Release(release) => operator::release(&hand, &me, &hand, release).await,
-        Wish::Remove(removal) => remove(&hand, removal).await,
+        OperatorRequest::Pools(change) => operator::change_pools(&hand, &hand.view(), change).await,
+        OperatorRequest::Backend(backend) => operator::change_settings(&hand, &backend.into()).await,
+        OperatorRequest::Release(release) => operator::release(&hand, &me, &hand, release).await,
+        OperatorRequest::Remove(removal) => remove(&hand, removal).await,
     };
     hand.note(|| format!("operator is told: {answer:?}"));
     hand.with(|world| told::check(world, &wish, &begun, &answer));
 }
 
 /// An operator who removes a node confirms the number of pods that are disconnected.
-async fn remove(hand: &Hand, mut removal: Removal) -> Result<String, Refusal> {
+async fn remove(hand: &SimHost, mut removal: Removal) -> Result<String, Refusal> {
     let me = hand.me();
     loop {
         match operator::allow_removal(hand, &me, hand, &removal).await {
@@ -88,20 +88,22 @@ async fn remove(hand: &Hand, mut removal: Removal) -> Result<String, Refusal> {
 }
 
 /// A random request of that kind, if possible.
-fn wish(world: &mut World, machine: usize, sort: Fault) -> Option<Wish> {
+fn wish(world: &mut World, machine: usize, sort: Fault) -> Option<OperatorRequest> {
     Some(match sort {
         Fault::PoolAdded => {
             // Without cluster settings, a new cluster would have other pools than those of the configuration.
             world.truth.cluster.as_ref()?;
-            Wish::Pools(PoolChange::Add(world.random.one_of(&settings::more_pools()).clone()))
+            OperatorRequest::Pools(PoolChange::Add(world.random.one_of(&settings::more_pools()).clone()))
         }
-        Fault::PoolDrained => Wish::Pools(PoolChange::Drain(any_pool(world, PoolState::Active)?)),
-        Fault::PoolRemoved => Wish::Pools(PoolChange::Remove(any_pool(world, PoolState::Draining)?)),
+        Fault::PoolDrained => OperatorRequest::Pools(PoolChange::Drain(any_pool(world, PoolState::Active)?)),
+        Fault::PoolRemoved => {
+            OperatorRequest::Pools(PoolChange::Remove(any_pool(world, PoolState::Draining)?))
+        }
         Fault::SettingsChanged => {
-            Wish::Backend(*world.random.one_of(&[Backend::Auto, Backend::Direct, Backend::Vxlan]))
+            OperatorRequest::Backend(*world.random.one_of(&[Backend::Auto, Backend::Direct, Backend::Vxlan]))
         }
         Fault::AddressReleased => release(world, machine)?,
-        Fault::NodeRemoved => Wish::Remove(Removal {
+        Fault::NodeRemoved => OperatorRequest::Remove(Removal {
             node: world.machines[machine].name.clone(),
             dead: false,
             disconnect_pods: None,
@@ -121,7 +123,7 @@ fn any_pool(world: &mut World, state: PoolState) -> Option<PoolName> {
 }
 
 /// A random release: an address that is reserved, or held on the machine. Usually it can be released.
-fn release(world: &mut World, machine: usize) -> Option<Wish> {
+fn release(world: &mut World, machine: usize) -> Option<OperatorRequest> {
     let reserved = world.truth.reservations.iter().map(|(address, known)| {
         let holder = known.record.holder.as_ref();
         (*address, holder.is_none_or(|holder| is_gone(world, holder)))
@@ -145,7 +147,7 @@ fn release(world: &mut World, machine: usize) -> Option<Wish> {
     // An operator does not declare a pod dead while it could still run.
     let holder = world.truth.reservations.get(&address).and_then(|known| known.record.holder.as_ref());
     let dead = holder.is_none_or(|holder| is_gone(world, holder));
-    Some(Wish::Release(Release { address, dead }))
+    Some(OperatorRequest::Release(Release { address, dead }))
 }
 
 /// Whether the pod is gone with its node or with its boot, and no task works on it.
@@ -181,14 +183,14 @@ pub fn take_place(shared: &Shared, index: usize) {
         let world = shared.borrow();
         let machine = &world.machines[index];
         let Some(node) = world.truth.nodes.get(&machine.name) else { return };
-        let is_it = Life::from(&*node.record) == machine.life();
+        let is_it = Boot::from(&*node.record) == machine.life();
         let Some(agent) = machine.agent.as_ref().filter(|agent| agent.is_open && !is_it) else { return };
         (machine.name.clone(), agent.epoch)
     };
     spawn(shared, index, epoch, "operator", |hand| adopt(hand, name));
 }
 
-async fn adopt(hand: Hand, name: NodeName) {
+async fn adopt(hand: SimHost, name: NodeName) {
     let me = Rc::clone(&hand.me());
     let answer = operator::adopt(&hand, &me, &name).await;
     hand.note(|| format!("operator is told: {answer:?}"));

@@ -7,10 +7,10 @@ use std::rc::Rc;
 use polder_api::Attachment;
 use polder_api::message::{AddRequest, AddressSource, Collection};
 use polder_ipam::invariants::{Deviation, Invariant};
-use polder_ipam::ledger::Held;
+use polder_ipam::ledger::AttachmentEntry;
 use polder_ipam::tasks::{self, Caller, collect, teardown};
 
-use crate::agent::{Hand, spawn, spawn_plugin};
+use crate::agent::{SimHost, spawn, spawn_plugin};
 use crate::container::Container;
 use crate::in_flight::Lock;
 use crate::settings::{NETWORK, RESERVED};
@@ -83,7 +83,7 @@ pub fn add(world: &Shared, container: usize) {
 }
 
 /// The plugin's side of an ADD.
-async fn wire(hand: &Hand, request: AddRequest) -> Option<Vec<IpAddr>> {
+async fn wire(hand: &SimHost, request: AddRequest) -> Option<Vec<IpAddr>> {
     hand.turn().await;
     let attachment = request.attachment.clone();
     let alias = polder_ipam::alias::write(&attachment, request.pod.as_ref());
@@ -146,7 +146,7 @@ async fn wire(hand: &Hand, request: AddRequest) -> Option<Vec<IpAddr>> {
 }
 
 /// The agent's side of an ADD.
-async fn serve(hand: Hand, request: AddRequest, connection: Connection) {
+async fn serve(hand: SimHost, request: AddRequest, connection: Connection) {
     let attachment = request.attachment.clone();
     let closed = hand.with(|world| closed(world, hand.machine, &attachment));
     let added = tasks::add(&hand, &hand.me(), request, &connection).await;
@@ -182,7 +182,7 @@ fn closed(world: &World, machine: usize, attachment: &Attachment) -> Vec<ClosedP
 }
 
 /// Checks that the ADD used no closed pool, unless the record of the pool has changed in the meantime.
-fn check_closed(world: &mut World, held: &Held, closed: &[ClosedPool]) {
+fn check_closed(world: &mut World, held: &AttachmentEntry, closed: &[ClosedPool]) {
     let is_closed = |pool: &&ClosedPool| {
         world.truth.pools.get(&pool.name).is_some_and(|known| known.revision == pool.revision)
     };
@@ -202,7 +202,7 @@ fn check_closed(world: &mut World, held: &Held, closed: &[ClosedPool]) {
 
 /// The agent's side of a DEL. No fault in the simulation prevents a removal, so the runtime must never receive a
 /// refusal.
-async fn delete(hand: &Hand, attachment: &Attachment) {
+async fn delete(hand: &SimHost, attachment: &Attachment) {
     let Err(refusal) = teardown::del(hand, attachment).await else { return };
     hand.with(|world| {
         let node = world.machines[hand.machine].name.clone();
@@ -245,7 +245,7 @@ pub fn over(world: &mut World, container: usize) {
 }
 
 /// The plugin's side of a DEL.
-async fn take_down(hand: &Hand, attachment: &Attachment) {
+async fn take_down(hand: &SimHost, attachment: &Attachment) {
     let epoch = hand.with(|world| {
         let machine = &world.machines[hand.machine];
         machine.agent.as_ref().filter(|agent| agent.is_open).map(|agent| agent.epoch)

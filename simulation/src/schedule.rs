@@ -15,7 +15,7 @@ use crate::fault::Fault;
 use crate::runtime;
 use crate::settings::NETWORK;
 use crate::store_request::Progress;
-use crate::task::{Life, Task};
+use crate::task::{Owner, Task};
 use crate::world::{COOL_DOWN, Kernel, Machine, Shared, World};
 
 /// Maximum number of recent containers of a machine on which the runtime still acts.
@@ -95,8 +95,8 @@ impl Schedule {
         let ended: Vec<Task> = {
             let world = self.world.borrow();
             let lives = |task: &Task| match task.life {
-                Life::Agent(epoch) => world.machines[task.machine].epoch_running() == Some(epoch),
-                Life::Plugin(_) => true,
+                Owner::Agent(epoch) => world.machines[task.machine].epoch_running() == Some(epoch),
+                Owner::Plugin(_) => true,
             };
             let (living, ended) = std::mem::take(&mut self.tasks).into_iter().partition(lives);
             self.tasks = living;
@@ -170,7 +170,7 @@ impl Schedule {
             let mut world = self.world.borrow_mut();
             *deadline = world.now + millis(HANGS);
             world.count(HUNG);
-            let Life::Plugin(number) = *life else { return };
+            let Owner::Plugin(number) = *life else { return };
             let whose =
                 world.containers.iter().position(|one| one.plugins.contains(&number) && one.is_wanted);
             (whose, world.random.once_in(2))
@@ -205,7 +205,7 @@ impl Schedule {
         let World { machines, etcd, .. } = &mut *world;
         let Some(agent) = &mut machines[machine].agent else { return false };
         let before = (agent.view.revision, agent.view.lost.is_some());
-        for update in agent.follower.poll(etcd) {
+        for update in agent.watcher.poll(etcd) {
             Arc::make_mut(&mut agent.view).apply(update);
         }
         let has_news = before != (agent.view.revision, agent.view.lost.is_some());
@@ -239,7 +239,7 @@ impl Schedule {
         }
         if after > before {
             world.etcd.advance(after - before);
-            world.look();
+            world.observe();
         }
     }
 
@@ -442,7 +442,7 @@ impl Schedule {
     /// addresses guaranteed to the other.
     fn repeat_add(&mut self, index: usize) {
         let hangs =
-            |plugin: &u64| self.tasks.iter().any(|task| task.life == Life::Plugin(*plugin) && task.hangs);
+            |plugin: &u64| self.tasks.iter().any(|task| task.life == Owner::Plugin(*plugin) && task.hangs);
         let is_hung = self.world.borrow().containers[index].plugins.iter().any(hangs);
         if !is_hung {
             runtime::add(&self.world, index);
@@ -487,7 +487,7 @@ impl Schedule {
                 // A disconnected pod is treated like a pod that was never attached.
                 let lives =
                     *is_attached && world.machines[machine].kernel.interfaces.contains_key(attachment);
-                let runs = |plugin: &u64| self.tasks.iter().any(|task| task.life == Life::Plugin(*plugin));
+                let runs = |plugin: &u64| self.tasks.iter().any(|task| task.life == Owner::Plugin(*plugin));
                 (!lives && !plugins.iter().any(runs), pod.clone(), *reserved)
             };
             if failed {

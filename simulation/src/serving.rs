@@ -2,8 +2,8 @@
 
 use polder_ipam::invariants::history::check_sign_of_life;
 use polder_ipam::key::{Key, Range};
-use polder_ipam::record::Life;
-use polder_ipam::store::refusal::{Cause, Refusal};
+use polder_ipam::record::Boot;
+use polder_ipam::store::refusal::{Refusal, RefusalCause};
 use polder_ipam::store::{Outcome, StoreError, Txn, Write};
 
 use crate::etcd::{Condition, Error, LeaseId, Operation};
@@ -83,18 +83,18 @@ impl World {
         } else {
             self.requests[index].state = Progress::Served(answer);
         }
-        self.look();
+        self.observe();
     }
 
     fn commit(&mut self, machine: usize, lease: Option<LeaseId>, txn: &Txn) -> Answer {
         let refused = |cause, words: &str| Answer::Refused(Refusal::new(cause, words.to_owned()));
         let Machine { reads_only, disk, .. } = &self.machines[machine];
         if *reads_only {
-            return refused(Cause::Permission, "etcdserver: permission denied");
+            return refused(RefusalCause::Permission, "etcdserver: permission denied");
         }
         if self.keeping == Keeping::Embedded {
             if disk.is_full() {
-                return refused(Cause::Disk, "database or disk is full");
+                return refused(RefusalCause::Disk, "database or disk is full");
             }
             self.earlier.push(self.etcd.clone());
             if self.earlier.len() > TAIL {
@@ -119,7 +119,7 @@ impl World {
         let only_if: Vec<Condition> = txn.compares.iter().map(Condition::from).collect();
         let operations: Vec<Operation> = txn.writes.iter().map(|write| operation(write, lease)).collect();
         let outcome = self.etcd.transact(&only_if, &operations).map_err(refusal);
-        self.look();
+        self.observe();
         outcome
     }
 
@@ -146,7 +146,7 @@ impl World {
         let Ok(Key::Alive(name)) = key.parse() else { return };
         let alive = polder_ipam::record::alive(value).expect("a sign as nodes put it");
         let record = self.truth.nodes.get(&name).map(|known| &*known.record);
-        let wrong = check_sign_of_life(&name, Life::from(&alive), record);
+        let wrong = check_sign_of_life(&name, Boot::from(&alive), record);
         self.found.extend(wrong);
     }
 
@@ -176,8 +176,8 @@ fn operation(write: &Write, lease: Option<LeaseId>) -> Operation {
 /// The refusal of etcd if it has no space, or if the lease has expired.
 fn refusal(error: Error) -> Refusal {
     let cause = match error {
-        Error::NoSpace => Cause::NoSpace,
-        Error::LeaseNotFound(_) => Cause::Request,
+        Error::NoSpace => RefusalCause::NoSpace,
+        Error::LeaseNotFound(_) => RefusalCause::Request,
         other => panic!("a request that etcd does not look at: {other}"),
     };
     Refusal::new(cause, error.to_string())

@@ -46,7 +46,7 @@ pub struct Task {
     /// Index of the machine.
     pub machine: usize,
     /// The process that owns the task; the task ends with it.
-    pub life: Life,
+    pub life: Owner,
     /// Name for the log.
     pub name: String,
     /// Time by which a ready task must continue, in milliseconds of [`World::now`]. `u64::MAX` (no deadline) for the
@@ -63,7 +63,7 @@ pub struct Task {
 
 /// The process with which a task ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Life {
+pub enum Owner {
     /// The agent with this epoch.
     Agent(u64),
     /// A plugin process, by number. It ends at the latest when the machine reboots.
@@ -74,7 +74,7 @@ impl Task {
     /// A task that has not begun.
     pub fn new(
         machine: usize,
-        life: Life,
+        life: Owner,
         name: String,
         deadline: u64,
         wait: Waiting,
@@ -91,7 +91,7 @@ impl Task {
 
     /// Whether the task is a plugin.
     pub fn is_plugin(&self) -> bool {
-        matches!(self.life, Life::Plugin(_))
+        matches!(self.life, Owner::Plugin(_))
     }
 
     /// Whether the task can continue.

@@ -8,17 +8,17 @@ use std::time::Duration;
 
 use polder_api::{Attachment, NodeName, PoolName};
 use polder_ipam::Revision;
-use polder_ipam::allocator::SHORTEST_REST;
+use polder_ipam::allocator::SHORTEST_COOL_DOWN;
 use polder_ipam::ids::{BootId, MachineId};
 use polder_ipam::invariants::Deviation;
 use polder_ipam::invariants::history::History;
 use polder_ipam::key::Key;
 use polder_ipam::ledger::Ledger as _;
+use polder_ipam::membership::Proof;
 use polder_ipam::node::NodeIpam;
 use polder_ipam::publication::Basis;
-use polder_ipam::record::{Alive, Life};
+use polder_ipam::record::{Alive, Boot};
 use polder_ipam::registration::{Holdings, Registration};
-use polder_ipam::steward::Proof;
 use polder_ipam::tasks::Me;
 use polder_ipam::view::View;
 use polder_ipam::{Cidr, Moment, Pool};
@@ -30,7 +30,7 @@ use crate::requests::{ClaimRequest, ReserveRequest};
 use crate::settings;
 use crate::store_request::Request;
 use crate::task::Task;
-use crate::{Follower, Model, Random};
+use crate::{Model, Random, Watcher};
 
 /// Cool-down of a released address, if others are available.
 pub const COOL_DOWN: Duration = Duration::from_secs(20);
@@ -134,8 +134,8 @@ pub struct Agent {
     pub ipam: NodeIpam<Disk>,
     /// The agent's view of the cluster.
     pub view: Arc<View>,
-    /// The follower that updates the view.
-    pub follower: Follower,
+    /// The watcher that updates the view.
+    pub watcher: Watcher,
     /// The attachments on which tasks work.
     pub in_flight: InFlight,
     /// Whether the node is registered, and whether it may serve.
@@ -157,7 +157,7 @@ pub struct Agent {
     /// Number of store losses that the registrar has handled.
     pub losses: u64,
     /// Whether the registrar makes no claims because of a loss.
-    pub caution: bool,
+    pub hold_off: bool,
     /// The last step of the registrar, for the log.
     pub last_step: String,
     /// The pools from which it allocates nothing new: its registrar has seen that they are closed, and has settled.
@@ -177,8 +177,8 @@ pub struct ClosedPool {
 
 impl Machine {
     /// The machine id and the boot id.
-    pub fn life(&self) -> Life<'_> {
-        Life { machine_id: &self.machine_id, boot_id: &self.boot_id }
+    pub fn life(&self) -> Boot<'_> {
+        Boot { machine_id: &self.machine_id, boot_id: &self.boot_id }
     }
 
     /// Deletes the ledger. A copy with an identity is kept, so that it can return later.
@@ -210,8 +210,8 @@ impl Machine {
 
 impl Agent {
     /// Whether claims are suspended because the store has lost records.
-    pub fn is_cautious(&self) -> bool {
-        self.view.losses != self.losses || self.caution
+    pub fn holds_off(&self) -> bool {
+        self.view.losses != self.losses || self.hold_off
     }
 
     /// Whether the node must not serve.
@@ -277,8 +277,8 @@ pub struct World {
     pub containers: Vec<Container>,
     /// A view of the current records.
     pub truth: View,
-    /// The follower that updates `truth`.
-    pub truth_follower: Follower,
+    /// The watcher that updates `truth`.
+    pub truth_follower: Watcher,
     /// Earlier observations, for invariants over time.
     pub history: History,
     /// The initial pools in every node's configuration.
@@ -316,8 +316,8 @@ impl World {
             requests: Vec::new(),
             containers: Vec::new(),
             truth: View::default(),
-            truth_follower: Follower::new(Key::followed()),
-            history: History::new(SHORTEST_REST),
+            truth_follower: Watcher::new(Key::followed()),
+            history: History::new(SHORTEST_COOL_DOWN),
             putting_back: false,
             log: VecDeque::new(),
             counts: BTreeMap::new(),
@@ -381,11 +381,11 @@ impl World {
         self.set_backs += 1;
         self.putting_back = true;
         self.history.store_was_set_back();
-        self.look();
+        self.observe();
     }
 
     /// Updates `truth` from the store.
-    pub fn look(&mut self) {
+    pub fn observe(&mut self) {
         if self.truth.revision == self.etcd.revision() && self.truth.cluster.is_some() {
             return;
         }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use polder_ipam::Revision;
 use polder_ipam::key::{Key, Range};
-use polder_ipam::store::refusal::{Cause, Refusal};
+use polder_ipam::store::refusal::{Refusal, RefusalCause};
 use polder_ipam::store::{Compare, Contents, Entry, KeyChange, Outcome, StoreError, Txn, Update, Write};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params};
 use tokio::sync::{broadcast, mpsc};
@@ -13,7 +13,7 @@ use tokio::sync::{broadcast, mpsc};
 use crate::sqlite::{OpenError, Step, open_database};
 use crate::writes::{Writes, Written};
 
-/// Maximum number of changes that a follower may be behind; then it reads everything again.
+/// Maximum number of changes that a watcher may be behind; then it reads everything again.
 const CHANGES_KEPT: usize = 256;
 
 const LAYOUTS: &[Step] = &[Step::Remakes(
@@ -156,7 +156,7 @@ impl Embedded {
         job(&mut database).map_err(|error| {
             let (store, words) = (self.name(), error.to_string());
             if is_refusal(&error) {
-                StoreError::Refused { store, refusal: Refusal::new(Cause::Disk, words) }
+                StoreError::Refused { store, refusal: Refusal::new(RefusalCause::Disk, words) }
             } else {
                 StoreError::NoAnswer { store, reason: words }
             }

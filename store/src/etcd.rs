@@ -19,7 +19,7 @@ use etcd_client::{Client, CompareOp, GetOptions, TxnOp};
 use polder_api::credentials::EtcdCredentials;
 use polder_ipam::Revision;
 use polder_ipam::key::Range;
-use polder_ipam::store::refusal::{Asker, Cause, Refusal};
+use polder_ipam::store::refusal::{Asker, Refusal, RefusalCause};
 use polder_ipam::store::{Compare, Contents, Entry, Outcome, StoreError, Txn, Update, Write};
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
@@ -205,7 +205,7 @@ impl Etcd {
         match refusal(error) {
             Some(refusal) => {
                 let refusal = Refusal { asker: self.asker, ..refusal };
-                if refusal.cause == Cause::Learner {
+                if refusal.cause == RefusalCause::Learner {
                     self.leave(member);
                 }
                 StoreError::Refused { store, refusal }
@@ -371,11 +371,11 @@ impl Etcd {
 }
 
 fn is_stale(error: &etcd_client::Error) -> bool {
-    refusal(error).is_some_and(|refusal| refusal.cause == Cause::StaleAuth)
+    refusal(error).is_some_and(|refusal| refusal.cause == RefusalCause::StaleAuth)
 }
 
 fn is_from_learner(error: &StoreError) -> bool {
-    matches!(error, StoreError::Refused { refusal, .. } if refusal.cause == Cause::Learner)
+    matches!(error, StoreError::Refused { refusal, .. } if refusal.cause == RefusalCause::Learner)
 }
 
 /// Retries once, immediately, if etcd refused a request because users or roles were just changed: it then refuses

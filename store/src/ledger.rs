@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use polder_api::{Attachment, Pod};
 use polder_ipam::ids::{BootId, ClusterId, Incarnation, Nonce};
-use polder_ipam::ledger::{Held, Identity, Ledger, LedgerError, OwnedBlock, Standing};
+use polder_ipam::ledger::{AttachmentEntry, Ledger, LedgerError, MemberState, NodeIdentity, OwnedBlock};
 use polder_ipam::{Block, Moment, node};
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
 use rusqlite::{Connection, Params, Row, Transaction, TransactionBehavior, params};
@@ -22,8 +22,12 @@ use crate::sqlite::{OpenError, Step, open_database};
 pub type NodeIpam = node::NodeIpam<Sqlite>;
 
 /// Opens the ledger on disk for this boot. Returns the attachments of an earlier boot, which are void.
-pub fn open_node(path: &Path, boot_id: &BootId, rest: Duration) -> Result<(NodeIpam, Vec<Held>), OpenError> {
-    Ok(NodeIpam::with(Sqlite::open(path)?, boot_id, rest)?)
+pub fn open_node(
+    path: &Path,
+    boot_id: &BootId,
+    cool_down: Duration,
+) -> Result<(NodeIpam, Vec<AttachmentEntry>), OpenError> {
+    Ok(NodeIpam::with(Sqlite::open(path)?, boot_id, cool_down)?)
 }
 
 /// The layouts of the tables, each as the step from the previous one: ledgers of all earlier releases can be read.
@@ -122,12 +126,12 @@ fn failed(error: rusqlite::Error) -> LedgerError {
 }
 
 impl Ledger for Sqlite {
-    fn identity(&self) -> Result<Option<Identity>, LedgerError> {
+    fn identity(&self) -> Result<Option<NodeIdentity>, LedgerError> {
         let found = self.rows("SELECT node, incarnation, cluster, removed FROM identity", |row| {
             let (Text(node), incarnation, cluster) =
                 (row.get(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?);
-            let standing = if row.get(3)? { Standing::Removed } else { Standing::Member };
-            Ok(Identity {
+            let standing = if row.get(3)? { MemberState::Removed } else { MemberState::Member };
+            Ok(NodeIdentity {
                 node,
                 incarnation: Incarnation::new(incarnation),
                 cluster: ClusterId::new(cluster),
@@ -137,19 +141,19 @@ impl Ledger for Sqlite {
         Ok(found.into_iter().next())
     }
 
-    fn identify(&mut self, identity: &Identity) -> Result<(), LedgerError> {
+    fn identify(&mut self, identity: &NodeIdentity) -> Result<(), LedgerError> {
         self.execute(
             "INSERT OR REPLACE INTO identity (one, node, incarnation, cluster, removed) VALUES (1, ?1, ?2, ?3, ?4)",
             params![
                 identity.node.as_str(),
                 identity.incarnation.as_str(),
                 identity.cluster.as_str(),
-                identity.standing == Standing::Removed
+                identity.standing == MemberState::Removed
             ],
         )
     }
 
-    fn enter_boot(&mut self, id: &BootId) -> Result<Vec<Held>, LedgerError> {
+    fn enter_boot(&mut self, id: &BootId) -> Result<Vec<AttachmentEntry>, LedgerError> {
         let known: Option<String> = self.rows("SELECT id FROM boot", |row| row.get(0))?.into_iter().next();
         if known.as_deref() == Some(id.as_str()) {
             return Ok(Vec::new());
@@ -191,7 +195,7 @@ impl Ledger for Sqlite {
         )
     }
 
-    fn rest(&mut self, addresses: &[IpAddr], freed: Moment) -> Result<(), LedgerError> {
+    fn cool_down(&mut self, addresses: &[IpAddr], freed: Moment) -> Result<(), LedgerError> {
         self.change(|transaction| {
             for address in addresses {
                 transaction.execute(
@@ -282,7 +286,7 @@ impl Ledger for Sqlite {
         })
     }
 
-    fn attachments(&self) -> Result<Vec<Held>, LedgerError> {
+    fn attachments(&self) -> Result<Vec<AttachmentEntry>, LedgerError> {
         let mut addresses: Vec<(i64, IpAddr)> = self
             .rows("SELECT attachment, address FROM addresses WHERE attachment IS NOT NULL", |row| {
                 Ok((row.get(0)?, row.get(1).map(Text::value)?))
@@ -297,7 +301,7 @@ impl Ledger for Sqlite {
             let own = addresses[first..].iter().take_while(|(owner, _)| *owner == id);
             let pod: (Option<String>, Option<String>) = (row.get(5)?, row.get(6)?);
             let uid = row.get(7)?;
-            Ok(Held {
+            Ok(AttachmentEntry {
                 attachment,
                 kind,
                 since: moment(row.get(10)?),
@@ -315,7 +319,7 @@ impl Ledger for Sqlite {
         })
     }
 
-    fn add_attachment(&mut self, held: &Held) -> Result<(), LedgerError> {
+    fn add_attachment(&mut self, held: &AttachmentEntry) -> Result<(), LedgerError> {
         let pod = held.pod.as_ref();
         self.change(|transaction| {
             transaction.execute(

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use polder_ipam::prefix;
-use polder_ipam::store::refusal::{Cause, Refusal};
+use polder_ipam::store::refusal::{Refusal, RefusalCause};
 use polder_ipam::store::{StoreError, Txn, Write};
 use tracing::{info, warn};
 
@@ -146,11 +146,11 @@ impl Writes {
 #[derive(Debug, Default)]
 struct Account {
     failures: Failures,
-    refused: BTreeMap<Cause, Known>,
+    refused: BTreeMap<RefusalCause, RefusedWrites>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct RefusedWrites {
     words: String,
     topics: BTreeMap<Topic, Instant>,
     since: SystemTime,
@@ -158,9 +158,9 @@ struct Known {
     count: u64,
 }
 
-impl Known {
+impl RefusedWrites {
     /// Whether to report it. A cause that may be temporary must be refused more than once.
-    fn goes_on(&self, cause: Cause) -> bool {
+    fn goes_on(&self, cause: RefusalCause) -> bool {
         cause.is_lasting() || self.count > 1
     }
 }
@@ -170,7 +170,7 @@ impl Account {
     fn take(&mut self, written: &Written) -> bool {
         let reported = self.refused.iter().any(|(cause, known)| known.goes_on(*cause));
         self.refused.retain(|cause, known| {
-            if *cause == Cause::NoSpace {
+            if *cause == RefusalCause::NoSpace {
                 return !written.puts;
             }
             known.topics.retain(|topic, _| !written.topics.contains(topic));
@@ -184,7 +184,7 @@ impl Account {
         self.failures.refused += 1;
         self.forget(now.0);
         let cause = refusal.cause;
-        let known = self.refused.entry(cause).or_insert_with(|| Known {
+        let known = self.refused.entry(cause).or_insert_with(|| RefusedWrites {
             words: String::new(),
             topics: BTreeMap::new(),
             since: now.1,
@@ -224,7 +224,7 @@ impl Account {
 mod tests {
     use super::*;
 
-    fn refusal(cause: Cause) -> Refusal {
+    fn refusal(cause: RefusalCause) -> Refusal {
         Refusal::new(cause, "etcdserver: no".to_owned())
     }
 
@@ -248,8 +248,8 @@ mod tests {
     #[test]
     fn what_is_refused_is_reported_once_with_its_beginning_and_is_over_with_the_next_put() {
         let mut account = Account::default();
-        assert!(account.refuse(&put("addresses/n1/10.0.0.1"), &refusal(Cause::NoSpace), at(0)));
-        assert!(!account.refuse(&put("alive/n1"), &refusal(Cause::NoSpace), at(5)));
+        assert!(account.refuse(&put("addresses/n1/10.0.0.1"), &refusal(RefusalCause::NoSpace), at(0)));
+        assert!(!account.refuse(&put("alive/n1"), &refusal(RefusalCause::NoSpace), at(5)));
         let found = account.refusing(at(6).0);
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].since, found[0].count), (at(0).1, 2));
@@ -263,8 +263,8 @@ mod tests {
     #[test]
     fn a_permission_that_lacks_for_some_records_is_not_there_because_others_are_written() {
         let mut account = Account::default();
-        assert!(account.refuse(&put("blocks/4-0a000000-26"), &refusal(Cause::Permission), at(0)));
-        account.refuse(&put("addresses/n1/10.0.0.1"), &refusal(Cause::Permission), at(0));
+        assert!(account.refuse(&put("blocks/4-0a000000-26"), &refusal(RefusalCause::Permission), at(0)));
+        account.refuse(&put("addresses/n1/10.0.0.1"), &refusal(RefusalCause::Permission), at(0));
         assert!(!account.take(&put("addresses/n1/10.0.0.1")));
         assert_eq!(account.refusing(at(1).0)[0].topics, BTreeSet::from([Topic::Blocks]));
         assert!(account.take(&delete("blocks/4-0a000000-26")));
@@ -273,20 +273,23 @@ mod tests {
     #[test]
     fn what_is_over_by_itself_is_reported_when_it_goes_on() {
         let mut account = Account::default();
-        assert!(!account.refuse(&put("alive/n1"), &refusal(Cause::StaleAuth), at(0)));
+        assert!(!account.refuse(&put("alive/n1"), &refusal(RefusalCause::StaleAuth), at(0)));
         assert_eq!(account.refusing(at(1).0), []);
         assert!(!account.take(&put("alive/n1")), "nothing was reported");
-        assert!(!account.refuse(&put("alive/n1"), &refusal(Cause::StaleAuth), at(2)));
-        assert!(account.refuse(&put("alive/n1"), &refusal(Cause::StaleAuth), at(3)));
+        assert!(!account.refuse(&put("alive/n1"), &refusal(RefusalCause::StaleAuth), at(2)));
+        assert!(account.refuse(&put("alive/n1"), &refusal(RefusalCause::StaleAuth), at(3)));
         assert_eq!(account.refusing(at(4).0).len(), 1);
     }
 
     #[test]
     fn what_nobody_wants_to_write_any_more_is_forgotten() {
         let mut account = Account::default();
-        account.refuse(&put("pools/a"), &refusal(Cause::Permission), at(0));
+        account.refuse(&put("pools/a"), &refusal(RefusalCause::Permission), at(0));
         assert_eq!(account.refusing(at(89).0).len(), 1);
         assert_eq!(account.refusing(at(90).0), []);
-        assert!(account.refuse(&put("pools/a"), &refusal(Cause::Permission), at(91)), "it is news again");
+        assert!(
+            account.refuse(&put("pools/a"), &refusal(RefusalCause::Permission), at(91)),
+            "it is news again"
+        );
     }
 }

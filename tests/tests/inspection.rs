@@ -65,7 +65,7 @@ fn what_deviates_in_the_records_and_on_each_node_is_named_and_put_right() {
     lab.etcd.ctl(&["put", &key("n2", pods[0].v4()), &record("twice")]);
     lab.etcd.ctl(&["put", &key("n9", pods[0].v4()), &record("nowhere")]);
     lab.etcd.ctl(&["del", &key("n1", pods[1].v4())]);
-    // Without a DEL, and long before the sweeper treats the pod as gone.
+    // Without a DEL, and long before the orphan collector treats the pod as gone.
     first.lose(&pods[2]);
     let twice = pods[0].v4().to_string();
     let expected: Vec<Vec<String>> = [

@@ -18,11 +18,11 @@ const SHORT_REST: &str = "[ipam]\ncooldown_seconds = 10";
 /// A lab with this pool. The agents are not started.
 fn lab(nodes: usize, pool: &'static str) -> Lab {
     let lab = Lab::build(Topology { pools: vec![pool], ..Topology::one_segment(nodes) });
-    lab.workers.iter().for_each(rest_shortly);
+    lab.workers.iter().for_each(shorten_cool_down);
     lab
 }
 
-fn rest_shortly(worker: &Worker) {
+fn shorten_cool_down(worker: &Worker) {
     worker.configure(&format!("{}{SHORT_REST}\n", worker.configuration()));
 }
 
@@ -90,7 +90,7 @@ fn a_removed_node_cuts_its_pods_off_and_its_block_goes_to_another_after_the_cool
     });
 
     let newcomer = lab.add_worker(1);
-    rest_shortly(newcomer);
+    shorten_cool_down(newcomer);
     newcomer.start_and_wait();
     assert!(claims(&lab).contains(&(block, "n3".to_owned())), "the block has gone to another");
     wait::until_true("nothing to be left of it", || {
@@ -276,7 +276,7 @@ fn a_clone_of_a_living_machine_does_not_serve_and_says_why() {
     // First with a name of its own, then with the same name, without and with a copy of the ledger.
     lab.add_worker(1);
     let clone = &mut lab.workers[1];
-    rest_shortly(clone);
+    shorten_cool_down(clone);
     clone.node.write("/etc/machine-id", &machine_id);
     clone.start();
     let told = reason(clone, "is registered as node n1");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use polder_ipam::ids::{BootId, MachineId};
 use polder_ipam::key::Key;
 use polder_ipam::publication::sign_of_life;
-use polder_ipam::record::Life;
+use polder_ipam::record::Boot;
 use polder_ipam::tasks::lease;
 use polder_store::Store;
 use polder_store::etcd::Etcd;
@@ -143,7 +143,7 @@ fn a_lease_is_not_taken_back_from_who_has_come_to_own_its_key() {
                 let store = Store::Etcd(Etcd::new(&config).await.unwrap());
                 let sign = sign_of_life(
                     &name,
-                    Life { machine_id: &MachineId::new("m"), boot_id: &BootId::new("b") },
+                    Boot { machine_id: &MachineId::new("m"), boot_id: &BootId::new("b") },
                     polder_ipam::Revision::new(revision),
                 );
                 let end = async {

@@ -113,8 +113,8 @@ fn a_node_that_has_got_the_address_of_a_dead_one_serves_once_the_dead_ones_lease
     lab.workers[0].kill();
     lab.workers[1].kill();
     lab.workers[1].node.shell("ip link set eth0 down");
-    // With an ARP announcement, which DHCP clients send and `ip` does not: until the kernels of the others give up the dead node's
-    // MAC address, they send it what is meant for the new one.
+    // With an ARP announcement, which DHCP clients send and `ip` does not: until the kernels of the others give up the
+    // dead node's MAC address, they send it what is meant for the new one.
     lab.workers[0].node.shell(&format!(
         "echo 1 >/proc/sys/net/ipv4/conf/eth0/arp_notify; ip address delete {first}/24 dev eth0; \
          ip address add {second}/24 dev eth0; ip link set eth0 down; ip link set eth0 up"

@@ -5,7 +5,7 @@ use std::env;
 use toml::{Table, Value};
 
 use super::layers::{KeyPath, Layers, Origin};
-use super::{ConfigError, Flags, Places};
+use super::{ConfigError, Flags, NodePaths};
 
 /// Keys whose values are not printed.
 const SECRETS: [&[&str]; 1] = [&["etcd", "password"]];
@@ -17,7 +17,7 @@ pub fn printed(flags: &Flags) -> Result<String, ConfigError> {
 
 pub(super) fn print(layers: &Layers) -> Result<String, ConfigError> {
     let file = layers.file()?;
-    let name = file.node.clone().map_or_else(|| Places::of(&file).map(|places| places.node), Ok);
+    let name = file.node.clone().map_or_else(|| NodePaths::of(&file).map(|places| places.node), Ok);
     let mut table = Table::try_from(&file).map_err(|error| ConfigError::Merged(error.to_string()))?;
     if let Ok(name) = name {
         table.insert("node".to_owned(), Value::String(name.to_string()));

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use clap::Subcommand;
 use polder_api::ask;
-use polder_api::ipam::{AddressStanding, AddressStatus, Checked, Release, Repairs, Shown, Subject};
+use polder_api::ipam::{AddressStanding, AddressStatus, Checked, Release, RepairMode, Shown, Subject};
 use polder_ipam::Cidr;
 
 use super::{Printed, Render, Run, Session, Usage, block, pool, print, table};
@@ -40,7 +40,7 @@ impl Run for Command {
         match self {
             Self::Show { subject } => session.show(ask::Show(parse(subject).map_err(Usage)?)),
             Self::Check { repair } => {
-                session.show(ask::Inspect(if *repair { Repairs::Safe } else { Repairs::None }))
+                session.show(ask::Inspect(if *repair { RepairMode::Safe } else { RepairMode::None }))
             }
             Self::Release { address, dead } => {
                 session.show(ask::Release(Release { address: *address, dead: *dead }))

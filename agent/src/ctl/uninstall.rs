@@ -8,7 +8,7 @@ use polder_api::NodeName;
 use serde::Serialize;
 
 use super::{Printed, Render, Run, Session, lines};
-use crate::config::{Flags, Places};
+use crate::config::{Flags, NodePaths};
 use crate::plugins;
 use crate::uninstall::{Attached, uninstall};
 
@@ -51,7 +51,7 @@ impl Render for Steps {
 
 impl Run for Command {
     fn run(&self, session: &Session<'_>) -> anyhow::Result<Printed> {
-        let places = Places::load(&Flags {
+        let places = NodePaths::load(&Flags {
             config: self.config.clone(),
             node: self.node.clone(),
             state_dir: self.state_dir.clone(),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use polder_api::message::Wiring;
 use polder_api::{Attachment, Family, IfName};
-use polder_ipam::ledger::{Held, LedgerError};
+use polder_ipam::ledger::{AttachmentEntry, LedgerError};
 use polder_ipam::record::{AttachMode, ClusterRecord};
 use polder_ipam::tasks::{LastAdd, teardown};
 use polder_netlink::{Error, IfIndex, namespace};
@@ -77,7 +77,7 @@ impl Task {
 }
 
 /// Keeps the endpoint in place. Never returns.
-async fn keep<W: Workshop>(workshop: W, namespace: Arc<File>, endpoint: watch::Sender<Endpoint>) {
+async fn keep<W: EndpointHost>(workshop: W, namespace: Arc<File>, endpoint: watch::Sender<Endpoint>) {
     let mut passes = workshop.board().passes.changes();
     let mut holdings = workshop.board().membership.changes();
     let mut keeper = Keeper { workshop, namespace, endpoint, made: None, failed: None };
@@ -85,7 +85,7 @@ async fn keep<W: Workshop>(workshop: W, namespace: Arc<File>, endpoint: watch::S
         passes.mark_unchanged();
         holdings.mark_unchanged();
         let endpoint = keeper.tend().await;
-        keeper.tell(endpoint);
+        keeper.publish(endpoint);
         // All branches are cancel-safe: a change that is not received now is received in the next iteration.
         tokio::select! {
             _ = passes.changed() => {}
@@ -115,7 +115,7 @@ enum NotMade {
 }
 
 /// Access to the node and its kernel for the endpoint.
-trait Workshop {
+trait EndpointHost {
     /// The values that other tasks publish.
     fn board(&self) -> &Board;
 
@@ -123,14 +123,14 @@ trait Workshop {
     fn fits(&self, families: BTreeSet<Family>) -> impl Future<Output = bool> + Send;
 
     /// Allocates the endpoint's addresses in these families; `None` if none is available.
-    fn take(
+    fn allocate(
         &self,
         families: BTreeSet<Family>,
         mtu: u32,
-    ) -> impl Future<Output = Result<Option<Held>, LedgerError>> + Send;
+    ) -> impl Future<Output = Result<Option<AttachmentEntry>, LedgerError>> + Send;
 
     /// Parameters for wiring the endpoint.
-    fn wiring(&self, cluster: &ClusterRecord, held: &Held) -> Wiring;
+    fn wiring(&self, cluster: &ClusterRecord, held: &AttachmentEntry) -> Wiring;
 
     /// The index of the interface with that name, if it exists.
     fn index_of(&self, name: IfName) -> impl Future<Output = Result<Option<IfIndex>, Error>> + Send;
@@ -169,7 +169,7 @@ struct Made {
     index: IfIndex,
 }
 
-impl<W: Workshop> Keeper<W> {
+impl<W: EndpointHost> Keeper<W> {
     /// Creates the endpoint, if it should exist and does not exist.
     async fn tend(&mut self) -> Endpoint {
         let board = self.workshop.board();
@@ -199,8 +199,8 @@ impl<W: Workshop> Keeper<W> {
             self.give_up().await;
         }
         let mtu = pass.mtu;
-        let held = match self.workshop.take(families, mtu).await {
-            Ok(Some(held)) => Held { mtu, ..held },
+        let held = match self.workshop.allocate(families, mtu).await {
+            Ok(Some(held)) => AttachmentEntry { mtu, ..held },
             Ok(None) => return Endpoint::Without(no_address()),
             Err(error) => {
                 return Endpoint::Without(format!(
@@ -262,27 +262,27 @@ impl<W: Workshop> Keeper<W> {
         self.workshop.release().await;
     }
 
-    fn tell(&self, endpoint: Endpoint) {
+    fn publish(&self, endpoint: Endpoint) {
         self.endpoint.send_if_modified(|known| {
-            let is_other = match (&*known, &endpoint) {
+            let changed = match (&*known, &endpoint) {
                 (Endpoint::Open(known), Endpoint::Open(now)) => !Arc::ptr_eq(known, now),
                 (Endpoint::Without(known), Endpoint::Without(now)) => known != now,
                 (Endpoint::Awaited, Endpoint::Awaited) => false,
                 _ => true,
             };
             *known = endpoint;
-            is_other
+            changed
         });
     }
 }
 
-/// [`Workshop`] on this node.
+/// [`EndpointHost`] on this node.
 struct OnNode {
     node: Arc<Node>,
     kernel: Owner<Kernel>,
 }
 
-impl Workshop for OnNode {
+impl EndpointHost for OnNode {
     fn board(&self) -> &Board {
         &self.node.board
     }
@@ -291,11 +291,15 @@ impl Workshop for OnNode {
         self.node.ipam.run(move |ipam| ipam.probe_fits(&families, now())).await
     }
 
-    async fn take(&self, families: BTreeSet<Family>, mtu: u32) -> Result<Option<Held>, LedgerError> {
+    async fn allocate(
+        &self,
+        families: BTreeSet<Family>,
+        mtu: u32,
+    ) -> Result<Option<AttachmentEntry>, LedgerError> {
         self.node.ipam.run(move |ipam| ipam.take_probe(&families, mtu, now())).await
     }
 
-    fn wiring(&self, cluster: &ClusterRecord, held: &Held) -> Wiring {
+    fn wiring(&self, cluster: &ClusterRecord, held: &AttachmentEntry) -> Wiring {
         wiring(&self.node.board.membership, self.node.features, cluster, held)
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use polder_ipam::ledger::{Held, LedgerError};
+use polder_ipam::ledger::{AttachmentEntry, LedgerError};
 use polder_ipam::needed::Needed;
 use polder_ipam::{Block, Cidr};
 use polder_netlink::nft::Table;
@@ -15,8 +15,8 @@ use polder_store::NodeIpam;
 use crate::kernel::Kernel;
 use crate::kernel::apply::Failure;
 use crate::kernel::desired::Desired;
-use crate::kernel::plan::Change;
-use crate::kernel::snapshot::{HostNetwork, WayTo};
+use crate::kernel::plan::KernelChange;
+use crate::kernel::snapshot::{HostNetwork, RouteTo};
 use crate::kernel::state::{Actual, Device};
 use crate::owner::Owner;
 
@@ -28,7 +28,7 @@ pub struct Wired {
     /// The node's own addresses in the pod network.
     pub gateways: Vec<IpAddr>,
     /// The node's attachments, and its probe endpoint.
-    pub pods: Vec<Held>,
+    pub pods: Vec<AttachmentEntry>,
 }
 
 /// The kernel (see [`Kernel`]) and the node's ledger, for passes to read and change.
@@ -39,7 +39,7 @@ pub trait Datapath {
     /// Applies changes; returns those that failed.
     fn apply(
         &self,
-        changes: Vec<Change>,
+        changes: Vec<KernelChange>,
         desired: Desired,
         indexes: BTreeMap<Device, IfIndex>,
     ) -> impl Future<Output = Result<Vec<Failure>, Error>> + Send;
@@ -47,7 +47,7 @@ pub trait Datapath {
     /// Reads the host's interfaces, and the routes to these addresses.
     fn host_network(
         &self,
-        asked: Vec<(WayTo, IpAddr)>,
+        asked: Vec<(RouteTo, IpAddr)>,
     ) -> impl Future<Output = Result<HostNetwork, Error>> + Send;
 
     /// Looks up the routes to peers.
@@ -88,14 +88,14 @@ impl Datapath for OnNode {
 
     async fn apply(
         &self,
-        changes: Vec<Change>,
+        changes: Vec<KernelChange>,
         desired: Desired,
         indexes: BTreeMap<Device, IfIndex>,
     ) -> Result<Vec<Failure>, Error> {
         self.kernel.run(move |kernel| kernel.apply(changes, &desired, indexes)).await
     }
 
-    async fn host_network(&self, asked: Vec<(WayTo, IpAddr)>) -> Result<HostNetwork, Error> {
+    async fn host_network(&self, asked: Vec<(RouteTo, IpAddr)>) -> Result<HostNetwork, Error> {
         self.kernel.run(move |kernel| kernel.host_network(&asked)).await
     }
 

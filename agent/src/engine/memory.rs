@@ -9,8 +9,8 @@ use polder_netlink::IfIndex;
 use polder_netlink::route::Lookup;
 use tokio::time::Instant;
 
-use crate::kernel::desired::Known;
-use crate::kernel::snapshot::{HostNetwork, WayTo};
+use crate::kernel::desired::DesiredDigest;
+use crate::kernel::snapshot::{HostNetwork, RouteTo};
 use crate::repair::Pace;
 use crate::underlay::Underlay;
 
@@ -45,7 +45,7 @@ pub(super) struct Outward {
 impl Outward {
     pub(super) fn of(network: &HostNetwork) -> Self {
         let interfaces = network.interfaces.iter().map(|(index, (name, _))| (*index, name.clone())).collect();
-        let world = network.routes.iter().filter(|(what, way)| *what == WayTo::World && !way.local);
+        let world = network.routes.iter().filter(|(what, way)| *what == RouteTo::World && !way.local);
         Self { interfaces, meshes: network.meshes.clone(), world: world.map(|(_, way)| way.index).collect() }
     }
 }
@@ -76,7 +76,7 @@ pub(super) struct Repairing {
     /// The limit of the repair rate.
     pub(super) pace: Pace,
     /// The desired state when a pass last had no changes to make.
-    pub(super) in_place: Option<Known>,
+    pub(super) in_place: Option<DesiredDigest>,
     /// When another program changed Polder's kernel state; `None` if not since the last pass.
     pub(super) rung: Option<Instant>,
     /// When the kernel settings are checked again.

@@ -16,7 +16,7 @@ use crate::kernel::sysctl::Sysctls;
 use crate::leases::Leases;
 use crate::probe::direct::DirectPaths;
 use crate::readiness::Readiness;
-use crate::repair::{Alarm, Repairs};
+use crate::repair::{DriftSignal, RepairLog};
 use crate::requests::PlanRequest;
 
 /// The engine's inputs and its access to the kernel.
@@ -39,7 +39,7 @@ pub struct Tools<D = OnNode> {
     /// The other nodes whose agents are not alive.
     pub leases: watch::Receiver<Arc<Leases>>,
     /// Reports that another program changed Polder's kernel state.
-    pub alarm: Arc<Alarm>,
+    pub drift_signal: Arc<DriftSignal>,
 }
 
 /// The values that the engine publishes.
@@ -52,7 +52,7 @@ pub struct Entries {
     /// The neighbour entries that Polder's devices should have.
     pub neighbours: watch::Sender<BTreeSet<IpAddr>>,
     /// The repairs of kernel state.
-    pub repairs: watch::Sender<Repairs>,
+    pub repairs: watch::Sender<RepairLog>,
 }
 
 /// What wakes the engine, besides changes of its inputs.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_ipam::peers::believe;
+use polder_ipam::peers::validate;
 use polder_ipam::registration::Registration;
 use tokio::time::{Instant, sleep_until};
 
@@ -32,13 +32,13 @@ pub async fn rehearse<D: Datapath>(
             Registration::Removed(reason) => return Err(vec![reason.to_string()]),
             _ => {}
         }
-        let believed = believe(&board.view(), &board.membership.me().name, &BTreeSet::new());
-        engine.choose_underlay(&believed.peers).await;
+        let validated = validate(&board.view(), &board.membership.me().name, &BTreeSet::new());
+        engine.choose_underlay(&validated.peers).await;
         let drafted = engine.draft_now().await;
         let reasons = match drafted {
-            Ok(draft) => {
-                let changes = draft.changes();
-                engine.entries.pass.send_replace(Some(Arc::new(draft.pass)));
+            Ok(pass_plan) => {
+                let changes = pass_plan.changes();
+                engine.entries.pass.send_replace(Some(Arc::new(pass_plan.pass)));
                 match board.obstacles() {
                     obstacles if !obstacles.is_empty() => obstacles,
                     _ if state == Registration::Registered => return Ok(changes),

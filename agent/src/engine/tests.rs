@@ -11,7 +11,7 @@ use polder_ipam::ledger::LedgerError;
 use polder_ipam::needed::Needed;
 use polder_ipam::record::{BlockRecord, NodeRecord};
 use polder_ipam::registration::{Registration, Unproven};
-use polder_ipam::view::{Known, View};
+use polder_ipam::view::{Versioned, View};
 use polder_ipam::{Block, Cidr, Revision};
 use polder_netlink::Error;
 use polder_netlink::IfIndex;
@@ -30,14 +30,14 @@ use crate::kernel::apply::Failure;
 use crate::kernel::desired::{Desired, Path};
 use crate::kernel::features::Features;
 use crate::kernel::plan::tests::Model;
-use crate::kernel::snapshot::{HostNetwork, WayTo};
+use crate::kernel::snapshot::{HostNetwork, RouteTo};
 use crate::kernel::state::{Actual, Device};
 use crate::kernel::sysctl::Sysctls;
 use crate::leases::Leases;
 use crate::probe::NotProbed;
 use crate::probe::direct::{Direct, DirectPaths};
 use crate::readiness::Readiness;
-use crate::repair::{Alarm, Repairs};
+use crate::repair::{DriftSignal, RepairLog};
 
 /// A kernel that applies all changes, or cannot be read.
 #[derive(Clone, Default)]
@@ -80,13 +80,13 @@ impl Datapath for Fake {
 
     async fn apply(
         &self,
-        changes: Vec<Change>,
+        changes: Vec<KernelChange>,
         desired: Desired,
         _: BTreeMap<Device, IfIndex>,
     ) -> Result<Vec<Failure>, Error> {
         self.with(|state| {
             for change in &changes {
-                if let Change::SetSysctl { path, value } = change {
+                if let KernelChange::SetSysctl { path, value } = change {
                     let file = state.sysctls.join(path.strip_prefix("net/").unwrap());
                     fs::create_dir_all(file.parent().unwrap()).unwrap();
                     fs::write(file, value).unwrap();
@@ -97,12 +97,12 @@ impl Datapath for Fake {
         Ok(Vec::new())
     }
 
-    async fn host_network(&self, _: Vec<(WayTo, IpAddr)>) -> Result<HostNetwork, Error> {
+    async fn host_network(&self, _: Vec<(RouteTo, IpAddr)>) -> Result<HostNetwork, Error> {
         let address = "192.0.2.7/24".parse().unwrap();
         Ok(HostNetwork {
             interfaces: [(IfIndex::new(2), ("eth0".to_owned(), 1500))].into(),
             addresses: vec![Address { index: IfIndex::new(2), address, global: true, fleeting: false }],
-            routes: vec![(WayTo::World, way())],
+            routes: vec![(RouteTo::World, way())],
             ..HostNetwork::default()
         })
     }
@@ -134,8 +134,8 @@ struct Harness {
     fixture: Fixture,
     kernel: Fake,
     passes: watch::Receiver<Option<Arc<Pass>>>,
-    repairs: watch::Receiver<Repairs>,
-    alarm: Arc<Alarm>,
+    repairs: watch::Receiver<RepairLog>,
+    drift_signal: Arc<DriftSignal>,
     senders: Bell,
     plans: mpsc::Sender<PlanRequest>,
     direct: watch::Sender<Arc<DirectPaths>>,
@@ -163,11 +163,11 @@ impl Harness {
         let (probed, is_open) = watch::channel(Err(NotProbed::NotYet));
         let (announced, is_there) = watch::channel(Err(NotWritten::NotYet));
         let readiness = Readiness::new(fixture.board(), is_open, is_there, watch::channel(None).1);
-        let (repairs, repaired) = watch::channel(Repairs::default());
+        let (repairs, repaired) = watch::channel(RepairLog::default());
         let (looked_at, leases) = watch::channel(Arc::<Leases>::default());
         let (direct, direct_paths) = watch::channel(Arc::default());
-        let (alarm, (senders, sender_wake), (underlay_changed, underlay_wake)) =
-            (Arc::<Alarm>::default(), bell(), bell());
+        let (drift_signal, (senders, sender_wake), (underlay_changed, underlay_wake)) =
+            (Arc::<DriftSignal>::default(), bell(), bell());
         let (plans, plans_asked) = mpsc::channel(1);
         let task = Task {
             tools: Tools {
@@ -179,7 +179,7 @@ impl Harness {
                 store_at: watch::channel(Some(Vec::new())).1,
                 direct: direct_paths,
                 leases,
-                alarm: Arc::clone(&alarm),
+                drift_signal: Arc::clone(&drift_signal),
             },
             entries: Entries {
                 underlay: fixture.underlay.clone(),
@@ -195,7 +195,7 @@ impl Harness {
             fixture,
             kernel,
             repairs: repaired,
-            alarm,
+            drift_signal,
             senders,
             plans,
             running: Box::pin(task.run()),
@@ -309,7 +309,7 @@ async fn what_somebody_takes_away_is_planned_for_whoever_asks_and_put_back_when_
         !planned.is_empty() && harness.kernel.with(|state| state.model.indexes.is_empty()),
         "{planned:?}"
     );
-    harness.alarm.ring(Some("process 7 (rm)".to_owned()));
+    harness.drift_signal.ring(Some("process 7 (rm)".to_owned()));
     harness.settled().await;
     assert!(!lost.indexes.is_empty() && harness.kernel.with(|state| !state.model.indexes.is_empty()));
     let repairs = harness.repairs.borrow().clone();
@@ -336,10 +336,10 @@ fn with_peer(fixture: &Fixture) -> (NodeName, Family) {
             pool: "p".parse().unwrap(),
             nonce: Nonce::new("x"),
         };
-        with.nodes.insert(name.clone(), Known { record: Arc::new(record), revision: Revision::new(8) });
+        with.nodes.insert(name.clone(), Versioned { record: Arc::new(record), revision: Revision::new(8) });
         with.blocks.insert(
             Block::new("10.244.9.0/26".parse().unwrap()),
-            Known { record: Arc::new(claim), revision: Revision::new(9) },
+            Versioned { record: Arc::new(claim), revision: Revision::new(9) },
         );
         *view = Arc::new(with);
     });

@@ -23,7 +23,7 @@ const UFW: [&str; 4] = ["ufw-user-forward", "ufw6-user-forward", "ufw-user-input
 
 /// The direction of packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Direction {
     FromPods,
     ToPods,
 }
@@ -31,7 +31,7 @@ enum Way {
 /// Packets between pods with known source and destination.
 #[derive(Debug, Clone, Copy)]
 struct Class<'a> {
-    way: Way,
+    way: Direction,
     /// The interface on the other side of this host.
     outside: &'a str,
     /// The pool of both addresses, and the prefix length of its blocks.
@@ -54,12 +54,10 @@ impl Class<'_> {
             // interface.
             (Condition::Input(_), _) if judged == Judged::Outgoing => false,
             (Condition::Output(_), _) if judged == Judged::Incoming => false,
-            (Condition::Input(names), Way::FromPods) | (Condition::Output(names), Way::ToPods) => {
-                of_pods(names)
-            }
-            (Condition::Input(names), Way::ToPods) | (Condition::Output(names), Way::FromPods) => {
-                is_outside(names)
-            }
+            (Condition::Input(names), Direction::FromPods)
+            | (Condition::Output(names), Direction::ToPods) => of_pods(names),
+            (Condition::Input(names), Direction::ToPods)
+            | (Condition::Output(names), Direction::FromPods) => is_outside(names),
             (Condition::Family(family), _) => *family == Family::of(self.pool.ip()),
             // A rule for single addresses is intentional.
             (Condition::Source(network) | Condition::Destination(network), _) => {
@@ -91,12 +89,13 @@ enum Owner {
 impl Filter {
     /// The problem, if the filter drops pod packets, as far as its rules are supported here.
     pub fn problem(&self, attach: AttachMode, beside_firewalld: bool) -> Option<String> {
-        let drops = |way: &Way| self.fate(&|condition| way.fulfils(condition, attach)) == Fate::Dropped;
-        let dropped: Vec<Way> = [Way::FromPods, Way::ToPods].into_iter().filter(drops).collect();
+        let drops = |way: &Direction| self.fate(&|condition| way.fulfils(condition, attach)) == Fate::Dropped;
+        let dropped: Vec<Direction> =
+            [Direction::FromPods, Direction::ToPods].into_iter().filter(drops).collect();
         let what = match dropped.as_slice() {
             [] => return None,
-            [Way::FromPods] => "packets from pods",
-            [Way::ToPods] => "packets to pods",
+            [Direction::FromPods] => "packets from pods",
+            [Direction::ToPods] => "packets to pods",
             _ => "packets from or to pods",
         };
         let BaseChain { family, table, name, .. } = &self.base;
@@ -114,7 +113,7 @@ impl Filter {
             pods.pools.iter().filter(|(pool, _)| self.judges(pool.family())).flat_map(|(pool, block)| {
                 let outside = pods.carriers.iter().map(String::as_str).chain(Family::BOTH.map(tunnel::name));
                 outside.flat_map(move |outside| {
-                    [Way::FromPods, Way::ToPods].map(|way| Class {
+                    [Direction::FromPods, Direction::ToPods].map(|way| Class {
                         way,
                         outside,
                         pool: (*pool).into(),
@@ -130,8 +129,8 @@ impl Filter {
         let BaseChain { family, table, name, .. } = &self.base;
         let ip = if class.pool.is_ipv4() { "ip" } else { "ip6" };
         let (what, condition) = match class.way {
-            Way::FromPods => ("from", format!("{ip} saddr {}", class.pool)),
-            Way::ToPods => ("to", format!("{ip} daddr {}", class.pool)),
+            Direction::FromPods => ("from", format!("{ip} saddr {}", class.pool)),
+            Direction::ToPods => ("to", format!("{ip} daddr {}", class.pool)),
         };
         Some(format!(
             "a rule in chain {name} of table {family} {table}, or in a chain that it jumps to, drops packets {what} \
@@ -231,10 +230,10 @@ impl Filter {
     }
 
     /// The commands that make the filter accept pod packets.
-    fn remedy(&self, dropped: &[Way], attach: AttachMode, beside_firewalld: bool) -> String {
+    fn remedy(&self, dropped: &[Direction], attach: AttachMode, beside_firewalld: bool) -> String {
         let BaseChain { family, table, name, .. } = &self.base;
         let iptables = self.iptables();
-        let command = |way: &Way| match self.owner() {
+        let command = |way: &Direction| match self.owner() {
             Owner::Firewalld => None,
             Owner::Docker => Some(way.iptables(iptables, "DOCKER-USER", attach)),
             Owner::Ufw => Some(format!("`ufw route allow {} on {}`", way.word(), wildcard('+', attach))),
@@ -300,7 +299,7 @@ impl Filter {
     }
 }
 
-impl Way {
+impl Direction {
     /// Whether a packet in this direction, without further known properties, meets the condition.
     fn fulfils(self, condition: &Condition, attach: AttachMode) -> bool {
         match (self, condition) {
@@ -355,7 +354,8 @@ pub fn unreadable(family: Family, attach: AttachMode) -> String {
         Family::V4 => ("ip_tables_names", "iptables-legacy"),
         Family::V6 => ("ip6_tables_names", "ip6tables-legacy"),
     };
-    let commands = [Way::FromPods, Way::ToPods].map(|way| way.iptables(iptables, "FORWARD", attach));
+    let commands =
+        [Direction::FromPods, Direction::ToPods].map(|way| way.iptables(iptables, "FORWARD", attach));
     format!(
         "legacy iptables has a table filter (/proc/net/{names}), which the agent cannot read: if `{iptables} -S \
          FORWARD` shows that it drops packets that no rule accepts, pods may be unreachable. In that case, accept them: \

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use polder_api::Attachment;
-use polder_ipam::ledger::{Held, Kind};
+use polder_ipam::ledger::{AttachmentEntry, Kind};
 use polder_ipam::record::ClusterRecord;
 use polder_netlink::inside::Inside;
 use polder_netlink::{Error, RouteSocket, namespace};
@@ -36,7 +36,7 @@ const LOOKS: usize = 2;
 
 /// The result of inspecting a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Look {
+pub enum Comparison {
     /// Nothing was changed.
     Same,
     /// The difference, as text.
@@ -76,12 +76,12 @@ pub struct Insides {
 impl Insides {
     /// Inspects the next pods of the round, and those with a known change. Returns the problems of all pods. Without
     /// the permission it inspects none: see [`not_looked_at`].
-    pub async fn look(&mut self, looker: &Looker, cluster: &ClusterRecord) -> Vec<String> {
+    pub async fn check_all(&mut self, looker: &Looker, cluster: &ClusterRecord) -> Vec<String> {
         if !Capability::SysAdmin.is_held() {
             return Vec::new();
         }
-        let held: Vec<Held> = looker.ipam.run(|ipam| ipam.attachments().cloned().collect()).await;
-        let idle: BTreeMap<Attachment, Held> = held
+        let held: Vec<AttachmentEntry> = looker.ipam.run(|ipam| ipam.attachments().cloned().collect()).await;
+        let idle: BTreeMap<Attachment, AttachmentEntry> = held
             .into_iter()
             .filter(|held| can_be_looked_into(held) && !looker.in_flight.has(&held.attachment))
             .map(|held| (held.attachment.clone(), held))
@@ -109,13 +109,13 @@ impl Insides {
         due.into_iter().chain(self.different.keys().take(AT_A_TIME).cloned()).collect()
     }
 
-    fn take(&mut self, held: &Held, found: Look, is_idle: bool) {
+    fn take(&mut self, held: &AttachmentEntry, found: Comparison, is_idle: bool) {
         match found {
-            Look::Different(what) if is_idle => {
+            Comparison::Different(what) if is_idle => {
                 let looks = self.different.get(&held.attachment).map_or(0, |(looks, _)| *looks);
                 self.different.insert(held.attachment.clone(), (looks + 1, problem(held, &what)));
             }
-            Look::Barred(why) => {
+            Comparison::Barred(why) => {
                 self.different.remove(&held.attachment);
                 if self.barred.as_ref() != Some(&why) {
                     info!("cannot inspect pods from inside, changes there are not detected: {why}");
@@ -142,12 +142,12 @@ pub fn not_looked_at() -> Option<String> {
 }
 
 /// Whether the attachment is a pod of Polder with a known namespace.
-pub fn can_be_looked_into(held: &Held) -> bool {
+pub fn can_be_looked_into(held: &AttachmentEntry) -> bool {
     held.kind == Kind::Pod && !held.leaving && !held.netns.is_empty()
 }
 
 /// The problem text of a changed pod.
-pub fn problem(held: &Held, what: &str) -> String {
+pub fn problem(held: &AttachmentEntry, what: &str) -> String {
     let addresses: Vec<String> = held.addresses.iter().map(ToString::to_string).collect();
     let (pod, remedy) = match &held.pod {
         Some(pod) => (
@@ -168,7 +168,7 @@ pub fn problem(held: &Held, what: &str) -> String {
 
 impl Looker {
     /// Compares the network inside the pod with Polder's configuration, as CHECK does.
-    pub async fn look_into(&self, cluster: &ClusterRecord, held: &Held) -> Look {
+    pub async fn look_into(&self, cluster: &ClusterRecord, held: &AttachmentEntry) -> Comparison {
         let wiring = wiring(&self.membership, self.features, cluster, held);
         let inside = Inside {
             interface: held.attachment.interface.clone(),
@@ -178,43 +178,43 @@ impl Looker {
         };
         let netns = held.netns.clone();
         let looked = spawn_blocking(move || compare(Path::new(&netns), &inside)).await;
-        match looked.unwrap_or_else(|error| Look::Barred(error.to_string())) {
-            Look::Different(what) => {
-                // Without its host interface the pod is gone, and the sweeper releases it.
+        match looked.unwrap_or_else(|error| Comparison::Barred(error.to_string())) {
+            Comparison::Different(what) => {
+                // Without its host interface the pod is gone, and the orphan collector releases it.
                 let name = held.attachment.host_interface();
                 let lives = self.pods.run(move |kernel: &mut Kernel| kernel.has_pod(&name)).await;
-                if lives.is_ok_and(|lives| lives) { Look::Different(what) } else { Look::Gone }
+                if lives.is_ok_and(|lives| lives) { Comparison::Different(what) } else { Comparison::Gone }
             }
             other => other,
         }
     }
 }
 
-fn compare(netns: &Path, inside: &Inside) -> Look {
+fn compare(netns: &Path, inside: &Inside) -> Comparison {
     let barred = |error: io::Error| match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ENOENT) => Look::Gone,
+        Some(Errno::ENOENT) => Comparison::Gone,
         Some(Errno::EPERM | Errno::EACCES) => {
-            Look::Barred(format!("{error}: give the agent {}", Capability::SysAdmin))
+            Comparison::Barred(format!("{error}: give the agent {}", Capability::SysAdmin))
         }
         // The path is a plain file here, because the namespace is mounted elsewhere.
-        Some(Errno::EINVAL) => Look::Barred(format!(
+        Some(Errno::EINVAL) => Comparison::Barred(format!(
             "{} does not show the host's network namespaces: mount that host folder into the agent's container with \
              mountPropagation HostToContainer",
             netns.parent().unwrap_or(netns).display()
         )),
-        _ => Look::Barred(error.to_string()),
+        _ => Comparison::Barred(error.to_string()),
     };
     let opened = namespace::open(netns).and_then(|file| namespace::within(&file, RouteSocket::open));
     let mut socket = match opened {
         Ok(Ok(socket)) => socket,
-        Ok(Err(error)) => return Look::Barred(error.to_string()),
+        Ok(Err(error)) => return Comparison::Barred(error.to_string()),
         Err(error) => return barred(error),
     };
     match inside.difference(&mut socket) {
-        Ok(None) => Look::Same,
-        Ok(Some(what)) => Look::Different(what),
-        Err(Error::Interrupted(_)) => Look::Gone,
-        Err(error) => Look::Barred(error.to_string()),
+        Ok(None) => Comparison::Same,
+        Ok(Some(what)) => Comparison::Different(what),
+        Err(Error::Interrupted(_)) => Comparison::Gone,
+        Err(error) => Comparison::Barred(error.to_string()),
     }
 }
 

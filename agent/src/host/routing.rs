@@ -85,7 +85,7 @@ impl Routing {
         Some(format!(
             "foreign route {} overrides Polder's routes: pods in {to} of pool {pool} are unreachable from this node. \
              Delete it and stop the program that creates it: `{}`",
-            self.words(route),
+            self.describe(route),
             self.deletes(route)
         ))
     }
@@ -95,7 +95,7 @@ impl Routing {
     }
 
     /// The route in `ip route` syntax.
-    fn words(&self, route: &AnyRoute) -> String {
+    fn describe(&self, route: &AnyRoute) -> String {
         let destination = match route.leads {
             Leads::On => route.destination.to_string(),
             Leads::ToHost => format!("local {}", route.destination),
@@ -103,14 +103,14 @@ impl Routing {
         };
         // A blackhole-like route has no interface, although the kernel may report one.
         let device = self.device(route).filter(|_| !matches!(route.leads, Leads::Nowhere(_)));
-        let words = [
+        let describe = [
             Some(destination),
             route.gateway.map(|gateway| format!("via {gateway}")),
             device.map(|device| format!("dev {device}")),
             (route.priority > 0).then(|| format!("metric {}", route.priority)),
             (route.table != MAIN).then(|| format!("table {}", route.table)),
         ];
-        words.into_iter().flatten().collect::<Vec<_>>().join(" ")
+        describe.into_iter().flatten().collect::<Vec<_>>().join(" ")
     }
 
     fn deletes(&self, route: &AnyRoute) -> String {
@@ -121,7 +121,7 @@ impl Routing {
             (Leads::ToHost, Some(found), Some(device)) => {
                 format!("{ip} address del {} dev {device}", found.address)
             }
-            _ => format!("{ip} route del {}", self.words(route)),
+            _ => format!("{ip} route del {}", self.describe(route)),
         }
     }
 
@@ -154,7 +154,7 @@ impl Routing {
                             suppressed.is_none_or(|length| u32::from(route.destination.prefix()) > length);
                         route.table == *table && counts && overlap(route.destination, destination)
                     });
-                    problems.extend(leads.map(|route| misleads(rule, &self.words(route))));
+                    problems.extend(leads.map(|route| misleads(rule, &self.describe(route))));
                 }
                 RuleTarget::Nowhere(word) => problems.push(misleads(rule, word)),
                 RuleTarget::Goto(to) => {
@@ -176,10 +176,10 @@ impl Routing {
 }
 
 fn misleads(rule: &AnyRule, way: &str) -> String {
-    let words = words(rule);
+    let describe = describe(rule);
     format!(
-        "foreign routing rule {words} overrides Polder's routes ({way}): pods may be unreachable. Delete it and stop \
-         the program that creates it: `{} rule del {words}`; or add a rule with a lower pref that sends packets between \
+        "foreign routing rule {describe} overrides Polder's routes ({way}): pods may be unreachable. Delete it and stop \
+         the program that creates it: `{} rule del {describe}`; or add a rule with a lower pref that sends packets between \
          pods to table main",
         ip(rule.family)
     )
@@ -209,14 +209,14 @@ fn applies(rule: &AnyRule, source: IpNetwork, destination: IpNetwork, pods: &Pod
 }
 
 /// The rule in `ip rule` syntax, as far as its parts are known.
-fn words(rule: &AnyRule) -> String {
+fn describe(rule: &AnyRule) -> String {
     let action = match &rule.action {
         RuleTarget::Table(table, _) => Some(format!("lookup {table}")),
         RuleTarget::Nowhere(kind) => Some((*kind).to_owned()),
         RuleTarget::Goto(to) => Some(format!("goto {to}")),
         RuleTarget::Nothing => None,
     };
-    let words = [
+    let describe = [
         Some(format!("pref {}", rule.priority)),
         rule.inverted.then(|| "not".to_owned()),
         rule.source.map(|source| format!("from {source}")),
@@ -224,7 +224,7 @@ fn words(rule: &AnyRule) -> String {
         rule.input.as_ref().map(|input| format!("iif {input}")),
         action,
     ];
-    words.into_iter().flatten().collect::<Vec<_>>().join(" ")
+    describe.into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
 
 const fn ip(family: Family) -> &'static str {

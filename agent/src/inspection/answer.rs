@@ -3,19 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_api::ipam::{DeviationStatus, Repairs};
+use polder_api::ipam::{DeviationStatus, RepairMode};
 use polder_ipam::Revision;
 use polder_ipam::change::Change;
 use polder_ipam::ids::Nonce;
 use polder_ipam::record::{AnswerRecord, InspectionRecord};
 use polder_ipam::store::{Outcome, StoreError};
-use polder_ipam::view::{Known, Source};
+use polder_ipam::view::{Source, Versioned};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
-use super::mend::mend;
-use super::own::{Finding, Look, Mend, NotLooked, look};
+use super::own::{Finding, NotExamined, OwnRepair, OwnReport, examine};
 use super::patience;
+use super::repair::carry_out;
 use crate::board::Board;
 use crate::host::insides::Looker;
 use crate::node::Node;
@@ -51,12 +51,12 @@ impl Task {
 }
 
 /// A node that examines itself.
-trait Examined {
+trait SelfExamination {
     /// Examines the node. While lost records are being restored in the datastore, missing records are not reported.
-    fn look(&self, putting_back: bool) -> impl Future<Output = Result<Look, NotLooked>> + Send;
+    fn examine(&self, putting_back: bool) -> impl Future<Output = Result<OwnReport, NotExamined>> + Send;
 
     /// Carries out a repair. The next examination shows whether it succeeded.
-    fn mend(&self, repair: Mend) -> impl Future<Output = ()> + Send;
+    fn carry_out(&self, repair: OwnRepair) -> impl Future<Output = ()> + Send;
 
     /// Answers the check that was requested at that revision.
     fn answer(
@@ -66,13 +66,13 @@ trait Examined {
     ) -> impl Future<Output = Result<Outcome, StoreError>> + Send;
 }
 
-impl Examined for Task {
-    async fn look(&self, putting_back: bool) -> Result<Look, NotLooked> {
-        look(&self.node, &self.looker, putting_back).await
+impl SelfExamination for Task {
+    async fn examine(&self, putting_back: bool) -> Result<OwnReport, NotExamined> {
+        examine(&self.node, &self.looker, putting_back).await
     }
 
-    async fn mend(&self, repair: Mend) {
-        mend(&self.node, repair).await;
+    async fn carry_out(&self, repair: OwnRepair) {
+        carry_out(&self.node, repair).await;
     }
 
     async fn answer(&self, record: AnswerRecord, asked: Revision) -> Result<Outcome, StoreError> {
@@ -82,7 +82,7 @@ impl Examined for Task {
 }
 
 /// Answers checks until records are no longer published.
-async fn answer_all<E: Examined>(board: &Board, node: &E) {
+async fn answer_all<E: SelfExamination>(board: &Board, node: &E) {
     let mut views = board.records.changes();
     let mut answered: Option<Nonce> = None;
     let mut losses = (0, None);
@@ -110,16 +110,16 @@ async fn answer_all<E: Examined>(board: &Board, node: &E) {
     }
 }
 
-async fn answer<E: Examined>(node: &E, asked: &Known<InspectionRecord>, putting_back: bool) {
-    match examine(node, asked.record.repairs, putting_back).await {
-        Ok((mut deviations, look)) => {
+async fn answer<E: SelfExamination>(node: &E, asked: &Versioned<InspectionRecord>, putting_back: bool) {
+    match check(node, asked.record.repairs, putting_back).await {
+        Ok((mut deviations, examine)) => {
             deviations.sort_by_key(|deviation| deviation.repaired);
             let left_out =
                 deviations.iter().skip(ROOM).filter(|deviation| !deviation.repaired).count() as u64;
             let record = AnswerRecord {
                 id: asked.record.id.clone(),
-                attachments: look.attachments,
-                interfaces: look.interfaces,
+                attachments: examine.attachments,
+                interfaces: examine.interfaces,
                 deviations: deviations.into_iter().take(ROOM).map(short).collect(),
                 left_out,
             };
@@ -141,33 +141,36 @@ fn short(mut deviation: DeviationStatus) -> DeviationStatus {
 }
 
 /// The deviations on this node, with the result of their repair.
-async fn examine<E: Examined>(
+async fn check<E: SelfExamination>(
     node: &E,
-    repairs: Repairs,
+    repairs: RepairMode,
     putting_back: bool,
-) -> Result<(Vec<DeviationStatus>, Look), NotLooked> {
+) -> Result<(Vec<DeviationStatus>, OwnReport), NotExamined> {
     let looking = Looking { node, putting_back, until: Instant::now() + patience(repairs) };
     let (findings, last) = looking.settle().await?;
-    if findings.is_empty() || repairs == Repairs::None || Instant::now() >= looking.until {
+    if findings.is_empty() || repairs == RepairMode::None || Instant::now() >= looking.until {
         return Ok((findings.iter().map(|finding| status(finding, false)).collect(), last));
     }
     for finding in &findings {
-        if let Some(repair) = finding.mend.clone() {
-            node.mend(repair).await;
+        if let Some(repair) = finding.repair.clone() {
+            node.carry_out(repair).await;
         }
     }
-    let again = looking.look().await?;
-    let counts = Look { findings: findings.clone(), ..again.clone() };
+    let again = looking.examine().await?;
+    let counts = OwnReport { findings: findings.clone(), ..again.clone() };
     let until = Instant::now() + CERTAIN;
     let mut left = again;
-    while findings.iter().any(|finding| finding.mend.is_some() && has(&left, finding))
+    while findings.iter().any(|finding| finding.repair.is_some() && has(&left, finding))
         && Instant::now() < until
     {
         sleep(PAUSE).await;
-        left = looking.look().await?;
+        left = looking.examine().await?;
     }
-    let mended = findings.iter().map(|finding| status(finding, !has(&left, finding)));
-    Ok((mended.collect(), Look { attachments: left.attachments, interfaces: left.interfaces, ..counts }))
+    let repaired = findings.iter().map(|finding| status(finding, !has(&left, finding)));
+    Ok((
+        repaired.collect(),
+        OwnReport { attachments: left.attachments, interfaces: left.interfaces, ..counts },
+    ))
 }
 
 /// Examines this node until the timeout of the check.
@@ -177,11 +180,11 @@ struct Looking<'a, E> {
     until: Instant,
 }
 
-impl<E: Examined> Looking<'_, E> {
+impl<E: SelfExamination> Looking<'_, E> {
     /// Examines the node, and repeats it after an error until the timeout: the datastore may be slow.
-    async fn look(&self) -> Result<Look, NotLooked> {
+    async fn examine(&self) -> Result<OwnReport, NotExamined> {
         loop {
-            match self.node.look(self.putting_back).await {
+            match self.node.examine(self.putting_back).await {
                 Err(error) if Instant::now() < self.until => {
                     debug!(%error, "cannot check this node yet");
                     sleep(PAUSE).await;
@@ -192,13 +195,13 @@ impl<E: Examined> Looking<'_, E> {
     }
 
     /// Examines the node until all remaining deviations have lasted for `CERTAIN`, or none is left.
-    async fn settle(&self) -> Result<(Vec<Finding>, Look), NotLooked> {
-        let mut last = self.look().await?;
+    async fn settle(&self) -> Result<(Vec<Finding>, OwnReport), NotExamined> {
+        let mut last = self.examine().await?;
         let mut findings = last.findings.clone();
         let until = Instant::now() + CERTAIN;
         while !findings.is_empty() && Instant::now() < until {
             sleep(PAUSE).await;
-            last = self.look().await?;
+            last = self.examine().await?;
             findings.retain(|finding| has(&last, finding));
         }
         Ok((findings, last))
@@ -206,8 +209,8 @@ impl<E: Examined> Looking<'_, E> {
 }
 
 /// Whether the examination has the same finding.
-fn has(look: &Look, finding: &Finding) -> bool {
-    look.findings.iter().any(|other| other.deviation.what == finding.deviation.what)
+fn has(examine: &OwnReport, finding: &Finding) -> bool {
+    examine.findings.iter().any(|other| other.deviation.what == finding.deviation.what)
 }
 
 fn status(finding: &Finding, repaired: bool) -> DeviationStatus {

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use polder_api::{Attachment, NodeName};
 use polder_ipam::Revision;
 use polder_ipam::invariants::{
-    Deviation, Facts, Interface, Invariant, KernelFacts, LedgerFacts, NodeFacts, Published, Repair, check,
+    ClusterReport, Deviation, Interface, Invariant, KernelFacts, LedgerFacts, NodeFacts, Published, Repair,
+    check,
 };
 use polder_ipam::key::Key;
-use polder_ipam::ledger::{Held, LedgerError};
+use polder_ipam::ledger::{AttachmentEntry, LedgerError};
 use polder_ipam::recovery::LivingPod;
 use polder_ipam::store::StoreError;
-use polder_ipam::tasks::published::Addresses;
+use polder_ipam::tasks::published::PublishedAddresses;
 use polder_ipam::view::View;
 
 use crate::host::insides::{self, Looker};
@@ -30,16 +31,16 @@ pub(super) struct Finding {
     /// The deviation.
     pub deviation: Deviation,
     /// A repair that takes nothing from running pods, if possible.
-    pub mend: Option<Mend>,
+    pub repair: Option<OwnRepair>,
 }
 
 /// Repairs that the node can make by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Mend {
+pub(super) enum OwnRepair {
     /// Release an attachment that no longer exists on the node.
     Release(Attachment),
     /// Publish that the attachment has the address.
-    Publish(Held, IpAddr),
+    Publish(AttachmentEntry, IpAddr),
     /// Delete a record of an address, if it still has that revision.
     Withdraw {
         /// The key of the record.
@@ -55,7 +56,7 @@ pub(super) enum Mend {
 
 /// Result of an examination.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Look {
+pub(super) struct OwnReport {
     /// The deviations.
     pub findings: Vec<Finding>,
     /// Number of attachments in the ledger.
@@ -65,13 +66,13 @@ pub(super) struct Look {
 }
 
 /// The examined state of a node, all of it read at about the same time.
-struct Read {
+struct ExaminedState {
     ledger: LedgerFacts,
-    astray: Vec<Held>,
+    astray: Vec<AttachmentEntry>,
     seen: Vec<SeenPod>,
     unknown: Unknown,
     gateways: Vec<IpAddr>,
-    published: Addresses,
+    published: PublishedAddresses,
 }
 
 /// Running pods that are not in the ledger, by attachment; `None` if no namespace with the pod's interface was found.
@@ -79,7 +80,7 @@ type Unknown = BTreeMap<Attachment, Option<LivingPod>>;
 
 /// Why the examination failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NotLooked {
+pub(super) enum NotExamined {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("cannot read the ledger: {0}")]
@@ -92,29 +93,33 @@ pub(super) enum NotLooked {
 
 /// Examines the node. While its pods change, a single examination can report deviations that do not persist: only those
 /// that a second one confirms are valid.
-pub(super) async fn look(node: &Node, looker: &Looker, putting_back: bool) -> Result<Look, NotLooked> {
+pub(super) async fn examine(
+    node: &Node,
+    looker: &Looker,
+    putting_back: bool,
+) -> Result<OwnReport, NotExamined> {
     let range = Key::addresses_of(&node.config.node);
-    let published = Addresses::read_range(&node.store, &range).await?;
+    let published = PublishedAddresses::read_range(&node.store, &range).await?;
     let before = node.in_flight.all();
     let read = node.ipam.run(|ipam| Ok::<_, LedgerError>((ipam.facts(now())?, ipam.astray()?))).await;
     let (ledger, astray) = read?;
     let kernel =
         node.pods.kernel.run(|kernel: &mut Kernel| Ok((kernel.seen_pods()?, kernel.gateways()?))).await;
-    let (seen, gateways) = kernel.map_err(NotLooked::Interfaces)?;
+    let (seen, gateways) = kernel.map_err(NotExamined::Interfaces)?;
     let in_flight = before.union(&node.in_flight.all()).cloned().collect();
     let mut unknown = Unknown::new();
     for attachment in seen.iter().filter_map(SeenPod::attachment) {
         if !ledger.attachments.iter().any(|held| held.attachment == attachment) {
             let sought = attachment.clone();
             let inside = node.pods.kernel.run(move |kernel: &mut Kernel| kernel.look_inside(&sought)).await;
-            unknown.insert(attachment, inside.map_err(NotLooked::Inside)?);
+            unknown.insert(attachment, inside.map_err(NotExamined::Inside)?);
         }
     }
     let inside = changed_inside(node, looker, &ledger, &in_flight).await;
-    let read = Read { ledger, astray, seen, unknown, gateways, published };
-    let mut look = judge(node, &node.board.view(), read, in_flight, putting_back);
-    look.findings.extend(inside);
-    Ok(look)
+    let read = ExaminedState { ledger, astray, seen, unknown, gateways, published };
+    let mut examine = judge(node, &node.board.view(), read, in_flight, putting_back);
+    examine.findings.extend(inside);
+    Ok(examine)
 }
 
 /// Pods whose network inside the namespace differs from its setup.
@@ -127,22 +132,29 @@ async fn changed_inside(
     let Some(cluster) = node.board.view().cluster.as_ref().map(|cluster| Arc::clone(&cluster.record)) else {
         return Vec::new();
     };
-    let idle = |held: &&Held| insides::can_be_looked_into(held) && !in_flight.contains(&held.attachment);
+    let idle =
+        |held: &&AttachmentEntry| insides::can_be_looked_into(held) && !in_flight.contains(&held.attachment);
     let mut findings = Vec::new();
     for held in ledger.attachments.iter().filter(idle) {
-        if let insides::Look::Different(what) = looker.look_into(&cluster, held).await {
+        if let insides::Comparison::Different(what) = looker.look_into(&cluster, held).await {
             let what =
                 format!("{} on {} was changed after its setup: {what}", held.attachment, node.config.node);
             let remedy = "recreate the pod: delete it, and let its controller create another";
             let deviation = deviation(Invariant::Wired, &node.config.node, what, remedy);
-            findings.push(Finding { deviation, mend: None });
+            findings.push(Finding { deviation, repair: None });
         }
     }
     findings
 }
 
-fn judge(node: &Node, view: &View, read: Read, in_flight: BTreeSet<Attachment>, putting_back: bool) -> Look {
-    let Read { ledger, astray, seen, unknown, gateways, published } = read;
+fn judge(
+    node: &Node,
+    view: &View,
+    read: ExaminedState,
+    in_flight: BTreeSet<Attachment>,
+    putting_back: bool,
+) -> OwnReport {
+    let ExaminedState { ledger, astray, seen, unknown, gateways, published } = read;
     let me = &node.config.node;
     let interfaces: Vec<Interface> = seen.iter().filter_map(|pod| interface(pod, &ledger)).collect();
     let namespaces = ledger.attachments.iter().map(|held| held.netns.clone());
@@ -161,9 +173,9 @@ fn judge(node: &Node, view: &View, read: Read, in_flight: BTreeSet<Attachment>, 
         promised: BTreeMap::new(),
     };
     let records: Vec<Published> = published.records.iter().map(|(published, _)| published.clone()).collect();
-    let facts = Facts { view: Some(view), putting_back, published: &records, nodes: &[judged] };
+    let facts = ClusterReport { view: Some(view), putting_back, published: &records, nodes: &[judged] };
     // The agent that runs the check reports inconsistencies among the records themselves.
-    let among = Facts { view: Some(view), putting_back, published: &[], nodes: &[] };
+    let among = ClusterReport { view: Some(view), putting_back, published: &[], nodes: &[] };
     let others = check(&among);
     let own = check(&facts).into_iter().filter(|deviation| !others.contains(deviation));
     let mut findings: Vec<Finding> = own.map(|deviation| mendable(deviation, &published, me)).collect();
@@ -177,9 +189,9 @@ fn judge(node: &Node, view: &View, read: Read, in_flight: BTreeSet<Attachment>, 
             format!("record {key} of this node's addresses cannot be read: {reason}"),
             "delete it",
         ),
-        mend: Some(Mend::Withdraw { key: key.clone(), revision: *revision }),
+        repair: Some(OwnRepair::Withdraw { key: key.clone(), revision: *revision }),
     }));
-    let busy = |held: &&Held| !in_flight.contains(&held.attachment);
+    let busy = |held: &&AttachmentEntry| !in_flight.contains(&held.attachment);
     findings.extend(astray.iter().filter(busy).map(|held| Finding {
         deviation: deviation(
             Invariant::Durable,
@@ -187,9 +199,9 @@ fn judge(node: &Node, view: &View, read: Read, in_flight: BTreeSet<Attachment>, 
             format!("the agent of {me} and its ledger file differ about {}", held.attachment),
             "the ledger was changed from outside: restart the agent, and check that pod",
         ),
-        mend: None,
+        repair: None,
     }));
-    Look { findings, attachments: ledger.attachments.len() as u64, interfaces: seen.len() as u64 }
+    OwnReport { findings, attachments: ledger.attachments.len() as u64, interfaces: seen.len() as u64 }
 }
 
 fn deviation(invariant: Invariant, me: &NodeName, what: String, remedy: &str) -> Deviation {
@@ -207,21 +219,21 @@ fn interface(pod: &SeenPod, ledger: &LedgerFacts) -> Option<Interface> {
 }
 
 /// The deviation, with the repair for its invariant.
-fn mendable(deviation: Deviation, published: &Addresses, me: &NodeName) -> Finding {
-    let mend = match &deviation.repair {
-        Some(Repair::Release(attachment)) => Some(Mend::Release(attachment.clone())),
-        Some(Repair::LetGo(_)) => Some(Mend::Reconcile),
+fn mendable(deviation: Deviation, published: &PublishedAddresses, me: &NodeName) -> Finding {
+    let repair = match &deviation.repair {
+        Some(Repair::Release(attachment)) => Some(OwnRepair::Release(attachment.clone())),
+        Some(Repair::LetGo(_)) => Some(OwnRepair::Reconcile),
         Some(Repair::Withdraw(address)) => {
             let record = published.records.iter().find(|(published, _)| published.address == *address);
-            record.map(|(_, revision)| Mend::Withdraw {
+            record.map(|(_, revision)| OwnRepair::Withdraw {
                 key: Key::Address(me.clone(), *address).to_string(),
                 revision: *revision,
             })
         }
-        None if deviation.invariant == Invariant::Owner => Some(Mend::Reconcile),
+        None if deviation.invariant == Invariant::Owner => Some(OwnRepair::Reconcile),
         None => None,
     };
-    Finding { deviation, mend }
+    Finding { deviation, repair }
 }
 
 /// Pod interfaces without a known owner.
@@ -231,7 +243,7 @@ fn nameless(seen: &[SeenPod], ledger: &LedgerFacts, me: &NodeName) -> Vec<Findin
         let alias = pod.alias.as_deref().unwrap_or("none");
         let what = format!("interface {} on {me} has no known owner (ifalias: {alias})", pod.name);
         let remedy = "delete the pod at its other end, or delete the interface with ip link delete";
-        Finding { deviation: deviation(Invariant::Durable, me, what, remedy), mend: None }
+        Finding { deviation: deviation(Invariant::Durable, me, what, remedy), repair: None }
     };
     nameless.map(finding).collect()
 }
@@ -267,7 +279,7 @@ fn unwritten(
         };
         Finding {
             deviation: deviation(Invariant::Durable, me, what, remedy),
-            mend: restorable.map(Mend::Restore),
+            repair: restorable.map(OwnRepair::Restore),
         }
     };
     idle.map(finding).collect()
@@ -295,7 +307,7 @@ fn unpublished(
                 let remedy = "polderctl ipam check --repair publishes it; restarting the agent does, too";
                 findings.push(Finding {
                     deviation: deviation(Invariant::Durable, me, what, remedy),
-                    mend: Some(Mend::Publish(held.clone(), *address)),
+                    repair: Some(OwnRepair::Publish(held.clone(), *address)),
                 });
             }
         }

@@ -4,21 +4,21 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use polder_netlink::link::{self, create_bridge};
-use polder_netlink::neighbour::{Forward, Neighbour};
+use polder_netlink::neighbour::{FdbEntry, Neighbour};
 use polder_netlink::route::{self, Route, Target as KernelTarget};
 use polder_netlink::{Error, IfIndex, Operation, address};
 
 use super::Kernel;
 use super::desired::Desired;
-use super::plan::Change;
-use super::state::{Device, OwnKind, Target, Way};
+use super::plan::KernelChange;
+use super::state::{Device, OwnKind, OwnRoute, RouteTarget};
 use super::sysctl;
 
 /// A change that failed.
 #[derive(Debug)]
 pub struct Failure {
     /// The change.
-    pub change: Change,
+    pub change: KernelChange,
     /// Cause, with a remedy where one is known.
     pub reason: String,
     /// Whether it is a consequence of another failure: its device could not be created.
@@ -35,14 +35,14 @@ impl Kernel {
     /// Applies the changes in order. A failed change does not stop the others. Returns the failed changes.
     pub fn apply(
         &mut self,
-        changes: Vec<Change>,
+        changes: Vec<KernelChange>,
         desired: &Desired,
         indexes: BTreeMap<Device, IfIndex>,
     ) -> Result<Vec<Failure>, Error> {
         let mut failures = Vec::new();
         let mut indexes = indexes;
         // Netlink operations, collected so that they are sent together.
-        let mut waiting: Vec<(Change, Vec<Operation>)> = Vec::new();
+        let mut waiting: Vec<(KernelChange, Vec<Operation>)> = Vec::new();
         for change in changes {
             match operations(&change, &indexes) {
                 Some(operations) => waiting.push((change, operations)),
@@ -63,11 +63,15 @@ impl Kernel {
         let of_tunnel = |failure: &&mut Failure| {
             matches!(
                 &failure.change,
-                Change::CreateLink(Device::Tunnel(_), _) | Change::AdjustLink(Device::Tunnel(_), _)
+                KernelChange::CreateLink(Device::Tunnel(_), _)
+                    | KernelChange::AdjustLink(Device::Tunnel(_), _)
             )
         };
         for failure in failures.iter_mut().filter(of_tunnel) {
-            let (Change::CreateLink(_, own) | Change::AdjustLink(_, own)) = &failure.change else { continue };
+            let (KernelChange::CreateLink(_, own) | KernelChange::AdjustLink(_, own)) = &failure.change
+            else {
+                continue;
+            };
             let (OwnKind::Tunnel(tunnel), Ok(links)) = (&own.kind, self.routes.links()) else { continue };
             if let Some(rival) = links.values().find_map(|link| tunnel.rival(link)) {
                 failure.reason = format!("{}. {rival}", failure.reason);
@@ -77,7 +81,7 @@ impl Kernel {
 
     fn send(
         &mut self,
-        changes: Vec<(Change, Vec<Operation>)>,
+        changes: Vec<(KernelChange, Vec<Operation>)>,
         failures: &mut Vec<Failure>,
     ) -> Result<(), Error> {
         let counts: Vec<_> = changes.iter().map(|(_, operations)| operations.len()).collect();
@@ -93,12 +97,12 @@ impl Kernel {
     /// Applies a change that later changes depend on, or that does not use the route socket.
     fn apply_alone(
         &mut self,
-        change: &Change,
+        change: &KernelChange,
         desired: &Desired,
         indexes: &mut BTreeMap<Device, IfIndex>,
     ) -> Result<(), Problem> {
         match change {
-            Change::CreateLink(device, own) => {
+            KernelChange::CreateLink(device, own) => {
                 let name = device.name().ok_or(Problem::NotOurs)?;
                 let operations = match &own.kind {
                     OwnKind::Bridge { .. } => create_bridge(name, own.mac, own.mtu),
@@ -111,19 +115,21 @@ impl Kernel {
                 indexes.insert(device.clone(), made.index);
                 Ok(())
             }
-            Change::DeleteLink(device, index) => {
+            KernelChange::DeleteLink(device, index) => {
                 indexes.remove(device);
                 Ok(self.routes.execute_all([link::delete(*index)])?)
             }
-            Change::SetSysctl { path, value } => self
+            KernelChange::SetSysctl { path, value } => self
                 .sysctls
                 .set(path, value)
                 .map_err(|source| Problem::Sysctl { source, command: sysctl::command(path, value) }),
-            Change::InstallFilter(_) => Ok(self.filter.commit(desired.table.install(&desired.elements))?),
-            Change::UpdateSet { set, add, remove } => {
+            KernelChange::InstallFilter(_) => {
+                Ok(self.filter.commit(desired.table.install(&desired.elements))?)
+            }
+            KernelChange::UpdateSet { set, add, remove } => {
                 Ok(self.filter.commit(desired.table.change(set, add, remove))?)
             }
-            Change::RefillSet { set, elements } => {
+            KernelChange::RefillSet { set, elements } => {
                 Ok(self.filter.commit(desired.table.refill(set, elements))?)
             }
             // All other changes are operations. They get here only if their device does not exist.
@@ -132,7 +138,7 @@ impl Kernel {
     }
 }
 
-fn record(failures: &mut Vec<Failure>, change: Change, outcome: Result<(), Problem>) {
+fn record(failures: &mut Vec<Failure>, change: KernelChange, outcome: Result<(), Problem>) {
     match outcome {
         Ok(()) => {}
         // The object to delete does not exist, or the object to set was deleted with its pod. The next pass checks it.
@@ -146,10 +152,10 @@ fn record(failures: &mut Vec<Failure>, change: Change, outcome: Result<(), Probl
                 _ => false,
             };
             let not_made = |failure: &Failure| match (&failure.change, &change) {
-                (Change::CreateLink(device, _), Change::SetSysctl { path, .. }) => {
+                (KernelChange::CreateLink(device, _), KernelChange::SetSysctl { path, .. }) => {
                     device.name().is_some_and(|name| path.contains(&format!("/{name}/")))
                 }
-                (Change::CreateLink(..), _) => true,
+                (KernelChange::CreateLink(..), _) => true,
                 _ => false,
             };
             let follows = is_gone && failures.iter().any(not_made);
@@ -159,21 +165,21 @@ fn record(failures: &mut Vec<Failure>, change: Change, outcome: Result<(), Probl
 }
 
 /// Whether a missing object is not a failure of the change.
-fn may_be_gone(change: &Change) -> bool {
+fn may_be_gone(change: &KernelChange) -> bool {
     match change {
-        Change::UpdateSet { .. }
-        | Change::DeleteLink(..)
-        | Change::DeleteRoute(_)
-        | Change::DeleteImpostor(_)
-        | Change::DeleteForward(..)
-        | Change::DeleteNeighbour(..)
-        | Change::DeleteAddress(..)
-        | Change::DeletePod(..)
-        | Change::SetPod(..)
-        | Change::SetForward(Device::Pod(_), ..)
-        | Change::SetNeighbour(Device::Pod(_), ..) => true,
-        Change::SetRoute(_, way) => matches!(way.target, Target::Device(Device::Pod(_))),
-        Change::SetSysctl { path, .. } => sysctl::may_be_missing(path),
+        KernelChange::UpdateSet { .. }
+        | KernelChange::DeleteLink(..)
+        | KernelChange::DeleteRoute(_)
+        | KernelChange::DeleteConflicting(_)
+        | KernelChange::DeleteForward(..)
+        | KernelChange::DeleteNeighbour(..)
+        | KernelChange::DeleteAddress(..)
+        | KernelChange::DeletePod(..)
+        | KernelChange::SetPod(..)
+        | KernelChange::SetForward(Device::Pod(_), ..)
+        | KernelChange::SetNeighbour(Device::Pod(_), ..) => true,
+        KernelChange::SetRoute(_, way) => matches!(way.target, RouteTarget::Device(Device::Pod(_))),
+        KernelChange::SetSysctl { path, .. } => sysctl::may_be_missing(path),
         _ => false,
     }
 }
@@ -194,14 +200,14 @@ enum Problem {
 }
 
 /// The netlink operations of the change; `None` if it has none, or if its device does not exist.
-fn operations(change: &Change, indexes: &BTreeMap<Device, IfIndex>) -> Option<Vec<Operation>> {
+fn operations(change: &KernelChange, indexes: &BTreeMap<Device, IfIndex>) -> Option<Vec<Operation>> {
     let index = |device: &Device| match device {
         Device::Uplink(index) => Some(*index),
         _ => indexes.get(device).copied(),
     };
     let one = |operation| Some(vec![operation]);
     match change {
-        Change::AdjustLink(device, own) => {
+        KernelChange::AdjustLink(device, own) => {
             let index = index(device)?;
             let adjusted = link::change_index(index).mac(own.mac).mtu(own.mtu);
             let mut operations = vec![adjusted.alias(&device.mark()?).up().into()];
@@ -212,13 +218,13 @@ fn operations(change: &Change, indexes: &BTreeMap<Device, IfIndex>) -> Option<Ve
             }
             Some(operations)
         }
-        Change::RenameLink(device, index) => {
+        KernelChange::RenameLink(device, index) => {
             let link = || link::change_index(*index);
             Some(vec![link().down().into(), link().name(device.name()?).into(), link().up().into()])
         }
-        Change::AddAddress(device, network) => one(address::add(index(device)?, *network)),
-        Change::DeleteAddress(device, network) => one(address::delete(index(device)?, *network)),
-        Change::SetPod(name, port) => {
+        KernelChange::AddAddress(device, network) => one(address::add(index(device)?, *network)),
+        KernelChange::DeleteAddress(device, network) => one(address::delete(index(device)?, *network)),
+        KernelChange::SetPod(name, port) => {
             let pod = index(&Device::Pod(name.clone()))?;
             let bridge = if port.is_some() { Some(index(&Device::Bridge)?) } else { None };
             let mut operations = vec![link::change_index(pod).controller(bridge).into()];
@@ -229,44 +235,44 @@ fn operations(change: &Change, indexes: &BTreeMap<Device, IfIndex>) -> Option<Ve
             operations.push(settings.up().into());
             Some(operations)
         }
-        Change::SetNeighbour(device, address, mac) => {
+        KernelChange::SetNeighbour(device, address, mac) => {
             one(Neighbour { index: index(device)?, address: *address, mac: *mac }.replace())
         }
-        Change::DeleteNeighbour(device, address, mac) => {
+        KernelChange::DeleteNeighbour(device, address, mac) => {
             one(Neighbour { index: index(device)?, address: *address, mac: *mac }.delete())
         }
-        Change::SetForward(device, mac, to) => {
-            one(Forward { index: index(device)?, mac: *mac, to: *to }.replace())
+        KernelChange::SetForward(device, mac, to) => {
+            one(FdbEntry { index: index(device)?, mac: *mac, to: *to }.replace())
         }
-        Change::DeleteForward(device, mac, to) => {
-            one(Forward { index: index(device)?, mac: *mac, to: *to }.delete())
+        KernelChange::DeleteForward(device, mac, to) => {
+            one(FdbEntry { index: index(device)?, mac: *mac, to: *to }.delete())
         }
-        Change::SetRoute(destination, way) => one(route::replace(&Route {
+        KernelChange::SetRoute(destination, way) => one(route::replace(&Route {
             destination: *destination,
             target: kernel_target(way, &index)?,
             source: way.source,
             mtu: way.mtu,
         })),
-        Change::DeleteRoute(destination) => one(route::delete(*destination)),
-        Change::DeleteImpostor(impostor) => one(impostor.delete()),
-        Change::DeletePod(_, index) => one(link::delete(*index)),
-        Change::CreateLink(..)
-        | Change::DeleteLink(..)
-        | Change::SetSysctl { .. }
-        | Change::InstallFilter(_)
-        | Change::UpdateSet { .. }
-        | Change::RefillSet { .. } => None,
+        KernelChange::DeleteRoute(destination) => one(route::delete(*destination)),
+        KernelChange::DeleteConflicting(conflicting) => one(conflicting.delete()),
+        KernelChange::DeletePod(_, index) => one(link::delete(*index)),
+        KernelChange::CreateLink(..)
+        | KernelChange::DeleteLink(..)
+        | KernelChange::SetSysctl { .. }
+        | KernelChange::InstallFilter(_)
+        | KernelChange::UpdateSet { .. }
+        | KernelChange::RefillSet { .. } => None,
     }
 }
 
-fn kernel_target(way: &Way, index: &impl Fn(&Device) -> Option<IfIndex>) -> Option<KernelTarget> {
+fn kernel_target(way: &OwnRoute, index: &impl Fn(&Device) -> Option<IfIndex>) -> Option<KernelTarget> {
     Some(match &way.target {
-        Target::Device(device) => KernelTarget::Link { index: index(device)? },
-        Target::Unreachable => KernelTarget::Unreachable,
-        Target::Direct(device, via) => {
+        RouteTarget::Device(device) => KernelTarget::Link { index: index(device)? },
+        RouteTarget::Unreachable => KernelTarget::Unreachable,
+        RouteTarget::Direct(device, via) => {
             KernelTarget::Gateway { index: index(device)?, gateway: *via, onlink: false }
         }
-        Target::Tunnel(family, gateway) => {
+        RouteTarget::Tunnel(family, gateway) => {
             let index = index(&Device::Tunnel(*family))?;
             KernelTarget::Gateway { index, gateway: *gateway, onlink: true }
         }

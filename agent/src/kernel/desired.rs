@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use polder_api::{Family, IfName, Mac, NodeName};
-use polder_ipam::ledger::{Held, Kind};
+use polder_ipam::ledger::{AttachmentEntry, Kind};
 use polder_ipam::record::{AttachMode, ClusterRecord};
 use polder_ipam::{Block, Cidr};
 use polder_netlink::IfIndex;
@@ -19,7 +19,7 @@ use super::endpoint;
 use super::features::Features;
 use super::guard::Guard;
 use super::ruleset::{self, Lengths, Members};
-use super::state::{Device, Identity, OwnKind, OwnLink, PodLink, State, Target, Way};
+use super::state::{Device, DeviceIdentity, OwnKind, OwnLink, OwnRoute, PodLink, RouteTarget, State};
 use super::sysctl;
 use super::tunnel::{Encapsulation, Entries};
 use super::unreachable::{NoTunnel, OffLink, Unreachable};
@@ -43,7 +43,7 @@ pub struct Desired {
 
 /// A compact copy of a desired state, to detect whether the state has changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Known {
+pub struct DesiredDigest {
     /// Hash of the desired state.
     fingerprint: u64,
     /// Kernel settings: path under `/proc/sys` and value.
@@ -52,10 +52,10 @@ pub struct Known {
 
 impl Desired {
     /// The compact copy of this state.
-    pub fn known(&self) -> Known {
+    pub fn known(&self) -> DesiredDigest {
         let mut hasher = DefaultHasher::new();
         self.hash(&mut hasher);
-        Known { fingerprint: hasher.finish(), sysctls: self.sysctls.clone() }
+        DesiredDigest { fingerprint: hasher.finish(), sysctls: self.sysctls.clone() }
     }
 }
 
@@ -85,7 +85,7 @@ pub struct Inputs<'a> {
     /// The host's routes to the peers' underlay addresses.
     pub reach: &'a BTreeMap<IpAddr, Option<Lookup>>,
     /// The attachments of the ledger.
-    pub pods: &'a [Held],
+    pub pods: &'a [AttachmentEntry],
     /// The families in which every pod has an address.
     pub families: &'a BTreeSet<Family>,
     /// The features of this kernel.
@@ -167,7 +167,7 @@ impl Inputs<'_> {
     }
 
     /// The addresses of a pod that are in none of the node's blocks. Each needs its own route.
-    fn strays<'p>(&self, pod: &'p Held) -> impl Iterator<Item = IpAddr> + use<'p, '_> {
+    fn strays<'p>(&self, pod: &'p AttachmentEntry) -> impl Iterator<Item = IpAddr> + use<'p, '_> {
         let blocks = self.blocks;
         let stray = |address: &IpAddr| !blocks.iter().any(|block| block.cidr().has(*address));
         pod.addresses.iter().copied().filter(stray)
@@ -285,15 +285,15 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
     // Pool addresses in no known block are unreachable. Without these routes, packets to them would follow the default
     // route and leave the cluster.
     for pool in inputs.pools {
-        let nowhere = Way { target: Target::Unreachable, source: None, mtu: None };
+        let nowhere = OwnRoute { target: RouteTarget::Unreachable, source: None, mtu: None };
         state.routes.insert((*pool).into(), nowhere);
     }
     for block in inputs.blocks {
         let target = match inputs.cluster.attach {
-            AttachMode::Bridge => Target::Device(Device::Bridge),
-            AttachMode::Routed => Target::Unreachable,
+            AttachMode::Bridge => RouteTarget::Device(Device::Bridge),
+            AttachMode::Routed => RouteTarget::Unreachable,
         };
-        state.routes.insert(block.cidr().into(), Way { target, source: None, mtu: None });
+        state.routes.insert(block.cidr().into(), OwnRoute { target, source: None, mtu: None });
     }
     let mut members = Members {
         pools: inputs.pools.iter().map(|pool| (*pool).into()).collect(),
@@ -357,7 +357,7 @@ fn devices(inputs: &Inputs<'_>, state: &mut State) {
         mac: bridge_mac(inputs.node),
         mtu: inputs.mtu,
         up: true,
-        identity: Identity::Whole,
+        identity: DeviceIdentity::Whole,
     };
     state.links.insert(Device::Bridge, bridge);
     let encapsulation = Encapsulation::of(inputs.cluster);
@@ -367,7 +367,7 @@ fn devices(inputs: &Inputs<'_>, state: &mut State) {
             mac: encapsulation.mac(inputs.cluster, inputs.node),
             mtu: uplink.mtu.saturating_sub(encapsulation.overhead(family)),
             up: true,
-            identity: Identity::Whole,
+            identity: DeviceIdentity::Whole,
         };
         state.links.insert(Device::Tunnel(family), tunnel);
     }
@@ -385,7 +385,7 @@ fn reach_peer(inputs: &Inputs<'_>, peer: &Peer, state: &mut State, members: &mut
             Path::Unreachable(_) => continue,
             Path::Direct { via, index } => {
                 members.unmasqueraded.push(host_prefix(via));
-                Way { target: Target::Direct(Device::Uplink(index), via), source: None, mtu }
+                OwnRoute { target: RouteTarget::Direct(Device::Uplink(index), via), source: None, mtu }
             }
             Path::Tunnel { encapsulation, over, remote, next_hop } => {
                 let device = Device::Tunnel(over);
@@ -395,7 +395,7 @@ fn reach_peer(inputs: &Inputs<'_>, peer: &Peer, state: &mut State, members: &mut
                 // Replies to the node's own packets return through the tunnel only if the source address is in the pod
                 // network.
                 let source = inputs.gateways.iter().copied().find(|own| Family::of(*own) == family);
-                Way { target: Target::Tunnel(over, next_hop), source, mtu }
+                OwnRoute { target: RouteTarget::Tunnel(over, next_hop), source, mtu }
             }
         };
         for block in blocks {
@@ -404,7 +404,7 @@ fn reach_peer(inputs: &Inputs<'_>, peer: &Peer, state: &mut State, members: &mut
     }
 }
 
-fn wire_pod(inputs: &Inputs<'_>, pod: &Held, name: IfName, state: &mut State) {
+fn wire_pod(inputs: &Inputs<'_>, pod: &AttachmentEntry, name: IfName, state: &mut State) {
     let device = Device::Pod(name.clone());
     let (behind, port) = match inputs.cluster.attach {
         AttachMode::Bridge => {
@@ -413,14 +413,14 @@ fn wire_pod(inputs: &Inputs<'_>, pod: &Held, name: IfName, state: &mut State) {
         }
         AttachMode::Routed => {
             for address in &pod.addresses {
-                let way = Way { target: Target::Device(device.clone()), source: None, mtu: None };
+                let way = OwnRoute { target: RouteTarget::Device(device.clone()), source: None, mtu: None };
                 state.routes.insert(host_prefix(*address), way);
             }
             (device, None)
         }
     };
     for address in inputs.strays(pod) {
-        let way = Way { target: Target::Device(behind.clone()), source: None, mtu: None };
+        let way = OwnRoute { target: RouteTarget::Device(behind.clone()), source: None, mtu: None };
         state.routes.insert(host_prefix(address), way);
     }
     for address in &pod.addresses {

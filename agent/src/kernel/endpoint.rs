@@ -8,7 +8,7 @@ use polder_api::message::{Attach, Wiring};
 use polder_api::{BRIDGE, Family, IfName, PROBE_INTERFACE, PROBE_INTERFACE_ROUTED};
 use polder_ipam::record::AttachMode;
 use polder_netlink::link::{self, Port, VethPair};
-use polder_netlink::neighbour::{Destination, Forward, Neighbour};
+use polder_netlink::neighbour::{Destination, FdbEntry, Neighbour};
 use polder_netlink::route::{self, OnlinkRoute, Route, Table, Target};
 use polder_netlink::{Error, IfIndex, Operation, RouteSocket, address, namespace};
 
@@ -100,7 +100,7 @@ fn towards(wiring: &Wiring, bridge: Option<IfIndex>, index: IfIndex) -> Vec<Oper
     let neighbours =
         neighbours.map(|address| Neighbour { index: behind, address, mac: wiring.mac }.replace());
     if bridge.is_some() {
-        let forward = Forward { index, mac: wiring.mac, to: Destination::Port };
+        let forward = FdbEntry { index, mac: wiring.mac, to: Destination::Port };
         return std::iter::once(forward.replace()).chain(neighbours).collect();
     }
     let routes = wiring.addresses.iter().map(|own| {

@@ -11,7 +11,7 @@ use polder_ipam::needed::{Needed, What, reached_by};
 use polder_netlink::{Error, route};
 
 use super::Kernel;
-use super::state::{Target, Way};
+use super::state::{OwnRoute, RouteTarget};
 
 /// The guarded destinations.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Hash)]
@@ -43,10 +43,10 @@ impl Guard {
 
     /// Whether the kernel would use this route for a guarded destination. The most specific route wins: a route that is
     /// wider than the network of an interface captures nothing from that network.
-    pub fn is_captured_by(&self, destination: &IpNetwork, way: &Way) -> bool {
+    pub fn is_captured_by(&self, destination: &IpNetwork, way: &OwnRoute) -> bool {
         let range = Cidr::around(destination.ip(), destination.prefix());
         let is_single = range.length() == range.family().bits();
-        if is_single && matches!(way.target, Target::Device(_)) {
+        if is_single && matches!(way.target, RouteTarget::Device(_)) {
             // A pod of this node: Polder or another IPAM plugin allocated its address on this node.
             return self.is_host(range.first());
         }
@@ -73,7 +73,7 @@ impl Kernel {
         let guard = Guard::new(store, std::iter::empty());
         let (routes, _) = self.routes.routes()?;
         let captured = routes.into_iter().map(|route| route.destination).filter(|destination| {
-            let way = Way { target: Target::Unreachable, source: None, mtu: None };
+            let way = OwnRoute { target: RouteTarget::Unreachable, source: None, mtu: None };
             guard.is_captured_by(destination, &way)
         });
         let captured: Vec<IpNetwork> = captured.collect();
@@ -115,8 +115,8 @@ mod tests {
         Guard::new(&needed(), nodes.into_iter())
     }
 
-    fn is_captured(guard: &Guard, destination: &str, target: Target) -> bool {
-        let way = Way { target, source: None, mtu: None };
+    fn is_captured(guard: &Guard, destination: &str, target: RouteTarget) -> bool {
+        let way = OwnRoute { target, source: None, mtu: None };
         guard.is_captured_by(&destination.parse().unwrap(), &way)
     }
 
@@ -133,7 +133,7 @@ mod tests {
             "10.0.0.0/8",
             "172.17.3.0/26",
         ] {
-            assert!(is_captured(&guard, destination, Target::Unreachable), "{destination}");
+            assert!(is_captured(&guard, destination, RouteTarget::Unreachable), "{destination}");
         }
     }
 
@@ -149,18 +149,18 @@ mod tests {
             "10.98.0.0/16",
             "fd00::/56",
         ] {
-            assert!(!is_captured(&guard, destination, Target::Unreachable), "{destination}");
+            assert!(!is_captured(&guard, destination, RouteTarget::Unreachable), "{destination}");
         }
     }
 
     #[test]
     fn a_pod_of_the_node_may_have_an_address_of_its_network_but_not_one_of_a_host() {
         let guard = guard();
-        let pod = || Target::Device(Device::Bridge);
+        let pod = || RouteTarget::Device(Device::Bridge);
         assert!(!is_captured(&guard, "10.10.1.77/32", pod()));
         assert!(is_captured(&guard, "10.10.1.200/32", pod()));
         assert!(is_captured(&guard, "10.10.2.3/32", pod()));
-        assert!(is_captured(&guard, "10.10.1.77/32", Target::Unreachable), "a pod of another node");
+        assert!(is_captured(&guard, "10.10.1.77/32", RouteTarget::Unreachable), "a pod of another node");
         assert!(guard.is_host("10.10.1.254".parse().unwrap()));
         assert!(!guard.is_host("10.10.1.77".parse().unwrap()));
     }

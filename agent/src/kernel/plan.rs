@@ -14,15 +14,15 @@ use polder_netlink::IfIndex;
 use polder_netlink::link::Port;
 use polder_netlink::neighbour::Destination;
 use polder_netlink::nft::{Element, Elements, Found, Key, union};
-use polder_netlink::route::Impostor;
+use polder_netlink::route::ConflictingRoute;
 
 use super::desired::Desired;
-use super::state::{Actual, Device, Identity, OwnKind, OwnLink, State, Target, Way};
+use super::state::{Actual, Device, DeviceIdentity, OwnKind, OwnLink, OwnRoute, RouteTarget, State};
 use super::sysctl;
 
 /// One change to the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub enum KernelChange {
     /// Writes a kernel setting.
     SetSysctl {
         /// Its path under `/proc/sys`.
@@ -65,11 +65,11 @@ pub enum Change {
     /// Creates or replaces an FDB entry.
     SetForward(Device, Mac, Destination),
     /// Creates or replaces a route.
-    SetRoute(IpNetwork, Way),
+    SetRoute(IpNetwork, OwnRoute),
     /// Deletes a route.
     DeleteRoute(IpNetwork),
     /// Deletes a route that has Polder's protocol number, but was not created by Polder.
-    DeleteImpostor(Impostor),
+    DeleteConflicting(ConflictingRoute),
     /// Deletes an FDB entry.
     DeleteForward(Device, Mac, Destination),
     /// Deletes a neighbour entry.
@@ -90,7 +90,7 @@ pub enum Prune {
 }
 
 /// The changes that turn `actual` into `desired`, in order. Empty if there is no difference.
-pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<Change> {
+pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<KernelChange> {
     let mut changes = Vec::new();
     let (want, have) = (&desired.state, &actual.state);
     filter(desired, &actual.filter, prune, &mut changes);
@@ -103,7 +103,7 @@ pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<Change> {
 
     for (device, address) in &want.addresses {
         if gone(device) || !have.addresses.contains(&(device.clone(), *address)) {
-            changes.push(Change::AddAddress(device.clone(), *address));
+            changes.push(KernelChange::AddAddress(device.clone(), *address));
         }
     }
     for (name, link) in &want.pods {
@@ -115,26 +115,26 @@ pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<Change> {
             port && found.up == link.up && (found.forwards || !link.forwards)
         });
         if !right || (link.port.is_some() && gone(&Device::Bridge)) {
-            changes.push(Change::SetPod(name.clone(), link.port));
+            changes.push(KernelChange::SetPod(name.clone(), link.port));
         }
     }
     for ((device, mac), to) in &want.forwards {
         let found = have.forwards.get(&(device.clone(), *mac)).filter(|_| !forgot_forwards(device));
         if let Some(odd @ Destination::Otherwise) = found {
-            changes.push(Change::DeleteForward(device.clone(), *mac, *odd));
+            changes.push(KernelChange::DeleteForward(device.clone(), *mac, *odd));
         }
         if found != Some(to) {
-            changes.push(Change::SetForward(device.clone(), *mac, *to));
+            changes.push(KernelChange::SetForward(device.clone(), *mac, *to));
         }
     }
     for ((device, address), mac) in &want.neighbours {
         if gone(device) || have.neighbours.get(&(device.clone(), *address)) != Some(mac) {
-            changes.push(Change::SetNeighbour(device.clone(), *address, *mac));
+            changes.push(KernelChange::SetNeighbour(device.clone(), *address, *mac));
         }
     }
     for (destination, way) in &want.routes {
         if device_of(way).is_some_and(|device| gone(&device)) || have.routes.get(destination) != Some(way) {
-            changes.push(Change::SetRoute(*destination, way.clone()));
+            changes.push(KernelChange::SetRoute(*destination, way.clone()));
         }
     }
     if prune == Prune::No {
@@ -143,7 +143,7 @@ pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<Change> {
         let captured = have.routes.iter().filter(|(destination, way)| {
             !want.routes.contains_key(*destination) && desired.guard.is_captured_by(destination, way)
         });
-        changes.extend(captured.map(|(destination, _)| Change::DeleteRoute(*destination)));
+        changes.extend(captured.map(|(destination, _)| KernelChange::DeleteRoute(*destination)));
     }
     if prune == Prune::Yes {
         garbage(want, actual, gone, forgot_forwards, &mut changes);
@@ -152,22 +152,22 @@ pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<Change> {
 }
 
 /// Plans the changes of the bridge and the tunnels. Returns the devices that are created.
-fn links(want: &State, actual: &Actual, changes: &mut Vec<Change>) -> BTreeSet<Device> {
+fn links(want: &State, actual: &Actual, changes: &mut Vec<KernelChange>) -> BTreeSet<Device> {
     let mut remade = BTreeSet::new();
     for (device, link) in &want.links {
         match actual.state.links.get(device) {
             Some(found) if found == link => {}
             Some(found) if found.kind.can_become(&link.kind) => {
-                if let (Identity::Renamed, Some(index)) = (found.identity, actual.indexes.get(device)) {
-                    changes.push(Change::RenameLink(device.clone(), *index));
+                if let (DeviceIdentity::Renamed, Some(index)) = (found.identity, actual.indexes.get(device)) {
+                    changes.push(KernelChange::RenameLink(device.clone(), *index));
                 }
-                changes.push(Change::AdjustLink(device.clone(), link.clone()));
+                changes.push(KernelChange::AdjustLink(device.clone(), link.clone()));
             }
             found => {
                 if let (Some(_), Some(index)) = (found, actual.indexes.get(device)) {
-                    changes.push(Change::DeleteLink(device.clone(), *index));
+                    changes.push(KernelChange::DeleteLink(device.clone(), *index));
                 }
-                changes.push(Change::CreateLink(device.clone(), link.clone()));
+                changes.push(KernelChange::CreateLink(device.clone(), link.clone()));
                 remade.insert(device.clone());
             }
         }
@@ -175,19 +175,19 @@ fn links(want: &State, actual: &Actual, changes: &mut Vec<Change>) -> BTreeSet<D
     remade
 }
 
-fn sysctls(desired: &Desired, actual: &Actual, changes: &mut Vec<Change>) {
+fn sysctls(desired: &Desired, actual: &Actual, changes: &mut Vec<KernelChange>) {
     for (path, value) in &desired.sysctls {
         let found = actual.sysctls.get(path);
         if found != Some(value) && (found.is_some() || !sysctl::may_be_missing(path)) {
-            changes.push(Change::SetSysctl { path: path.clone(), value: value.clone() });
+            changes.push(KernelChange::SetSysctl { path: path.clone(), value: value.clone() });
         }
     }
 }
 
-fn filter(desired: &Desired, found: &Found, prune: Prune, changes: &mut Vec<Change>) {
+fn filter(desired: &Desired, found: &Found, prune: Prune, changes: &mut Vec<KernelChange>) {
     let have: &Elements = match found {
         Found::Intact(elements) => elements,
-        Found::Different(why) => return changes.push(Change::InstallFilter(why.clone())),
+        Found::Different(why) => return changes.push(KernelChange::InstallFilter(why.clone())),
     };
     let none = BTreeSet::new();
     // One change covers both sides, IP and ARP, of a set that exists on both.
@@ -204,7 +204,7 @@ fn filter(desired: &Desired, found: &Found, prune: Prune, changes: &mut Vec<Chan
                 Prune::No => union(want, have),
             };
             if elements != *have {
-                changes.push(Change::RefillSet { set: set.name, elements });
+                changes.push(KernelChange::RefillSet { set: set.name, elements });
             }
             continue;
         }
@@ -214,7 +214,7 @@ fn filter(desired: &Desired, found: &Found, prune: Prune, changes: &mut Vec<Chan
             Prune::No => Vec::new(),
         };
         if !add.is_empty() || !remove.is_empty() {
-            changes.push(Change::UpdateSet { set: set.name, add, remove });
+            changes.push(KernelChange::UpdateSet { set: set.name, add, remove });
         }
     }
 }
@@ -225,61 +225,66 @@ fn garbage(
     actual: &Actual,
     gone: impl Fn(&Device) -> bool,
     forgot_forwards: impl Fn(&Device) -> bool,
-    changes: &mut Vec<Change>,
+    changes: &mut Vec<KernelChange>,
 ) {
     let have = &actual.state;
-    changes
-        .extend(have.impostors.difference(&want.impostors).map(|impostor| Change::DeleteImpostor(*impostor)));
+    changes.extend(
+        have.conflicting_routes
+            .difference(&want.conflicting_routes)
+            .map(|conflicting| KernelChange::DeleteConflicting(*conflicting)),
+    );
     for (destination, way) in have.routes.iter().filter(|(key, _)| !want.routes.contains_key(key)) {
         if !device_of(way).is_some_and(|device| gone(&device)) {
-            changes.push(Change::DeleteRoute(*destination));
+            changes.push(KernelChange::DeleteRoute(*destination));
         }
     }
     for (key, mac) in have.neighbours.iter().filter(|(key, _)| !want.neighbours.contains_key(key)) {
         if !gone(&key.0) {
-            changes.push(Change::DeleteNeighbour(key.0.clone(), key.1, *mac));
+            changes.push(KernelChange::DeleteNeighbour(key.0.clone(), key.1, *mac));
         }
     }
     for (key, to) in have.forwards.iter().filter(|(key, _)| !want.forwards.contains_key(key)) {
         if !forgot_forwards(&key.0) {
-            changes.push(Change::DeleteForward(key.0.clone(), key.1, *to));
+            changes.push(KernelChange::DeleteForward(key.0.clone(), key.1, *to));
         }
     }
     for (device, address) in have.addresses.difference(&want.addresses) {
         if !gone(device) {
-            changes.push(Change::DeleteAddress(device.clone(), *address));
+            changes.push(KernelChange::DeleteAddress(device.clone(), *address));
         }
     }
     let nobodys = have.pods.keys().filter(|name| !want.pods.contains_key(name));
     changes.extend(nobodys.filter_map(|name| {
         let index = actual.indexes.get(&Device::Pod(name.clone()))?;
-        Some(Change::DeletePod(name.clone(), *index))
+        Some(KernelChange::DeletePod(name.clone(), *index))
     }));
     for device in have.links.keys().filter(|device| !want.links.contains_key(device)) {
         if let Some(index) = actual.indexes.get(device) {
-            changes.push(Change::DeleteLink(device.clone(), *index));
+            changes.push(KernelChange::DeleteLink(device.clone(), *index));
         }
     }
 }
 
-fn device_of(way: &Way) -> Option<Device> {
+fn device_of(way: &OwnRoute) -> Option<Device> {
     match &way.target {
-        Target::Device(device) | Target::Direct(device, _) => Some(device.clone()),
-        Target::Tunnel(family, _) => Some(Device::Tunnel(*family)),
-        Target::Unreachable => None,
+        RouteTarget::Device(device) | RouteTarget::Direct(device, _) => Some(device.clone()),
+        RouteTarget::Tunnel(family, _) => Some(Device::Tunnel(*family)),
+        RouteTarget::Unreachable => None,
     }
 }
 
-impl Change {
+impl KernelChange {
     /// Whether the node needs the change to serve its own pods. False for paths to peers and for most deletions.
     pub fn is_local(&self) -> bool {
         match self {
-            Self::SetRoute(_, way) => !matches!(way.target, Target::Tunnel(..) | Target::Direct(..)),
+            Self::SetRoute(_, way) => {
+                !matches!(way.target, RouteTarget::Tunnel(..) | RouteTarget::Direct(..))
+            }
             Self::SetNeighbour(device, ..) | Self::SetForward(device, ..) => {
                 !matches!(device, Device::Tunnel(_))
             }
             Self::DeleteRoute(_)
-            | Self::DeleteImpostor(_)
+            | Self::DeleteConflicting(_)
             | Self::DeleteForward(..)
             | Self::DeleteNeighbour(..)
             | Self::DeleteAddress(..)
@@ -289,7 +294,7 @@ impl Change {
     }
 }
 
-impl fmt::Display for Change {
+impl fmt::Display for KernelChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::SetSysctl { path, value } => write!(f, "set {path} to {value}"),
@@ -314,7 +319,7 @@ impl fmt::Display for Change {
             Self::SetForward(device, mac, _) => write!(f, "set FDB entry {mac} on port {device}"),
             Self::SetRoute(destination, way) => write!(f, "set route {destination} {way}"),
             Self::DeleteRoute(destination) => write!(f, "delete route {destination}"),
-            Self::DeleteImpostor(Impostor { destination, priority }) => {
+            Self::DeleteConflicting(ConflictingRoute { destination, priority }) => {
                 write!(f, "delete route {destination} metric {priority}, which Polder did not create")
             }
             Self::DeleteForward(device, mac, _) => write!(f, "delete FDB entry {mac} on {device}"),
@@ -337,38 +342,40 @@ impl fmt::Display for OwnLink {
     }
 }
 
-impl fmt::Display for Way {
+impl fmt::Display for OwnRoute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.target {
-            Target::Device(device) => write!(f, "dev {device}")?,
-            Target::Tunnel(family, gateway) => {
+            RouteTarget::Device(device) => write!(f, "dev {device}")?,
+            RouteTarget::Tunnel(family, gateway) => {
                 write!(f, "via {gateway} dev {}", Device::Tunnel(*family))?;
             }
-            Target::Direct(_, via) => write!(f, "direct via {via}")?,
-            Target::Unreachable => write!(f, "unreachable")?,
+            RouteTarget::Direct(_, via) => write!(f, "direct via {via}")?,
+            RouteTarget::Unreachable => write!(f, "unreachable")?,
         }
         self.mtu.map_or(Ok(()), |mtu| write!(f, ", mtu {mtu}"))
     }
 }
 
 /// Number of changes of each kind, for the log.
-pub fn summary(changes: &[Change]) -> String {
+pub fn summary(changes: &[KernelChange]) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for change in changes {
         let kind = match change {
-            Change::SetSysctl { .. } => "sysctls",
-            Change::CreateLink(..)
-            | Change::DeleteLink(..)
-            | Change::RenameLink(..)
-            | Change::AdjustLink(..) => "links",
-            Change::InstallFilter(_) | Change::UpdateSet { .. } | Change::RefillSet { .. } => {
-                "filter changes"
-            }
-            Change::AddAddress(..) | Change::DeleteAddress(..) => "addresses",
-            Change::SetPod(..) | Change::DeletePod(..) => "pod interfaces",
-            Change::SetNeighbour(..) | Change::DeleteNeighbour(..) => "neighbours",
-            Change::SetForward(..) | Change::DeleteForward(..) => "FDB entries",
-            Change::SetRoute(..) | Change::DeleteRoute(_) | Change::DeleteImpostor(_) => "routes",
+            KernelChange::SetSysctl { .. } => "sysctls",
+            KernelChange::CreateLink(..)
+            | KernelChange::DeleteLink(..)
+            | KernelChange::RenameLink(..)
+            | KernelChange::AdjustLink(..) => "links",
+            KernelChange::InstallFilter(_)
+            | KernelChange::UpdateSet { .. }
+            | KernelChange::RefillSet { .. } => "filter changes",
+            KernelChange::AddAddress(..) | KernelChange::DeleteAddress(..) => "addresses",
+            KernelChange::SetPod(..) | KernelChange::DeletePod(..) => "pod interfaces",
+            KernelChange::SetNeighbour(..) | KernelChange::DeleteNeighbour(..) => "neighbours",
+            KernelChange::SetForward(..) | KernelChange::DeleteForward(..) => "FDB entries",
+            KernelChange::SetRoute(..)
+            | KernelChange::DeleteRoute(_)
+            | KernelChange::DeleteConflicting(_) => "routes",
         };
         *counts.entry(kind).or_default() += 1;
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use polder_netlink::route::Impostor;
+use polder_netlink::route::ConflictingRoute;
 use polder_netlink::{Error, IfIndex, address, link, route};
 
 use super::{Kernel, ruleset};
@@ -34,9 +34,9 @@ impl Kernel {
     }
 
     fn remove_routes(&mut self) -> Result<Vec<Result<(), Error>>, Error> {
-        let (routes, impostors) = self.routes.routes()?;
+        let (routes, conflicting_routes) = self.routes.routes()?;
         let ways = routes.iter().map(|route| route::delete(route.destination));
-        self.routes.execute(ways.chain(impostors.iter().map(Impostor::delete)))
+        self.routes.execute(ways.chain(conflicting_routes.iter().map(ConflictingRoute::delete)))
     }
 
     fn remove_devices(&mut self) -> Result<Vec<Result<(), Error>>, Error> {

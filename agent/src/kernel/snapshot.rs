@@ -13,7 +13,7 @@ use polder_netlink::route::{ForeignRoute, Lookup, Target as KernelTarget};
 use polder_netlink::{Error, IfIndex};
 
 use super::Kernel;
-use super::state::{Actual, Device, Identity, OwnKind, OwnLink, PodLink, State, Target, Way};
+use super::state::{Actual, Device, DeviceIdentity, OwnKind, OwnLink, OwnRoute, PodLink, RouteTarget, State};
 use super::tunnel::Tunnel;
 
 /// The interfaces, addresses and routes of the host.
@@ -30,14 +30,14 @@ pub struct HostNetwork {
     pub addresses: Vec<Address>,
     /// The host's routes to the requested destinations, in the order of the request. Destinations without a route are
     /// left out.
-    pub routes: Vec<(WayTo, Lookup)>,
+    pub routes: Vec<(RouteTo, Lookup)>,
     /// The configured routes of other origin in the main table.
     pub configured: Vec<ForeignRoute>,
 }
 
 /// Destinations whose route the agent looks up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum WayTo {
+pub enum RouteTo {
     /// An underlay address of that node.
     Node(NodeName),
     /// A member of etcd.
@@ -46,7 +46,7 @@ pub enum WayTo {
     World,
 }
 
-impl fmt::Display for WayTo {
+impl fmt::Display for RouteTo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Node(name) => write!(f, "node {name}"),
@@ -62,11 +62,12 @@ impl Kernel {
         // Addresses, routes and entries are read before the interfaces. A plugin creates the interface first, so an
         // entry that it creates meanwhile does not seem to lack its interface.
         let addresses = self.routes.addresses()?;
-        let (routes, impostors) = self.routes.routes()?;
+        let (routes, conflicting_routes) = self.routes.routes()?;
         let neighbours = self.routes.neighbours()?;
         let forwards = self.routes.forwards()?;
         let links = self.routes.links()?;
-        let mut state = State { impostors: impostors.into_iter().collect(), ..State::default() };
+        let mut state =
+            State { conflicting_routes: conflicting_routes.into_iter().collect(), ..State::default() };
         let mut indexes = BTreeMap::new();
         let is_bridge = |link: &&Link| {
             device(link).or_else(|| renamed(link, &links)).is_some_and(|device| device == Device::Bridge)
@@ -95,7 +96,8 @@ impl Kernel {
             }
         }
         for route in routes {
-            let way = Way { target: target(route.target, &devices), source: route.source, mtu: route.mtu };
+            let way =
+                OwnRoute { target: target(route.target, &devices), source: route.source, mtu: route.mtu };
             state.routes.insert(route.destination, way);
         }
         for neighbour in neighbours {
@@ -119,7 +121,7 @@ impl Kernel {
     }
 
     /// Reads the host's interfaces, addresses and routes, and the routes to the destinations in `asked`.
-    pub fn host_network(&mut self, asked: &[(WayTo, IpAddr)]) -> Result<HostNetwork, Error> {
+    pub fn host_network(&mut self, asked: &[(RouteTo, IpAddr)]) -> Result<HostNetwork, Error> {
         let links = self.routes.links()?;
         let usable = links.values().filter(|link| link.up && device(link).is_none());
         let mut network = HostNetwork {
@@ -217,22 +219,22 @@ fn own_link(link: &Link, device: &Device) -> OwnLink {
         kind => Tunnel::of(kind).map_or(OwnKind::Foreign, OwnKind::Tunnel),
     };
     let identity = match (device.name() == Some(&link.name), device.mark() == link.alias) {
-        (true, true) => Identity::Whole,
-        (true, false) => Identity::Unmarked,
-        (false, _) => Identity::Renamed,
+        (true, true) => DeviceIdentity::Whole,
+        (true, false) => DeviceIdentity::Unmarked,
+        (false, _) => DeviceIdentity::Renamed,
     };
     let mac = link.mac.unwrap_or(polder_api::Mac([0; 6]));
     OwnLink { kind, mac, mtu: link.mtu, up: link.up, identity }
 }
 
-fn target(target: KernelTarget, devices: &BTreeMap<IfIndex, Device>) -> Target {
+fn target(target: KernelTarget, devices: &BTreeMap<IfIndex, Device>) -> RouteTarget {
     let device = |index| devices.get(&index).cloned().unwrap_or(Device::Uplink(index));
     match target {
-        KernelTarget::Link { index } => Target::Device(device(index)),
-        KernelTarget::Unreachable => Target::Unreachable,
+        KernelTarget::Link { index } => RouteTarget::Device(device(index)),
+        KernelTarget::Unreachable => RouteTarget::Unreachable,
         KernelTarget::Gateway { index, gateway, onlink } => match device(index) {
-            Device::Tunnel(family) if onlink => Target::Tunnel(family, gateway),
-            other => Target::Direct(other, gateway),
+            Device::Tunnel(family) if onlink => RouteTarget::Tunnel(family, gateway),
+            other => RouteTarget::Direct(other, gateway),
         },
     }
 }

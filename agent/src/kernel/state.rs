@@ -10,7 +10,7 @@ use polder_netlink::IfIndex;
 use polder_netlink::link::Port;
 use polder_netlink::neighbour::Destination;
 use polder_netlink::nft::Found;
-use polder_netlink::route::Impostor;
+use polder_netlink::route::ConflictingRoute;
 
 use super::tunnel::{self, Tunnel};
 
@@ -81,12 +81,12 @@ pub struct OwnLink {
     /// `IFF_UP`: whether it is set up.
     pub up: bool,
     /// Which of its identifiers are correct.
-    pub identity: Identity,
+    pub identity: DeviceIdentity,
 }
 
 /// The identifiers of a device of Polder: its name and its mark, an `ifalias`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Identity {
+pub enum DeviceIdentity {
     /// Name and mark are correct.
     Whole,
     /// Only the name is correct.
@@ -133,9 +133,9 @@ pub struct PodLink {
 
 /// A route of Polder.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Way {
+pub struct OwnRoute {
     /// The target of the route.
-    pub target: Target,
+    pub target: RouteTarget,
     /// The preferred source address for packets of the node itself.
     pub source: Option<IpAddr>,
     /// The largest packet, in bytes, if that is less than the MTU of the interface.
@@ -144,7 +144,7 @@ pub struct Way {
 
 /// The target of a route.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Target {
+pub enum RouteTarget {
     /// The destinations are on-link on the device.
     Device(Device),
     /// Through the tunnel over an underlay of that family, with this next hop.
@@ -165,9 +165,9 @@ pub struct State {
     /// Addresses of Polder's devices.
     pub addresses: BTreeSet<(Device, IpNetwork)>,
     /// Routes, by destination.
-    pub routes: BTreeMap<IpNetwork, Way>,
+    pub routes: BTreeMap<IpNetwork, OwnRoute>,
     /// Routes with Polder's protocol number that Polder did not create.
-    pub impostors: BTreeSet<Impostor>,
+    pub conflicting_routes: BTreeSet<ConflictingRoute>,
     /// Permanent neighbour entries on Polder's devices.
     pub neighbours: BTreeMap<(Device, IpAddr), Mac>,
     /// FDB entries of Polder's devices.

@@ -65,7 +65,7 @@ impl Task {
             }
             let now = Instant::now();
             let known = Arc::clone(&self.leases.borrow());
-            let leases = self.look(&known).await;
+            let leases = self.poll_once(&known).await;
             log(&known, &leases);
             next = leases.next(self.pause(), now);
             drop(self.leases.send_replace(Arc::new(leases)));
@@ -80,7 +80,7 @@ impl Task {
     }
 
     /// Reads the leases, if there are other nodes.
-    async fn look(&self, known: &Leases) -> Leases {
+    async fn poll_once(&self, known: &Leases) -> Leases {
         let me = &self.node;
         let others: BTreeSet<NodeName> =
             self.records.view().nodes.keys().filter(|name| *name != me).cloned().collect();
@@ -142,13 +142,13 @@ mod tests {
         let store = Store::Embedded(Embedded::open(&folder.path().join("store")).unwrap());
         let mut current = View::default();
         current.source = Source::Store;
-        let (follower, view) = watch::channel(Arc::new(current));
+        let (watcher, view) = watch::channel(Arc::new(current));
         let (leases, mut told) = watch::channel(Arc::<Leases>::default());
         let (node, resync) = ("n1".parse().unwrap(), Duration::from_millis(1));
         let task = Task { node, resync, store, records: Records::new(view), leases };
         let running = tokio::spawn(task.run());
         drop(timeout(patience, told.wait_for(|leases| leases.are_known())).await.unwrap().unwrap());
-        follower.send_modify(|view| Arc::make_mut(view).lost = Some("no answer".to_owned()));
+        watcher.send_modify(|view| Arc::make_mut(view).lost = Some("no answer".to_owned()));
         drop(timeout(patience, told.wait_for(|leases| !leases.are_known())).await.unwrap().unwrap());
         running.abort();
     }

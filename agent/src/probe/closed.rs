@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use polder_api::NodeName;
-use polder_ipam::cause::Cause;
+use polder_ipam::cause::SharedError;
 
 /// No path to a peer was found open yet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -14,7 +14,7 @@ pub enum NotProbed {
     NotYet,
     /// A probe socket cannot be opened.
     #[error("{0}; set probe_peers = false to skip this check")]
-    Blind(#[from] Blind),
+    NoSocket(#[from] NoSocket),
     /// This node's probe endpoint does not exist yet.
     #[error("the probe endpoint is being created")]
     NoEndpoint,
@@ -42,12 +42,12 @@ pub enum NotProbed {
 /// A probe socket with the node's own address cannot be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("peers cannot be probed from {source_address}: {error}")]
-pub struct Blind {
+pub struct NoSocket {
     /// The node's own address in the pod network.
     pub source_address: IpAddr,
     /// The kernel's error.
     #[source]
-    pub error: Cause,
+    pub error: SharedError,
 }
 
 /// A number of peers, with the first names for messages.

@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use super::Side;
 use super::closed::Peers;
 use super::pings::{Pings, send};
-use super::schedule::{Key, Schedule, Target, Token, VOLLEY, Verdict};
+use super::schedule::{BATCH, Key, ProbeTarget, Schedule, Token, Verdict};
 use super::verdict::Living;
 use crate::kernel::desired::{Path, Reached};
 
@@ -54,7 +54,7 @@ const SELDOM: Duration = Duration::from_secs(30);
 
 /// The known state of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Facts {
+struct PathState {
     /// Whether pods use the direct path, and not the tunnel.
     is_direct: bool,
     /// The verdict on the path that pods use.
@@ -89,7 +89,7 @@ impl Judged {
     }
 
     /// The next result.
-    fn next(self, facts: &Facts, now: Instant) -> Self {
+    fn next(self, facts: &PathState, now: Instant) -> Self {
         let answers_alone = facts.used == Verdict::Silent
             && facts.nodes == Some(Verdict::Answers)
             && facts.peer == Living::Yes;
@@ -100,7 +100,7 @@ impl Judged {
         }
     }
 
-    fn while_direct(self, facts: &Facts, answers_alone: bool, now: Instant) -> Self {
+    fn while_direct(self, facts: &PathState, answers_alone: bool, now: Instant) -> Self {
         if self.direct == Some(Direct::Drops) && !facts.used.is_open() {
             // The engine is about to use the tunnel, if the cluster has tunnels.
             return self;
@@ -118,7 +118,7 @@ impl Judged {
         Self { direct: Some(Direct::Drops), since: now, other_since: None, lasting, ..self }
     }
 
-    fn while_tunnelled(self, facts: &Facts, answers_alone: bool, now: Instant) -> Self {
+    fn while_tunnelled(self, facts: &PathState, answers_alone: bool, now: Instant) -> Self {
         // The engine is about to use the direct path.
         if self.direct == Some(Direct::Carries) {
             return self;
@@ -151,7 +151,7 @@ pub(super) struct Tests<E> {
     /// direct path.
     nodes: Side<E>,
     /// The peers on the same link, and whether pods use the direct path.
-    on_link: BTreeMap<Key, (Target, bool)>,
+    on_link: BTreeMap<Key, (ProbeTarget, bool)>,
     judged: BTreeMap<Key, Judged>,
 }
 
@@ -167,7 +167,7 @@ impl<E: Sync> Tests<E> {
     }
 
     /// Sets the peers whose direct paths are tested, in families with sockets on the host.
-    pub(super) fn aim<P: Pings<Echo = E>>(
+    pub(super) fn set_targets<P: Pings<Echo = E>>(
         &mut self,
         pings: &P,
         paths: &BTreeMap<Key, Reached>,
@@ -191,11 +191,11 @@ impl<E: Sync> Tests<E> {
         let targets = paths.iter().filter(|((_, family), _)| host[*family].is_some());
         let on_link = targets.filter_map(|(key, reached)| {
             let is_direct = matches!(reached.path, Path::Direct { .. });
-            Some((key.clone(), (Target::direct(reached)?, is_direct)))
+            Some((key.clone(), (ProbeTarget::direct(reached)?, is_direct)))
         });
         self.on_link = on_link.collect();
         let tunnelled = self.on_link.iter().filter(|(_, (_, is_direct))| !is_direct);
-        self.pods.aim(tunnelled.map(|(key, (target, _))| (key.clone(), target.clone())), now);
+        self.pods.set_targets(tunnelled.map(|(key, (target, _))| (key.clone(), target.clone())), now);
         self.judged.retain(|key, _| self.on_link.contains_key(key));
     }
 
@@ -204,18 +204,18 @@ impl<E: Sync> Tests<E> {
         let is_silent = |key: &Key| used.get(key) == Some(&Verdict::Silent);
         let is_untested = |key: &Key| self.judged.get(key).is_some_and(|judged| judged.direct.is_none());
         let targets = self.on_link.iter().filter(|(key, _)| is_silent(key) || is_untested(key));
-        self.nodes.schedule.aim(targets.map(|(key, (target, _))| (key.clone(), target.clone())), now);
+        self.nodes.schedule.set_targets(targets.map(|(key, (target, _))| (key.clone(), target.clone())), now);
     }
 
     /// Sends the tests that are due. Returns whether any were due.
-    pub(super) async fn shoot<P: Pings<Echo = E>>(
+    pub(super) async fn due_probes<P: Pings<Echo = E>>(
         &mut self,
         pings: &P,
         host: &PerFamily<Option<E>>,
         now: Instant,
     ) -> bool {
-        let pods = self.pods.shoot(now, VOLLEY);
-        let nodes = self.nodes.schedule.shoot(now, VOLLEY);
+        let pods = self.pods.due_probes(now, BATCH);
+        let nodes = self.nodes.schedule.due_probes(now, BATCH);
         let any = !pods.is_empty() || !nodes.is_empty();
         send(pings, host, pods).await;
         send(pings, &self.nodes.echoes, nodes).await;
@@ -267,7 +267,7 @@ impl<E: Sync> Tests<E> {
         self.aim_nodes(used, now);
         let (mut told, mut doubted) = (DirectPaths::new(), Vec::new());
         for (key, (_, is_direct)) in &self.on_link {
-            let facts = Facts {
+            let facts = PathState {
                 is_direct: *is_direct,
                 used: used.get(key).copied().unwrap_or(Verdict::Unknown),
                 carries: self.pods.seen(key).and_then(|seen| match seen.verdict {
@@ -335,19 +335,19 @@ mod tests {
     use super::*;
 
     /// A path that is evaluated every second.
-    struct Play {
+    struct Scenario {
         judged: Judged,
         now: Instant,
     }
 
-    impl Play {
+    impl Scenario {
         fn new(direct: Option<Direct>) -> Self {
             let now = Instant::now();
             Self { judged: Judged::new(direct, now), now }
         }
 
         /// The result after that number of seconds with these facts.
-        fn after(&mut self, seconds: u64, facts: Facts) -> Option<Direct> {
+        fn after(&mut self, seconds: u64, facts: PathState) -> Option<Direct> {
             for _ in 0..seconds {
                 self.judged = self.judged.next(&facts, self.now);
                 self.now += Duration::from_secs(1);
@@ -360,35 +360,40 @@ mod tests {
     const DROPS: Option<Direct> = Some(Direct::Drops);
 
     /// Pods use the direct path, and it carries their packets.
-    const GOOD: Facts =
-        Facts { is_direct: true, used: Verdict::Answers, carries: None, nodes: None, peer: Living::Unknown };
+    const GOOD: PathState = PathState {
+        is_direct: true,
+        used: Verdict::Answers,
+        carries: None,
+        nodes: None,
+        peer: Living::Unknown,
+    };
     /// The direct path drops pod packets, but not packets between the nodes' addresses.
-    const DROPPING: Facts =
-        Facts { used: Verdict::Silent, nodes: Some(Verdict::Answers), peer: Living::Yes, ..GOOD };
+    const DROPPING: PathState =
+        PathState { used: Verdict::Silent, nodes: Some(Verdict::Answers), peer: Living::Yes, ..GOOD };
     /// The peer is down.
-    const DOWN: Facts = Facts { nodes: Some(Verdict::Silent), ..DROPPING };
+    const DOWN: PathState = PathState { nodes: Some(Verdict::Silent), ..DROPPING };
     /// Pods use the tunnel, and the direct path drops their packets.
-    const TUNNELLED: Facts =
-        Facts { is_direct: false, carries: Some(false), nodes: Some(Verdict::Answers), ..GOOD };
+    const TUNNELLED: PathState =
+        PathState { is_direct: false, carries: Some(false), nodes: Some(Verdict::Answers), ..GOOD };
     /// The direct path seems to carry pod packets again.
-    const HEALED: Facts = Facts { carries: Some(true), ..TUNNELLED };
+    const HEALED: PathState = PathState { carries: Some(true), ..TUNNELLED };
 
     #[test]
     fn only_a_living_peer_that_answers_to_the_nodes_own_address_alone_for_a_while_is_reached_by_tunnel() {
-        assert_eq!(Play::new(CARRIES).after(5, DROPPING), CARRIES, "the peer may not know this node yet");
-        assert_eq!(Play::new(CARRIES).after(7, DROPPING), DROPS);
+        assert_eq!(Scenario::new(CARRIES).after(5, DROPPING), CARRIES, "the peer may not know this node yet");
+        assert_eq!(Scenario::new(CARRIES).after(7, DROPPING), DROPS);
         for other in [
             GOOD,
             DOWN,
-            Facts { used: Verdict::Dropped, ..DROPPING },
-            Facts { nodes: None, ..DROPPING },
-            Facts { peer: Living::No, ..DROPPING },
-            Facts { peer: Living::Unknown, ..DROPPING },
+            PathState { used: Verdict::Dropped, ..DROPPING },
+            PathState { nodes: None, ..DROPPING },
+            PathState { peer: Living::No, ..DROPPING },
+            PathState { peer: Living::Unknown, ..DROPPING },
         ] {
-            assert_eq!(Play::new(CARRIES).after(60, other), CARRIES, "{other:?}");
+            assert_eq!(Scenario::new(CARRIES).after(60, other), CARRIES, "{other:?}");
         }
         // A link that was down for all packets is up again: the next probe is answered.
-        let mut play = Play::new(CARRIES);
+        let mut play = Scenario::new(CARRIES);
         for facts in [DOWN, DROPPING, GOOD, DROPPING] {
             assert_eq!(play.after(4, facts), CARRIES);
         }
@@ -396,7 +401,7 @@ mod tests {
 
     #[test]
     fn a_return_to_the_direct_path_that_fails_doubles_the_time_until_the_next_one() {
-        let mut play = Play::new(CARRIES);
+        let mut play = Scenario::new(CARRIES);
         for lasting in [20, 40, 80] {
             assert_eq!(play.after(7, DROPPING), DROPS);
             assert_eq!(play.after(30, TUNNELLED), DROPS);
@@ -415,8 +420,8 @@ mod tests {
 
     #[test]
     fn a_tunnel_that_does_not_work_is_left_and_not_tried_again_soon() {
-        let silent = Facts { used: Verdict::Silent, peer: Living::Yes, ..TUNNELLED };
-        let mut play = Play::new(CARRIES);
+        let silent = PathState { used: Verdict::Silent, peer: Living::Yes, ..TUNNELLED };
+        let mut play = Scenario::new(CARRIES);
         assert_eq!(play.after(7, DROPPING), DROPS);
         assert_eq!(play.after(12, silent), DROPS);
         assert_eq!(play.after(5, silent), CARRIES);
@@ -426,12 +431,12 @@ mod tests {
 
     #[test]
     fn an_agent_that_starts_keeps_the_tunnel_until_a_test_is_answered_or_none_can_be() {
-        assert_eq!(Play::new(None).after(60, TUNNELLED), None);
-        assert_eq!(Play::new(None).after(60, Facts { carries: None, ..TUNNELLED }), None);
-        assert_eq!(Play::new(None).after(1, HEALED), CARRIES);
-        let blocked = Facts { nodes: Some(Verdict::Silent), ..TUNNELLED };
-        assert_eq!(Play::new(None).after(1, blocked), CARRIES, "ICMP is blocked");
-        let down = Facts { used: Verdict::Silent, ..blocked };
-        assert_eq!(Play::new(None).after(60, down), None, "the peer is down");
+        assert_eq!(Scenario::new(None).after(60, TUNNELLED), None);
+        assert_eq!(Scenario::new(None).after(60, PathState { carries: None, ..TUNNELLED }), None);
+        assert_eq!(Scenario::new(None).after(1, HEALED), CARRIES);
+        let blocked = PathState { nodes: Some(Verdict::Silent), ..TUNNELLED };
+        assert_eq!(Scenario::new(None).after(1, blocked), CARRIES, "ICMP is blocked");
+        let down = PathState { used: Verdict::Silent, ..blocked };
+        assert_eq!(Scenario::new(None).after(60, down), None, "the peer is down");
     }
 }

@@ -9,7 +9,7 @@ use polder_api::{Family, PerFamily};
 use polder_netlink::namespace;
 
 use super::echo::Echo;
-use super::schedule::{Shot, Size, Token};
+use super::schedule::{DueProbe, Size, Token};
 
 /// Sends and receives probes.
 pub(super) trait Pings {
@@ -81,8 +81,8 @@ pub(super) async fn answer<P: Pings>(
 }
 
 /// Sends probes, each from the address of its target's family.
-pub(super) async fn send<P: Pings>(pings: &P, echoes: &PerFamily<Option<P::Echo>>, shots: Vec<Shot>) {
-    for Shot { number, to, full, .. } in shots {
+pub(super) async fn send<P: Pings>(pings: &P, echoes: &PerFamily<Option<P::Echo>>, shots: Vec<DueProbe>) {
+    for DueProbe { number, to, full, .. } in shots {
         let Some(echo) = &echoes[Family::of(to)] else { continue };
         let full = full.map(|length| (Size::Full, length as usize));
         for (size, length) in [(Size::Small, 0)].into_iter().chain(full) {

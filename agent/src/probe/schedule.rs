@@ -10,14 +10,14 @@ use tokio::time::Instant;
 use crate::kernel::desired::{OnLink, Path, Reached};
 
 /// Maximum number of targets that are probed at once.
-pub(super) const VOLLEY: usize = 20;
+pub(super) const BATCH: usize = 20;
 
 /// A peer's name, and the family of its pods.
 pub type Key = (NodeName, Family);
 
 /// A probed address and the path to it. A changed path starts without results.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
+pub struct ProbeTarget {
     /// The address that is probed: the peer's own in the pod network, or that of its probe endpoint.
     pub address: IpAddr,
     /// The path to it.
@@ -37,7 +37,7 @@ pub enum Sizes {
     Both,
 }
 
-impl Target {
+impl ProbeTarget {
     /// The target at the peer's host, if the peer is reachable.
     pub fn host(reached: &Reached, sizes: Sizes) -> Option<Self> {
         Self::at(reached.gateway, reached, sizes)
@@ -68,7 +68,7 @@ pub enum Verdict {
     /// The peer answers to packets of every size.
     Answers,
     /// The peer answers to small packets, but not to packets of this length, in bytes.
-    Narrow(u32),
+    PathMtuTooSmall(u32),
     /// The peer does not answer.
     Silent,
     /// The peer's host answers, but packets forwarded like pod packets, or their replies, are lost.
@@ -89,7 +89,7 @@ pub struct Seen {
 impl Verdict {
     /// Whether replies arrive.
     pub fn is_open(self) -> bool {
-        matches!(self, Self::Answers | Self::Narrow(_))
+        matches!(self, Self::Answers | Self::PathMtuTooSmall(_))
     }
 }
 
@@ -113,7 +113,7 @@ pub enum Size {
 
 /// A probe to send, or one of each size.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shot {
+pub struct DueProbe {
     /// Number of the target.
     pub number: u32,
     /// The target's address.
@@ -139,7 +139,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 struct State {
     key: Key,
-    target: Target,
+    target: ProbeTarget,
     verdict: Verdict,
     /// Whether a round was sent whose result is not counted yet.
     open: bool,
@@ -188,7 +188,7 @@ impl Schedule {
     }
 
     /// Sets the targets. New targets and those with a changed path are probed at once.
-    pub fn aim(&mut self, targets: impl Iterator<Item = (Key, Target)>, now: Instant) {
+    pub fn set_targets(&mut self, targets: impl Iterator<Item = (Key, ProbeTarget)>, now: Instant) {
         let mut before = std::mem::take(&mut self.numbers);
         let mut states = std::mem::take(&mut self.states);
         let aimed = targets.map(|(key, target)| {
@@ -206,7 +206,7 @@ impl Schedule {
     }
 
     /// Starts a round for the due targets, at most `at_most`, and counts the result of their last round.
-    pub fn shoot(&mut self, now: Instant, at_most: usize) -> Vec<Shot> {
+    pub fn due_probes(&mut self, now: Instant, at_most: usize) -> Vec<DueProbe> {
         let ready = self.due.iter().take_while(|(due, _)| *due <= now).take(at_most);
         let ready: Vec<_> = ready.copied().collect();
         let mut shots = Vec::new();
@@ -215,7 +215,7 @@ impl Schedule {
             let Some(state) = self.states.get_mut(&number) else { continue };
             state.count();
             state.due = now + state.pause(self.longest);
-            shots.push(Shot {
+            shots.push(DueProbe {
                 number,
                 to: state.target.address,
                 full: (state.target.sizes == Sizes::Both).then_some(state.target.mtu),
@@ -289,7 +289,7 @@ impl Schedule {
 }
 
 impl State {
-    fn new(key: Key, target: Target, due: Instant) -> Self {
+    fn new(key: Key, target: ProbeTarget, due: Instant) -> Self {
         Self {
             key,
             target,
@@ -320,7 +320,7 @@ impl State {
         if self.silent >= FAILURES {
             self.verdict = Verdict::Silent;
         } else if self.narrow >= FAILURES {
-            self.verdict = Verdict::Narrow(self.target.mtu);
+            self.verdict = Verdict::PathMtuTooSmall(self.target.mtu);
         }
         if self.verdict != before {
             self.pause = FIRST;
@@ -330,7 +330,7 @@ impl State {
     /// The pause until the next round, unless a reply arrives.
     fn pause(&mut self, longest: Duration) -> Duration {
         match self.verdict {
-            Verdict::Silent | Verdict::Narrow(_) | Verdict::Dropped => {
+            Verdict::Silent | Verdict::PathMtuTooSmall(_) | Verdict::Dropped => {
                 let longer = (self.pause * 2).min(longest);
                 std::mem::replace(&mut self.pause, longer)
             }

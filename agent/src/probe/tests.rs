@@ -245,7 +245,7 @@ async fn a_path_that_carries_only_short_packets_is_narrow() {
     let mut fixture = fixture(None);
     fixture.wire.answers(HOST, 1400);
     fixture.some_time().await;
-    assert_eq!((fixture.verdict(), fixture.probed()), (Some(Verdict::Narrow(1500)), Ok(())));
+    assert_eq!((fixture.verdict(), fixture.probed()), (Some(Verdict::PathMtuTooSmall(1500)), Ok(())));
 }
 
 #[tokio::test(start_paused = true)]

@@ -23,9 +23,8 @@ pub(super) fn combine(host: Option<Verdict>, forwarded: Option<Seen>, living: Li
     let Some(forwarded) = forwarded else { return host.unwrap_or(Verdict::Unknown) };
     let has_failed = forwarded.lost >= ENDPOINT_FAILURES;
     match (host, forwarded.verdict) {
-        (None, verdict) | (_, verdict @ (Verdict::Answers | Verdict::Narrow(_) | Verdict::Dropped)) => {
-            verdict
-        }
+        (None, verdict)
+        | (_, verdict @ (Verdict::Answers | Verdict::PathMtuTooSmall(_) | Verdict::Dropped)) => verdict,
         (Some(Verdict::Silent), Verdict::Silent) => Verdict::Silent,
         (Some(Verdict::Silent | Verdict::Unknown), _) => Verdict::Unknown,
         (Some(_), _) if living == Living::Yes && has_failed => Verdict::Dropped,
@@ -44,7 +43,7 @@ pub(super) fn is_suspect(host: Option<Verdict>, forwarded: Seen) -> bool {
 mod tests {
     use super::*;
 
-    const NARROW: Verdict = Verdict::Narrow(1450);
+    const NARROW: Verdict = Verdict::PathMtuTooSmall(1450);
 
     #[expect(clippy::unnecessary_wraps, reason = "so that it is given as it is taken")]
     fn seen(verdict: Verdict, lost: u8, answered: bool) -> Option<Seen> {

@@ -13,23 +13,23 @@ pub(super) fn log(before: &BTreeMap<Key, Verdict>, now: &BTreeMap<Key, Verdict>)
     for ((node, family), verdict) in now {
         let was = before.get(&(node.clone(), *family)).copied().unwrap_or(Verdict::Unknown);
         match (was, verdict) {
-            (Verdict::Silent | Verdict::Narrow(_) | Verdict::Dropped, Verdict::Answers) => {
+            (Verdict::Silent | Verdict::PathMtuTooSmall(_) | Verdict::Dropped, Verdict::Answers) => {
                 info!(%node, %family, "peer answers again");
             }
             (
-                Verdict::Unknown | Verdict::Answers | Verdict::Narrow(_) | Verdict::Dropped,
+                Verdict::Unknown | Verdict::Answers | Verdict::PathMtuTooSmall(_) | Verdict::Dropped,
                 Verdict::Silent,
             ) => {
                 warn!(%node, %family, "peer does not answer on the pod path");
             }
             (
                 Verdict::Unknown | Verdict::Answers | Verdict::Silent | Verdict::Dropped,
-                Verdict::Narrow(bytes),
+                Verdict::PathMtuTooSmall(bytes),
             ) => {
                 warn!(%node, %family, bytes, "peer answers, but not to packets of this length");
             }
             (
-                Verdict::Unknown | Verdict::Answers | Verdict::Silent | Verdict::Narrow(_),
+                Verdict::Unknown | Verdict::Answers | Verdict::Silent | Verdict::PathMtuTooSmall(_),
                 Verdict::Dropped,
             ) => {
                 warn!(%node, %family, "peer answers, but packets forwarded to its pods, or their replies, are dropped");
@@ -43,7 +43,7 @@ pub(super) fn log(before: &BTreeMap<Key, Verdict>, now: &BTreeMap<Key, Verdict>)
 pub fn state(verdict: Option<&Verdict>) -> ProbeState {
     match verdict {
         Some(Verdict::Answers) => ProbeState::Answers,
-        Some(Verdict::Narrow(_)) => ProbeState::Narrow,
+        Some(Verdict::PathMtuTooSmall(_)) => ProbeState::Narrow,
         Some(Verdict::Silent) => ProbeState::Silent,
         Some(Verdict::Dropped) => ProbeState::Dropped,
         Some(Verdict::Unknown) | None => ProbeState::Unknown,
@@ -67,7 +67,7 @@ pub fn problem((node, family): &Key, verdict: Verdict, reached: &Reached) -> Opt
             "node {node} answers, {way}, but packets forwarded to its {family} pods, or their replies, are dropped: \
              check `polderctl status` on both nodes for forwarding settings and packet filters"
         )),
-        Verdict::Narrow(bytes) => Some(format!(
+        Verdict::PathMtuTooSmall(bytes) => Some(format!(
             "packets of {bytes} bytes do not reach {family} pods of node {node}, {way}, but small ones do: the network \
              between has a smaller MTU than the interfaces. Set mtu in the configuration to what it supports, or raise \
              its MTU"

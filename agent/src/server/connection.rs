@@ -22,9 +22,9 @@ const CONNECTIONS: usize = 512;
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// Serves the requests of connections.
-pub(super) trait Answers: Send + Sync + 'static {
+pub(super) trait RequestHandler: Send + Sync + 'static {
     /// Lock on an attachment that the plugin of the connection is wiring.
-    type Wired: Send;
+    type AttachmentLock: Send;
 
     /// Answers a request. `wiring` is the lock of the connection, from its ADD to its DEL or its end.
     fn answer(
@@ -32,15 +32,15 @@ pub(super) trait Answers: Send + Sync + 'static {
         request: Request,
         credentials: Option<EtcdCredentials>,
         caller: &Caller<'_>,
-        wiring: &mut Option<Self::Wired>,
+        wiring: &mut Option<Self::AttachmentLock>,
     ) -> impl Future<Output = Result<Reply, Refusal>> + Send;
 
     /// Handles the end of a connection with an attachment that is still being wired.
-    fn abandoned(&self, wired: Self::Wired) -> impl Future<Output = ()> + Send;
+    fn abandoned(&self, wired: Self::AttachmentLock) -> impl Future<Output = ()> + Send;
 }
 
 /// Serves all connections of that user, for ever.
-pub(super) async fn serve_all<A: Answers>(answers: Arc<A>, listener: &UnixListener, user: u32) {
+pub(super) async fn serve_all<A: RequestHandler>(answers: Arc<A>, listener: &UnixListener, user: u32) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
@@ -61,7 +61,7 @@ pub(super) async fn serve_all<A: Answers>(answers: Arc<A>, listener: &UnixListen
 }
 
 /// Serves one connection until it ends.
-async fn serve<A: Answers>(answers: &A, mut stream: UnixStream, user: u32) {
+async fn serve<A: RequestHandler>(answers: &A, mut stream: UnixStream, user: u32) {
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == user => {}
         _ => return debug!("connection refused: the caller is not user {user}"),

@@ -7,7 +7,7 @@ fn address(index: u32, address: &str) -> Address {
 }
 
 /// A host with a front interface (`eth0`, default route) and a back interface (`eth1`, the route to a peer).
-fn facts() -> Facts {
+fn facts() -> UnderlayInputs {
     let lookup = |index, source: &str| Lookup {
         index: IfIndex::new(index),
         next_hop: NextHop::Destination,
@@ -30,15 +30,15 @@ fn facts() -> Facts {
             Address { global: false, ..address(3, "fe80::7/64") },
         ],
         routes: vec![
-            (WayTo::Node("n2".parse().unwrap()), lookup(3, "10.0.0.7")),
-            (WayTo::World, lookup(2, "192.0.2.7")),
+            (RouteTo::Node("n2".parse().unwrap()), lookup(3, "10.0.0.7")),
+            (RouteTo::World, lookup(2, "192.0.2.7")),
         ],
         configured: Vec::new(),
     };
-    Facts { network, ..Facts::default() }
+    UnderlayInputs { network, ..UnderlayInputs::default() }
 }
 
-fn chosen(config: &UnderlayConfig, facts: &Facts, current: &Underlay) -> Vec<String> {
+fn chosen(config: &UnderlayConfig, facts: &UnderlayInputs, current: &Underlay) -> Vec<String> {
     let underlay = Underlay::choose(config, facts, current).unwrap();
     let text =
         |uplink: &Uplink| format!("{} on {} by {}", uplink.address, uplink.interface, uplink.chosen_by);
@@ -99,7 +99,8 @@ fn a_virtual_address_is_not_preferred_and_the_one_that_peers_use_is_kept() {
     let mut facts = facts();
     facts.network.addresses.push(address(3, "10.0.0.50/32"));
     facts.network.routes[0].1.source = "10.0.0.50".parse().ok();
-    let first = |facts: &Facts| chosen(&UnderlayConfig::default(), facts, &Underlay::default()).remove(0);
+    let first =
+        |facts: &UnderlayInputs| chosen(&UnderlayConfig::default(), facts, &Underlay::default()).remove(0);
     assert_eq!(first(&facts), "10.0.0.7 on eth1 by the route to node n2");
     // A starting agent keeps the address of its record as long as that exists.
     facts.registered = vec!["10.0.0.8".parse().unwrap()];

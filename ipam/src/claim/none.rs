@@ -3,9 +3,9 @@
 use polder_api::PoolName;
 
 use crate::Block;
+use crate::capacity::{AllClaimed, NoPool};
 use crate::cause::HostError;
 use crate::ledger::LedgerError;
-use crate::shortage::{AllClaimed, NoPool};
 use crate::store::StoreError;
 use crate::view::{Source, View};
 

@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use polder_api::{Attachment, NodeName, PoolName};
 
-use super::{Deviation, Facts, Invariant, deviation};
+use super::{ClusterReport, Deviation, Invariant, deviation};
 use crate::Cidr;
 use crate::Revision;
 use crate::ids::{Incarnation, Nonce};
-use crate::ledger::Held;
+use crate::ledger::AttachmentEntry;
 use crate::moment::Moment;
 use crate::pool::{Block, PoolState, Purpose};
-use crate::record::{BlockRecord, Life, NodeRecord};
+use crate::record::{BlockRecord, Boot, NodeRecord};
 use crate::reservation;
-use crate::view::{Known, View};
+use crate::view::{Versioned, View};
 
 /// The earlier facts.
 #[derive(Debug, Clone)]
@@ -76,7 +76,7 @@ impl History {
 
     /// Observes the facts at `now`, on a clock shared by all nodes. Returns the deviations since the previous
     /// observation.
-    pub fn observe(&mut self, facts: &Facts<'_>, now: Moment) -> Vec<Deviation> {
+    pub fn observe(&mut self, facts: &ClusterReport<'_>, now: Moment) -> Vec<Deviation> {
         let mut found = Vec::new();
         self.cool_down(facts, now, &mut found);
         self.removed_pools(facts, &mut found);
@@ -99,7 +99,7 @@ impl History {
     }
 
     /// I2: a pool is removed only when none of its addresses is used.
-    fn removed_pools(&self, facts: &Facts<'_>, found: &mut Vec<Deviation>) {
+    fn removed_pools(&self, facts: &ClusterReport<'_>, found: &mut Vec<Deviation>) {
         let Some(view) = facts.view.filter(|_| !facts.putting_back) else { return };
         let has = |address: IpAddr| move |range: &&Cidr| range.has(address);
         let removed: Vec<&Cidr> = self
@@ -127,7 +127,7 @@ impl History {
     }
 
     /// I6. A reserved address belongs to its workload, so the workload's next pod needs no cool-down.
-    fn cool_down(&mut self, facts: &Facts<'_>, now: Moment, found: &mut Vec<Deviation>) {
+    fn cool_down(&mut self, facts: &ClusterReport<'_>, now: Moment, found: &mut Vec<Deviation>) {
         let pools = facts.view.iter().flat_map(|view| view.pools.values());
         let pools = pools.filter(|pool| pool.record.purpose == Purpose::Reservations);
         self.reserved.extend(pools.map(|pool| pool.record.cidr()));
@@ -141,10 +141,10 @@ impl History {
                         *seen = now;
                         continue;
                     }
-                    let rested = now.since(*seen);
-                    if rested < self.rest && !self.reserved.iter().any(|pool| pool.has(address)) {
+                    let cooled_down = now.since(*seen);
+                    if cooled_down < self.rest && !self.reserved.iter().any(|pool| pool.has(address)) {
                         let what = format!(
-                            "{address} was assigned to {} on {} {rested:?} after {attachment} on {name} used \
+                            "{address} was assigned to {} on {} {cooled_down:?} after {attachment} on {name} used \
                              it",
                             interface.attachment, node.name
                         );
@@ -236,7 +236,7 @@ impl Records {
             let revision = view.pools.get(name).map(|pool| pool.revision);
             revision.is_some() && self.closed.get(name).copied() == revision
         };
-        let is_new = |(block, claim): &(&Block, &Known<BlockRecord>)| {
+        let is_new = |(block, claim): &(&Block, &Versioned<BlockRecord>)| {
             still_closed(&claim.record.pool) && !is_put_back(&(**block, claim.record.nonce.clone()))
         };
         for (block, claim) in blocks().filter(is_new) {
@@ -257,8 +257,8 @@ impl Records {
 }
 
 /// I9: a machine that reports itself alive as a node has the machine id and boot id of the node's record.
-pub fn check_sign_of_life(me: &NodeName, life: Life<'_>, record: Option<&NodeRecord>) -> Option<Deviation> {
-    let is_own = record.is_some_and(|record| Life::from(record) == life);
+pub fn check_sign_of_life(me: &NodeName, life: Boot<'_>, record: Option<&NodeRecord>) -> Option<Deviation> {
+    let is_own = record.is_some_and(|record| Boot::from(record) == life);
     let what =
         || format!("machine {} reports that it is alive as {me}, but it is not that node", life.machine_id);
     (!is_own).then(|| deviation(Invariant::Fenced, Some(me), what(), "report it"))
@@ -268,8 +268,8 @@ pub fn check_sign_of_life(me: &NodeName, life: Life<'_>, record: Option<&NodeRec
 pub fn check_release(
     node: &NodeName,
     released: &Attachment,
-    before: &[Held],
-    after: &[Held],
+    before: &[AttachmentEntry],
+    after: &[AttachmentEntry],
 ) -> Vec<Deviation> {
     let others = before.iter().filter(|held| held.attachment != *released);
     let lost = others.filter(|held| !after.contains(held));

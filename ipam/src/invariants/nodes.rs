@@ -5,14 +5,16 @@ use std::net::IpAddr;
 
 use polder_api::NodeName;
 
-use super::{Deviation, Facts, Interface, Invariant, KernelFacts, LedgerFacts, NodeFacts, Repair, deviation};
+use super::{
+    ClusterReport, Deviation, Interface, Invariant, KernelFacts, LedgerFacts, NodeFacts, Repair, deviation,
+};
 use crate::ids::Incarnation;
-use crate::ledger::{Held, Kind};
+use crate::ledger::{AttachmentEntry, Kind};
 use crate::pool::{Block, Purpose};
 use crate::record::{Holder, PodsGone};
 use crate::view::View;
 
-pub(super) fn check(facts: &Facts<'_>, node: &NodeFacts, found: &mut Vec<Deviation>) {
+pub(super) fn check(facts: &ClusterReport<'_>, node: &NodeFacts, found: &mut Vec<Deviation>) {
     if let Some(ledger) = &node.ledger {
         conservation(node, ledger, found);
         promises(node, ledger, found);
@@ -116,7 +118,7 @@ fn leaks(node: &NodeFacts, ledger: &LedgerFacts, kernel: &KernelFacts, found: &m
     }
 }
 
-fn is_alive(held: &Held, kernel: &KernelFacts) -> bool {
+fn is_alive(held: &AttachmentEntry, kernel: &KernelFacts) -> bool {
     match held.kind {
         Kind::Pod => kernel.interfaces.iter().any(|interface| interface.attachment == held.attachment),
         // Without a known namespace, only DEL ends the attachment.

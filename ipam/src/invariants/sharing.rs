@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use polder_api::NodeName;
 
-use super::{Deviation, Facts, Invariant, NodeFacts, deviation};
+use super::{ClusterReport, Deviation, Invariant, NodeFacts, deviation};
 
 /// A user of an address.
 struct User<'a> {
@@ -13,7 +13,7 @@ struct User<'a> {
     who: String,
 }
 
-pub(super) fn check(facts: &Facts<'_>, found: &mut Vec<Deviation>) {
+pub(super) fn check(facts: &ClusterReport<'_>, found: &mut Vec<Deviation>) {
     let mut users: BTreeMap<IpAddr, Vec<User<'_>>> = BTreeMap::new();
     for node in facts.nodes {
         for (address, who) in uses(node) {

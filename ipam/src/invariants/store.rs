@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Deviation, Facts, Invariant, Repair, deviation};
+use super::{ClusterReport, Deviation, Invariant, Repair, deviation};
 use crate::ids::Incarnation;
 use crate::key::Key;
 use crate::pool::Purpose;
@@ -13,7 +13,7 @@ use crate::view::View;
 const BY_HAND: &str =
     "it was written by hand: check which pods have addresses in it, and delete the other record";
 
-pub(super) fn check(facts: &Facts<'_>, found: &mut Vec<Deviation>) {
+pub(super) fn check(facts: &ClusterReport<'_>, found: &mut Vec<Deviation>) {
     let Some(view) = facts.view else { return };
     pools(view, found);
     claims(view, found);
@@ -101,14 +101,14 @@ fn orphans(view: &View, found: &mut Vec<Deviation>) {
 }
 
 /// Records of addresses that their node does not have.
-fn published(facts: &Facts<'_>, view: &View, found: &mut Vec<Deviation>) {
+fn published(facts: &ClusterReport<'_>, view: &View, found: &mut Vec<Deviation>) {
     for published in facts.published {
         let (node, address) = (&published.node, published.address);
         let stale = match facts.nodes.iter().find(|known| known.name == *node) {
             Some(known) => {
                 let attachment = &published.record.attachment;
                 let Some(ledger) = &known.ledger else { continue };
-                let has = |held: &crate::ledger::Held| {
+                let has = |held: &crate::ledger::AttachmentEntry| {
                     held.attachment == *attachment && held.addresses.contains(&address)
                 };
                 !known.in_flight.contains(attachment) && !ledger.attachments.iter().any(has)

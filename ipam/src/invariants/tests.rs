@@ -5,9 +5,9 @@ use std::time::Duration;
 use super::history::{History, check_release};
 use super::*;
 use crate::Moment;
-use crate::allocator::SHORTEST_REST;
+use crate::allocator::SHORTEST_COOL_DOWN;
 use crate::ids::{ClusterId, Incarnation, MachineId, Nonce};
-use crate::ledger::{Kind, Standing};
+use crate::ledger::{Kind, MemberState};
 use crate::record::{BlockRecord, FenceRecord, Holder, PodsGone, PoolRecord, ReservationRecord, encode};
 use crate::store::{Contents, Entry, Update};
 
@@ -31,8 +31,8 @@ fn owned(block: &str) -> OwnedBlock {
     OwnedBlock { block, pool, nonce: Nonce::new("x"), leaving: false }
 }
 
-fn held(container: &str, ip: &str) -> Held {
-    Held {
+fn held(container: &str, ip: &str) -> AttachmentEntry {
+    AttachmentEntry {
         attachment: attachment(container),
         kind: Kind::Pod,
         since: Moment::BOOT,
@@ -48,11 +48,11 @@ fn held(container: &str, ip: &str) -> Held {
 
 fn node(name: &str, block: &str) -> NodeFacts {
     let counts = Counts { used: 0, resting: 0, free: 4, excluded: 0 };
-    let identity = Identity {
+    let identity = NodeIdentity {
         node: name.parse().unwrap(),
         incarnation: Incarnation::new(format!("i-{name}")),
         cluster: ClusterId::new("c"),
-        standing: Standing::Member,
+        standing: MemberState::Member,
     };
     NodeFacts {
         name: identity.node.clone(),
@@ -149,8 +149,13 @@ impl Scene {
         view
     }
 
-    fn facts<'a>(&'a self, view: &'a View) -> Facts<'a> {
-        Facts { view: Some(view), putting_back: false, published: &self.published, nodes: &self.nodes }
+    fn facts<'a>(&'a self, view: &'a View) -> ClusterReport<'a> {
+        ClusterReport {
+            view: Some(view),
+            putting_back: false,
+            published: &self.published,
+            nodes: &self.nodes,
+        }
     }
 
     fn broken(&self) -> BTreeSet<Invariant> {
@@ -186,7 +191,11 @@ fn an_address_that_lives_outside_its_nodes_blocks_is_found() {
     scene.delete("blocks/4-0a000000-30");
     assert_eq!(scene.broken(), [Invariant::Owner].into());
     let view = scene.view();
-    assert_eq!(check(&Facts { putting_back: true, ..scene.facts(&view) }), [], "while it is put back");
+    assert_eq!(
+        check(&ClusterReport { putting_back: true, ..scene.facts(&view) }),
+        [],
+        "while it is put back"
+    );
 }
 
 #[test]
@@ -282,7 +291,7 @@ fn overlapping_claims_and_those_that_are_no_blocks_are_found() {
 fn an_address_that_goes_out_too_early_is_found() {
     let (mut scene, at) = (Scene::new(), Moment::from_millis);
     let view = scene.view();
-    let mut history = History::new(SHORTEST_REST);
+    let mut history = History::new(SHORTEST_COOL_DOWN);
     assert_eq!(history.observe(&scene.facts(&view), at(0)), []);
     scene.nodes[0].kernel.as_mut().unwrap().interfaces.clear();
     assert_eq!(history.observe(&scene.facts(&view), at(1_000)), []);
@@ -296,7 +305,7 @@ fn an_address_that_goes_out_too_early_is_found() {
 #[test]
 fn what_a_removed_node_writes_is_found() {
     let mut scene = Scene::new();
-    let mut history = History::new(SHORTEST_REST);
+    let mut history = History::new(SHORTEST_COOL_DOWN);
     scene.delete("nodes/a");
     scene.fence(PodsGone::Unknown);
     let view = scene.view();
@@ -313,7 +322,7 @@ fn what_a_removed_node_writes_is_found() {
 #[test]
 fn a_claim_of_a_pool_that_is_closed_is_found() {
     let mut scene = Scene::new();
-    let mut history = History::new(SHORTEST_REST);
+    let mut history = History::new(SHORTEST_COOL_DOWN);
     let draining = PoolRecord {
         block_length: 30,
         state: crate::pool::PoolState::Draining,
@@ -338,7 +347,7 @@ fn an_address_that_is_reserved_of_a_drained_pool_is_found_and_one_that_is_put_ba
         ..PoolRecord::new("10.1.0.0/24".parse().unwrap())
     };
     let mut scene = Scene::new();
-    let mut history = History::new(SHORTEST_REST);
+    let mut history = History::new(SHORTEST_COOL_DOWN);
     let mut found = |scene: &Scene| {
         let view = scene.view();
         let found = history.observe(&scene.facts(&view), Moment::BOOT);
@@ -358,13 +367,13 @@ fn an_address_that_is_reserved_of_a_drained_pool_is_found_and_one_that_is_put_ba
 #[test]
 fn an_address_that_lives_although_its_pool_was_removed_is_found_unless_the_pool_is_being_put_back() {
     let mut scene = Scene::new();
-    let mut history = History::new(SHORTEST_REST);
+    let mut history = History::new(SHORTEST_COOL_DOWN);
     let view = scene.view();
     assert_eq!(history.observe(&scene.facts(&view), Moment::BOOT), []);
     scene.delete("pools/p");
     scene.put("pools/q", encode(&PoolRecord::new("10.2.0.0/24".parse().unwrap())));
     let view = scene.view();
-    let lost = Facts { putting_back: true, ..scene.facts(&view) };
+    let lost = ClusterReport { putting_back: true, ..scene.facts(&view) };
     assert_eq!(history.observe(&lost, Moment::BOOT), []);
     let found = history.observe(&scene.facts(&view), Moment::BOOT);
     assert_eq!(found.iter().map(|found| found.invariant).collect::<Vec<_>>(), [Invariant::Owner]);
@@ -373,6 +382,8 @@ fn an_address_that_lives_although_its_pool_was_removed_is_found_unless_the_pool_
 #[test]
 fn a_release_that_changes_another_attachment_is_found() {
     let before = [held("a1", "10.0.0.2"), held("a2", "10.0.0.3")];
-    let of = |after: &[Held]| check_release(&"a".parse().unwrap(), &attachment("a1"), &before, after).len();
+    let of = |after: &[AttachmentEntry]| {
+        check_release(&"a".parse().unwrap(), &attachment("a1"), &before, after).len()
+    };
     assert_eq!((of(&before[1..]), of(&before[..1]), of(&before)), (0, 1, 0));
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use polder_api::Attachment;
 
-use super::{Held, Identity, Ledger, LedgerError, OwnedBlock};
+use super::{AttachmentEntry, Ledger, LedgerError, NodeIdentity, OwnedBlock};
 use crate::ids::BootId;
 use crate::moment::Moment;
 use crate::pool::Block;
@@ -14,10 +14,10 @@ use crate::pool::Block;
 /// The ledger of a simulated node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Memory {
-    identity: Option<Identity>,
+    identity: Option<NodeIdentity>,
     boot: Option<BootId>,
     blocks: Vec<OwnedBlock>,
-    attachments: Vec<Held>,
+    attachments: Vec<AttachmentEntry>,
     addresses: BTreeMap<IpAddr, Use>,
     sysctls: Vec<(String, String)>,
 }
@@ -54,16 +54,16 @@ impl Memory {
 }
 
 impl Ledger for Memory {
-    fn identity(&self) -> Result<Option<Identity>, LedgerError> {
+    fn identity(&self) -> Result<Option<NodeIdentity>, LedgerError> {
         Ok(self.identity.clone())
     }
 
-    fn identify(&mut self, identity: &Identity) -> Result<(), LedgerError> {
+    fn identify(&mut self, identity: &NodeIdentity) -> Result<(), LedgerError> {
         self.identity = Some(identity.clone());
         Ok(())
     }
 
-    fn enter_boot(&mut self, id: &BootId) -> Result<Vec<Held>, LedgerError> {
+    fn enter_boot(&mut self, id: &BootId) -> Result<Vec<AttachmentEntry>, LedgerError> {
         if self.boot.as_ref() == Some(id) {
             return Ok(Vec::new());
         }
@@ -89,7 +89,7 @@ impl Ledger for Memory {
         Ok(())
     }
 
-    fn rest(&mut self, addresses: &[IpAddr], freed: Moment) -> Result<(), LedgerError> {
+    fn cool_down(&mut self, addresses: &[IpAddr], freed: Moment) -> Result<(), LedgerError> {
         for address in addresses {
             let now = self.addresses.entry(*address).or_insert(Use::Freed(freed));
             if let Use::Freed(since) = now {
@@ -155,17 +155,17 @@ impl Ledger for Memory {
         Ok(self.addresses.iter().filter_map(freed).collect())
     }
 
-    fn attachments(&self) -> Result<Vec<Held>, LedgerError> {
+    fn attachments(&self) -> Result<Vec<AttachmentEntry>, LedgerError> {
         Ok(self.attachments.clone())
     }
 
-    fn add_attachment(&mut self, held: &Held) -> Result<(), LedgerError> {
+    fn add_attachment(&mut self, held: &AttachmentEntry) -> Result<(), LedgerError> {
         if self.attachments.iter().any(|known| known.attachment == held.attachment) {
             return Err(LedgerError::new(format!("{} already exists", held.attachment)));
         }
         held.addresses.iter().try_for_each(|address| self.usable(*address))?;
         self.addresses.extend(held.addresses.iter().map(|address| (*address, Use::Attachment)));
-        self.attachments.push(Held { leaving: false, ..held.clone() });
+        self.attachments.push(AttachmentEntry { leaving: false, ..held.clone() });
         Ok(())
     }
 

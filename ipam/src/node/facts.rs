@@ -5,14 +5,14 @@ use std::net::IpAddr;
 use super::NodeIpam;
 use crate::allocator::Refused;
 use crate::invariants::LedgerFacts;
-use crate::ledger::{Held, Ledger, LedgerError};
+use crate::ledger::{AttachmentEntry, Ledger, LedgerError};
 use crate::moment::Moment;
 
 /// State of an address in one of the node's blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
     /// An attachment uses it.
-    Held(Box<Held>),
+    Held(Box<AttachmentEntry>),
     /// It is a gateway address of the node.
     Gateway,
     /// It is an address of the node's probe endpoint.
@@ -31,7 +31,7 @@ impl<L: Ledger> NodeIpam<L> {
         let counts = |block| self.allocator.blocks(now).find(|(known, ..)| *known == block);
         let blocks = self.ledger.blocks()?.into_iter();
         // The probe endpoint is not a pod: its addresses are listed with the gateways.
-        let (probes, attachments): (Vec<Held>, Vec<Held>) =
+        let (probes, attachments): (Vec<AttachmentEntry>, Vec<AttachmentEntry>) =
             self.ledger.attachments()?.into_iter().partition(|held| held.attachment.is_probe());
         let probes = probes.into_iter().flat_map(|held| held.addresses);
         Ok(LedgerFacts {
@@ -49,7 +49,7 @@ impl<L: Ledger> NodeIpam<L> {
 
     /// The attachments that differ between memory and the ledger file, or exist in only one of them: another program
     /// changed the file.
-    pub fn astray(&self) -> Result<Vec<Held>, LedgerError> {
+    pub fn astray(&self) -> Result<Vec<AttachmentEntry>, LedgerError> {
         let written = self.ledger.attachments()?;
         let unwritten = self.attachments.values().filter(|held| !written.contains(held)).cloned();
         let unknown = written.iter().filter(|held| !self.attachments.contains_key(&held.attachment)).cloned();
@@ -85,9 +85,9 @@ impl<L: Ledger> NodeIpam<L> {
 mod tests {
     use std::time::Duration;
 
-    use super::super::{AllocateError, Source, Wish};
+    use super::super::{AllocateError, AllocationRequest, Source};
     use super::*;
-    use crate::allocator::{Rest, USUAL_REST};
+    use crate::allocator::{DEFAULT_COOL_DOWN, Rest};
     use crate::ids::{BootId, Nonce};
     use crate::ledger::memory::Memory;
     use crate::ledger::{Kind, OwnedBlock};
@@ -96,7 +96,8 @@ mod tests {
     const NOW: Moment = Moment::from_millis(1_000_000);
 
     fn node() -> NodeIpam<Memory> {
-        let (mut node, _) = NodeIpam::with(Memory::default(), &BootId::new("boot"), USUAL_REST).unwrap();
+        let (mut node, _) =
+            NodeIpam::with(Memory::default(), &BootId::new("boot"), DEFAULT_COOL_DOWN).unwrap();
         let pool =
             Pool::new("p".parse().unwrap(), "10.0.0.0/24".parse().unwrap(), 29, PoolState::Active).unwrap();
         let (block, name) = (pool.block(0), pool.name.clone());
@@ -106,14 +107,14 @@ mod tests {
         node
     }
 
-    fn allocate(node: &mut NodeIpam<Memory>, container: &str) -> Result<Held, AllocateError> {
+    fn allocate(node: &mut NodeIpam<Memory>, container: &str) -> Result<AttachmentEntry, AllocateError> {
         let source = Source::Blocks {
             families: vec![polder_api::Family::V4],
             pool: None,
             requested: Vec::new(),
             reserved: Vec::new(),
         };
-        let wish = Wish {
+        let wish = AllocationRequest {
             attachment: format!("net/{container}/eth0").parse().unwrap(),
             kind: Kind::Pod,
             source,

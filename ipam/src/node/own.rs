@@ -1,4 +1,4 @@
-//! The state of a node as its steward uses it, and how the node releases blocks and addresses.
+//! The state of a node as the membership rules use it, and how the node releases blocks and addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,15 +9,15 @@ use super::{FRESH, NodeIpam};
 use crate::allocator::Counts;
 use crate::allocator::Rest;
 use crate::claim::AT_ONCE;
-use crate::ledger::{Identity, Ledger, LedgerError, OwnedBlock};
+use crate::ledger::{Ledger, LedgerError, NodeIdentity, OwnedBlock};
 use crate::moment::Moment;
 use crate::pool::{Block, Pool};
 
 /// Blocks, addresses and attachments of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Own {
+pub struct NodeHoldings {
     /// Identity in the cluster; `None` before the first registration.
-    pub identity: Option<Identity>,
+    pub identity: Option<NodeIdentity>,
     /// Blocks of the ledger, including those that are being released.
     pub blocks: Vec<OwnedBlock>,
     /// Gateway addresses of the node, at most one per family.
@@ -53,7 +53,7 @@ pub struct Stray {
     pub owner: Option<String>,
 }
 
-impl Own {
+impl NodeHoldings {
     /// Whether the node has no attachments, blocks, gateways or expected addresses.
     pub fn is_bare(&self) -> bool {
         self.attachments == 0
@@ -101,9 +101,9 @@ impl<L: Ledger> NodeIpam<L> {
     }
 
     /// The node's blocks, addresses and attachments at `now`.
-    pub fn own(&self, now: Moment) -> Result<Own, LedgerError> {
+    pub fn own(&self, now: Moment) -> Result<NodeHoldings, LedgerError> {
         let in_a_block = |address: &IpAddr| self.blocks.iter().any(|owned| owned.block.cidr().has(*address));
-        let stray = |address: &IpAddr, held: &crate::ledger::Held| Stray {
+        let stray = |address: &IpAddr, held: &crate::ledger::AttachmentEntry| Stray {
             address: *address,
             attachment: held.attachment.clone(),
             owner: held.pod.as_ref().map(ToString::to_string),
@@ -114,7 +114,7 @@ impl<L: Ledger> NodeIpam<L> {
         });
         let has_next = |family: Family| self.allocator.next(family, None, Rest::Shortest, now).is_some();
         let has_gateway = |family: &Family| self.gateways.iter().any(|own| Family::of(*own) == *family);
-        Ok(Own {
+        Ok(NodeHoldings {
             identity: self.identity()?,
             blocks: self.blocks.clone(),
             gateways: self.gateways.clone(),
@@ -231,21 +231,21 @@ impl<L: Ledger> NodeIpam<L> {
         let addresses = owned.block.cidr().addresses();
         let unused: Vec<IpAddr> =
             addresses.filter(|address| !pool.excludes(*address) && !used(address)).collect();
-        self.ledger.rest(resting_first(&unused), now)?;
+        self.ledger.cool_down(resting_first(&unused), now)?;
         self.last.retain(|address, _| !owned.block.cidr().has(*address));
         self.add_block(owned, pool, now)
     }
 
     /// Starts the cool-down of all unused addresses at `now`: another machine with this ledger may have used them until
     /// now.
-    pub fn rest_unused(&mut self, now: Moment) -> Result<(), LedgerError> {
+    pub fn cool_down_unused(&mut self, now: Moment) -> Result<(), LedgerError> {
         if !may_be_an_old_copy() {
             return Ok(());
         }
-        let dormant = self.dormant.iter().flat_map(|owned| owned.block.cidr().addresses());
+        let inactive = self.inactive.iter().flat_map(|owned| owned.block.cidr().addresses());
         let mut allocator = self.allocator.clone();
-        let unused: Vec<IpAddr> = allocator.rest_unused(now).into_iter().chain(dormant).collect();
-        self.ledger.rest(&unused, now)?;
+        let unused: Vec<IpAddr> = allocator.cool_down_unused(now).into_iter().chain(inactive).collect();
+        self.ledger.cool_down(&unused, now)?;
         self.allocator = allocator;
         self.last.clear();
         Ok(())
@@ -272,7 +272,7 @@ impl<L: Ledger> NodeIpam<L> {
         if self.blocks.iter().any(|owned| owned.block == block && owned.leaving) {
             self.ledger.remove_block(block)?;
             self.blocks.retain(|owned| owned.block != block);
-            self.dormant.retain(|owned| owned.block != block);
+            self.inactive.retain(|owned| owned.block != block);
         }
         Ok(())
     }
@@ -300,7 +300,7 @@ impl<L: Ledger> NodeIpam<L> {
         for owned in std::mem::take(&mut self.blocks) {
             self.allocator.remove(owned.block);
         }
-        self.dormant.clear();
+        self.inactive.clear();
         self.gateways.clear();
         self.last.clear();
         // No pod may use addresses that are still being handed over: the node is about to confirm that its pods are

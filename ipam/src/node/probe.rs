@@ -7,9 +7,9 @@ use std::net::IpAddr;
 
 use polder_api::{Attachment, Family};
 
-use super::{AllocateError, NodeIpam, Source, Wish};
+use super::{AllocateError, AllocationRequest, NodeIpam, Source};
 use crate::allocator::{Counts, Rest};
-use crate::ledger::{Held, Kind, Ledger, LedgerError, Standing};
+use crate::ledger::{AttachmentEntry, Kind, Ledger, LedgerError, MemberState};
 use crate::moment::Moment;
 use crate::pool::Block;
 
@@ -27,7 +27,7 @@ const LOOKED_AT: u128 = 64;
 
 impl<L: Ledger> NodeIpam<L> {
     /// The endpoint, if it has an address.
-    pub fn probe(&self) -> Option<&Held> {
+    pub fn probe(&self) -> Option<&AttachmentEntry> {
         self.attachments.get(&Attachment::of_probe())
     }
 
@@ -53,11 +53,11 @@ impl<L: Ledger> NodeIpam<L> {
         families: &BTreeSet<Family>,
         mtu: u32,
         now: Moment,
-    ) -> Result<Option<Held>, LedgerError> {
+    ) -> Result<Option<AttachmentEntry>, LedgerError> {
         if let Some(held) = self.probe() {
             return Ok(Some(held.clone()));
         }
-        if self.identity()?.is_none_or(|identity| identity.standing != Standing::Member) {
+        if self.identity()?.is_none_or(|identity| identity.standing != MemberState::Member) {
             return Ok(None);
         }
         let requested: Vec<IpAddr> = families.iter().filter_map(|family| self.place(*family, now)).collect();
@@ -65,7 +65,7 @@ impl<L: Ledger> NodeIpam<L> {
             return Ok(None);
         }
         let families = requested.iter().copied().map(Family::of).collect();
-        let wish = Wish {
+        let wish = AllocationRequest {
             attachment: Attachment::of_probe(),
             kind: Kind::Pod,
             source: Source::Blocks { families, pool: None, requested, reserved: Vec::new() },
@@ -143,7 +143,7 @@ mod tests {
     use crate::Pool;
     use crate::ids::{BootId, ClusterId, Incarnation, Nonce};
     use crate::ledger::memory::Memory;
-    use crate::ledger::{Identity, OwnedBlock};
+    use crate::ledger::{NodeIdentity, OwnedBlock};
     use crate::pool::{Labels, PoolState};
 
     const NOW: Moment = Moment::from_millis(1_000_000);
@@ -155,11 +155,11 @@ mod tests {
     fn node(pools: &[(&Pool, &str)]) -> NodeIpam<Memory> {
         let (mut node, _) =
             NodeIpam::with(Memory::default(), &BootId::new("boot"), Duration::from_mins(1)).unwrap();
-        node.identify(&Identity {
+        node.identify(&NodeIdentity {
             node: "n1".parse().unwrap(),
             incarnation: Incarnation::new("i"),
             cluster: ClusterId::new("c"),
-            standing: Standing::Member,
+            standing: MemberState::Member,
         })
         .unwrap();
         for (pool, block) in pools {
@@ -244,7 +244,7 @@ mod tests {
         let pool = pool("p", "10.0.0.0/24", 26, PoolState::Active);
         let mut node = node(&[(&pool, "10.0.0.0/26")]);
         let identity = node.identity().unwrap().unwrap();
-        node.identify(&Identity { standing: Standing::Removed, ..identity }).unwrap();
+        node.identify(&NodeIdentity { standing: MemberState::Removed, ..identity }).unwrap();
         assert_eq!(taken(&mut node), Vec::<String>::new());
     }
 }

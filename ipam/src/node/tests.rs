@@ -1,7 +1,7 @@
 //! Tests of a node's decisions about its addresses.
 
 use super::*;
-use crate::allocator::USUAL_REST;
+use crate::allocator::DEFAULT_COOL_DOWN;
 use crate::ids::{BootId, Nonce};
 use crate::ledger::memory::Memory;
 use crate::pool::PoolState;
@@ -14,12 +14,12 @@ fn pool(cidr: &str, block_length: u8) -> Pool {
 
 type Node = NodeIpam<Memory>;
 
-fn open(ledger: Memory, boot: &str) -> (Node, Vec<Held>) {
-    NodeIpam::with(ledger, &BootId::new(boot), USUAL_REST).unwrap()
+fn open(ledger: Memory, boot: &str) -> (Node, Vec<AttachmentEntry>) {
+    NodeIpam::with(ledger, &BootId::new(boot), DEFAULT_COOL_DOWN).unwrap()
 }
 
 /// The same node after an agent restart.
-fn again(before: Node, boot: &str) -> (Node, Vec<Held>) {
+fn again(before: Node, boot: &str) -> (Node, Vec<AttachmentEntry>) {
     open(before.ledger, boot)
 }
 
@@ -34,8 +34,8 @@ fn node() -> Node {
     node
 }
 
-fn wish(container: &str, families: &[Family]) -> Wish {
-    Wish {
+fn wish(container: &str, families: &[Family]) -> AllocationRequest {
+    AllocationRequest {
         attachment: format!("net/{container}/eth0").parse().unwrap(),
         kind: Kind::Pod,
         source: Source::Blocks {
@@ -51,19 +51,19 @@ fn wish(container: &str, families: &[Family]) -> Wish {
     }
 }
 
-fn from_elsewhere(container: &str, address: &str) -> Wish {
-    Wish { source: Source::Elsewhere(vec![address.parse().unwrap()]), ..wish(container, &[]) }
+fn from_elsewhere(container: &str, address: &str) -> AllocationRequest {
+    AllocationRequest { source: Source::Elsewhere(vec![address.parse().unwrap()]), ..wish(container, &[]) }
 }
 
-fn asking_for(container: &str, address: &str) -> Wish {
+fn asking_for(container: &str, address: &str) -> AllocationRequest {
     let requested = vec![address.parse().unwrap()];
-    Wish {
+    AllocationRequest {
         source: Source::Blocks { families: vec![Family::V4], pool: None, requested, reserved: Vec::new() },
         ..wish(container, &[])
     }
 }
 
-fn allocate(node: &mut Node, container: &str) -> Result<Held, AllocateError> {
+fn allocate(node: &mut Node, container: &str) -> Result<AttachmentEntry, AllocateError> {
     node.allocate(wish(container, &[Family::V4]), Rest::Full, NOW)
 }
 
@@ -204,9 +204,9 @@ fn addresses_from_elsewhere_are_held_once_and_do_not_rest() {
 fn no_two_pods_have_the_same_mac_address() {
     let mut node = node();
     let mac = Some("02:00:00:00:00:07".parse().unwrap());
-    let held = node.allocate(Wish { mac, ..wish("a", &[Family::V4]) }, Rest::Full, NOW).unwrap();
+    let held = node.allocate(AllocationRequest { mac, ..wish("a", &[Family::V4]) }, Rest::Full, NOW).unwrap();
     assert_eq!(Some(held.mac), mac);
-    let again = node.allocate(Wish { mac, ..wish("b", &[Family::V4]) }, Rest::Full, NOW);
+    let again = node.allocate(AllocationRequest { mac, ..wish("b", &[Family::V4]) }, Rest::Full, NOW);
     assert!(matches!(again, Err(AllocateError::MacTaken { holder, .. }) if holder == held.attachment));
 }
 
@@ -246,8 +246,8 @@ fn an_old_copy_of_a_ledger_hands_nothing_out_before_it_has_rested() {
     let held = allocate(&mut node, "a").unwrap();
     let freed = allocate(&mut node, "b").unwrap();
     node.release(&freed.attachment, NOW).unwrap();
-    let later = NOW + USUAL_REST;
-    node.rest_unused(later).unwrap();
+    let later = NOW + DEFAULT_COOL_DOWN;
+    node.cool_down_unused(later).unwrap();
     let before = later + Duration::from_secs(9);
     let next =
         |node: &mut Node, container, now| node.allocate(wish(container, &[Family::V4]), Rest::Shortest, now);
@@ -306,7 +306,7 @@ fn a_gateway_that_was_found_in_the_kernel_and_is_in_no_block_of_the_node_is_move
 fn a_reserved_address_goes_to_a_pod_only_while_it_is_expected() {
     let (mut node, _) = open(Memory::default(), "boot-1");
     let address: IpAddr = "10.1.0.5".parse().unwrap();
-    let reserved = |container: &str| Wish {
+    let reserved = |container: &str| AllocationRequest {
         source: Source::Blocks {
             families: vec![Family::V4],
             pool: None,
@@ -315,7 +315,7 @@ fn a_reserved_address_goes_to_a_pod_only_while_it_is_expected() {
         },
         ..wish(container, &[])
     };
-    let unexpected = |allocated: Result<Held, AllocateError>| {
+    let unexpected = |allocated: Result<AttachmentEntry, AllocateError>| {
         matches!(allocated, Err(AllocateError::Refused { why: Refused::NotExpected, .. }))
     };
     assert!(unexpected(node.allocate(reserved("a"), Rest::Full, NOW)));

@@ -18,7 +18,7 @@ pub enum Fault {
     #[error("its {identity} is already used by node {owner}")]
     OfAnother {
         /// The address that is already used.
-        identity: Identity,
+        identity: UniqueAddress,
         /// The node that uses it.
         owner: NodeName,
     },
@@ -96,7 +96,7 @@ pub enum Fault {
 
 /// An address that two nodes cannot share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Identity {
+pub enum UniqueAddress {
     /// Underlay address.
     Underlay(IpAddr),
     /// Gateway address of the node in the pod network.
@@ -105,7 +105,7 @@ pub enum Identity {
     Tunnel(Mac),
 }
 
-impl Identity {
+impl UniqueAddress {
     /// Whether it is an underlay address.
     pub(super) fn is_of_underlay(&self) -> bool {
         matches!(self, Self::Underlay(_))
@@ -119,7 +119,7 @@ impl Identity {
     }
 }
 
-impl fmt::Display for Identity {
+impl fmt::Display for UniqueAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Underlay(address) => write!(f, "underlay address {address}"),

@@ -61,11 +61,11 @@ impl Cluster {
     fn seen(self) -> (Vec<(String, usize)>, String) {
         let mut view = View::default();
         view.apply(Update::Loaded(Contents { revision: Revision::new(99), entries: self.entries }));
-        let believed = believe(&view, &"me".parse().unwrap(), &BTreeSet::new());
-        assert!(believed.problems.len() < 2, "{:?}", believed.problems);
-        assert_eq!(believed.own_blocks, [Block::new("10.244.0.0/26".parse().unwrap())]);
-        let peers = believed.peers.iter().map(|peer| (peer.name.to_string(), peer.blocks.len())).collect();
-        (peers, believed.problems.first().map(ToString::to_string).unwrap_or_default())
+        let validated = validate(&view, &"me".parse().unwrap(), &BTreeSet::new());
+        assert!(validated.problems.len() < 2, "{:?}", validated.problems);
+        assert_eq!(validated.own_blocks, [Block::new("10.244.0.0/26".parse().unwrap())]);
+        let peers = validated.peers.iter().map(|peer| (peer.name.to_string(), peer.blocks.len())).collect();
+        (peers, validated.problems.first().map(ToString::to_string).unwrap_or_default())
     }
 }
 
@@ -179,8 +179,8 @@ fn an_underlay_address_is_that_of_the_living_node_and_everything_else_that_of_th
     view.apply(Update::Loaded(Contents { revision: Revision::new(99), entries: cluster.entries.clone() }));
     let names = |view: &View, dead: &[&str]| -> Vec<String> {
         let dead = dead.iter().map(|name| name.parse().unwrap()).collect();
-        let believed = believe(view, &"me".parse().unwrap(), &dead);
-        believed.peers.iter().map(|peer| peer.name.to_string()).collect()
+        let validated = validate(view, &"me".parse().unwrap(), &dead);
+        validated.peers.iter().map(|peer| peer.name.to_string()).collect()
     };
     assert_eq!(names(&view, &[]), ["a"]);
     assert_eq!(names(&view, &["b"]), ["a"]);

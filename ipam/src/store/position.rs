@@ -143,7 +143,7 @@ impl Position {
     }
 
     /// Processes an event of a watch, without changes that are already known. Returns the update, if any.
-    pub fn hear(&mut self, heard: Heard) -> Result<Option<Update>, Interruption> {
+    pub fn receive(&mut self, heard: Heard) -> Result<Option<Update>, Interruption> {
         let known = self.known();
         let changes = match heard {
             Heard::Compacted { revision } => {
@@ -231,7 +231,7 @@ mod tests {
         assert!(matches!(position.resume(Some(&entry("b", Revision::new(6)))), Err(Interruption::Gap(_))));
         assert!(matches!(position.resume(None), Err(Interruption::Gap(_))));
         position
-            .hear(Heard::Changes {
+            .receive(Heard::Changes {
                 revision: Revision::new(9),
                 changes: vec![put("c", Revision::new(8)), put("a", Revision::new(9))],
             })
@@ -243,7 +243,7 @@ mod tests {
     fn a_deletion_leaves_no_witness_and_following_begins_anew() {
         let mut position = loaded(Revision::new(7), vec![entry("a", Revision::new(3))]);
         position
-            .hear(Heard::Changes {
+            .receive(Heard::Changes {
                 revision: Revision::new(8),
                 changes: vec![deleted("a", Revision::new(8))],
             })
@@ -259,12 +259,12 @@ mod tests {
         let mut position = loaded(Revision::new(7), vec![entry("a", Revision::new(7))]);
         let again = vec![deleted("b", Revision::new(6)), put("a", Revision::new(7))];
         assert_eq!(
-            position.hear(Heard::Changes { revision: Revision::new(8), changes: again.clone() }),
+            position.receive(Heard::Changes { revision: Revision::new(8), changes: again.clone() }),
             Ok(None)
         );
         let changes = [again, vec![put("c", Revision::new(8))]].concat();
         let new = vec![put("c", Revision::new(8)).1];
-        let update = position.hear(Heard::Changes { revision: Revision::new(8), changes });
+        let update = position.receive(Heard::Changes { revision: Revision::new(8), changes });
         assert_eq!(update, Ok(Some(Update::Changed { revision: Revision::new(8), changes: new })));
         assert_eq!(position.resume(Some(&entry("c", Revision::new(8)))), Ok(Revision::new(8)));
     }
@@ -273,10 +273,13 @@ mod tests {
     fn a_store_that_is_behind_what_is_known_is_another_one() {
         let mut position = loaded(Revision::new(7), vec![entry("a", Revision::new(3))]);
         assert!(matches!(
-            position.hear(Heard::Opened { revision: Revision::new(6) }),
+            position.receive(Heard::Opened { revision: Revision::new(6) }),
             Err(Interruption::Gap(_))
         ));
-        assert_eq!(position.hear(Heard::Changes { revision: Revision::new(6), changes: vec![] }), Ok(None));
+        assert_eq!(
+            position.receive(Heard::Changes { revision: Revision::new(6), changes: vec![] }),
+            Ok(None)
+        );
     }
 
     #[test]
@@ -285,7 +288,7 @@ mod tests {
             loaded(Revision::new(7), vec![entry("a", Revision::new(3)), entry("b", Revision::new(7))]);
         let changes =
             vec![put("a", Revision::new(8)), put("c", Revision::new(8)), deleted("b", Revision::new(9))];
-        position.hear(Heard::Changes { revision: Revision::new(9), changes }).unwrap();
+        position.receive(Heard::Changes { revision: Revision::new(9), changes }).unwrap();
         assert!(!position.has_missed(2), "a and c");
         assert!(position.has_missed(1));
         assert!(!Position::default().has_missed(1), "nothing was read yet");
@@ -294,18 +297,18 @@ mod tests {
     #[test]
     fn only_a_gap_makes_what_is_known_void() {
         let mut position = loaded(Revision::new(7), vec![entry("a", Revision::new(3))]);
-        let cancelled = position.hear(Heard::Cancelled { reason: "why".to_owned() }).unwrap_err();
+        let cancelled = position.receive(Heard::Cancelled { reason: "why".to_owned() }).unwrap_err();
         position.lose(cancelled);
         assert_eq!(
-            position.hear(Heard::Opened { revision: Revision::new(9) }),
+            position.receive(Heard::Opened { revision: Revision::new(9) }),
             Ok(Some(Update::Back { revision: Revision::new(7) }))
         );
         assert_eq!(
-            position.hear(Heard::Opened { revision: Revision::new(9) }),
+            position.receive(Heard::Opened { revision: Revision::new(9) }),
             Ok(None),
             "that was said already"
         );
-        let compacted = position.hear(Heard::Compacted { revision: Revision::new(9) }).unwrap_err();
+        let compacted = position.receive(Heard::Compacted { revision: Revision::new(9) }).unwrap_err();
         position.lose(compacted);
         assert!(!position.is_loaded());
     }

@@ -6,7 +6,7 @@ use crate::prefix;
 
 /// Cause of a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Cause {
+pub enum RefusalCause {
     /// The datastore accepts no writes because its quota is used up (NOSPACE alarm).
     NoSpace,
     /// The client's etcd user lacks permission.
@@ -43,7 +43,7 @@ pub enum Asker {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Refusal {
     /// Cause of the refusal.
-    pub cause: Cause,
+    pub cause: RefusalCause,
     /// Message of the datastore.
     pub words: String,
     /// The client whose request was refused.
@@ -63,7 +63,7 @@ pub enum Effect {
 
 impl Refusal {
     /// The refusal of an agent's request.
-    pub fn new(cause: Cause, words: String) -> Self {
+    pub fn new(cause: RefusalCause, words: String) -> Self {
         Self { cause, words, asker: Asker::Agent }
     }
 
@@ -71,22 +71,22 @@ impl Refusal {
     pub fn remedy(&self) -> String {
         let prefix = prefix::in_use();
         match (self.asker, self.cause) {
-            (Asker::Operator, Cause::Permission) => format!(
+            (Asker::Operator, RefusalCause::Permission) => format!(
                 "the etcd user of this node may not do that: give polderctl the credentials of an operator \
                  with --etcd-cert FILE --etcd-key FILE, or with --etcd-user NAME --etcd-password-file FILE; \
                  its role needs readwrite on all keys that start with {prefix}"
             ),
-            (Asker::OperatorWithCredentials, Cause::Permission) => format!(
+            (Asker::OperatorWithCredentials, RefusalCause::Permission) => format!(
                 "the etcd user of polderctl (--etcd-user, or the common name of --etcd-cert) needs a role \
                  with readwrite on all keys that start with {prefix}: etcdctl role grant-permission ROLE \
                  --prefix=true readwrite {prefix}"
             ),
-            (Asker::OperatorWithCredentials, Cause::Identity) => {
+            (Asker::OperatorWithCredentials, RefusalCause::Identity) => {
                 "etcd does not know the user of polderctl: make the common name of --etcd-cert an etcd user \
                  (with --client-cert-auth), or give --etcd-user NAME --etcd-password-file FILE"
                     .to_owned()
             }
-            (Asker::OperatorWithCredentials, Cause::Password) => {
+            (Asker::OperatorWithCredentials, RefusalCause::Password) => {
                 "etcd rejects --etcd-user with this password: correct --etcd-password-file or \
                  POLDERCTL_ETCD_PASSWORD"
                     .to_owned()
@@ -97,11 +97,11 @@ impl Refusal {
 
     /// Whether the write may have taken effect.
     pub fn effect(&self) -> Effect {
-        if self.cause == Cause::NoSpace { Effect::Perhaps } else { Effect::None }
+        if self.cause == RefusalCause::NoSpace { Effect::Perhaps } else { Effect::None }
     }
 }
 
-impl Cause {
+impl RefusalCause {
     /// Remedy for an agent's request.
     pub fn remedy(self) -> String {
         let prefix = prefix::in_use();
@@ -164,13 +164,17 @@ mod tests {
     fn an_operator_is_told_to_bring_credentials_and_one_who_did_what_is_wrong_with_them() {
         let remedy = |cause, asker| Refusal { asker, ..Refusal::new(cause, String::new()) }.remedy();
         let own = Asker::OperatorWithCredentials;
-        assert!(remedy(Cause::Permission, Asker::Operator).contains("--etcd-cert FILE --etcd-key FILE"));
-        assert!(remedy(Cause::Password, own).contains("--etcd-password-file"));
-        assert!(remedy(Cause::Identity, own).contains("--etcd-cert"));
+        assert!(
+            remedy(RefusalCause::Permission, Asker::Operator).contains("--etcd-cert FILE --etcd-key FILE")
+        );
+        assert!(remedy(RefusalCause::Password, own).contains("--etcd-password-file"));
+        assert!(remedy(RefusalCause::Identity, own).contains("--etcd-cert"));
         let grant = "etcdctl role grant-permission ROLE --prefix=true readwrite";
-        assert!(remedy(Cause::Permission, own).contains("--etcd-cert"));
-        assert!([Asker::Agent, own].iter().all(|asker| remedy(Cause::Permission, *asker).contains(grant)));
-        assert_eq!(remedy(Cause::NoSpace, Asker::Operator), Cause::NoSpace.remedy());
+        assert!(remedy(RefusalCause::Permission, own).contains("--etcd-cert"));
+        assert!(
+            [Asker::Agent, own].iter().all(|asker| remedy(RefusalCause::Permission, *asker).contains(grant))
+        );
+        assert_eq!(remedy(RefusalCause::NoSpace, Asker::Operator), RefusalCause::NoSpace.remedy());
     }
 
     #[test]
@@ -179,10 +183,10 @@ mod tests {
             let refusal = Refusal::new(cause, "no".to_owned());
             StoreError::Refused { store: "etcd".to_owned(), refusal }.needs_look()
         };
-        assert_eq!(Refusal::new(Cause::NoSpace, String::new()).effect(), Effect::Perhaps);
+        assert_eq!(Refusal::new(RefusalCause::NoSpace, String::new()).effect(), Effect::Perhaps);
         // So its result must be read.
-        assert!(needs_look(Cause::NoSpace));
-        assert!(!needs_look(Cause::Permission));
-        assert!(!needs_look(Cause::StaleAuth));
+        assert!(needs_look(RefusalCause::NoSpace));
+        assert!(!needs_look(RefusalCause::Permission));
+        assert!(!needs_look(RefusalCause::StaleAuth));
     }
 }

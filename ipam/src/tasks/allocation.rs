@@ -7,14 +7,14 @@ use polder_api::{Attachment, Family, Pod, PoolName};
 
 use super::{Caller, LastAdd, Me, PodHost, Unreserved, Workload, ledger_failed, refuse, teardown};
 use crate::allocator::{Counts, Refused, Rest};
+use crate::capacity::{self, Foreign};
 use crate::claim::NoClaim;
-use crate::ledger::{Held, Kind};
-use crate::node::{AllocateError, NodeIpam, Source, Wish};
+use crate::ledger::{AttachmentEntry, Kind};
+use crate::node::{AllocateError, AllocationRequest, NodeIpam, Source};
 use crate::pool::{BlockRequest, Pool, Purpose};
 use crate::record::BlockRecord;
 use crate::reservation::Denied;
-use crate::shortage::{self, Foreign};
-use crate::view::{Known, View};
+use crate::view::{Versioned, View};
 
 /// The context of one allocation.
 #[derive(Debug)]
@@ -30,9 +30,9 @@ pub(super) struct Allocation<'a, H, C> {
 #[derive(Debug)]
 pub(super) enum Allocated {
     /// The attachment now has these addresses.
-    New(Held),
+    New(AttachmentEntry),
     /// The attachment already had these addresses.
-    Exists(Held),
+    Exists(AttachmentEntry),
 }
 
 impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
@@ -48,7 +48,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
             Source::Blocks { reserved, .. } => reserved.clone(),
             Source::Elsewhere(_) => Vec::new(),
         };
-        let wish = Wish {
+        let wish = AllocationRequest {
             attachment: request.attachment,
             kind,
             source,
@@ -59,13 +59,13 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
         };
         let allocated = self.fulfil(&wish).await;
         if !reserved.is_empty() {
-            // Used addresses are in the ledger by now; the steward releases the unused ones.
+            // Used addresses are in the ledger by now; the membership rules release the unused ones.
             self.give_up(reserved, &wish.attachment).await;
         }
         allocated
     }
 
-    /// Stops expecting reserved addresses for the attachment: the steward releases those that it does not use.
+    /// Stops expecting reserved addresses for the attachment: the membership rules release those that it does not use.
     async fn give_up(&self, reserved: Vec<IpAddr>, attachment: &Attachment) {
         let whose = attachment.clone();
         let give_up = move |ipam: &mut NodeIpam<H::Ledger>, _| {
@@ -76,7 +76,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
     }
 
     /// Fulfils a wish. Claims another block if necessary.
-    async fn fulfil(&self, wish: &Wish) -> Result<Allocated, Refusal> {
+    async fn fulfil(&self, wish: &AllocationRequest) -> Result<Allocated, Refusal> {
         let (families, pool) = match &wish.source {
             Source::Blocks { families, pool, .. } => (families.as_slice(), pool.as_ref()),
             Source::Elsewhere(_) => (&[][..], None),
@@ -263,7 +263,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
             return refuse(RefusalKind::Invalid, format!("{address} is not in any pool"));
         };
         let block = pool.block_of(address);
-        let others = |claim: &&Known<BlockRecord>| claim.record.node != self.me.name;
+        let others = |claim: &&Versioned<BlockRecord>| claim.record.node != self.me.name;
         if let Some(claim) = self.view.blocks.get(&block).filter(others) {
             let problem = format!(
                 "{address} is in block {block} of node {}: only a pod there can use it",
@@ -288,7 +288,7 @@ fn pool_of(view: &View, address: IpAddr) -> Option<&Pool> {
 
 /// The refusal of a requested address, for the caller.
 fn refused(error: &AllocateError, attachment: &Attachment, pod: Option<&Pod>) -> Refusal {
-    let is_same = |held: &Held| {
+    let is_same = |held: &AttachmentEntry| {
         let is_its_name =
             |(held, pod): (&Pod, &Pod)| (&held.namespace, &held.name) == (&pod.namespace, &pod.name);
         held.attachment.container != attachment.container
@@ -327,10 +327,10 @@ fn refused(error: &AllocateError, attachment: &Attachment, pod: Option<&Pod>) ->
 }
 
 fn short(family: Family, counts: Counts, error: &NoClaim) -> Refusal {
-    let own = shortage::own_share(family, counts);
+    let own = capacity::own_share(family, counts);
     match error {
         NoClaim::Exhausted(why) => {
-            Refusal::new(RefusalKind::PoolExhausted, format!("{own}; {why}. {}", shortage::REMEDY))
+            Refusal::new(RefusalKind::PoolExhausted, format!("{own}; {why}. {}", capacity::REMEDY))
         }
         NoClaim::Unavailable(_) => Refusal::try_again(format!("{own}; {error}")),
     }

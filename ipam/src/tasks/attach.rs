@@ -6,7 +6,7 @@ use tracing::info;
 
 use super::allocation::{Allocated, Allocation};
 use super::{LastAdd, Me, PodHost, refuse, teardown, tombstones};
-use crate::ledger::{Held, Kind};
+use crate::ledger::{AttachmentEntry, Kind};
 use crate::readiness::smallest_mtu;
 use crate::registration::Registration;
 
@@ -48,7 +48,7 @@ pub async fn add<H: PodHost>(
     me: &Me,
     request: AddRequest,
     caller: &impl Caller,
-) -> Result<(Held, H::Lock), Refusal> {
+) -> Result<(AttachmentEntry, H::Lock), Refusal> {
     let attachment = request.attachment.clone();
     let lock = admit(host, &attachment, caller).await?;
     let view = host.view();
@@ -80,7 +80,7 @@ pub async fn add<H: PodHost>(
 
 /// The answer to a second ADD of the same attachment: a refusal if its interface exists. If the first ADD left no
 /// interface, the second one continues with the same addresses.
-async fn already_there<H: PodHost>(host: &H, held: Held) -> Result<Held, Refusal> {
+async fn already_there<H: PodHost>(host: &H, held: AttachmentEntry) -> Result<AttachmentEntry, Refusal> {
     let attachment = held.attachment.clone();
     if held.leaving {
         return refuse(RefusalKind::TryAgain, format!("{attachment} is being released"));
@@ -111,7 +111,7 @@ pub async fn lease<H: PodHost>(
     me: &Me,
     request: AddRequest,
     caller: &impl Caller,
-) -> Result<(Held, H::Lock), Refusal> {
+) -> Result<(AttachmentEntry, H::Lock), Refusal> {
     let attachment = request.attachment.clone();
     let lock = admit(host, &attachment, caller).await?;
     let view = host.view();

@@ -53,7 +53,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
                 identity: identity.as_ref(),
                 life: self.me.life(),
                 view: &view,
-                caution: self.is_cautious(&view),
+                hold_off: self.holds_off(&view),
             };
             let claim = claimant.attempt(&wanted, &lost, Nonce::new(nonce))?;
             let block = claim.block;
@@ -63,7 +63,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
                     return self.take(claim, &view).await;
                 }
                 Ended::Refused => unanswered = None,
-                // If it is made later, the steward adopts the block once the view shows the claim.
+                // If it is made later, the membership rules adopt the block once the view shows the claim.
                 Ended::NotMade(error) => unanswered = Some(error),
                 // The same error is expected for any other block.
                 Ended::Failed(error) => return Err(error.into()),
@@ -96,7 +96,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
             .host
             .ledger(|ipam, _| (ipam.identity(), ipam.blocks().to_vec(), ipam.gateways().to_vec()))
             .await;
-        self.announce(identity?, &blocks, &gateways);
+        self.publish_holdings(identity?, &blocks, &gateways);
         if is_useless {
             return Err(Exhausted::Useless { block, pool: name }.into());
         }

@@ -6,7 +6,7 @@ use polder_api::Attachment;
 use polder_api::message::{Collection, Refusal, RefusalKind};
 use tracing::info;
 
-use super::teardown::{self, Addresses};
+use super::teardown::{self, ReleaseOutcome};
 use super::{LastAdd, PodHost, ledger_failed};
 use crate::moment::Moment;
 use crate::node::stale;
@@ -27,8 +27,8 @@ pub async fn collect<H: PodHost>(host: &H, collection: Collection) -> Result<(),
         let Some(_lock) = host.try_lock(&attachment) else { continue };
         info!(%attachment, "the runtime no longer lists this attachment: releasing it");
         match teardown::release(host, &attachment, LastAdd::Ended).await {
-            Ok(Addresses::Freed) => {}
-            Ok(Addresses::Kept(error)) => {
+            Ok(ReleaseOutcome::Freed) => {}
+            Ok(ReleaseOutcome::Kept(error)) => {
                 let reason = ledger_failed(&error);
                 problems.push(format!("the addresses of {attachment}: {reason}"));
             }

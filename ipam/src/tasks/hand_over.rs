@@ -10,7 +10,7 @@ use tracing::info;
 use super::{ATTEMPTS, Ended, Registrar, RegistrarHost, attempt};
 use crate::change::HandOver;
 use crate::claim::Unavailable;
-use crate::ledger::Standing;
+use crate::ledger::MemberState;
 use crate::record::Holder;
 use crate::reservation::{self, Denied};
 use crate::view::View;
@@ -60,7 +60,7 @@ pub enum NotNow {
 
 impl<H: RegistrarHost> Registrar<'_, H> {
     /// Serves an ADD that waits for a reserved address. `answer` passes the result to the ADD and returns false if the
-    /// ADD no longer waits. In that case the address is unused, and the steward releases it.
+    /// ADD no longer waits. In that case the address is unused, and the membership rules release it.
     pub async fn serve_reservation(
         &self,
         wanted: &Workload,
@@ -97,7 +97,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
             let view = self.host.view();
             let prepared = self.prepare(&view, wanted, owner, attachment).await?;
             let address = prepared.address;
-            // Before the attempt: the steward releases every address that is not expected.
+            // Before the attempt: the membership rules release every address that is not expected.
             let whose = attachment.clone();
             self.host.ledger(move |ipam, _| ipam.expect(address, &whose)).await;
             let outcome = self.carry_over(&prepared).await;
@@ -122,7 +122,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
         if let Some(away) = Unavailable::away(view) {
             return Err(NotNow::Away(away).into());
         }
-        if self.is_cautious(view) {
+        if self.holds_off(view) {
             return Err(NotNow::Unavailable(Unavailable::Caution).into());
         }
         let (identity, held, overtaken) = self
@@ -135,7 +135,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
             })
             .await;
         let identity = identity.map_err(Unavailable::from).map_err(NotNow::from)?;
-        let identity = identity.filter(|identity| identity.standing == Standing::Member);
+        let identity = identity.filter(|identity| identity.standing == MemberState::Member);
         let (Some(identity), Some(node)) = (identity, view.nodes.get(&self.me.name)) else {
             return Err(NotNow::Unavailable(Unavailable::Unregistered).into());
         };
@@ -172,7 +172,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
         match attempt(self.host, &prepared.clone().into()).await {
             Ended::Made(_) => Ok(true),
             Ended::Refused => Ok(false),
-            // If it is made later, the steward releases the address once the view shows it.
+            // If it is made later, the membership rules release the address once the view shows it.
             Ended::NotMade(error) | Ended::Failed(error) => {
                 Err(NotNow::Unavailable(Unavailable::Store(error)).into())
             }

@@ -10,7 +10,7 @@ use polder_api::{Attachment, Family};
 use super::{Host, Unreserved, Workload};
 use crate::cause::HostError;
 use crate::claim::NoClaim;
-use crate::ledger::{Held, Ledger, LedgerError};
+use crate::ledger::{AttachmentEntry, Ledger, LedgerError};
 use crate::moment::Moment;
 use crate::node::NodeIpam;
 use crate::pool::BlockRequest;
@@ -51,17 +51,20 @@ pub trait PodHost: Host + Requests + Sized {
 
     /// The attachments among `held` that have no interface any more; if another plugin creates the interface, no
     /// network namespace. An attachment that cannot be checked is not included.
-    fn gone(&self, held: Vec<Held>) -> impl Future<Output = Result<BTreeSet<Attachment>, HostError>>;
+    fn gone(
+        &self,
+        held: Vec<AttachmentEntry>,
+    ) -> impl Future<Output = Result<BTreeSet<Attachment>, HostError>>;
 
     /// Permits the pod to send and receive with its addresses.
-    fn admit(&self, held: &Held) -> impl Future<Output = Result<(), HostError>>;
+    fn admit(&self, held: &AttachmentEntry) -> impl Future<Output = Result<(), HostError>>;
 
     /// Deletes the attachment's interface. Succeeds if it does not exist.
     fn delete_interface(&self, attachment: &Attachment) -> impl Future<Output = Result<(), HostError>>;
 
     /// Deletes the filter entries and tracked connections of an attachment whose interface is gone. The next pass
     /// repeats what fails.
-    fn forget(&self, held: &Held) -> impl Future<Output = ()>;
+    fn forget(&self, held: &AttachmentEntry) -> impl Future<Output = ()>;
 
     /// Starts the cool-down of the addresses of an attachment whose interface is gone. Succeeds if it has no addresses.
     fn free(&self, attachment: &Attachment, add: LastAdd) -> impl Future<Output = Result<(), LedgerError>> {

@@ -11,14 +11,14 @@ use crate::store::{Contents, StoreError};
 
 /// The address records of the datastore, as of one revision.
 #[derive(Debug, Clone, Default)]
-pub struct Addresses {
+pub struct PublishedAddresses {
     /// The readable records, each with the revision of its last change.
     pub records: Vec<(Published, Revision)>,
     /// The unreadable records: key, problem and revision.
     pub unreadable: Vec<(String, String, Revision)>,
 }
 
-impl Addresses {
+impl PublishedAddresses {
     /// Reads the address records of all nodes.
     pub async fn read(records: &impl Records) -> Result<Self, StoreError> {
         Self::read_range(records, &Key::all_addresses()).await
@@ -75,7 +75,7 @@ mod tests {
             entry("/polder/v1/addresses/n1/10.0.0.2", "{}"),
             entry("/polder/v1/addresses/n1/x", record),
         ];
-        let addresses = Addresses::parse(Contents { revision: Revision::new(9), entries });
+        let addresses = PublishedAddresses::parse(Contents { revision: Revision::new(9), entries });
         assert_eq!(addresses.count_in("10.0.0.0/24".parse().unwrap()), 1);
         let keys: Vec<&str> = addresses.unreadable.iter().map(|(key, ..)| key.as_str()).collect();
         assert_eq!(keys, ["/polder/v1/addresses/n1/10.0.0.2", "/polder/v1/addresses/n1/x"]);

@@ -1,4 +1,4 @@
-//! Carries out the decisions of the node's steward ([`crate::steward`]): keeps the node registered and its blocks
+//! Carries out the decisions of the membership rules ([`crate::membership`]): keeps the node registered and its blocks
 //! claimed, and creates the first settings of a cluster that has none.
 //!
 //! Each change depends on the records that led to it. A failed step is decided again when the records change, and after
@@ -16,14 +16,14 @@ use crate::bootstrap::{Proposal, propose};
 use crate::change::{Change, Claim, Inheritance};
 use crate::claim::NoClaim;
 use crate::key::{Key, Range};
-use crate::ledger::{Identity, LedgerError, OwnedBlock, Standing};
+use crate::ledger::{LedgerError, MemberState, NodeIdentity, OwnedBlock};
+use crate::membership::{self, MembershipInputs, NameConflict, Step};
 use crate::moment::Moment;
 use crate::node::NodeIpam;
 use crate::pool::{BlockRequest, Pool};
 use crate::publication;
 use crate::registration::{Failed, Holdings, Leaving, Pending, Registration, Unproven};
 use crate::removal::Quarantine;
-use crate::steward::{self, Double, Facts, Step};
 use crate::store::{Outcome, StoreError};
 use crate::view::{Source, View};
 
@@ -57,7 +57,7 @@ pub struct RegistrarState {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Round {
     /// Whether another machine, or another boot, is alive under this node's name.
-    double: Double,
+    double: NameConflict,
     /// Whether this machine is proven to be the node.
     is_proven: bool,
     /// The families in which no block could be claimed, with the reason.
@@ -84,7 +84,7 @@ impl RegistrarState {
 
 impl Round {
     const fn new() -> Self {
-        Self { double: Double::Unasked, is_proven: false, unclaimable: PerFamily::NONE }
+        Self { double: NameConflict::Unasked, is_proven: false, unclaimable: PerFamily::NONE }
     }
 }
 
@@ -105,7 +105,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
     }
 
     /// Carries out all pending steps, and publishes the resulting registration state.
-    pub async fn look(&mut self) {
+    pub async fn run_once(&mut self) {
         for _ in 0..STEPS {
             let decided = self.decide().await;
             if self.carry_out(decided).await {
@@ -117,7 +117,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
 
     /// Whether claims are delayed because the datastore has lost records. A loss that the view shows counts even before
     /// the next step notices it.
-    pub(super) fn is_cautious(&self, view: &View) -> bool {
+    pub(super) fn holds_off(&self, view: &View) -> bool {
         let RegistrarState { losses, lost_at, .. } = self.state;
         view.losses != losses || lost_at.is_some_and(|lost| self.host.now().since(lost) < CAUTION)
     }
@@ -131,7 +131,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
                 // The remaining steps can take long with a slow datastore. The node may serve meanwhile.
                 self.publish(Registration::Waiting(Pending::UnderWay));
             }
-            self.host.observe(step, self.state.losses, self.is_cautious(view));
+            self.host.observe(step, self.state.losses, self.holds_off(view));
         }
         Decided(decided)
     }
@@ -210,8 +210,8 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             let holder = known.record.holder.as_ref()?;
             self.host.is_wired_from_before(&holder.attachment).then_some(*address)
         }));
-        self.announce(own.identity.clone(), &own.blocks, &own.gateways);
-        let step = steward::next(&Facts {
+        self.publish_holdings(own.identity.clone(), &own.blocks, &own.gateways);
+        let step = membership::next(&MembershipInputs {
             me: &self.me.name,
             life: self.me.life(),
             proof: self.me.proof,
@@ -221,7 +221,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             own: &own,
             presence: &self.host.presence(&view),
             double: self.state.round.double.clone(),
-            caution: self.is_cautious(&view),
+            hold_off: self.holds_off(&view),
             quarantine: &self.state.quarantine,
             unclaimable: &self.state.round.unclaimable,
             fresh: &self.host.fresh_name()?,
@@ -235,7 +235,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         match step {
             Step::Bootstrap => self.bootstrap().await?,
             Step::Identify(identity) => {
-                if identity.standing == Standing::Removed {
+                if identity.standing == MemberState::Removed {
                     warn!(node = %identity.node, "this node was removed from the cluster");
                 }
                 self.host.ledger(move |ipam, _| ipam.identify(&identity)).await?;
@@ -256,7 +256,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
                         "replacing another machine: unused addresses go into cool-down, because its pods may \
                          have used them"
                     );
-                    self.host.ledger(NodeIpam::rest_unused).await?;
+                    self.host.ledger(NodeIpam::cool_down_unused).await?;
                 }
                 self.commit_step(&change).await?;
             }
@@ -311,7 +311,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
                 info!(node = %fence.node, "released the blocks and reservations of a removed node");
                 self.forget_addresses(&fence.node).await?;
             }
-            // The steward adds pools, claims blocks and hands addresses over only to restore lost records.
+            // The membership rules add pools, claim blocks and hand addresses over only to restore lost records.
             Change::AddPool { pool, .. } => {
                 warn!(name = %pool.name, "restored a pool in use on this node that was missing in the \
                                           datastore");
@@ -339,7 +339,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             self.publish(Registration::Unproven(Unproven::Asking(node.clone())));
         }
         let found = self.host.range(&Range::single(Key::Alive(node.clone()).to_string())).await?;
-        self.state.round.double = Double::read(found.entries.first(), self.me.life());
+        self.state.round.double = NameConflict::read(found.entries.first(), self.me.life());
         Ok(())
     }
 
@@ -417,8 +417,17 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
     }
 
     /// Publishes the node's identity, blocks and gateway addresses to the other tasks.
-    pub(super) fn announce(&self, identity: Option<Identity>, blocks: &[OwnedBlock], gateways: &[IpAddr]) {
-        self.host.announce(Holdings { identity, blocks: blocks.to_vec(), gateways: gateways.to_vec() });
+    pub(super) fn publish_holdings(
+        &self,
+        identity: Option<NodeIdentity>,
+        blocks: &[OwnedBlock],
+        gateways: &[IpAddr],
+    ) {
+        self.host.publish_holdings(Holdings {
+            identity,
+            blocks: blocks.to_vec(),
+            gateways: gateways.to_vec(),
+        });
     }
 
     fn publish(&self, registration: Registration) {

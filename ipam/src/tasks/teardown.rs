@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::{LastAdd, PodHost};
 use crate::cause::HostError;
-use crate::ledger::{Held, LedgerError};
+use crate::ledger::{AttachmentEntry, LedgerError};
 use crate::node::NodeIpam;
 use crate::release::NotReleased;
 
@@ -49,8 +49,8 @@ pub async fn cut_off<H: PodHost>(host: &H, attachment: &Attachment) -> Result<()
         return Err(NotReleased::Busy(attachment.clone()));
     };
     match release(host, attachment, LastAdd::Ended).await? {
-        Addresses::Freed => Ok(()),
-        Addresses::Kept(error) => Err(error.into()),
+        ReleaseOutcome::Freed => Ok(()),
+        ReleaseOutcome::Kept(error) => Err(error.into()),
     }
 }
 
@@ -73,7 +73,7 @@ rule! {
 /// The addresses of an attachment whose interface is deleted.
 #[derive(Debug)]
 #[must_use]
-pub enum Addresses {
+pub enum ReleaseOutcome {
     /// They are freed, or the attachment had none.
     Freed,
     /// The ledger cannot be written: they are freed by the next attempt to release the attachment.
@@ -86,7 +86,7 @@ pub async fn release<H: PodHost>(
     host: &H,
     attachment: &Attachment,
     add: LastAdd,
-) -> Result<Addresses, HostError> {
+) -> Result<ReleaseOutcome, HostError> {
     let key = attachment.clone();
     let begin = move |ipam: &mut NodeIpam<H::Ledger>, _| (ipam.begin_release(&key), ipam.is_overtaken(&key));
     let ((held, written), is_overtaken) = host.ledger(begin).await;
@@ -100,7 +100,7 @@ pub async fn release<H: PodHost>(
     match &held {
         Some(held) => host.forget(held).await,
         None if is_overtaken => {}
-        None => return Ok(Addresses::Freed),
+        None => return Ok(ReleaseOutcome::Freed),
     }
     let freed = host.free(attachment, add).await;
     host.attachments_changed();
@@ -108,16 +108,16 @@ pub async fn release<H: PodHost>(
     Ok(match freed {
         Ok(()) => {
             info!(%attachment, addresses = ?held.map(|held| held.addresses), "released");
-            Addresses::Freed
+            ReleaseOutcome::Freed
         }
         Err(error) => {
             warn!(%attachment, "interface deleted, but addresses not freed: cannot write the ledger: {error}");
-            Addresses::Kept(error)
+            ReleaseOutcome::Kept(error)
         }
     })
 }
 
-/// Releases an attachment, and logs `why`. The caller holds its lock. The sweeper retries a failed release.
+/// Releases an attachment, and logs `why`. The caller holds its lock. The orphan collector retries a failed release.
 pub async fn release_for<H: PodHost>(host: &H, attachment: &Attachment, add: LastAdd, why: &str) {
     info!(%attachment, why, "releasing");
     if let Err(error) = release(host, attachment, add).await {
@@ -146,7 +146,7 @@ pub async fn abandoned<H: PodHost>(host: &H, attachment: &Attachment) {
 }
 
 /// Whether the attachment has no interface any more.
-pub(super) async fn is_gone<H: PodHost>(host: &H, held: Held) -> Result<bool, HostError> {
+pub(super) async fn is_gone<H: PodHost>(host: &H, held: AttachmentEntry) -> Result<bool, HostError> {
     let attachment = held.attachment.clone();
     Ok(host.gone(vec![held]).await?.contains(&attachment))
 }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use polder_api::Mac;
-use polder_api::ipam::Repairs;
+use polder_api::ipam::RepairMode;
 
 use super::*;
 use crate::Revision;
@@ -126,7 +126,7 @@ fn claim() -> Claim {
 fn what_is_put_is_the_record_of_the_change() {
     let alive = Alive { boot_id: BootId::new("b"), machine_id: MachineId::new("m") };
     let said = AddressRecord { attachment: "net/a/eth0".parse().unwrap(), pod: None };
-    let inspection = InspectionRecord { id: Nonce::new("x"), repairs: Repairs::None };
+    let inspection = InspectionRecord { id: Nonce::new("x"), repairs: RepairMode::None };
     let answered = AnswerRecord {
         id: Nonce::new("x"),
         attachments: 1,
@@ -345,7 +345,7 @@ fn a_sign_of_life_rests_on_the_record_of_whose_it_is() {
 #[test]
 fn an_inspection_is_answered_while_it_is_wished_for_and_its_answers_go_when_none_is() {
     let id = || Nonce::new("x");
-    let ask = Change::AskInspection(InspectionRecord { id: id(), repairs: Repairs::None });
+    let ask = Change::AskInspection(InspectionRecord { id: id(), repairs: RepairMode::None });
     check(ask, &[], &["inspection"]);
     let record =
         AnswerRecord { id: id(), attachments: 0, interfaces: 0, deviations: Vec::new(), left_out: 0 };

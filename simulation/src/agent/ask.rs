@@ -8,12 +8,12 @@ use polder_ipam::claim::{NoClaim, Unavailable};
 use polder_ipam::pool::BlockRequest;
 use polder_ipam::tasks::{CLAIM_PATIENCE, NotNow, Requests, Unreserved, Workload};
 
-use super::Hand;
+use super::SimHost;
 use super::host::millis;
 use crate::requests::{ClaimRequest, Reply, ReserveRequest};
 use crate::task::Wait;
 
-impl Requests for Hand {
+impl Requests for SimHost {
     async fn claim(&self, wanted: BlockRequest) -> Result<(), NoClaim> {
         let reply = Reply::default();
         self.agent(|agent| {
@@ -45,7 +45,7 @@ impl Requests for Hand {
 }
 
 /// Waits for the answer, at most [`CLAIM_PATIENCE`].
-async fn wait<T>(hand: &Hand, reply: &Reply<T>) -> Option<T> {
+async fn wait<T>(hand: &SimHost, reply: &Reply<T>) -> Option<T> {
     let until = hand.clock() + millis(CLAIM_PATIENCE);
     while !reply.given.get() {
         if hand.clock() >= until {

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use polder_api::Attachment;
 
-use super::Hand;
+use super::SimHost;
 use crate::task::Wait;
 
 /// Runs as long as the agent.
-pub async fn run(hand: Hand) {
+pub async fn run(hand: SimHost) {
     loop {
         pass(&hand).await;
         hand.wait(Wait::Gateways(hand.clock() + 2_000)).await;
@@ -16,7 +16,7 @@ pub async fn run(hand: Hand) {
 }
 
 /// One pass. It does not touch the kernel until the registrar has verified the node's identity.
-async fn pass(hand: &Hand) {
+async fn pass(hand: &SimHost) {
     if hand.agent(|agent| agent.is_forbidden()) {
         return;
     }

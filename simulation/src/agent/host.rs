@@ -15,19 +15,19 @@ use polder_ipam::cause::HostError;
 use polder_ipam::change::Change;
 use polder_ipam::invariants::history::check_release;
 use polder_ipam::key::Range;
-use polder_ipam::ledger::{Held, LedgerError};
+use polder_ipam::ledger::{AttachmentEntry, LedgerError};
+use polder_ipam::membership::{NoPresence, Presence, Step};
 use polder_ipam::node::NodeIpam;
 use polder_ipam::readiness;
 use polder_ipam::record::Alive;
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::release::NotReleased;
-use polder_ipam::steward::{NoPresence, Presence, Step};
 use polder_ipam::store::{Contents, Outcome, StoreError};
 use polder_ipam::tasks::operator::{Knowledge, OperatorHost};
 use polder_ipam::tasks::{Host, LastAdd, PodHost, Records, RegistrarHost, teardown};
 use polder_ipam::view::View;
 
-use super::Hand;
+use super::SimHost;
 use crate::disk::Disk;
 use crate::in_flight::Lock;
 use crate::task::Wait;
@@ -48,7 +48,7 @@ fn brief(step: &Step) -> String {
     }
 }
 
-impl Records for Hand {
+impl Records for SimHost {
     async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
         Self::commit(self, change).await
     }
@@ -58,7 +58,7 @@ impl Records for Hand {
     }
 }
 
-impl Host for Hand {
+impl Host for SimHost {
     type Ledger = Disk;
 
     fn now(&self) -> Moment {
@@ -87,7 +87,7 @@ impl Host for Hand {
     }
 }
 
-impl Knowledge for Hand {
+impl Knowledge for SimHost {
     fn store_name(&self) -> String {
         "etcd".to_owned()
     }
@@ -106,14 +106,14 @@ impl Knowledge for Hand {
     }
 }
 
-impl OperatorHost for Hand {
+impl OperatorHost for SimHost {
     async fn has_interface(&self, attachment: &Attachment) -> Result<bool, HostError> {
         self.turn().await;
         Ok(self.with(|world| world.machines[self.machine].kernel.interfaces.contains_key(attachment)))
     }
 }
 
-impl RegistrarHost for Hand {
+impl RegistrarHost for SimHost {
     fn fresh_name(&self) -> Result<String, HostError> {
         Ok(self.fresh())
     }
@@ -157,7 +157,7 @@ impl RegistrarHost for Hand {
         });
     }
 
-    fn announce(&self, holdings: Holdings) {
+    fn publish_holdings(&self, holdings: Holdings) {
         self.agent(|agent| agent.holdings = holdings);
     }
 
@@ -184,17 +184,17 @@ impl RegistrarHost for Hand {
         Ok(())
     }
 
-    fn observe(&self, step: &Step, losses: u64, caution: bool) {
+    fn observe(&self, step: &Step, losses: u64, hold_off: bool) {
         self.note(|| format!("steward: {}", brief(step)));
         self.agent(|agent| {
             agent.last_step = brief(step);
             agent.losses = losses;
-            agent.caution = caution;
+            agent.hold_off = hold_off;
         });
     }
 }
 
-impl PodHost for Hand {
+impl PodHost for SimHost {
     type Lock = Lock;
 
     fn try_lock(&self, attachment: &Attachment) -> Option<Lock> {
@@ -227,7 +227,7 @@ impl PodHost for Hand {
         self.with(|world| world.machines[self.machine].is_locked(attachment))
     }
 
-    async fn gone(&self, held: Vec<Held>) -> Result<BTreeSet<Attachment>, HostError> {
+    async fn gone(&self, held: Vec<AttachmentEntry>) -> Result<BTreeSet<Attachment>, HostError> {
         self.turn().await;
         Ok(self.with(|world| {
             let interfaces = &world.machines[self.machine].kernel.interfaces;
@@ -236,7 +236,7 @@ impl PodHost for Hand {
         }))
     }
 
-    async fn admit(&self, _: &Held) -> Result<(), HostError> {
+    async fn admit(&self, _: &AttachmentEntry) -> Result<(), HostError> {
         self.turn().await;
         Ok(())
     }
@@ -247,13 +247,14 @@ impl PodHost for Hand {
         Ok(())
     }
 
-    async fn forget(&self, _: &Held) {
+    async fn forget(&self, _: &AttachmentEntry) {
         self.turn().await;
     }
 
     async fn free(&self, attachment: &Attachment, add: LastAdd) -> Result<(), LedgerError> {
         self.turn().await;
-        let all = |ipam: &mut NodeIpam<Disk>, _| -> Vec<Held> { ipam.attachments().cloned().collect() };
+        let all =
+            |ipam: &mut NodeIpam<Disk>, _| -> Vec<AttachmentEntry> { ipam.attachments().cloned().collect() };
         let before = self.ipam(all);
         let freed = self.ipam(|ipam, now| add.release(ipam, attachment, now));
         let after = self.ipam(all);
@@ -280,7 +281,7 @@ impl PodHost for Hand {
         let obstacles = self.with(|world| {
             let machine = &world.machines[self.machine];
             let agent = machine.agent.as_ref().expect("a task of an agent ends with it");
-            readiness::obstacles(&readiness::Facts {
+            readiness::obstacles(&readiness::ReadinessInputs {
                 view: &agent.view,
                 registration: &agent.registration,
                 holdings: &agent.holdings,

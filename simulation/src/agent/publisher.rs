@@ -9,7 +9,7 @@ use polder_ipam::tasks::lease::LeaseStore;
 use polder_ipam::tasks::publisher::PublisherHost;
 use polder_ipam::transaction::transaction;
 
-use super::Hand;
+use super::SimHost;
 use super::host::millis;
 use crate::etcd::LeaseId;
 use crate::store_request::{Answer, Question};
@@ -18,7 +18,7 @@ use crate::task::Wait;
 /// Counted event: the publisher abandons a change because the node's record has changed.
 pub const CANCELLED: &str = "publishing cancelled";
 
-impl PublisherHost for Hand {
+impl PublisherHost for SimHost {
     type Leases = Self;
 
     fn leases(&self) -> &Self {
@@ -43,7 +43,7 @@ impl PublisherHost for Hand {
     }
 }
 
-impl LeaseStore for Hand {
+impl LeaseStore for SimHost {
     type Lease = LeaseId;
 
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {

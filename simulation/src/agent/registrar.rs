@@ -6,7 +6,7 @@ use polder_ipam::pool::{PoolState, Purpose};
 use polder_ipam::tasks::Registrar;
 use polder_ipam::view::View;
 
-use super::Hand;
+use super::SimHost;
 use crate::requests::{ClaimRequest, ReserveRequest};
 use crate::task::Wait;
 use crate::world::ClosedPool;
@@ -15,7 +15,7 @@ use crate::world::ClosedPool;
 const RETRY_MS: u64 = 5_000;
 
 /// Runs as long as the agent.
-pub async fn run(hand: Hand) {
+pub async fn run(hand: SimHost) {
     let me = hand.me();
     let mut registrar = Registrar::new(&hand, &me);
     loop {
@@ -24,7 +24,7 @@ pub async fn run(hand: Hand) {
             agent.closed.clear();
             Arc::clone(&agent.view)
         });
-        registrar.look().await;
+        registrar.run_once().await;
         hand.agent(|agent| {
             if agent.last_step == "Settled" {
                 agent.closed = closed(&view);

@@ -1,9 +1,9 @@
 //! Faults of an embedded store: its file shares the disk of the node.
 
-use polder_ipam::allocator::SHORTEST_REST;
+use polder_ipam::allocator::SHORTEST_COOL_DOWN;
 use polder_ipam::invariants::history::History;
 
-use crate::Follower;
+use crate::Watcher;
 use crate::world::{Agent, Keeping, TAIL, World};
 
 /// Counted event: an agent with an embedded store crashes.
@@ -35,11 +35,11 @@ pub(super) fn lose_tail(world: &mut World) {
 
 /// Starts a new history: all earlier pods have lost their addresses.
 fn begin_anew(world: &mut World) {
-    world.history = History::new(SHORTEST_REST);
+    world.history = History::new(SHORTEST_COOL_DOWN);
     world.store_was_set_back();
 }
 
 /// A follower that falls too far behind must read everything again.
 pub(super) fn fall_behind(agent: &mut Agent) {
-    agent.follower = Follower::new(agent.follower.range().clone());
+    agent.watcher = Watcher::new(agent.watcher.range().clone());
 }

@@ -53,7 +53,7 @@ impl Schedule {
             machine.is_stopped = false;
             machine.reads_only = false;
             if let Some(agent) = &mut machine.agent {
-                agent.follower.mend();
+                agent.watcher.mend();
             }
         }
     }
@@ -104,10 +104,10 @@ fn disturb_watch(world: &mut World, fault: Fault, machine: usize) -> bool {
     let Some(agent) = machines[machine].agent.as_mut().filter(|_| !is_cut) else { return false };
     match fault {
         Fault::WatchEnds if *keeping == Keeping::Embedded => fall_behind(agent),
-        Fault::WatchEnds => agent.follower.disconnect(),
-        Fault::WatchDelayed if random.once_in(2) => agent.follower.delay(),
-        Fault::WatchDelayed => agent.follower.mend(),
-        _ => agent.follower.repeat(etcd, 3),
+        Fault::WatchEnds => agent.watcher.disconnect(),
+        Fault::WatchDelayed if random.once_in(2) => agent.watcher.delay(),
+        Fault::WatchDelayed => agent.watcher.mend(),
+        _ => agent.watcher.repeat(etcd, 3),
     }
     true
 }
@@ -152,7 +152,7 @@ pub(super) fn cut(world: &mut World, machine: usize) {
     let is_cut = !world.machines[machine].is_cut;
     world.machines[machine].is_cut = is_cut;
     if let Some(agent) = &mut world.machines[machine].agent {
-        if is_cut { agent.follower.cut() } else { agent.follower.mend() }
+        if is_cut { agent.watcher.cut() } else { agent.watcher.mend() }
     }
     if is_cut {
         for index in 0..world.requests.len() {

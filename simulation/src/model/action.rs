@@ -12,7 +12,7 @@ use super::machine::{Container, Who};
 pub enum Action {
     /// The next change in the store reaches the machine.
     Hear(Who),
-    /// The registrar executes the next step of the steward.
+    /// The registrar executes the next step of the membership rules.
     Decide(Who),
     /// The registrar serves the waiting ADD.
     Ask(Who),
@@ -72,7 +72,7 @@ pub enum Whose {
     /// The DEL of a pod.
     Del(Container),
     /// The task that finishes the DELs of the previous agent.
-    Sweeper,
+    OrphanCollector,
 }
 
 /// The fate of a transaction.
@@ -102,7 +102,7 @@ impl fmt::Display for Whose {
             Self::Registrar => f.write_str("registrar"),
             Self::Add => f.write_str("ADD"),
             Self::Del(container) => write!(f, "DEL of pod {container}"),
-            Self::Sweeper => f.write_str("sweeper"),
+            Self::OrphanCollector => f.write_str("orphan collector"),
         }
     }
 }

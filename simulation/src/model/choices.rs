@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use polder_ipam::ids::Incarnation;
-use polder_ipam::ledger::Standing;
+use polder_ipam::ledger::MemberState;
 use polder_ipam::record::{NodeRecord, PodsGone};
 use polder_ipam::removal::Vouched;
 
@@ -62,7 +62,8 @@ fn agent(cluster: &Cluster, who: Who, machine: &Machine, actions: &mut Vec<Actio
             if !matches!(agent.watcher.behind, Behind::Unread) {
                 actions.push(Action::Decide(who));
             }
-            let is_member = machine.identity().is_some_and(|identity| identity.standing == Standing::Member);
+            let is_member =
+                machine.identity().is_some_and(|identity| identity.standing == MemberState::Member);
             if is_member && agent.may_serve() {
                 if left.appetite > 0 {
                     actions.push(Action::Wish(who));
@@ -83,7 +84,7 @@ fn agent(cluster: &Cluster, who: Who, machine: &Machine, actions: &mut Vec<Actio
         }
     }
     actions.extend(agent.deleting.keys().map(|container| Action::GoOn(who, Whose::Del(*container))));
-    actions.extend(agent.sweeping.iter().map(|_| Action::GoOn(who, Whose::Sweeper)));
+    actions.extend(agent.sweeping.iter().map(|_| Action::GoOn(who, Whose::OrphanCollector)));
 }
 
 fn registrar(cluster: &Cluster, who: Who, stopped: &Stopped, actions: &mut Vec<Action>) {
@@ -158,7 +159,7 @@ fn faults(cluster: &Cluster, who: Who, machine: &Machine, actions: &mut Vec<Acti
     {
         actions.push(Action::Adopt(who));
     }
-    let removed = || machine.identity().is_some_and(|identity| identity.standing == Standing::Removed);
+    let removed = || machine.identity().is_some_and(|identity| identity.standing == MemberState::Removed);
     if left.rejoins > 0 && !machine.agent.may_serve() && removed() && machine.ipam.blocks().is_empty() {
         actions.push(Action::Rejoin(who));
     }

@@ -117,7 +117,7 @@ impl Cluster {
         // No task reads old revisions: every watch that lacks the change has it in flight.
         etcd.compact(revision).expect("a new revision");
         self.truth.push(&update);
-        self.truth.hear(&self.etcd);
+        self.truth.receive(&self.etcd);
         for machine in &mut self.machines {
             Arc::make_mut(machine).agent.watcher.push(&update);
         }

@@ -17,7 +17,8 @@ use polder_ipam::change::Change;
 use polder_ipam::claim::NoClaim;
 use polder_ipam::key::{Key, Range};
 use polder_ipam::ledger::memory::Memory;
-use polder_ipam::ledger::{Held, LedgerError};
+use polder_ipam::ledger::{AttachmentEntry, LedgerError};
+use polder_ipam::membership::{NoPresence, Presence, Step};
 use polder_ipam::node::NodeIpam;
 use polder_ipam::pool::BlockRequest;
 use polder_ipam::readiness;
@@ -25,7 +26,6 @@ use polder_ipam::record::Alive;
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::release::NotReleased;
 use polder_ipam::reservation::Denied;
-use polder_ipam::steward::{NoPresence, Presence, Step};
 use polder_ipam::store::{Contents, Outcome, StoreError};
 use polder_ipam::tasks::{
     Host, LastAdd, Me, PodHost, Records, RegistrarHost, RegistrarState, Requests, Unreserved, Workload,
@@ -119,9 +119,9 @@ impl<'a> Scene<'a> {
 
 /// Handle of a task to its environment.
 #[derive(Clone)]
-pub(super) struct Hand<'a>(pub(super) Rc<RefCell<Scene<'a>>>);
+pub(super) struct ModelHost<'a>(pub(super) Rc<RefCell<Scene<'a>>>);
 
-impl Hand<'_> {
+impl ModelHost<'_> {
     fn with<T>(&self, action: impl FnOnce(&mut Scene<'_>) -> T) -> T {
         action(&mut self.0.borrow_mut())
     }
@@ -170,7 +170,7 @@ impl Hand<'_> {
     }
 }
 
-impl Records for Hand<'_> {
+impl Records for ModelHost<'_> {
     async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
         let sent = self.with(|scene| Sent {
             by: scene.left.machine.identity().map(|identity| identity.incarnation),
@@ -195,7 +195,7 @@ impl Records for Hand<'_> {
     }
 }
 
-impl Host for Hand<'_> {
+impl Host for ModelHost<'_> {
     type Ledger = Memory;
 
     fn now(&self) -> Moment {
@@ -222,7 +222,7 @@ impl Host for Hand<'_> {
     }
 }
 
-impl RegistrarHost for Hand<'_> {
+impl RegistrarHost for ModelHost<'_> {
     fn fresh_name(&self) -> Result<String, HostError> {
         Ok(self.0.borrow_mut().fresh())
     }
@@ -263,7 +263,7 @@ impl RegistrarHost for Hand<'_> {
         self.with(|scene| scene.machine().agent.registration = registration);
     }
 
-    fn announce(&self, _: Holdings) {}
+    fn publish_holdings(&self, _: Holdings) {}
 
     async fn cut_off(&self, attachment: &Attachment) -> Result<(), NotReleased> {
         teardown::cut_off(self, attachment).await
@@ -292,7 +292,7 @@ impl RegistrarHost for Hand<'_> {
     }
 }
 
-impl Requests for Hand<'_> {
+impl Requests for ModelHost<'_> {
     async fn claim(&self, wanted: BlockRequest) -> Result<(), NoClaim> {
         match self.wait(Wait::Block(wanted)).await {
             Answer::Block(claimed) => claimed,
@@ -300,7 +300,7 @@ impl Requests for Hand<'_> {
         }
     }
 
-    /// [`super::Action::Wish`] chooses when to claim ahead.
+    /// [`super::Action::AllocationRequest`] chooses when to claim ahead.
     fn claim_ahead(&self, _: BlockRequest) {}
 
     async fn reserve(&self, wanted: Workload, _: String, _: &Attachment) -> Result<IpAddr, Unreserved> {
@@ -312,7 +312,7 @@ impl Requests for Hand<'_> {
 }
 
 /// Lock on an attachment; released on drop.
-pub(super) struct Lock<'a>(Hand<'a>, Attachment);
+pub(super) struct Lock<'a>(ModelHost<'a>, Attachment);
 
 impl Drop for Lock<'_> {
     fn drop(&mut self) {
@@ -320,7 +320,7 @@ impl Drop for Lock<'_> {
     }
 }
 
-impl<'a> PodHost for Hand<'a> {
+impl<'a> PodHost for ModelHost<'a> {
     type Lock = Lock<'a>;
 
     fn try_lock(&self, attachment: &Attachment) -> Option<Lock<'a>> {
@@ -337,12 +337,12 @@ impl<'a> PodHost for Hand<'a> {
         self.read(|machine| machine.agent.locked.contains(attachment))
     }
 
-    async fn gone(&self, held: Vec<Held>) -> Result<BTreeSet<Attachment>, HostError> {
+    async fn gone(&self, held: Vec<AttachmentEntry>) -> Result<BTreeSet<Attachment>, HostError> {
         let gone = held.into_iter().map(|held| held.attachment);
         Ok(gone.filter(|attachment| self.plugged(attachment).is_none()).collect())
     }
 
-    async fn admit(&self, _: &Held) -> Result<(), HostError> {
+    async fn admit(&self, _: &AttachmentEntry) -> Result<(), HostError> {
         Ok(())
     }
 
@@ -359,7 +359,7 @@ impl<'a> PodHost for Hand<'a> {
         Ok(())
     }
 
-    async fn forget(&self, _: &Held) {}
+    async fn forget(&self, _: &AttachmentEntry) {}
 
     async fn free(&self, attachment: &Attachment, add: LastAdd) -> Result<(), LedgerError> {
         self.wait(Wait::Free(attachment.clone())).await;
@@ -387,7 +387,7 @@ impl<'a> PodHost for Hand<'a> {
     fn obstacles(&self) -> Vec<String> {
         self.read(|machine| {
             let gateways = machine.ipam.gateways();
-            readiness::obstacles(&readiness::Facts {
+            readiness::obstacles(&readiness::ReadinessInputs {
                 view: &machine.agent.watcher.view,
                 registration: &machine.agent.registration,
                 holdings: &Holdings {

@@ -6,10 +6,10 @@ use std::sync::{Arc, LazyLock};
 
 use polder_api::{Attachment, NodeName};
 use polder_ipam::Moment;
-use polder_ipam::allocator::USUAL_REST;
+use polder_ipam::allocator::DEFAULT_COOL_DOWN;
 use polder_ipam::ids::{BootId, MachineId};
 use polder_ipam::ledger::memory::Memory;
-use polder_ipam::ledger::{Held, Identity};
+use polder_ipam::ledger::{AttachmentEntry, NodeIdentity};
 use polder_ipam::node::NodeIpam;
 use polder_ipam::record::Alive;
 use polder_ipam::registration::Registration;
@@ -157,7 +157,7 @@ impl Machine {
     }
 
     /// The identity in its ledger.
-    pub fn identity(&self) -> Option<Identity> {
+    pub fn identity(&self) -> Option<NodeIdentity> {
         self.ipam.identity().expect("a ledger in memory")
     }
 
@@ -182,7 +182,7 @@ impl Machine {
     }
 
     /// The ledger entries of all other attachments.
-    pub fn others(&self, attachment: &Attachment) -> Vec<Held> {
+    pub fn others(&self, attachment: &Attachment) -> Vec<AttachmentEntry> {
         self.ipam.attachments().filter(|held| held.attachment != *attachment).cloned().collect()
     }
 
@@ -268,5 +268,5 @@ fn boot_id(kernel: Kernel, machine: &str, boots: u8) -> BootId {
 }
 
 fn open(ledger: Memory, boot_id: &BootId) -> Arc<NodeIpam<Memory>> {
-    Arc::new(NodeIpam::with(ledger, boot_id, USUAL_REST).expect("a ledger in memory").0)
+    Arc::new(NodeIpam::with(ledger, boot_id, DEFAULT_COOL_DOWN).expect("a ledger in memory").0)
 }

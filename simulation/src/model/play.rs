@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use polder_ipam::record::Life;
+use polder_ipam::membership::adopt;
+use polder_ipam::record::Boot;
 use polder_ipam::removal::{self, Vouched};
-use polder_ipam::steward::adopt;
 use polder_ipam::store::Outcome;
 use polder_ipam::transaction::transaction;
 
@@ -199,7 +199,7 @@ impl Play<'_> {
     fn adopt(&mut self, who: Who) -> bool {
         let machine = Arc::clone(&self.cluster.machines[who]);
         let (machine_id, boot_id) = (machine.machine_id(), machine.boot_id());
-        let life = Life { machine_id: &machine_id, boot_id: &boot_id };
+        let life = Boot { machine_id: &machine_id, boot_id: &boot_id };
         let (view, identity) = (&self.cluster.truth.view, machine.identity());
         let Ok(Some(adopted)) = adopt(view, &machine.name, &machine.name, identity.as_ref(), life) else {
             return false;

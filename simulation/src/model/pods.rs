@@ -120,7 +120,7 @@ impl Play<'_> {
         let leaving: Vec<_> = leaving.map(|held| held.attachment.clone()).collect();
         if !leaving.is_empty() {
             let begun = self.begin(who, Job::Sweep(leaving));
-            self.settle(who, Whose::Sweeper, begun);
+            self.settle(who, Whose::OrphanCollector, begun);
         }
     }
 
@@ -131,7 +131,7 @@ impl Play<'_> {
             Whose::Registrar => agent.registrar.take(),
             Whose::Add => agent.adding.take(),
             Whose::Del(container) => agent.deleting.remove(&container),
-            Whose::Sweeper => agent.sweeping.take(),
+            Whose::OrphanCollector => agent.sweeping.take(),
         };
         let Some(stopped) = stopped else { return false };
         let answer = match &stopped.wait {
@@ -152,9 +152,9 @@ impl Play<'_> {
             (Whose::Del(container), Err(stopped)) => {
                 self.machine(who).agent.deleting.insert(container, stopped);
             }
-            // From here on the sweeper looks for pods that ended without a DEL. No property requires their removal.
-            (Whose::Sweeper, Err(Stopped { wait: Wait::Time, .. })) | (_, Ok(_)) => {}
-            (Whose::Sweeper, Err(stopped)) => self.machine(who).agent.sweeping = Some(stopped),
+            // The orphan collector looks for pods that ended without a DEL. No property requires their removal.
+            (Whose::OrphanCollector, Err(Stopped { wait: Wait::Time, .. })) | (_, Ok(_)) => {}
+            (Whose::OrphanCollector, Err(stopped)) => self.machine(who).agent.sweeping = Some(stopped),
         }
     }
 }

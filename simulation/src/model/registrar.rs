@@ -158,7 +158,7 @@ impl Play<'_> {
     pub(super) fn hear(&mut self, who: Who) -> bool {
         let etcd = Arc::clone(&self.cluster.etcd);
         let agent = &mut self.machine(who).agent;
-        agent.watcher.hear(&etcd);
+        agent.watcher.receive(&etcd);
         let is_over = agent.registrar.as_ref().is_some_and(|Stopped { job, wait, .. }| {
             matches!(wait, Wait::CaughtUp(revision) if agent.watcher.shows(*revision)) && job.is_write()
         });

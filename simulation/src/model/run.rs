@@ -5,10 +5,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use polder_ipam::tasks::{self, Caller, Registrar, sweeper, teardown};
+use polder_ipam::tasks::{self, Caller, Registrar, orphan_collector, teardown};
 
 use super::OWNER;
-use super::host::{Hand, Scene};
+use super::host::{ModelHost, Scene};
 use super::machine::Who;
 use super::play::Play;
 use super::task::{Answer, Ended, Job, Part, Stopped, Wait};
@@ -37,7 +37,7 @@ impl Play<'_> {
         let now = Part { told, machine, tick: self.cluster.tick, fresh: None };
         let scene = Scene::new(self, who, Arc::clone(&job));
         let (polled, left) = {
-            let mut future = pin!(work(Hand(Rc::clone(&scene)), Arc::clone(&job)));
+            let mut future = pin!(work(ModelHost(Rc::clone(&scene)), Arc::clone(&job)));
             let mut poll = |part: &Part, is_new| {
                 scene.borrow_mut().enter(part, is_new);
                 future.as_mut().poll(&mut Context::from_waker(Waker::noop()))
@@ -73,7 +73,7 @@ impl Caller for Patient {
 }
 
 /// Runs the job of a task.
-async fn work(hand: Hand<'_>, job: Arc<Job>) -> Ended {
+async fn work(hand: ModelHost<'_>, job: Arc<Job>) -> Ended {
     let me = hand.me();
     let registrar = || Registrar::with(&hand, &me, hand.registrar_state(&me));
     match &*job {
@@ -110,7 +110,7 @@ async fn work(hand: Hand<'_>, job: Arc<Job>) -> Ended {
             Ended::Done
         }
         Job::Sweep(leaving) => {
-            sweeper::run(&hand, leaving.clone(), GRACE).await;
+            orphan_collector::run(&hand, leaving.clone(), GRACE).await;
             Ended::Done
         }
     }

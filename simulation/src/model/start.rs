@@ -41,7 +41,7 @@ pub(super) fn cluster(space: &Space) -> Cluster {
     etcd.compact(etcd.revision()).expect("a new revision");
     let kernel = if space.start == Start::OneKernel { Kernel::Shared } else { Kernel::Own };
     let mut truth = Watcher::default();
-    truth.hear(&etcd);
+    truth.receive(&etcd);
     let mut cluster = Cluster {
         etcd: Arc::new(etcd),
         truth,

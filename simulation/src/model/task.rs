@@ -14,8 +14,8 @@ use polder_ipam::change::Change;
 use polder_ipam::claim::NoClaim;
 use polder_ipam::ids::Incarnation;
 use polder_ipam::key::Range;
+use polder_ipam::membership::Step;
 use polder_ipam::pool::BlockRequest;
-use polder_ipam::steward::Step;
 use polder_ipam::store::{Contents, Outcome, StoreError, Txn};
 use polder_ipam::tasks::{Decided, Unreserved, Workload};
 
@@ -136,7 +136,7 @@ pub struct Part {
 }
 
 impl Job {
-    /// Whether the job executes a change of the records for the steward.
+    /// Whether the job executes a change of the records for the membership rules.
     pub fn is_write(&self) -> bool {
         matches!(self, Self::CarryOut(decided) if matches!(decided.step(), Some(Step::Commit(_))))
     }

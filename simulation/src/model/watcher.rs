@@ -72,7 +72,7 @@ impl Watcher {
     }
 
     /// Applies the next pending update.
-    pub fn hear(&mut self, etcd: &etcd::Model) {
+    pub fn receive(&mut self, etcd: &etcd::Model) {
         let update = match &mut self.behind {
             Behind::Unread => {
                 self.behind = Behind::Changes(VecDeque::new());

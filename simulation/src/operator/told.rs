@@ -7,7 +7,7 @@ use polder_ipam::Revision;
 use polder_ipam::invariants::{Deviation, Invariant};
 use polder_ipam::pool::PoolState;
 
-use super::Wish;
+use super::OperatorRequest;
 use crate::world::World;
 
 const ADDED: &str = "told that a pool is added";
@@ -35,9 +35,9 @@ pub(super) struct Begun {
 }
 
 impl Begun {
-    pub(super) fn new(world: &World, wish: &Wish) -> Self {
+    pub(super) fn new(world: &World, wish: &OperatorRequest) -> Self {
         let name = match wish {
-            Wish::Pools(PoolChange::Drain(name) | PoolChange::Remove(name)) => Some(name),
+            OperatorRequest::Pools(PoolChange::Drain(name) | PoolChange::Remove(name)) => Some(name),
             _ => None,
         };
         let pool = name.and_then(|name| world.truth.pools.get(name)).map(|known| (*known.record).clone());
@@ -46,7 +46,12 @@ impl Begun {
 }
 
 /// Counts the outcome of a request, and checks the reply against the records.
-pub(super) fn check(world: &mut World, wish: &Wish, begun: &Begun, answer: &Result<String, Refusal>) {
+pub(super) fn check(
+    world: &mut World,
+    wish: &OperatorRequest,
+    begun: &Begun,
+    answer: &Result<String, Refusal>,
+) {
     if let Some(outcome) = outcome(wish, begun, answer) {
         world.count(outcome);
     }
@@ -62,44 +67,52 @@ pub(super) fn check(world: &mut World, wish: &Wish, begun: &Begun, answer: &Resu
     }
 }
 
-fn outcome(wish: &Wish, begun: &Begun, answer: &Result<String, Refusal>) -> Option<&'static str> {
+fn outcome(wish: &OperatorRequest, begun: &Begun, answer: &Result<String, Refusal>) -> Option<&'static str> {
     let pool_was = |state| begun.pool.as_ref().is_some_and(|pool| pool.state == state);
     Some(match (wish, answer) {
         (_, Err(refusal)) if refusal.message.contains("is unknown whether") => UNKNOWN,
-        (Wish::Pools(PoolChange::Add(_)), Ok(told)) if told.contains("is added") => ADDED,
-        (Wish::Pools(PoolChange::Drain(_)), Ok(_)) if pool_was(PoolState::Active) => DRAINED,
-        (Wish::Pools(PoolChange::Remove(_)), Ok(_)) if pool_was(PoolState::Draining) => REMOVED,
-        (Wish::Pools(PoolChange::Remove(_)), Err(refusal)) if refusal.message.contains("is in use") => IN_USE,
-        (Wish::Backend(_), Ok(told)) if told.contains("(was ") => BACKEND,
-        (Wish::Release(_), Ok(told)) if told.contains("is deleted") => GIVEN_UP,
-        (Wish::Release(_), Ok(told)) if told.contains("is released") => RELEASED,
-        (Wish::Release(_), Err(refusal)) if refusal.kind == RefusalKind::Invalid => LIVES,
-        (Wish::Remove(_), Ok(_)) => GONE,
+        (OperatorRequest::Pools(PoolChange::Add(_)), Ok(told)) if told.contains("is added") => ADDED,
+        (OperatorRequest::Pools(PoolChange::Drain(_)), Ok(_)) if pool_was(PoolState::Active) => DRAINED,
+        (OperatorRequest::Pools(PoolChange::Remove(_)), Ok(_)) if pool_was(PoolState::Draining) => REMOVED,
+        (OperatorRequest::Pools(PoolChange::Remove(_)), Err(refusal))
+            if refusal.message.contains("is in use") =>
+        {
+            IN_USE
+        }
+        (OperatorRequest::Backend(_), Ok(told)) if told.contains("(was ") => BACKEND,
+        (OperatorRequest::Release(_), Ok(told)) if told.contains("is deleted") => GIVEN_UP,
+        (OperatorRequest::Release(_), Ok(told)) if told.contains("is released") => RELEASED,
+        (OperatorRequest::Release(_), Err(refusal)) if refusal.kind == RefusalKind::Invalid => LIVES,
+        (OperatorRequest::Remove(_), Ok(_)) => GONE,
         _ => return None,
     })
 }
 
 /// Whether the records match the reply. A record changed after `since` is accepted: another request may have changed
 /// it back.
-fn is_so(world: &World, wish: &Wish, since: Revision, told: &str) -> bool {
+fn is_so(world: &World, wish: &OperatorRequest, since: Revision, told: &str) -> bool {
     let truth = &world.truth;
     let is_new = |revision: Revision| revision > since;
     let pool = |name| truth.pools.get(name);
     match wish {
-        Wish::Pools(PoolChange::Add(new)) => pool(&new.name)
+        OperatorRequest::Pools(PoolChange::Add(new)) => pool(&new.name)
             .is_none_or(|known| known.record.state == PoolState::Active || is_new(known.revision)),
-        Wish::Pools(PoolChange::Drain(name)) => {
+        OperatorRequest::Pools(PoolChange::Drain(name)) => {
             pool(name).is_none_or(|known| known.record.state != PoolState::Active || is_new(known.revision))
         }
-        Wish::Pools(PoolChange::Remove(name)) => pool(name).is_none_or(|known| is_new(known.revision)),
-        Wish::Backend(backend) => {
+        OperatorRequest::Pools(PoolChange::Remove(name)) => {
+            pool(name).is_none_or(|known| is_new(known.revision))
+        }
+        OperatorRequest::Backend(backend) => {
             let settings = truth.cluster.as_ref();
             settings.is_some_and(|known| known.record.backend == *backend || is_new(known.revision))
         }
-        Wish::Release(release) => {
+        OperatorRequest::Release(release) => {
             let reservation = truth.reservations.get(&release.address);
             !told.contains("is deleted") || reservation.is_none_or(|known| is_new(known.revision))
         }
-        Wish::Remove(removal) => truth.nodes.get(&removal.node).is_none_or(|known| is_new(known.revision)),
+        OperatorRequest::Remove(removal) => {
+            truth.nodes.get(&removal.node).is_none_or(|known| is_new(known.revision))
+        }
     }
 }

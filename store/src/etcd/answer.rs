@@ -5,7 +5,7 @@
 
 use std::error::Error as _;
 
-use polder_ipam::store::refusal::{Cause, Refusal};
+use polder_ipam::store::refusal::{Refusal, RefusalCause};
 
 // gRPC status codes.
 const INVALID_ARGUMENT: i32 = 3;
@@ -19,17 +19,19 @@ const UNAUTHENTICATED: i32 = 16;
 pub(super) fn read(code: i32, words: &str) -> Option<Refusal> {
     let has = |text: &str| words.contains(text);
     let cause = match code {
-        PERMISSION_DENIED if has("etcdserver:") => Some(Cause::Permission),
-        UNAUTHENTICATED if has("etcdserver:") => Some(Cause::Identity),
-        RESOURCE_EXHAUSTED if has("database space exceeded") => Some(Cause::NoSpace),
-        RESOURCE_EXHAUSTED if has("etcdserver: too many requests") => Some(Cause::Busy),
-        RESOURCE_EXHAUSTED if has("received message larger than max") => Some(Cause::Request),
-        INVALID_ARGUMENT if has("revision of auth store is old") => Some(Cause::StaleAuth),
-        INVALID_ARGUMENT if has("etcdserver: authentication failed") => Some(Cause::Password),
-        INVALID_ARGUMENT if is_one_of(words, &IDENTITY) => Some(Cause::Identity),
-        INVALID_ARGUMENT if is_one_of(words, &ARGUMENTS) => Some(Cause::Request),
-        FAILED_PRECONDITION | UNAVAILABLE if has("rpc not supported for learner") => Some(Cause::Learner),
-        FAILED_PRECONDITION if is_one_of(words, &NOT_ENABLED) => Some(Cause::Identity),
+        PERMISSION_DENIED if has("etcdserver:") => Some(RefusalCause::Permission),
+        UNAUTHENTICATED if has("etcdserver:") => Some(RefusalCause::Identity),
+        RESOURCE_EXHAUSTED if has("database space exceeded") => Some(RefusalCause::NoSpace),
+        RESOURCE_EXHAUSTED if has("etcdserver: too many requests") => Some(RefusalCause::Busy),
+        RESOURCE_EXHAUSTED if has("received message larger than max") => Some(RefusalCause::Request),
+        INVALID_ARGUMENT if has("revision of auth store is old") => Some(RefusalCause::StaleAuth),
+        INVALID_ARGUMENT if has("etcdserver: authentication failed") => Some(RefusalCause::Password),
+        INVALID_ARGUMENT if is_one_of(words, &IDENTITY) => Some(RefusalCause::Identity),
+        INVALID_ARGUMENT if is_one_of(words, &ARGUMENTS) => Some(RefusalCause::Request),
+        FAILED_PRECONDITION | UNAVAILABLE if has("rpc not supported for learner") => {
+            Some(RefusalCause::Learner)
+        }
+        FAILED_PRECONDITION if is_one_of(words, &NOT_ENABLED) => Some(RefusalCause::Identity),
         _ => None,
     };
     cause.map(|cause| Refusal::new(cause, words.to_owned()))
@@ -113,7 +115,7 @@ pub(super) fn explain(error: &etcd_client::Error) -> (String, bool) {
         ("Connection refused", "check that etcd is running there"),
     ];
     let known = hints.iter().find(|(sign, _)| text.contains(sign)).map(|(_, hint)| (*hint).to_owned());
-    let denied = text.contains("permission denied").then(|| Cause::Permission.remedy());
+    let denied = text.contains("permission denied").then(|| RefusalCause::Permission.remedy());
     match known.or(denied) {
         Some(hint) => (format!("{last} ({hint})"), true),
         None => (last, false),
@@ -124,7 +126,7 @@ pub(super) fn explain(error: &etcd_client::Error) -> (String, bool) {
 mod tests {
     use super::*;
 
-    fn cause(code: i32, words: &str) -> Option<Cause> {
+    fn cause(code: i32, words: &str) -> Option<RefusalCause> {
         read(code, words).map(|refusal| refusal.cause)
     }
 
@@ -132,24 +134,24 @@ mod tests {
     fn what_etcd_refuses_is_a_known_outcome() {
         // Each observed on 3.4.23, 3.5.30 and 3.6.14, unless another release is named.
         for (code, words, expected) in [
-            (8, "etcdserver: mvcc: database space exceeded", Cause::NoSpace),
-            (8, "etcdserver: too many requests", Cause::Busy),
-            (8, "grpc: received message larger than max (2150410 vs. 2097152)", Cause::Request),
-            (7, "etcdserver: permission denied", Cause::Permission),
-            (16, "etcdserver: invalid auth token", Cause::Identity),
-            (3, "etcdserver: revision of auth store is old", Cause::StaleAuth),
-            (3, "etcdserver: user name is empty", Cause::Identity),
-            (3, "etcdserver: authentication failed, invalid user ID or password", Cause::Password),
-            (3, "etcdserver: too many operations in txn request", Cause::Request),
-            (3, "etcdserver: request is too large", Cause::Request),
-            (3, "etcdserver: duplicate key given in txn request", Cause::Request),
-            (9, "etcdserver: authentication is not enabled", Cause::Identity),
+            (8, "etcdserver: mvcc: database space exceeded", RefusalCause::NoSpace),
+            (8, "etcdserver: too many requests", RefusalCause::Busy),
+            (8, "grpc: received message larger than max (2150410 vs. 2097152)", RefusalCause::Request),
+            (7, "etcdserver: permission denied", RefusalCause::Permission),
+            (16, "etcdserver: invalid auth token", RefusalCause::Identity),
+            (3, "etcdserver: revision of auth store is old", RefusalCause::StaleAuth),
+            (3, "etcdserver: user name is empty", RefusalCause::Identity),
+            (3, "etcdserver: authentication failed, invalid user ID or password", RefusalCause::Password),
+            (3, "etcdserver: too many operations in txn request", RefusalCause::Request),
+            (3, "etcdserver: request is too large", RefusalCause::Request),
+            (3, "etcdserver: duplicate key given in txn request", RefusalCause::Request),
+            (9, "etcdserver: authentication is not enabled", RefusalCause::Identity),
             // 3.5.30, for a certificate whose name is not a user.
-            (9, "etcdserver: user name not found", Cause::Identity),
+            (9, "etcdserver: user name not found", RefusalCause::Identity),
             // 3.4 and 3.5.
-            (14, "etcdserver: rpc not supported for learner", Cause::Learner),
+            (14, "etcdserver: rpc not supported for learner", RefusalCause::Learner),
             // 3.6.
-            (9, "etcdserver: rpc not supported for learner", Cause::Learner),
+            (9, "etcdserver: rpc not supported for learner", RefusalCause::Learner),
         ] {
             assert_eq!(cause(code, words), Some(expected), "{code} {words}");
         }

@@ -8,21 +8,21 @@ use std::net::IpAddr;
 pub struct Endpoint {
     scheme: String,
     /// Host name or IP address.
-    pub host: Host,
+    pub host: UrlHost,
     /// TCP port; by default 443 for https, else 80.
     pub port: u16,
 }
 
 /// The host in a URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Host {
+pub enum UrlHost {
     /// An IP address.
     Address(IpAddr),
     /// A name, which may have several addresses.
     Name(String),
 }
 
-impl fmt::Display for Host {
+impl fmt::Display for UrlHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(address) => address.fmt(f),
@@ -34,7 +34,7 @@ impl fmt::Display for Host {
 impl Endpoint {
     /// Creates an endpoint from a scheme, a host name and a port.
     pub(super) fn of(scheme: &str, host: &str, port: u16) -> Self {
-        Self { scheme: scheme.to_owned(), host: Host::Name(host.to_owned()), port }
+        Self { scheme: scheme.to_owned(), host: UrlHost::Name(host.to_owned()), port }
     }
 
     /// Parses a URL; `None` if it has no scheme or host, or an invalid port.
@@ -53,7 +53,7 @@ impl Endpoint {
         if host.is_empty() {
             return None;
         }
-        let host = host.parse().map_or_else(|_| Host::Name(host.to_owned()), Host::Address);
+        let host = host.parse().map_or_else(|_| UrlHost::Name(host.to_owned()), UrlHost::Address);
         Some(Self { scheme: scheme.to_owned(), host, port })
     }
 
@@ -74,12 +74,12 @@ mod tests {
     #[test]
     fn a_url_has_a_host_and_a_port() {
         let parse = |url| Endpoint::parse(url).map(|endpoint| (endpoint.host, endpoint.port));
-        let address = |text: &str, port| Some((Host::Address(text.parse().unwrap()), port));
+        let address = |text: &str, port| Some((UrlHost::Address(text.parse().unwrap()), port));
         assert_eq!(parse("http://192.0.2.1:2379"), address("192.0.2.1", 2379));
         assert_eq!(parse("https://[2001:db8::1]:2379/"), address("2001:db8::1", 2379));
         assert_eq!(parse("http://[2001:db8::1]"), address("2001:db8::1", 80));
-        assert_eq!(parse("https://etcd.test"), Some((Host::Name("etcd.test".to_owned()), 443)));
-        assert_eq!(parse("http://etcd.test:2379/path"), Some((Host::Name("etcd.test".to_owned()), 2379)));
+        assert_eq!(parse("https://etcd.test"), Some((UrlHost::Name("etcd.test".to_owned()), 443)));
+        assert_eq!(parse("http://etcd.test:2379/path"), Some((UrlHost::Name("etcd.test".to_owned()), 2379)));
         for bad in ["192.0.2.1:2379", "http://:2379", "http://a:b", "http://"] {
             assert_eq!(parse(bad), None, "{bad}");
         }

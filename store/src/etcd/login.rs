@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_ipam::store::StoreError;
-use polder_ipam::store::refusal::{Cause, Refusal};
+use polder_ipam::store::refusal::{Refusal, RefusalCause};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, info};
 
 use super::answer::{is_without_users, refusal};
 use super::members::Member;
-use super::session::{AFTER_REFUSAL, AFTER_TIMEOUT, Known, NoLogin};
+use super::session::{AFTER_REFUSAL, AFTER_TIMEOUT, LoginState, NoLogin};
 use super::{Etcd, PATIENCE};
 
 /// Timeout for a login of the agent.
@@ -28,7 +28,7 @@ impl Etcd {
     /// Logs in at that member, unless another call did since `known`. Returns an error after `PATIENCE`; the login
     /// itself continues in the background, for later calls. A login with the credentials of one request ends with the
     /// request.
-    pub(super) async fn log_in(&self, member: &Arc<Member>, known: Known) -> Result<(), StoreError> {
+    pub(super) async fn log_in(&self, member: &Arc<Member>, known: LoginState) -> Result<(), StoreError> {
         if self.is_of_one_request() {
             return self.log_in_for_request(member, known).await;
         }
@@ -60,7 +60,7 @@ impl Etcd {
     }
 
     /// Logs in at that member, unless another call did since `known`. The login is dropped with the request.
-    async fn log_in_for_request(&self, member: &Arc<Member>, known: Known) -> Result<(), StoreError> {
+    async fn log_in_for_request(&self, member: &Arc<Member>, known: LoginState) -> Result<(), StoreError> {
         let turn = self.turn();
         let mut turn = turn.lock().await;
         if member.session.known() != known {
@@ -108,7 +108,7 @@ impl Etcd {
                 member.session.logged_in(false);
                 Ok(())
             }
-            Some(Refusal { cause: Cause::Learner, .. }) => Err((self.failed(member, &error), None)),
+            Some(Refusal { cause: RefusalCause::Learner, .. }) => Err((self.failed(member, &error), None)),
             Some(_) => Err((self.failed(member, &error), Some(AFTER_REFUSAL))),
             None => {
                 self.leave(member);

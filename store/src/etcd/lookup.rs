@@ -11,7 +11,7 @@ use tokio::net::lookup_host;
 use tokio::time::timeout;
 
 use super::config::EtcdConfig;
-use super::endpoint::{Endpoint, Host};
+use super::endpoint::{Endpoint, UrlHost};
 
 /// Timeout for a name server.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -94,7 +94,7 @@ impl Lookup {
     /// Whether the members can change: a source has names.
     pub fn has_names(&self) -> bool {
         let is_name = |endpoint: &String| {
-            Endpoint::parse(endpoint).is_some_and(|endpoint| matches!(endpoint.host, Host::Name(_)))
+            Endpoint::parse(endpoint).is_some_and(|endpoint| matches!(endpoint.host, UrlHost::Name(_)))
         };
         self.sources.iter().any(|source| match source {
             Source::Endpoint(endpoint) => is_name(endpoint),
@@ -133,7 +133,7 @@ impl Source {
     async fn look_up(&self) -> Vec<Result<Vec<Found>, Failed>> {
         match self {
             Self::Endpoint(url) => match Endpoint::parse(url) {
-                Some(Endpoint { host: Host::Address(address), port, .. }) => {
+                Some(Endpoint { host: UrlHost::Address(address), port, .. }) => {
                     vec![Ok(vec![Found { url: url.clone(), address, port, by: None }])]
                 }
                 Some(endpoint) => vec![addresses(url, &endpoint).await],

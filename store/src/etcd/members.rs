@@ -105,7 +105,7 @@ pub(super) struct Members(Arc<Shared>);
 
 struct Shared {
     config: EtcdConfig,
-    known: Mutex<Known>,
+    known: Mutex<MemberList>,
     /// Notified when a member was left, or if no member is known.
     left: Arc<Notify>,
     /// Number of times that all connections were replaced at once.
@@ -114,7 +114,7 @@ struct Shared {
 
 /// The known members.
 #[derive(Default)]
-struct Known {
+struct MemberList {
     members: Vec<Arc<Member>>,
     /// Index of the member in use.
     current: usize,
@@ -126,7 +126,7 @@ impl Members {
     /// Prepares connections to all members. Succeeds even if no member is reachable.
     pub(super) async fn new(config: &EtcdConfig) -> Result<Self, StoreError> {
         let mut lookup = Lookup::new(config);
-        let shared = Arc::new(Shared::new(config.clone(), Known::default()));
+        let shared = Arc::new(Shared::new(config.clone(), MemberList::default()));
         shared.look_up(&mut lookup).await?;
         if lookup.has_names() || config.is_renewable() {
             tokio::spawn(follow_names(lookup, Arc::downgrade(&shared), Arc::clone(&shared.left)));
@@ -140,13 +140,13 @@ impl Members {
             let known = self.0.lock();
             (known.members.clone(), known.current, known.problem.clone())
         };
-        let shared = Shared::new(config.clone(), Known::default());
+        let shared = Shared::new(config.clone(), MemberList::default());
         let tls = shared.tls()?;
         let mut members = Vec::new();
         for member in before {
             members.push(Member::new(tls.as_ref(), member.found.clone()).await?);
         }
-        *shared.lock() = Known { members, current, problem };
+        *shared.lock() = MemberList { members, current, problem };
         Ok(Self(Arc::new(shared)))
     }
 
@@ -221,7 +221,7 @@ impl Members {
 }
 
 impl Shared {
-    fn new(config: EtcdConfig, known: Known) -> Self {
+    fn new(config: EtcdConfig, known: MemberList) -> Self {
         Self {
             config,
             known: Mutex::new(known),
@@ -239,7 +239,7 @@ impl Shared {
         self.config.tls().map(Some).map_err(unusable)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
+    fn lock(&self) -> MutexGuard<'_, MemberList> {
         // A panic cannot leave the state half changed.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -296,7 +296,7 @@ impl Shared {
         }
         let used = known.members.get(known.current);
         let place = used.and_then(|used| members.iter().position(|member| member.found == used.found));
-        *known = Known { current: place.unwrap_or_default(), members, problem };
+        *known = MemberList { current: place.unwrap_or_default(), members, problem };
         Ok(())
     }
 }
@@ -361,7 +361,7 @@ mod tests {
             port: 1,
             by: Some(By { source: "_etcd-client-ssl._tcp.example.org".to_owned(), host: host.to_owned() }),
         };
-        let shared = Shared::new(config, Known::default());
+        let shared = Shared::new(config, MemberList::default());
         shared.take(vec![found("a b.example.org"), found("a.example.org")], None, true).await.unwrap();
         let problem = shared.lock().problem.clone().unwrap();
         assert!(problem.contains("a b.example.org"), "{problem}");

@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use polder_ipam::store::StoreError;
-use polder_ipam::store::refusal::Cause;
+use polder_ipam::store::refusal::RefusalCause;
 use tokio::time::Instant;
 
 use super::answer::wants_login;
@@ -17,18 +17,18 @@ pub(super) const AFTER_TIMEOUT: (Duration, Duration) = (Duration::from_secs(30),
 
 /// State of the login at one member.
 #[derive(Debug, Default)]
-pub(super) struct Session(Mutex<Known>);
+pub(super) struct Session(Mutex<LoginState>);
 
 /// A copy of the state of the login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Known {
+pub(super) struct LoginState {
     /// Number of successful logins. A request that was refused with an earlier login does not need another one.
     logins: u64,
     /// Whether the last login returned a token: etcd without authentication returns none.
     has_token: bool,
 }
 
-impl Known {
+impl LoginState {
     /// Whether there was no successful login yet.
     pub(super) fn is_new(self) -> bool {
         self.logins == 0
@@ -39,26 +39,26 @@ impl Known {
         let Err(StoreError::Refused { refusal, .. }) = outcome else { return false };
         match refusal.cause {
             // Signed tokens (JWT) are invalid after every change of users or roles, until the next login.
-            Cause::StaleAuth => true,
-            Cause::Identity => wants_login(refusal),
+            RefusalCause::StaleAuth => true,
+            RefusalCause::Identity => wants_login(refusal),
             // Authentication was enabled since the login, and etcd uses the name in the client certificate.
-            Cause::Permission => !self.has_token,
+            RefusalCause::Permission => !self.has_token,
             _ => false,
         }
     }
 }
 
 impl Session {
-    pub(super) fn known(&self) -> Known {
+    pub(super) fn known(&self) -> LoginState {
         *self.lock()
     }
 
     pub(super) fn logged_in(&self, has_token: bool) {
         let mut known = self.lock();
-        *known = Known { logins: known.logins + 1, has_token };
+        *known = LoginState { logins: known.logins + 1, has_token };
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
+    fn lock(&self) -> MutexGuard<'_, LoginState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

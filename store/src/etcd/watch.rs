@@ -62,7 +62,7 @@ fn broken(reason: String) -> Ended {
     Interruption::Broken(reason).into()
 }
 
-struct Follower {
+struct Watcher {
     etcd: Etcd,
     range: Range,
     updates: mpsc::Sender<Update>,
@@ -71,13 +71,13 @@ struct Follower {
 
 /// Follows the range until the receiver is dropped.
 pub(super) async fn follow(etcd: Etcd, range: Range, updates: mpsc::Sender<Update>) {
-    let mut follower = Follower { etcd, range, updates, position: Position::default() };
+    let mut watcher = Watcher { etcd, range, updates, position: Position::default() };
     let mut pause = RETRY.0;
     loop {
         let started = Instant::now();
-        let Err(Ended::Interrupted(interruption)) = follower.run().await else { return };
-        let lost = follower.position.lose(interruption);
-        if follower.send(lost).await.is_err() {
+        let Err(Ended::Interrupted(interruption)) = watcher.run().await else { return };
+        let lost = watcher.position.lose(interruption);
+        if watcher.send(lost).await.is_err() {
             return;
         }
         // A stream that lasted longer than `SILENCE` resets the pause.
@@ -86,7 +86,7 @@ pub(super) async fn follow(etcd: Etcd, range: Range, updates: mpsc::Sender<Updat
     }
 }
 
-impl Follower {
+impl Watcher {
     /// Reads all entries, or to resume only the last changed one; then follows one stream to its end.
     async fn run(&mut self) -> Result<Infallible, Ended> {
         let there = match self.position.to_read(&self.range) {
@@ -126,7 +126,7 @@ impl Follower {
             match said {
                 Ok(Ok(Some(response))) => {
                     heard = Instant::now();
-                    if let Some(update) = self.position.hear(hear(&response))? {
+                    if let Some(update) = self.position.receive(decode(&response))? {
                         self.send(update).await?;
                     }
                 }
@@ -175,7 +175,7 @@ impl Follower {
     }
 }
 
-fn hear(response: &WatchResponse) -> Heard {
+fn decode(response: &WatchResponse) -> Heard {
     let revision = super::revision(response.header());
     if response.compact_revision() != 0 {
         return Heard::Compacted { revision: Revision::new(response.compact_revision()) };

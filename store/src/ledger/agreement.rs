@@ -6,7 +6,9 @@ use std::path::Path;
 use polder_api::Attachment;
 use polder_ipam::ids::{BootId, ClusterId, Incarnation, Nonce};
 use polder_ipam::ledger::memory::Memory;
-use polder_ipam::ledger::{Held, Identity, Kind, Ledger, LedgerError, OwnedBlock, Standing};
+use polder_ipam::ledger::{
+    AttachmentEntry, Kind, Ledger, LedgerError, MemberState, NodeIdentity, OwnedBlock,
+};
 use polder_ipam::{Block, Moment};
 use proptest::prelude::*;
 
@@ -62,14 +64,14 @@ fn attachment(who: u8) -> Attachment {
     format!("net/c{who}/eth0").parse().unwrap()
 }
 
-fn take(ledger: &mut impl Ledger, step: &Step) -> Result<Vec<Held>, LedgerError> {
+fn take(ledger: &mut impl Ledger, step: &Step) -> Result<Vec<AttachmentEntry>, LedgerError> {
     let at = |millis: u16| Moment::from_millis(millis.into());
     match *step {
-        Step::Identify(name, removed) => ledger.identify(&Identity {
+        Step::Identify(name, removed) => ledger.identify(&NodeIdentity {
             node: format!("n{name}").parse().unwrap(),
             incarnation: Incarnation::new(format!("i{name}")),
             cluster: ClusterId::new("c"),
-            standing: if removed { Standing::Removed } else { Standing::Member },
+            standing: if removed { MemberState::Removed } else { MemberState::Member },
         }),
         Step::Boot(id) => return ledger.enter_boot(&BootId::new(format!("boot-{id}"))),
         Step::AddBlock(number) => ledger.add_block(&OwnedBlock {
@@ -91,7 +93,7 @@ fn take(ledger: &mut impl Ledger, step: &Step) -> Result<Vec<Held>, LedgerError>
             let mut addresses = vec![address(one), address(two)];
             addresses.sort();
             addresses.dedup();
-            ledger.add_attachment(&Held {
+            ledger.add_attachment(&AttachmentEntry {
                 attachment: attachment(who),
                 kind: Kind::Pod,
                 since: at(7),
@@ -106,7 +108,7 @@ fn take(ledger: &mut impl Ledger, step: &Step) -> Result<Vec<Held>, LedgerError>
         }
         Step::Leave(who) => ledger.mark_leaving(&attachment(who)),
         Step::Clear => ledger.clear(),
-        Step::Rest(last, freed) => ledger.rest(&[address(last), address(last + 1)], at(freed)),
+        Step::Rest(last, freed) => ledger.cool_down(&[address(last), address(last + 1)], at(freed)),
         Step::Detach(who, freed) => ledger.remove_attachment(&attachment(who), at(freed)),
     }
     .map(|()| Vec::new())
@@ -117,7 +119,7 @@ fn sorted<T: Ord>(mut items: Vec<T>) -> Vec<T> {
     items
 }
 
-fn by_name(mut held: Vec<Held>) -> Vec<Held> {
+fn by_name(mut held: Vec<AttachmentEntry>) -> Vec<AttachmentEntry> {
     held.sort_by(|one, other| one.attachment.cmp(&other.attachment));
     held
 }

@@ -16,8 +16,8 @@ fn owned() -> OwnedBlock {
     OwnedBlock { block, pool: "p".parse().unwrap(), nonce: Nonce::new("x"), leaving: false }
 }
 
-fn held(container: &str, addresses: &[&str]) -> Held {
-    Held {
+fn held(container: &str, addresses: &[&str]) -> AttachmentEntry {
+    AttachmentEntry {
         attachment: format!("net/{container}/eth0").parse().unwrap(),
         kind: Kind::Pod,
         since: Moment::from_millis(1_000),
@@ -34,11 +34,11 @@ fn held(container: &str, addresses: &[&str]) -> Held {
 #[test]
 fn everything_is_there_after_opening_again() {
     let (folder, mut ledger) = ledger();
-    let identity = Identity {
+    let identity = NodeIdentity {
         node: "n1".parse().unwrap(),
         incarnation: Incarnation::new("i"),
         cluster: ClusterId::new("c"),
-        standing: Standing::Member,
+        standing: MemberState::Member,
     };
     let owned = owned();
     let (one, two) = (held("one", &["10.0.0.2", "fd00::2"]), held("two", &["10.0.0.3"]));
@@ -54,7 +54,7 @@ fn everything_is_there_after_opening_again() {
     assert_eq!(ledger.identity().unwrap(), Some(identity));
     assert_eq!(ledger.blocks().unwrap(), [owned]);
     assert_eq!(ledger.gateways().unwrap(), ["10.0.0.1".parse::<IpAddr>().unwrap()]);
-    assert_eq!(ledger.attachments().unwrap(), [one, Held { leaving: true, ..two }]);
+    assert_eq!(ledger.attachments().unwrap(), [one, AttachmentEntry { leaving: true, ..two }]);
 }
 
 #[test]

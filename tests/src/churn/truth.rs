@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Shortest cool-down of a released address.
-const REST: Duration = Duration::from_secs(10);
+const COOL_DOWN: Duration = Duration::from_secs(10);
 
 /// A pod on a node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,7 +60,7 @@ impl Truth {
             if let Some((before, freed)) = state.freed.remove(address) {
                 let rested = freed.elapsed();
                 // A pod that is added again before its release is complete gets its own addresses.
-                if rested < REST && before != *holder {
+                if rested < COOL_DOWN && before != *holder {
                     state.wrong.push(format!("{address} of {before:?} went to {holder:?} after {rested:?}"));
                 }
             }

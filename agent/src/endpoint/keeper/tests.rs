@@ -46,7 +46,7 @@ fn address() -> IpAddr {
     "10.244.0.2".parse().unwrap()
 }
 
-impl Workshop for Fake {
+impl EndpointHost for Fake {
     fn board(&self) -> &Board {
         &self.board
     }
@@ -55,8 +55,8 @@ impl Workshop for Fake {
         true
     }
 
-    async fn take(&self, _: BTreeSet<Family>, mtu: u32) -> Result<Option<Held>, LedgerError> {
-        let held = || Held {
+    async fn allocate(&self, _: BTreeSet<Family>, mtu: u32) -> Result<Option<AttachmentEntry>, LedgerError> {
+        let held = || AttachmentEntry {
             attachment: Attachment::of_probe(),
             kind: Kind::Pod,
             since: Moment::BOOT,
@@ -74,7 +74,7 @@ impl Workshop for Fake {
         })
     }
 
-    fn wiring(&self, _: &ClusterRecord, held: &Held) -> Wiring {
+    fn wiring(&self, _: &ClusterRecord, held: &AttachmentEntry) -> Wiring {
         let addresses = held.addresses.iter();
         let gateway = "10.244.0.1".parse().unwrap();
         Wiring {

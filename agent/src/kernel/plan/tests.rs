@@ -3,7 +3,7 @@
 use polder_api::Family;
 use polder_ipam::Moment;
 use polder_ipam::ids::{BootId, ClusterId, Incarnation, MachineId};
-use polder_ipam::ledger::{Held, Kind};
+use polder_ipam::ledger::{AttachmentEntry, Kind};
 use polder_ipam::peers::Peer;
 use polder_ipam::record::{AttachMode, Backend, ClusterRecord, Masquerade, NodeRecord, VxlanSettings};
 use polder_ipam::{Block, Cidr};
@@ -71,8 +71,8 @@ fn blocks(node: u8, count: u8, dual: bool) -> (Vec<Block>, Vec<IpAddr>) {
     (v4.clone().chain(v6.clone()).collect(), gateways.collect())
 }
 
-fn pod(number: u8) -> Held {
-    Held {
+fn pod(number: u8) -> AttachmentEntry {
+    AttachmentEntry {
         attachment: format!("polder/pod{number}/eth0").parse().unwrap(),
         kind: Kind::Pod,
         since: Moment::BOOT,
@@ -230,59 +230,61 @@ impl Model {
         matches!(device, Device::Uplink(_)) || self.indexes.contains_key(device)
     }
 
-    pub(crate) fn apply(&mut self, change: &Change, desired: &Desired) {
+    pub(crate) fn apply(&mut self, change: &KernelChange, desired: &Desired) {
         let there = |device: &Device| assert!(self.is_there(device), "{change}: {device} is not there");
         match change.clone() {
-            Change::SetSysctl { path, value } => drop(self.sysctls.insert(path, value)),
-            Change::CreateLink(device, link) => {
+            KernelChange::SetSysctl { path, value } => drop(self.sysctls.insert(path, value)),
+            KernelChange::CreateLink(device, link) => {
                 self.number(&device);
                 self.state.links.insert(device, link);
             }
-            Change::DeleteLink(device, index) => {
+            KernelChange::DeleteLink(device, index) => {
                 assert_eq!(self.indexes.get(&device), Some(&index), "{change}");
                 self.unplug(&device);
             }
-            Change::RenameLink(device, index) => {
+            KernelChange::RenameLink(device, index) => {
                 assert_eq!(self.indexes.get(&device), Some(&index), "{change}");
-                self.state.links.get_mut(&device).unwrap().identity = Identity::Whole;
+                self.state.links.get_mut(&device).unwrap().identity = DeviceIdentity::Whole;
             }
-            Change::AdjustLink(device, link) => {
+            KernelChange::AdjustLink(device, link) => {
                 there(&device);
                 let found = self.state.links.insert(device, link.clone()).unwrap();
                 assert!(found.kind.can_become(&link.kind), "what a device is cannot be changed");
             }
-            Change::InstallFilter(_) => self.filter = Some((desired.table.clone(), desired.elements.clone())),
-            Change::RefillSet { set, elements } => {
+            KernelChange::InstallFilter(_) => {
+                self.filter = Some((desired.table.clone(), desired.elements.clone()));
+            }
+            KernelChange::RefillSet { set, elements } => {
                 self.filter.as_mut().expect("a table").1.insert(set, elements.clone());
             }
-            Change::UpdateSet { set, add, remove } => {
+            KernelChange::UpdateSet { set, add, remove } => {
                 let elements = self.filter.as_mut().expect("a table").1.entry(set).or_default();
                 assert!(remove.iter().all(|element| elements.remove(element)), "{change}: it is not there");
                 elements.extend(add);
             }
-            Change::AddAddress(device, address) => {
+            KernelChange::AddAddress(device, address) => {
                 there(&device);
                 assert!(self.state.addresses.insert((device, address)), "{change}: it is there already");
             }
-            Change::SetPod(name, port) => {
+            KernelChange::SetPod(name, port) => {
                 there(&Device::Pod(name.clone()));
                 assert!(port.is_none() || self.is_there(&Device::Bridge), "{change}: no bridge");
                 self.state.pods.insert(name, PodLink { port, up: true, forwards: port.is_none() });
             }
-            Change::SetNeighbour(device, address, mac) => {
+            KernelChange::SetNeighbour(device, address, mac) => {
                 there(&device);
                 self.state.neighbours.insert((device, address), mac);
             }
-            Change::SetForward(device, mac, to) => {
+            KernelChange::SetForward(device, mac, to) => {
                 there(&device);
                 if let Device::Pod(name) = &device {
                     assert!(self.state.pods[name].port.is_some(), "{change}: it is no port");
                 }
                 self.state.forwards.insert((device, mac), to);
             }
-            Change::SetRoute(destination, way) => {
+            KernelChange::SetRoute(destination, way) => {
                 device_of(&way).iter().for_each(there);
-                if let Target::Tunnel(family, IpAddr::V6(next_hop)) = way.target {
+                if let RouteTarget::Tunnel(family, IpAddr::V6(next_hop)) = way.target {
                     let elsewhere = self.state.routes.iter().any(|(there, leads)| {
                         there.contains(next_hop.into()) && device_of(leads) != Some(Device::Tunnel(family))
                     });
@@ -290,18 +292,22 @@ impl Model {
                 }
                 self.state.routes.insert(destination, way);
             }
-            Change::DeleteRoute(destination) => assert!(self.state.routes.remove(&destination).is_some()),
-            Change::DeleteImpostor(impostor) => assert!(self.state.impostors.remove(&impostor)),
-            Change::DeleteForward(device, mac, _) => {
+            KernelChange::DeleteRoute(destination) => {
+                assert!(self.state.routes.remove(&destination).is_some());
+            }
+            KernelChange::DeleteConflicting(conflicting) => {
+                assert!(self.state.conflicting_routes.remove(&conflicting));
+            }
+            KernelChange::DeleteForward(device, mac, _) => {
                 assert!(self.state.forwards.remove(&(device, mac)).is_some(), "{change}");
             }
-            Change::DeleteNeighbour(device, address, _) => {
+            KernelChange::DeleteNeighbour(device, address, _) => {
                 assert!(self.state.neighbours.remove(&(device, address)).is_some(), "{change}");
             }
-            Change::DeleteAddress(device, address) => {
+            KernelChange::DeleteAddress(device, address) => {
                 assert!(self.state.addresses.remove(&(device, address)), "{change}");
             }
-            Change::DeletePod(name, index) => {
+            KernelChange::DeletePod(name, index) => {
                 let device = Device::Pod(name);
                 assert_eq!(self.indexes.get(&device), Some(&index), "{change}");
                 self.unplug(&device);
@@ -311,8 +317,8 @@ impl Model {
 
     /// The destinations that are lost in a tunnel: it has no entry for the peer.
     fn holes(&self) -> BTreeSet<IpNetwork> {
-        let is_hole = |way: &Way| match way.target {
-            Target::Tunnel(family, gateway) => {
+        let is_hole = |way: &OwnRoute| match way.target {
+            RouteTarget::Tunnel(family, gateway) => {
                 let device = Device::Tunnel(family);
                 let mac = self.state.neighbours.get(&(device.clone(), gateway));
                 !mac.is_some_and(|mac| self.state.forwards.contains_key(&(device, *mac)))
@@ -324,7 +330,7 @@ impl Model {
     }
 
     /// Applies the plan for that world, and returns its changes.
-    fn become_like(&mut self, world: &World, prune: Prune) -> Vec<Change> {
+    fn become_like(&mut self, world: &World, prune: Prune) -> Vec<KernelChange> {
         let desired = world.desired(&self.present());
         let changes = plan(&desired, &self.actual(&desired.table), prune);
         changes.iter().for_each(|change| self.apply(change, &desired));
@@ -412,11 +418,11 @@ proptest! {
         after.pods.iter().for_each(|number| model.plug(*number));
         let desired = after.desired(&model.present());
         let changes = plan(&desired, &model.actual(&desired.table), Prune::Yes);
-        let protects = |change: &Change| {
-            matches!(change, Change::InstallFilter(_) | Change::UpdateSet { .. } | Change::RefillSet { .. })
+        let protects = |change: &KernelChange| {
+            matches!(change, KernelChange::InstallFilter(_) | KernelChange::UpdateSet { .. } | KernelChange::RefillSet { .. })
         };
-        let opens = |change: &Change| {
-            matches!(change, Change::CreateLink(..) | Change::SetPod(..) | Change::SetRoute(..))
+        let opens = |change: &KernelChange| {
+            matches!(change, KernelChange::CreateLink(..) | KernelChange::SetPod(..) | KernelChange::SetRoute(..))
         };
         if let (Some(last), Some(first)) = (changes.iter().rposition(protects), changes.iter().position(opens)) {
             prop_assert!(last < first, "{:#?}", changes);
@@ -471,7 +477,7 @@ fn a_bridge_that_filters_vlans_is_set_back_and_not_made_anew() {
     let mut model = Model::of(&world);
     model.state.links.get_mut(&Device::Bridge).unwrap().kind = OwnKind::Bridge { filters_vlans: true };
     let changes = model.become_like(&world, Prune::Yes);
-    assert!(matches!(changes.as_slice(), [Change::AdjustLink(Device::Bridge, _)]), "{changes:?}");
+    assert!(matches!(changes.as_slice(), [KernelChange::AdjustLink(Device::Bridge, _)]), "{changes:?}");
 }
 
 #[test]
@@ -486,9 +492,9 @@ fn a_route_that_takes_etcd_away_goes_before_the_records_are_known() {
     let etcd = Needed::host("10.99.0.5".parse().unwrap(), What::Store("the address of etcd".to_owned()));
     desired.guard = Guard::new(&[etcd], std::iter::empty());
     let mut actual = model.actual(&desired.table);
-    let unreachable = Way { target: Target::Unreachable, source: None, mtu: None };
+    let unreachable = OwnRoute { target: RouteTarget::Unreachable, source: None, mtu: None };
     let [capturing, harmless] = ["10.99.0.0/24", "10.98.0.0/24"].map(|range| range.parse().unwrap());
     actual.state.routes.insert(capturing, unreachable.clone());
     actual.state.routes.insert(harmless, unreachable);
-    assert_eq!(plan(&desired, &actual, Prune::No), [Change::DeleteRoute(capturing)]);
+    assert_eq!(plan(&desired, &actual, Prune::No), [KernelChange::DeleteRoute(capturing)]);
 }

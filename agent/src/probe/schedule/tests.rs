@@ -7,10 +7,10 @@ use super::super::verdict::ENDPOINT_FAILURES;
 use super::*;
 use crate::kernel::tunnel::Encapsulation;
 
-fn target(address: &str) -> Target {
+fn target(address: &str) -> ProbeTarget {
     let address: IpAddr = address.parse().unwrap();
     let path = Path::Direct { via: "10.0.0.2".parse().unwrap(), index: IfIndex::new(2) };
-    Target { address, path, mtu: 1450, sizes: Sizes::Both }
+    ProbeTarget { address, path, mtu: 1450, sizes: Sizes::Both }
 }
 
 fn key() -> Key {
@@ -18,15 +18,15 @@ fn key() -> Key {
 }
 
 /// A schedule with one target, and its clock.
-struct Play {
+struct Scenario {
     schedule: Schedule,
     now: Instant,
 }
 
-impl Play {
+impl Scenario {
     fn new() -> Self {
         let (mut schedule, now) = (Schedule::new(STEADY), Instant::now());
-        schedule.aim([(key(), target("10.244.1.1"))].into_iter(), now);
+        schedule.set_targets([(key(), target("10.244.1.1"))].into_iter(), now);
         Self { schedule, now }
     }
 
@@ -34,7 +34,7 @@ impl Play {
     fn rounds(&mut self, number: usize, sizes: &[Size]) -> (Verdict, Duration) {
         for _ in 0..number {
             self.now = self.schedule.next().unwrap();
-            let shots = self.schedule.shoot(self.now, 10);
+            let shots = self.schedule.due_probes(self.now, 10);
             assert_eq!(shots.len(), 1);
             for size in sizes {
                 let token = Token { number: shots[0].number, size: *size };
@@ -50,7 +50,7 @@ const ALL: &[Size] = &[Size::Small, Size::Full];
 
 #[test]
 fn a_peer_that_answers_is_asked_again_after_a_while() {
-    let mut play = Play::new();
+    let mut play = Scenario::new();
     assert_eq!(play.rounds(1, ALL).0, Verdict::Answers);
     let (verdict, pause) = play.rounds(1, ALL);
     assert!(verdict == Verdict::Answers && pause >= STEADY, "{pause:?}");
@@ -58,7 +58,7 @@ fn a_peer_that_answers_is_asked_again_after_a_while() {
 
 #[test]
 fn one_lost_probe_is_none_and_three_are_silence_until_one_comes_back() {
-    let mut play = Play::new();
+    let mut play = Scenario::new();
     play.rounds(2, ALL);
     for _ in 0..2 {
         assert_eq!(play.rounds(1, &[]), (Verdict::Answers, SOON));
@@ -71,7 +71,7 @@ fn one_lost_probe_is_none_and_three_are_silence_until_one_comes_back() {
 
 #[test]
 fn a_silent_peer_is_asked_again_soon_and_then_less_and_less_often_until_it_answers() {
-    let mut play = Play::new();
+    let mut play = Scenario::new();
     play.rounds(1, ALL);
     for _ in 0..2 {
         assert_eq!(play.rounds(3, &[]), (Verdict::Answers, SOON));
@@ -82,7 +82,7 @@ fn a_silent_peer_is_asked_again_soon_and_then_less_and_less_often_until_it_answe
 
 #[test]
 fn a_narrow_way_is_asked_again_soon_and_then_less_and_less_often_until_the_verdict_changes() {
-    let mut play = Play::new();
+    let mut play = Scenario::new();
     let narrow = &[Size::Small];
     for _ in 0..2 {
         assert_eq!(play.rounds(3, narrow).1, SOON);
@@ -93,12 +93,12 @@ fn a_narrow_way_is_asked_again_soon_and_then_less_and_less_often_until_the_verdi
     // A path that passed small packets passes none, and then small packets again.
     assert_eq!(play.rounds(4, &[]), (Verdict::Silent, Duration::from_secs(1)));
     play.rounds(1, narrow);
-    assert_eq!(play.rounds(1, narrow), (Verdict::Narrow(1450), Duration::from_secs(1)));
+    assert_eq!(play.rounds(1, narrow), (Verdict::PathMtuTooSmall(1450), Duration::from_secs(1)));
 }
 
 #[test]
 fn an_endpoint_is_missed_for_longer_than_the_lease_of_an_agent_that_was_killed() {
-    let mut play = Play::new();
+    let mut play = Scenario::new();
     play.rounds(1, ALL);
     let first = play.schedule.next().unwrap();
     while play.schedule.seen(&key()).unwrap().lost < ENDPOINT_FAILURES {
@@ -111,16 +111,16 @@ fn an_endpoint_is_missed_for_longer_than_the_lease_of_an_agent_that_was_killed()
 
 #[test]
 fn a_way_that_carries_only_small_packets_is_narrow_until_a_large_one_comes_back() {
-    let mut play = Play::new();
+    let mut play = Scenario::new();
     play.rounds(1, ALL);
-    assert_eq!(play.rounds(4, &[Size::Small]).0, Verdict::Narrow(1450));
-    assert_eq!(play.rounds(1, &[Size::Small]).0, Verdict::Narrow(1450));
+    assert_eq!(play.rounds(4, &[Size::Small]).0, Verdict::PathMtuTooSmall(1450));
+    assert_eq!(play.rounds(1, &[Size::Small]).0, Verdict::PathMtuTooSmall(1450));
     assert_eq!(play.rounds(1, ALL).0, Verdict::Answers);
 }
 
 #[test]
 fn nothing_is_known_of_a_peer_that_is_new_or_reached_another_way() {
-    let mut play = Play::new();
+    let mut play = Scenario::new();
     play.rounds(1, ALL);
     let other = Path::Tunnel {
         encapsulation: Encapsulation::Vxlan,
@@ -131,21 +131,21 @@ fn nothing_is_known_of_a_peer_that_is_new_or_reached_another_way() {
     let mut target = target("10.244.1.1");
     target.path = other;
     let moved = || [(key(), target.clone())].into_iter();
-    play.schedule.aim(moved(), play.now);
+    play.schedule.set_targets(moved(), play.now);
     assert_eq!(play.schedule.seen(&key()).unwrap().verdict, Verdict::Unknown);
     assert_eq!(play.schedule.next(), Some(play.now));
-    play.schedule.shoot(play.now, 10);
-    play.schedule.aim(moved(), play.now);
+    play.schedule.due_probes(play.now, 10);
+    play.schedule.set_targets(moved(), play.now);
     assert_ne!(play.schedule.next(), Some(play.now), "it is the same");
-    play.schedule.aim(std::iter::empty(), play.now);
+    play.schedule.set_targets(std::iter::empty(), play.now);
     assert_eq!((play.schedule.keys().count(), play.schedule.next()), (0, None));
 }
 
 #[test]
 fn where_only_small_packets_are_sent_they_are_enough() {
-    let mut play = Play::new();
-    let small = Target { sizes: Sizes::Small, ..target("10.244.1.1") };
-    play.schedule.aim([(key(), small)].into_iter(), play.now);
+    let mut play = Scenario::new();
+    let small = ProbeTarget { sizes: Sizes::Small, ..target("10.244.1.1") };
+    play.schedule.set_targets([(key(), small)].into_iter(), play.now);
     let (verdict, pause) = play.rounds(5, &[Size::Small]);
     assert!(verdict == Verdict::Answers && pause >= STEADY, "{verdict:?} {pause:?}");
     assert_eq!(play.rounds(4, &[]).0, Verdict::Silent);
@@ -153,7 +153,7 @@ fn where_only_small_packets_are_sent_they_are_enough() {
 
 #[test]
 fn lost_rounds_are_counted_until_something_comes_back_and_a_doubt_makes_the_next_one_come_early() {
-    let mut play = Play::new();
+    let mut play = Scenario::new();
     play.rounds(1, ALL);
     play.schedule.hurry(&key(), play.now);
     assert_eq!(play.schedule.next(), Some(play.now));
@@ -165,8 +165,8 @@ fn lost_rounds_are_counted_until_something_comes_back_and_a_doubt_makes_the_next
 
 #[test]
 fn what_comes_from_elsewhere_is_no_answer() {
-    let mut play = Play::new();
-    let shots = play.schedule.shoot(play.now, 10);
+    let mut play = Scenario::new();
+    let shots = play.schedule.due_probes(play.now, 10);
     let token = Token { number: shots[0].number, size: Size::Full };
     play.schedule.take("10.244.1.2".parse().unwrap(), token, play.now);
     assert_eq!(play.schedule.seen(&key()).unwrap().verdict, Verdict::Unknown);

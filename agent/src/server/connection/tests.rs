@@ -21,8 +21,8 @@ impl Fake {
     }
 }
 
-impl Answers for Fake {
-    type Wired = Attachment;
+impl RequestHandler for Fake {
+    type AttachmentLock = Attachment;
 
     async fn answer(
         &self,

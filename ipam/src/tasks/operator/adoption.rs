@@ -5,8 +5,8 @@ use polder_api::message::{Refusal, RefusalKind};
 use tracing::warn;
 
 use super::{OperatorHost, current, invalid};
-use crate::record::{Alive, Life};
-use crate::steward;
+use crate::membership;
+use crate::record::{Alive, Boot};
 use crate::tasks::Me;
 
 /// The result of an operator's request to adopt a node.
@@ -25,14 +25,14 @@ pub async fn adopt<H: OperatorHost>(host: &H, me: &Me, wanted: &NodeName) -> Res
     let view = current(host)?;
     let identity = host.ledger(|ipam, _| ipam.identity()).await;
     let identity = identity.map_err(|error| Refusal::new(RefusalKind::Failed, error.to_string()))?;
-    let other = steward::adopt(&view, &me.name, wanted, identity.as_ref(), me.life()).map_err(invalid)?;
+    let other = membership::adopt(&view, &me.name, wanted, identity.as_ref(), me.life()).map_err(invalid)?;
     let Some(other) = other else {
         return Ok(Adoption::Already(format!("this machine is already node {wanted}")));
     };
     let words = format!(
         "this machine becomes node {wanted} and replaces another ({}) as soon as that one is no longer alive: \
          see polderctl status",
-        Life::from(&other)
+        Boot::from(&other)
     );
     warn!(node = %wanted, machine_id = %other.machine_id, boot_id = %other.boot_id, "an operator adopts the node on this machine");
     Ok(Adoption::InPlaceOf(other, words))

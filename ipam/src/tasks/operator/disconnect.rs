@@ -10,13 +10,13 @@ use super::{OperatorHost, invalid, store_failed};
 use crate::key::{Key, Range};
 use crate::publication;
 use crate::store::StoreError;
-use crate::tasks::published::Addresses;
+use crate::tasks::published::PublishedAddresses;
 use crate::tasks::records::Records;
 use crate::tasks::{Me, lease, ledger_failed};
 
 /// The state of a node that is to be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Standing {
+struct RemovalState {
     /// Whether it is a node of the cluster, and not yet removed.
     is_member: bool,
     /// Whether its lease is valid, or it is the node that answers this request.
@@ -36,9 +36,9 @@ enum Objection {
     Unconfirmed(String),
 }
 
-fn object(removal: &Removal, standing: Standing) -> Result<(), Objection> {
+fn object(removal: &Removal, standing: RemovalState) -> Result<(), Objection> {
     let Removal { node, dead, disconnect_pods, earlier } = removal;
-    let Standing { is_member, is_alive, pods, is_last } = standing;
+    let RemovalState { is_member, is_alive, pods, is_last } = standing;
     // With `earlier`, the request is about an earlier machine of that name, not the one that is alive.
     if !is_member || !is_alive || *earlier {
         return Ok(());
@@ -84,31 +84,31 @@ pub async fn allow_removal<H: OperatorHost>(
     let own_revision = publication::own_revision(&host.known(), &me.name, identity.as_ref(), me.life());
     // Another machine can have the name, while this one waits for it.
     let is_own = removal.node == me.name && own_revision.is_some();
-    let standing = look(host, records, &removal.node, is_own).await.map_err(unknown)?;
+    let standing = state_of(host, records, &removal.node, is_own).await.map_err(unknown)?;
     object(removal, standing).map_err(|objection| match objection {
         Objection::Wrong(problem) => Reply::Refused(invalid(problem)),
         Objection::Unconfirmed(message) => Reply::Unconfirmed { message, pods: standing.pods },
     })
 }
 
-async fn look<H: OperatorHost>(
+async fn state_of<H: OperatorHost>(
     host: &H,
     records: &impl Records,
     node: &NodeName,
     is_own: bool,
-) -> Result<Standing, StoreError> {
+) -> Result<RemovalState, StoreError> {
     let view = host.known();
     let lease = records.range(&Range::single(Key::Alive(node.clone()).to_string())).await?;
     let pods = if is_own {
         let pods = host.ledger(|ipam, _| ipam.attachments().filter(|held| !held.leaving).count()).await;
         pods as u64
     } else {
-        let published = Addresses::read_range(records, &Key::addresses_of(node)).await?;
+        let published = PublishedAddresses::read_range(records, &Key::addresses_of(node)).await?;
         let published = published.records.into_iter().map(|(published, _)| published.record.attachment);
         published.collect::<BTreeSet<Attachment>>().len() as u64
     };
     let is_member = view.nodes.contains_key(node);
-    Ok(Standing {
+    Ok(RemovalState {
         is_member,
         // The node that answers this request is alive, even if its lease has expired.
         is_alive: is_own || !lease.entries.is_empty(),
@@ -121,13 +121,13 @@ async fn look<H: OperatorHost>(
 mod tests {
     use super::*;
 
-    const ALIVE: Standing = Standing { is_member: true, is_alive: true, pods: 2, is_last: false };
+    const ALIVE: RemovalState = RemovalState { is_member: true, is_alive: true, pods: 2, is_last: false };
 
     fn asked(dead: bool, disconnect_pods: Option<u64>) -> Removal {
         Removal { node: "n1".parse().unwrap(), dead, disconnect_pods, earlier: false }
     }
 
-    fn said(removal: &Removal, standing: Standing) -> String {
+    fn said(removal: &Removal, standing: RemovalState) -> String {
         match object(removal, standing) {
             Ok(()) => String::new(),
             Err(Objection::Wrong(text) | Objection::Unconfirmed(text)) => text,
@@ -147,23 +147,23 @@ mod tests {
             let wrong = said(&asked(false, Some(number)), ALIVE);
             assert!(wrong.contains(&format!("has 2 pods, not {number}")), "{wrong}");
         }
-        let last = said(&asked(false, None), Standing { is_last: true, ..ALIVE });
+        let last = said(&asked(false, None), RemovalState { is_last: true, ..ALIVE });
         assert!(last.contains("the last node of the cluster"), "{last}");
     }
 
     #[test]
     fn a_node_without_pods_a_dead_one_and_one_that_was_removed_need_no_number() {
-        assert_eq!(object(&asked(false, None), Standing { pods: 0, ..ALIVE }), Ok(()));
+        assert_eq!(object(&asked(false, None), RemovalState { pods: 0, ..ALIVE }), Ok(()));
         for dead in [false, true] {
-            assert_eq!(object(&asked(dead, None), Standing { is_alive: false, ..ALIVE }), Ok(()));
-            assert_eq!(object(&asked(dead, None), Standing { is_member: false, ..ALIVE }), Ok(()));
+            assert_eq!(object(&asked(dead, None), RemovalState { is_alive: false, ..ALIVE }), Ok(()));
+            assert_eq!(object(&asked(dead, None), RemovalState { is_member: false, ..ALIVE }), Ok(()));
         }
     }
 
     #[test]
     fn a_living_node_is_not_called_dead_with_or_without_pods() {
         for pods in [0, 2] {
-            let wrong = said(&asked(true, Some(pods)), Standing { pods, ..ALIVE });
+            let wrong = said(&asked(true, Some(pods)), RemovalState { pods, ..ALIVE });
             assert!(wrong.contains("node n1 is alive") && wrong.contains("--dead is only for"), "{wrong}");
         }
     }

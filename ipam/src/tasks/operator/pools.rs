@@ -9,7 +9,7 @@ use super::{ATTEMPTS, invalid, store_failed};
 use crate::cidr::ParseCidrError;
 use crate::pool::{InvalidPool, PoolState, usual_block_length};
 use crate::pools::{self, Decision, NotChanged};
-use crate::settings::Wanted;
+use crate::settings::ValidatedSettings;
 use crate::store::Outcome;
 use crate::tasks::records::{Records, read_all};
 use crate::view::View;
@@ -41,7 +41,7 @@ pub async fn change_pools(
 }
 
 /// Changes settings of the cluster, and returns a message with the result.
-pub async fn change_settings(records: &impl Records, wanted: &Wanted) -> Result<String, Refusal> {
+pub async fn change_settings(records: &impl Records, wanted: &ValidatedSettings) -> Result<String, Refusal> {
     let done = carry_out(records, |view| settings::change(view, wanted)).await?;
     info!("{done}");
     Ok(done)

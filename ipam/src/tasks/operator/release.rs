@@ -12,9 +12,9 @@ use crate::node::Condition;
 use crate::record::{Holder, ReservationRecord};
 use crate::reservation;
 use crate::store::{Outcome, StoreError};
-use crate::tasks::published::Addresses;
+use crate::tasks::orphan_collector::{self, Swept};
+use crate::tasks::published::PublishedAddresses;
 use crate::tasks::records::{Records, read_all};
-use crate::tasks::sweeper::{self, Swept};
 use crate::tasks::{Me, ledger_failed};
 use crate::view::View;
 
@@ -115,7 +115,8 @@ async fn check_gone<H: OperatorHost>(
     if registered.is_some_and(|known| known.record.boot_id == *boot_id) {
         let alive = Range::single(Key::Alive(node.clone()).to_string());
         let alive = !records.range(&alive).await.map_err(failed)?.entries.is_empty();
-        let published = Addresses::read_range(records, &Key::addresses_of(node)).await.map_err(failed)?;
+        let published =
+            PublishedAddresses::read_range(records, &Key::addresses_of(node)).await.map_err(failed)?;
         if alive && published.all().any(|known| known == address) {
             return lives("that node is alive and reports it");
         }
@@ -140,7 +141,7 @@ async fn of_a_block<H: OperatorHost>(
     match condition.map_err(|error| ledger_failed(&error))? {
         Some(Condition::Held(held)) => {
             let attachment = &held.attachment;
-            match sweeper::sweep(host, attachment, "requested by an operator")
+            match orphan_collector::sweep(host, attachment, "requested by an operator")
                 .await
                 .map_err(Refusal::try_again)?
             {

@@ -5,7 +5,7 @@ use polder_api::message::{Refusal, Removal};
 use tracing::warn;
 
 use super::{ATTEMPTS, Knowledge, current, invalid, store_failed};
-use crate::record::{FenceRecord, Life, NodeRecord, PodsGone};
+use crate::record::{Boot, FenceRecord, NodeRecord, PodsGone};
 use crate::removal::{self, NotRemoved, Vouched, blocks_of};
 use crate::store::{Outcome, StoreError};
 use crate::tasks::CATCH_UP;
@@ -65,7 +65,7 @@ pub async fn remove_node(
 /// Whether the node of that name is not the one that the operator meant: then the operator's confirmation does not
 /// apply.
 fn is_another(meant: Option<&NodeRecord>, found: &NodeRecord) -> bool {
-    meant.is_none_or(|meant| found.incarnation != meant.incarnation || Life::from(found) != Life::from(meant))
+    meant.is_none_or(|meant| found.incarnation != meant.incarnation || Boot::from(found) != Boot::from(meant))
 }
 
 /// The result of a removal that the datastore refused or did not answer.
@@ -111,7 +111,7 @@ pub fn standings(view: &View) -> Vec<(NodeName, String)> {
             format!(
                 "removed: its {blocks} blocks are held back until it has disconnected its pods and confirmed \
                  that ({}), or you confirm that they are gone with polderctl node remove {} --dead{earlier}",
-                Life::from(fence),
+                Boot::from(fence),
                 fence.node
             )
         }

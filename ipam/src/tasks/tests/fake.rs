@@ -20,11 +20,11 @@ use crate::change::Change;
 use crate::claim::NoClaim;
 use crate::key::{Key, Range};
 use crate::ledger::memory::Memory;
-use crate::ledger::{Held, Kind, LedgerError};
-use crate::node::{Source as From, Wish};
+use crate::ledger::{AttachmentEntry, Kind, LedgerError};
+use crate::node::{AllocationRequest, Source as From};
 use crate::pool::{BlockRequest, Pool, PoolState};
 use crate::record::{AttachMode, BlockRecord, FenceRecord, Masquerade, PodsGone, VxlanSettings, encode};
-use crate::store::refusal::{Cause, Refusal};
+use crate::store::refusal::{Refusal, RefusalCause};
 use crate::store::{Compare, Contents, Entry, Outcome, Txn, Update, Write};
 use crate::transaction::transaction;
 
@@ -47,9 +47,9 @@ pub(super) enum Fate {
     /// This event happens first.
     After(Event),
     /// It is refused for that reason.
-    Refused(Cause),
+    Refused(RefusalCause),
     /// It is carried out, but answered with a refusal for that reason.
-    MadeAndRefused(Cause),
+    MadeAndRefused(RefusalCause),
 }
 
 /// A failure on the node.
@@ -110,7 +110,7 @@ impl State {
 
     /// Allocates an address to a pod with that container ID.
     pub(super) fn allocate(&mut self, container: &str) {
-        let wish = Wish {
+        let wish = AllocationRequest {
             attachment: attachment(container),
             kind: Kind::Pod,
             source: From::Blocks {
@@ -221,7 +221,7 @@ fn no_answer() -> StoreError {
     StoreError::NoAnswer { store: "a fake".to_owned(), reason: "a test says so".to_owned() }
 }
 
-fn refused(cause: Cause) -> StoreError {
+fn refused(cause: RefusalCause) -> StoreError {
     let refusal = Refusal::new(cause, "a test says so".to_owned());
     StoreError::Refused { store: "a fake".to_owned(), refusal }
 }
@@ -346,7 +346,7 @@ impl RegistrarHost for Fake {
         self.with(|state| state.registration = registration);
     }
 
-    fn announce(&self, holdings: Holdings) {
+    fn publish_holdings(&self, holdings: Holdings) {
         self.with(|state| state.holdings = holdings);
     }
 
@@ -460,7 +460,7 @@ pub(super) fn node() -> (Fake, Registrar<'static, Fake>) {
 
 pub(super) fn registered() -> (Fake, Registrar<'static, Fake>) {
     let (fake, mut registrar) = node();
-    at_once(registrar.look());
+    at_once(registrar.run_once());
     assert_eq!(fake.registration(), Registration::Registered);
     (fake, registrar)
 }

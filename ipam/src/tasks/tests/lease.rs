@@ -9,7 +9,7 @@ use crate::Revision;
 use crate::change::Sign;
 use crate::publication::sign_of_life;
 use crate::store::Outcome;
-use crate::store::refusal::{Cause, Refusal};
+use crate::store::refusal::{Refusal, RefusalCause};
 use crate::tasks::lease::{ALIVE, LeaseStore, hold};
 
 /// The operation that fails, the first time only.
@@ -70,7 +70,7 @@ impl LeaseStore for Store {
             return Ok(Outcome::Refused);
         }
         if what == "restore" && self.fails(Fails::Restore) {
-            let refusal = Refusal::new(Cause::Permission, String::new());
+            let refusal = Refusal::new(RefusalCause::Permission, String::new());
             return Err(StoreError::Refused { store: "a fake".to_owned(), refusal });
         }
         Ok(outcome)

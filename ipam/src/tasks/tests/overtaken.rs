@@ -68,7 +68,7 @@ fn is_held(fake: &Fake) -> bool {
 
 /// The reserved address is still held, and not handed over to another pod, because the ADD is running.
 fn assert_kept_for_its_add(fake: &Fake, registrar: &mut Registrar<'static, Fake>) {
-    at_once(registrar.look());
+    at_once(registrar.run_once());
     assert!(is_held(fake));
     let wanted = Workload::Pool("kept".parse().unwrap());
     let refused = at_once(registrar.hand_over(&wanted, "d/web", &attachment("c2"))).unwrap_err();
@@ -83,7 +83,7 @@ fn what_a_plugin_makes_after_its_del_goes_when_it_ends_and_its_reserved_address_
     at_once(teardown::abandoned(&fake, &attachment("c1")));
     drop(lock);
     assert!(!has_interface(&fake));
-    at_once(registrar.look());
+    at_once(registrar.run_once());
     assert!(!is_held(&fake));
 }
 
@@ -93,14 +93,14 @@ fn the_sweeper_deletes_what_nobody_else_has_and_not_while_the_add_goes_on() {
     make(&fake);
     let sweep = || {
         fake.with(|state| state.sleeps = 1);
-        until_it_waits(sweeper::run(&fake, Vec::new(), Duration::from_secs(30)));
+        until_it_waits(orphan_collector::run(&fake, Vec::new(), Duration::from_secs(30)));
     };
     sweep();
     assert!(has_interface(&fake));
     drop(lock);
     sweep();
     assert!(!has_interface(&fake));
-    at_once(registrar.look());
+    at_once(registrar.run_once());
     assert!(!is_held(&fake));
 }
 
@@ -115,7 +115,7 @@ fn what_is_added_again_after_such_a_del_stays() {
     at_once(teardown::abandoned(&fake, &attachment("c1")));
     drop(lock);
     fake.with(|state| state.sleeps = 1);
-    until_it_waits(sweeper::run(&fake, Vec::new(), Duration::from_secs(30)));
+    until_it_waits(orphan_collector::run(&fake, Vec::new(), Duration::from_secs(30)));
     assert!(has_interface(&fake) && fake.with(|state| state.ipam.get(&attachment("c1")).is_some()));
 }
 
@@ -126,7 +126,7 @@ fn another_del_after_the_end_of_the_add_ends_it_too() {
     drop(lock);
     at_once(teardown::del(&fake, &attachment("c1"))).unwrap();
     assert!(!has_interface(&fake));
-    at_once(registrar.look());
+    at_once(registrar.run_once());
     assert!(!is_held(&fake));
 }
 
@@ -134,11 +134,11 @@ fn another_del_after_the_end_of_the_add_ends_it_too() {
 fn a_removed_node_says_that_its_pods_are_gone_only_when_no_add_can_make_an_interface() {
     let (fake, mut registrar, lock) = overtaken();
     fake.with(State::remove_node);
-    at_once(registrar.look());
+    at_once(registrar.run_once());
     assert!(!fake.is_confirmed(), "its plugin can still make the interface");
     make(&fake);
     drop(lock);
-    at_once(registrar.look());
+    at_once(registrar.run_once());
     assert!(fake.is_confirmed() && !has_interface(&fake));
 }
 
@@ -168,7 +168,7 @@ fn a_reserved_address_is_held_by_an_agent_that_starts_while_the_plugin_goes_on()
         state.wired_from_before.clear();
         state.interfaces.clear();
     });
-    at_once(registrar.look());
+    at_once(registrar.run_once());
     assert!(!is_held(&fake));
 }
 
@@ -176,9 +176,9 @@ fn a_reserved_address_is_held_by_an_agent_that_starts_while_the_plugin_goes_on()
 fn a_removed_node_does_not_say_that_its_pods_are_gone_while_a_plugin_of_an_earlier_agent_goes_on() {
     let (fake, mut registrar) = restarted();
     fake.with(State::remove_node);
-    at_once(registrar.look());
+    at_once(registrar.run_once());
     assert!(!fake.is_confirmed());
     fake.with(|state| state.wired_from_before.clear());
-    at_once(registrar.look());
+    at_once(registrar.run_once());
     assert!(fake.is_confirmed());
 }

@@ -7,7 +7,7 @@ use super::fake::*;
 use super::*;
 use crate::claim::Unavailable;
 use crate::key::Key;
-use crate::ledger::{Held, Kind, Ledger as _};
+use crate::ledger::{AttachmentEntry, Kind, Ledger as _};
 use crate::pool::Purpose;
 use crate::record::{PoolRecord, ReservationRecord, encode};
 use crate::registration::Leaving;
@@ -34,18 +34,18 @@ fn request(container: &str) -> AddRequest {
     }
 }
 
-fn add(fake: &Fake, container: &str) -> Result<(Held, Lock), Refusal> {
+fn add(fake: &Fake, container: &str) -> Result<(AttachmentEntry, Lock), Refusal> {
     at_once(super::add(fake, &me(), request(container), &Plugin { is_gone: false }))
 }
 
 /// Adds a pod and its interface.
-fn added(fake: &Fake, container: &str) -> Held {
+fn added(fake: &Fake, container: &str) -> AttachmentEntry {
     let (held, _) = add(fake, container).unwrap();
     fake.with(|state| state.interfaces.insert(held.attachment.clone()));
     held
 }
 
-fn kind(result: Result<(Held, Lock), Refusal>) -> RefusalKind {
+fn kind(result: Result<(AttachmentEntry, Lock), Refusal>) -> RefusalKind {
     result.unwrap_err().kind
 }
 
@@ -61,11 +61,11 @@ fn free(fake: &Fake) -> u64 {
     fake.with(|state| state.ipam.total(Family::V4, None, Moment::from_millis(state.clock)).free)
 }
 
-/// Runs `looks` checks of the sweeper, a third of the grace period apart.
+/// Runs `looks` checks of the orphan collector, a third of the grace period apart.
 fn sweep(fake: &Fake, leaving: &[&str], looks: usize) {
     fake.with(|state| state.sleeps = looks);
     let leaving = leaving.iter().map(|container| attachment(container)).collect();
-    until_it_waits(sweeper::run(fake, leaving, Duration::from_secs(30)));
+    until_it_waits(orphan_collector::run(fake, leaving, Duration::from_secs(30)));
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn an_add_that_finds_no_address_waits_for_a_block_and_then_takes_the_one_that_co
     assert_eq!(fake.blocks_of("n1"), 2);
     assert_ne!(other.addresses, first.addresses);
     (1..=free(&fake)).for_each(|number| drop(added(&fake, &format!("d{number}"))));
-    fake.pass(crate::allocator::SHORTEST_REST);
+    fake.pass(crate::allocator::SHORTEST_COOL_DOWN);
     assert_eq!(added(&fake, "last").addresses, first.addresses, "there is no other block");
     assert_eq!(kind(add(&fake, "none")), RefusalKind::PoolExhausted);
     assert!(
@@ -178,13 +178,14 @@ fn what_misses_its_interface_is_released_after_the_grace_period_unless_somebody_
     sweep(&fake, &[], 4);
     assert!(!has(&fake, "gone") && has(&fake, "lives") && has(&fake, "wired"));
     drop(lock);
-    let swept =
-        |container: &str| at_once(sweeper::sweep(&fake, &attachment(container), "a test asks for it"));
-    assert_eq!(swept("lives"), Ok(sweeper::Swept::Alive));
+    let swept = |container: &str| {
+        at_once(orphan_collector::sweep(&fake, &attachment(container), "a test asks for it"))
+    };
+    assert_eq!(swept("lives"), Ok(orphan_collector::Swept::Alive));
     let lock = fake.try_lock(&attachment("wired")).unwrap();
-    assert_eq!(swept("wired"), Ok(sweeper::Swept::Busy));
+    assert_eq!(swept("wired"), Ok(orphan_collector::Swept::Busy));
     drop(lock);
-    assert_eq!(swept("wired"), Ok(sweeper::Swept::Released));
+    assert_eq!(swept("wired"), Ok(orphan_collector::Swept::Released));
 }
 
 #[test]
@@ -253,7 +254,7 @@ fn a_removed_node_does_not_forget_its_addresses_while_an_add_has_not_ended() {
     let (_, lock) = add(&fake, "c1").unwrap();
     added(&fake, "other");
     fake.with(State::remove_node);
-    at_once(registrar.look());
+    at_once(registrar.run_once());
     assert!(
         !has(&fake, "other") && fake.with(|state| state.interfaces.is_empty()),
         "the others do not wait for it"
@@ -263,13 +264,13 @@ fn a_removed_node_does_not_forget_its_addresses_while_an_add_has_not_ended() {
     drop(lock);
     // An ADD that was admitted earlier gets its addresses while the other pods are disconnected.
     fake.with(|state| state.without_gateways = Some(Box::new(|state| state.allocate("c2"))));
-    at_once(registrar.look());
+    at_once(registrar.run_once());
     let written = fake.with(|state| state.ipam.ledger().attachments().unwrap());
     assert!(has(&fake, "c2") && !fake.is_confirmed());
     assert_eq!(written.len(), 1, "an agent that starts now must know of it");
-    at_once(registrar.look());
+    at_once(registrar.run_once());
     assert!(!has(&fake, "c2"));
-    at_once(registrar.look());
+    at_once(registrar.run_once());
     assert!(fake.is_confirmed());
 }
 
@@ -320,7 +321,7 @@ fn where_one_of_two_reserved_addresses_is_refused_the_other_is_let_go() {
     };
     assert!(holders().iter().any(Option::is_some), "the first one was handed over");
     fake.with(State::load);
-    at_once(registrar.look());
+    at_once(registrar.run_once());
     assert_eq!(holders(), [None]);
 }
 

@@ -50,7 +50,7 @@ fn a_node_says_nothing_before_its_record_is_there_and_then_that_it_lives_and_who
     let mut go_on = || until_it_waits(running.as_mut());
     go_on();
     assert!(!is_alive(&fake));
-    at_once(registrar.look());
+    at_once(registrar.run_once());
     attach(&fake, "c1");
     go_on();
     assert!(is_alive(&fake));

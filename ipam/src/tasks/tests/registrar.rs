@@ -32,9 +32,9 @@ fn a_node_that_waited_for_the_records_must_not_serve_although_they_came_meanwhil
         state.view = Arc::default();
         state.meanwhile = Some(Box::new(State::load));
     });
-    at_once(registrar.look());
+    at_once(registrar.run_once());
     assert!(matches!(fake.registration(), Registration::Unproven(_)), "{:?}", fake.registration());
-    at_once(registrar.look());
+    at_once(registrar.run_once());
     assert_eq!(fake.registration(), Registration::Registered);
 }
 
@@ -63,7 +63,7 @@ fn a_claim_of_which_nothing_can_be_learned_is_not_taken_until_its_record_is_seen
         state.fault = None;
         state.load();
     });
-    at_once(registrar.look());
+    at_once(registrar.run_once());
     assert_eq!(owned(&fake), 2);
 }
 
@@ -103,7 +103,7 @@ fn nothing_is_claimed_or_handed_over_by_a_view_that_tells_of_a_loss_before_a_rou
     let wanted = Workload::Address("10.9.0.1".parse().unwrap());
     let refused = at_once(registrar.hand_over(&wanted, "d/web", &attachment("c1"))).unwrap_err();
     assert_eq!(refused, NotNow::Unavailable(Unavailable::Caution).into());
-    at_once(registrar.look());
+    at_once(registrar.run_once());
     fake.with(|state| state.clock += 1000 * CAUTION.as_secs() - 1);
     assert!(at_once(registrar.claim(any())).is_err(), "owners are putting them back");
     fake.with(|state| state.clock += 1);
@@ -163,7 +163,7 @@ fn a_reserved_address_that_comes_too_late_for_its_add_is_let_go() {
     }));
     assert!(answered.unwrap().is_ok() && holders()[0].is_some());
     fake.with(State::load);
-    at_once(registrar.look());
+    at_once(registrar.run_once());
     assert_eq!(holders(), [None], "another node could not have it as long as this one seems to");
 }
 
@@ -176,7 +176,7 @@ fn a_removed_node_is_cut_off_takes_its_addresses_away_and_serves_no_more() {
         state.interfaces.insert(pod.clone());
         state.remove_node();
     });
-    at_once(registrar.look());
+    at_once(registrar.run_once());
     assert!(matches!(fake.registration(), Registration::Removed(_)), "{:?}", fake.registration());
     fake.with(|state| {
         assert!(state.interfaces.is_empty() && state.ipam.get(&pod).is_none());
@@ -184,12 +184,12 @@ fn a_removed_node_is_cut_off_takes_its_addresses_away_and_serves_no_more() {
     });
     // After an error during the confirmation, the node still does not serve.
     fake.with(|state| state.fates.extend([Fate::Lost, Fate::Lost]));
-    at_once(registrar.look());
+    at_once(registrar.run_once());
     assert!(fake.registration().forbids().is_some(), "{:?}", fake.registration());
     // A restarted agent reports the removal, although it cannot change the kernel.
     fake.with(|state| (state.registration, state.is_read_only) = (Registration::default(), true));
     let me = me();
-    at_once(Registrar::new(&fake, &me).look());
+    at_once(Registrar::new(&fake, &me).run_once());
     assert!(matches!(fake.registration(), Registration::Removed(_)), "{:?}", fake.registration());
 }
 
@@ -207,7 +207,7 @@ fn a_node_that_is_proven_to_be_itself_serves_while_the_store_takes_no_writes() {
         state.fates.push_back(Fate::Lost);
     });
     let me = me();
-    at_once(Registrar::new(&fake, &me).look());
+    at_once(Registrar::new(&fake, &me).run_once());
     assert!(matches!(fake.registration(), Registration::Waiting(_)), "{:?}", fake.registration());
     // It also served during the write to the datastore, which can take long.
     assert_eq!(fake.with(|state| state.said_meanwhile.forbids().map(ToString::to_string)), None);

@@ -1,8 +1,8 @@
 //! The fake node as the environment of the pod tasks.
 
 use super::*;
+use crate::capacity::NoPool;
 use crate::claim::Exhausted;
-use crate::shortage::NoPool;
 
 /// The lock of one attachment, released when it is dropped.
 #[derive(Debug)]
@@ -65,12 +65,12 @@ impl PodHost for Fake {
         self.locked.borrow().contains(attachment)
     }
 
-    async fn gone(&self, held: Vec<Held>) -> Result<BTreeSet<Attachment>, HostError> {
+    async fn gone(&self, held: Vec<AttachmentEntry>) -> Result<BTreeSet<Attachment>, HostError> {
         let all = held.into_iter().map(|held| held.attachment);
         Ok(self.with(|state| all.filter(|attachment| !state.interfaces.contains(attachment)).collect()))
     }
 
-    async fn admit(&self, _: &Held) -> Result<(), HostError> {
+    async fn admit(&self, _: &AttachmentEntry) -> Result<(), HostError> {
         Ok(())
     }
 
@@ -84,7 +84,7 @@ impl PodHost for Fake {
         })
     }
 
-    async fn forget(&self, _: &Held) {}
+    async fn forget(&self, _: &AttachmentEntry) {}
 
     async fn free(&self, attachment: &Attachment, add: LastAdd) -> Result<(), LedgerError> {
         self.with(|state| {

@@ -7,7 +7,7 @@ use super::super::*;
 use crate::ids::Incarnation;
 use crate::key::Key;
 use crate::record::{FenceRecord, NodeRecord, PodsGone, encode};
-use crate::store::refusal::Cause;
+use crate::store::refusal::RefusalCause;
 use crate::tasks::operator::{Adoption, adopt, allow_removal, remove_node};
 
 fn removal(dead: bool) -> Removal {
@@ -107,10 +107,10 @@ fn a_removal_without_an_answer_is_not_repeated_and_one_that_is_refused_late_is_f
     let unknown = remove(&fake, false).unwrap_err();
     assert!(unknown.message.contains("It is unknown whether node n1 was removed"), "{unknown}");
     assert!(is_member(&fake) && fake.with(|state| state.fates.is_empty()));
-    fake.with(|state| state.fates.push_back(Fate::Refused(Cause::NoSpace)));
+    fake.with(|state| state.fates.push_back(Fate::Refused(RefusalCause::NoSpace)));
     let refused = remove(&fake, false).unwrap_err();
     assert!(refused.message.contains("node n1 was not removed"), "{refused}");
-    fake.with(|state| state.fates.push_back(Fate::MadeAndRefused(Cause::NoSpace)));
+    fake.with(|state| state.fates.push_back(Fate::MadeAndRefused(RefusalCause::NoSpace)));
     assert!(remove(&fake, false).unwrap().contains("node n1 is removed"));
 }
 

@@ -10,7 +10,7 @@ use crate::ids::{Incarnation, Nonce};
 use crate::key::Key;
 use crate::pool::PoolState;
 use crate::record::{BlockRecord, ClusterRecord, PoolRecord, encode};
-use crate::store::refusal::Cause;
+use crate::store::refusal::RefusalCause;
 use crate::tasks::ATTEMPTS;
 use crate::tasks::operator::{change_pools, change_settings};
 
@@ -84,10 +84,10 @@ fn a_change_whose_answer_is_lost_is_found_to_be_made() {
 #[test]
 fn a_change_that_is_refused_after_it_was_made_is_found_to_be_made_and_another_refusal_is_the_last_attempt() {
     let (fake, _) = registered();
-    fake.with(|state| state.fates.push_back(Fate::MadeAndRefused(Cause::NoSpace)));
+    fake.with(|state| state.fates.push_back(Fate::MadeAndRefused(RefusalCause::NoSpace)));
     assert!(change(&fake, more()).unwrap().contains("is added"));
     // With both causes, the change may have been made.
-    for cause in [Cause::NoSpace, Cause::Permission] {
+    for cause in [RefusalCause::NoSpace, RefusalCause::Permission] {
         fake.with(|state| state.fates.push_back(Fate::Refused(cause)));
         let refused = change(&fake, remove("more")).unwrap_err();
         assert!(refused.message.contains("refused the request"), "{refused}");

@@ -10,7 +10,7 @@ use super::super::*;
 use crate::key::Key;
 use crate::pool::Purpose;
 use crate::record::{AddressRecord, Holder, PoolRecord, ReservationRecord, encode};
-use crate::store::refusal::Cause;
+use crate::store::refusal::RefusalCause;
 
 const RESERVED: &str = "10.9.0.1";
 
@@ -67,7 +67,7 @@ fn a_reservation_that_nobody_holds_is_given_up_also_when_the_answer_is_lost_or_a
     let fates = [
         Fate::Lost,
         Fate::Unanswered,
-        Fate::MadeAndRefused(Cause::NoSpace),
+        Fate::MadeAndRefused(RefusalCause::NoSpace),
         // A pod has just released it.
         Fate::After(Box::new(|state| reserve(state, "d/web", None))),
     ];
@@ -79,7 +79,7 @@ fn a_reservation_that_nobody_holds_is_given_up_also_when_the_answer_is_lost_or_a
         assert_eq!(owner(&fake), None);
     }
     let fake = with_reservation(None);
-    fake.with(|state| state.fates.push_back(Fate::Refused(Cause::Permission)));
+    fake.with(|state| state.fates.push_back(Fate::Refused(RefusalCause::Permission)));
     assert!(refused(&fake, RESERVED, false).contains("cannot delete"));
     assert_eq!(owner(&fake).as_deref(), Some("d/web"));
 }

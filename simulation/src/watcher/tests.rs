@@ -1,4 +1,4 @@
-//! After faults, a follower's data equals the store's.
+//! After faults, a watcher's data equals the store's.
 
 use std::collections::BTreeMap;
 
@@ -47,8 +47,8 @@ fn delete(etcd: &mut Model, key: &str) {
     write(etcd, Write::Delete { key: key.to_owned() });
 }
 
-fn follower() -> Follower {
-    Follower::new(Range::prefix("b".to_owned()))
+fn watcher() -> Watcher {
+    Watcher::new(Range::prefix("b".to_owned()))
 }
 
 /// The kind of each update, in one word.
@@ -64,87 +64,87 @@ fn words(updates: &[Update]) -> Vec<&'static str> {
         .collect()
 }
 
-fn polls<const N: usize>(follower: &mut Follower, etcd: &Model) -> [Vec<&'static str>; N] {
-    [(); N].map(|()| words(&follower.poll(etcd)))
+fn polls<const N: usize>(watcher: &mut Watcher, etcd: &Model) -> [Vec<&'static str>; N] {
+    [(); N].map(|()| words(&watcher.poll(etcd)))
 }
 
 #[test]
 fn a_stream_that_ends_goes_on_behind_the_last_change() {
-    let (mut etcd, mut follower) = (Model::new(), follower());
+    let (mut etcd, mut watcher) = (Model::new(), watcher());
     put(&mut etcd, "b1");
-    assert_eq!(polls(&mut follower, &etcd), [vec!["loaded"], vec![]]);
+    assert_eq!(polls(&mut watcher, &etcd), [vec!["loaded"], vec![]]);
     put(&mut etcd, "b2");
-    follower.disconnect();
-    assert_eq!(polls(&mut follower, &etcd), [vec!["lost"], vec![], vec!["back", "changed"]]);
-    follower.disconnect();
-    assert_eq!(polls(&mut follower, &etcd), [vec!["lost"], vec![], vec!["back"]]);
+    watcher.disconnect();
+    assert_eq!(polls(&mut watcher, &etcd), [vec!["lost"], vec![], vec!["back", "changed"]]);
+    watcher.disconnect();
+    assert_eq!(polls(&mut watcher, &etcd), [vec!["lost"], vec![], vec!["back"]]);
 }
 
 #[test]
 fn history_that_is_gone_leads_to_a_new_load() {
-    let (mut etcd, mut follower) = (Model::new(), follower());
+    let (mut etcd, mut watcher) = (Model::new(), watcher());
     put(&mut etcd, "b1");
-    polls::<2>(&mut follower, &etcd);
-    follower.cut();
+    polls::<2>(&mut watcher, &etcd);
+    watcher.cut();
     (0..3).for_each(|_| put(&mut etcd, "b2"));
     etcd.compact(Revision::new(5)).unwrap();
-    assert_eq!(polls(&mut follower, &etcd), [["lost"], ["lost"]]);
-    follower.mend();
-    assert_eq!(polls(&mut follower, &etcd), [vec![], vec!["back", "lost"], vec!["loaded"]]);
+    assert_eq!(polls(&mut watcher, &etcd), [["lost"], ["lost"]]);
+    watcher.mend();
+    assert_eq!(polls(&mut watcher, &etcd), [vec![], vec!["back", "lost"], vec!["loaded"]]);
 }
 
 #[test]
 fn a_deletion_at_the_revision_of_a_compaction_is_not_missed() {
-    let (mut etcd, mut follower) = (Model::new(), follower());
+    let (mut etcd, mut watcher) = (Model::new(), watcher());
     put(&mut etcd, "b1");
     put(&mut etcd, "b2");
-    polls::<2>(&mut follower, &etcd);
-    follower.disconnect();
+    polls::<2>(&mut watcher, &etcd);
+    watcher.disconnect();
     delete(&mut etcd, "b1");
     etcd.compact(Revision::new(4)).unwrap();
-    assert_eq!(polls(&mut follower, &etcd), [vec!["lost"], vec![], vec!["back", "lost"], vec!["loaded"]]);
+    assert_eq!(polls(&mut watcher, &etcd), [vec!["lost"], vec![], vec!["back", "lost"], vec!["loaded"]]);
 }
 
 #[test]
 fn what_is_under_way_is_late_but_arrives() {
-    let (mut etcd, mut follower) = (Model::new(), follower());
-    polls::<2>(&mut follower, &etcd);
-    follower.delay();
+    let (mut etcd, mut watcher) = (Model::new(), watcher());
+    polls::<2>(&mut watcher, &etcd);
+    watcher.delay();
     put(&mut etcd, "b1");
-    assert_eq!(polls(&mut follower, &etcd), [[""; 0]]);
+    assert_eq!(polls(&mut watcher, &etcd), [[""; 0]]);
     put(&mut etcd, "b2");
     etcd.compact(Revision::new(3)).unwrap();
-    follower.mend();
-    assert_eq!(polls(&mut follower, &etcd), [["changed", "changed"]]);
+    watcher.mend();
+    assert_eq!(polls(&mut watcher, &etcd), [["changed", "changed"]]);
 }
 
 #[test]
 fn another_store_is_read_anew() {
-    let (mut etcd, mut follower) = (Model::new(), follower());
+    let (mut etcd, mut watcher) = (Model::new(), watcher());
     put(&mut etcd, "b1");
     let backup = etcd.clone();
     put(&mut etcd, "b2");
-    polls::<2>(&mut follower, &etcd);
+    polls::<2>(&mut watcher, &etcd);
     etcd.restore(&backup);
-    assert_eq!(polls(&mut follower, &etcd), [["lost"], ["lost"], ["loaded"]]);
+    assert_eq!(polls(&mut watcher, &etcd), [["lost"], ["lost"], ["loaded"]]);
     etcd.empty();
-    assert_eq!(polls(&mut follower, &etcd), [["lost"], ["lost"], ["loaded"]]);
+    assert_eq!(polls(&mut watcher, &etcd), [["lost"], ["lost"], ["loaded"]]);
 }
 
 /// One random step: a change, a fault, or a poll.
-fn step(random: &mut Random, etcd: &mut Model, follower: &mut Follower, copy: &mut Copy) {
+fn step(random: &mut Random, etcd: &mut Model, watcher: &mut Watcher, copy: &mut Copy) {
     let key = *random.one_of(&["a", "b1", "b2", "b3"]);
     match random.below(12) {
         0..3 => put(etcd, key),
         3 => delete(etcd, key),
-        4 => follower.disconnect(),
-        5 => follower.cut(),
-        6 => follower.delay(),
-        7 => follower.repeat(etcd, 3),
-        8 => follower.mend(),
+        4 => watcher.disconnect(),
+        5 => watcher.cut(),
+        6 => watcher.delay(),
+        7 => watcher.repeat(etcd, 3),
+        8 => watcher.mend(),
         9 => drop(etcd.compact(Revision::new(etcd.revision().number() - i64::from(random.once_in(2))))),
-        10 => follower.send(etcd),
-        _ => follower.poll(etcd).into_iter().for_each(|update| copy.apply(update)),
+        10 => watcher.send(etcd),
+        _ => watcher.poll(etcd).into_iter().for_each(|update| copy.apply(update)),
     }
 }
 
@@ -152,16 +152,16 @@ fn step(random: &mut Random, etcd: &mut Model, follower: &mut Follower, copy: &m
 fn a_follower_that_is_left_alone_knows_in_the_end_what_is_there() {
     for seed in 0..3000 {
         let mut random = Random::new(seed);
-        let (mut etcd, mut follower, mut copy) = (Model::new(), follower(), Copy::default());
+        let (mut etcd, mut watcher, mut copy) = (Model::new(), watcher(), Copy::default());
         for _ in 0..40 {
-            step(&mut random, &mut etcd, &mut follower, &mut copy);
+            step(&mut random, &mut etcd, &mut watcher, &mut copy);
         }
-        follower.mend();
+        watcher.mend();
         for _ in 0..6 {
-            follower.poll(&etcd).into_iter().for_each(|update| copy.apply(update));
+            watcher.poll(&etcd).into_iter().for_each(|update| copy.apply(update));
         }
         let known: Vec<Entry> = copy.entries.into_values().collect();
-        assert_eq!(known, etcd.range(follower.range()).entries, "seed {seed}");
+        assert_eq!(known, etcd.range(watcher.range()).entries, "seed {seed}");
         assert!(!copy.lost, "seed {seed}");
     }
 }

@@ -23,7 +23,7 @@ const POOL: &str = "polder.dev/pool";
 
 /// The requested properties of one pod.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Wishes {
+pub struct PodOptions {
     /// The requested addresses, at most one of each family.
     pub addresses: Vec<IpAddr>,
     /// The requested MAC address.
@@ -32,7 +32,7 @@ pub struct Wishes {
     pub pool: Option<PoolName>,
 }
 
-impl Wishes {
+impl PodOptions {
     /// Reads the requests from the configuration and `CNI_ARGS`.
     pub fn read(conf: &Map<String, Value>, arguments: &Arguments) -> Result<Self, Error> {
         let runtime = field::<Map<String, Value>>(conf, "runtimeConfig")?.unwrap_or_default();
@@ -107,8 +107,8 @@ mod tests {
 
     use super::*;
 
-    fn read(conf: &Value, arguments: &Arguments) -> Result<Wishes, Error> {
-        Wishes::read(conf.as_object().unwrap(), arguments)
+    fn read(conf: &Value, arguments: &Arguments) -> Result<PodOptions, Error> {
+        PodOptions::read(conf.as_object().unwrap(), arguments)
     }
 
     fn arguments() -> Arguments {
@@ -125,15 +125,15 @@ mod tests {
             "args": { "cni": { "ips": ["10.0.0.3"], "mac": "02:00:00:00:00:03" } },
         });
         let mut seen = |last: u8| {
-            let wishes = read(&conf, &arguments()).unwrap();
-            assert_eq!(wishes.addresses[0], IpAddr::from([10, 0, 0, last]));
+            let options = read(&conf, &arguments()).unwrap();
+            assert_eq!(options.addresses[0], IpAddr::from([10, 0, 0, last]));
             let step = conf["runtimeConfig"].as_object_mut().unwrap();
             match last {
                 1 => drop(step.remove("ips")),
                 2 => drop(step.remove(ANNOTATIONS)),
                 _ => drop(conf.as_object_mut().unwrap().remove("args")),
             }
-            wishes
+            options
         };
         assert_eq!(seen(1).pool.unwrap().as_str(), "blue");
         assert_eq!(seen(2).addresses.len(), 2);

@@ -9,12 +9,12 @@ use polder_api::NodeName;
 use polder_api::rule;
 use serde::{Deserialize, Serialize};
 
-use super::{Conflict, Double, Facts, Removed, Step, commit};
+use super::{Conflict, MembershipInputs, NameConflict, Removed, Step, commit};
 use crate::ids::Incarnation;
-use crate::ledger::{Identity, Standing};
-use crate::record::{Alive, ClusterRecord, FenceRecord, Life, NodeRecord, PodsGone};
+use crate::ledger::{MemberState, NodeIdentity};
+use crate::record::{Alive, Boot, ClusterRecord, FenceRecord, NodeRecord, PodsGone};
 use crate::removal;
-use crate::view::{Known, Source, View};
+use crate::view::{Source, Versioned, View};
 
 /// The evidence required that a machine is the node that its ledger names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Deserialize, Serialize)]
@@ -41,7 +41,7 @@ enum Kinship {
 }
 
 impl Kinship {
-    fn of(me: Life<'_>, other: Life<'_>) -> Self {
+    fn of(me: Boot<'_>, other: Boot<'_>) -> Self {
         match (me.machine_id == other.machine_id, me.boot_id == other.boot_id) {
             (true, true) => Self::Same,
             (true, false) => Self::Rebooted,
@@ -53,7 +53,7 @@ impl Kinship {
 
 rule! {
     /// Whether the ledger alone is enough evidence.
-    fn ledger_is_proof(facts: &Facts<'_>) -> bool {
+    fn ledger_is_proof(facts: &MembershipInputs<'_>) -> bool {
         facts.proof == Proof::Ledger
     }
     CopyIsBelieved => true
@@ -69,7 +69,7 @@ rule! {
 
 rule! {
     /// Whether the record is from another boot or machine, which may still be alive.
-    fn is_of_another(life: Life<'_>, record: &NodeRecord) -> bool {
+    fn is_of_another(life: Boot<'_>, record: &NodeRecord) -> bool {
         Kinship::of(life, record.into()) != Kinship::Same
     }
     DoubleIsIgnored => false
@@ -77,7 +77,7 @@ rule! {
 
 rule! {
     /// The fence of this machine if it has no ledger. Always `None`: only the ledger identifies a fence.
-    fn own_fence<'a>(facts: &Facts<'a>) -> Option<&'a Incarnation> {
+    fn own_fence<'a>(facts: &MembershipInputs<'a>) -> Option<&'a Incarnation> {
         let _ = facts;
         None
     }
@@ -91,23 +91,23 @@ rule! {
 }
 
 /// Whether the record is another machine's, and only an operator can permit this machine to take it over.
-pub(super) fn is_strangers(facts: &Facts<'_>, record: &NodeRecord) -> bool {
+pub(super) fn is_strangers(facts: &MembershipInputs<'_>, record: &NodeRecord) -> bool {
     Kinship::of(facts.life, record.into()) == Kinship::Stranger && !ledger_is_proof(facts)
 }
 
 /// The next step of a removed node.
-pub(super) fn leave(facts: &Facts<'_>, identity: &Identity) -> Step {
+pub(super) fn leave(facts: &MembershipInputs<'_>, identity: &NodeIdentity) -> Step {
     if !facts.own.is_bare() {
         return Step::CutOff;
     }
     let node = identity.node.clone();
     let fence = facts.view.fences.get(&identity.incarnation);
     let Some(fence) = fence.filter(|fence| fence.record.pods == PodsGone::Unknown) else {
-        let namesake = facts.view.nodes.get(&node).map(|now| Life::from(&*now.record).into());
+        let namesake = facts.view.nodes.get(&node).map(|now| Boot::from(&*now.record).into());
         return Step::Removed(Removed::Done { node, namesake });
     };
     if !could_confirm(facts, &fence.record) {
-        return Step::Removed(Removed::Stranger { node, removed: Life::from(&*fence.record).into() });
+        return Step::Removed(Removed::Stranger { node, removed: Boot::from(&*fence.record).into() });
     }
     if facts.view.source == Source::Store {
         return commit(removal::confirm(&identity.incarnation, fence));
@@ -117,13 +117,16 @@ pub(super) fn leave(facts: &Facts<'_>, identity: &Identity) -> Step {
 
 /// Whether this machine can confirm for the removed one that its pods are gone. A machine with the ledger but two other
 /// ids can have a copy of it, while the pods still run.
-fn could_confirm(facts: &Facts<'_>, fence: &FenceRecord) -> bool {
+fn could_confirm(facts: &MembershipInputs<'_>, fence: &FenceRecord) -> bool {
     Kinship::of(facts.life, fence.into()) != Kinship::Stranger || ledger_is_proof(facts)
 }
 
 /// The identity in the node's ledger, or the step that determines it.
-pub(super) fn identify<'a>(facts: &'a Facts<'_>, cluster: &ClusterRecord) -> Result<&'a Identity, Step> {
-    let Facts { me, view, .. } = facts;
+pub(super) fn identify<'a>(
+    facts: &'a MembershipInputs<'_>,
+    cluster: &ClusterRecord,
+) -> Result<&'a NodeIdentity, Step> {
+    let MembershipInputs { me, view, .. } = facts;
     let registered = view.nodes.get(*me);
     let Some(identity) = &facts.own.identity else { return Err(introduce(facts, cluster, registered)) };
     if identity.cluster != cluster.id {
@@ -132,7 +135,7 @@ pub(super) fn identify<'a>(facts: &'a Facts<'_>, cluster: &ClusterRecord) -> Res
     }
     // Checked first: this ledger's incarnation was removed, even if another machine has the name now.
     if view.source == Source::Store && was_removed(view, &identity.incarnation) {
-        return Err(Step::Identify(Identity { standing: Standing::Removed, ..identity.clone() }));
+        return Err(Step::Identify(NodeIdentity { standing: MemberState::Removed, ..identity.clone() }));
     }
     if identity.node != **me {
         let (ledger, me) = (identity.node.clone(), (*me).clone());
@@ -143,7 +146,7 @@ pub(super) fn identify<'a>(facts: &'a Facts<'_>, cluster: &ClusterRecord) -> Res
             Conflict::Incarnation {
                 me: (*me).clone(),
                 registered: node.record.incarnation.clone(),
-                other: Life::from(&*node.record).into(),
+                other: Boot::from(&*node.record).into(),
                 ledger: identity.incarnation.clone(),
             }
             .into(),
@@ -154,9 +157,9 @@ pub(super) fn identify<'a>(facts: &'a Facts<'_>, cluster: &ClusterRecord) -> Res
 }
 
 /// The step that prevents this machine from being the node of its ledger: the record may be another machine's.
-fn prove(facts: &Facts<'_>, node: &Known<NodeRecord>) -> Option<Step> {
-    let (me, other) = (facts.me, Life::from(&*node.record));
-    let is_adopted = facts.adopted.is_some_and(|adopted| Life::from(adopted) == other);
+fn prove(facts: &MembershipInputs<'_>, node: &Versioned<NodeRecord>) -> Option<Step> {
+    let (me, other) = (facts.me, Boot::from(&*node.record));
+    let is_adopted = facts.adopted.is_some_and(|adopted| Boot::from(adopted) == other);
     let kinship = Kinship::of(facts.life, other);
     let is_left = kinship != Kinship::Stranger || is_adopted || ledger_is_proof(facts);
     if facts.view.source != Source::Store {
@@ -171,18 +174,18 @@ fn prove(facts: &Facts<'_>, node: &Known<NodeRecord>) -> Option<Step> {
 }
 
 /// The step that prevents taking the record over from another boot or machine: that one may still be alive.
-fn is_double(facts: &Facts<'_>, node: &Known<NodeRecord>) -> Option<Step> {
+fn is_double(facts: &MembershipInputs<'_>, node: &Versioned<NodeRecord>) -> Option<Step> {
     if !is_of_another(facts.life, &node.record) || facts.view.source != Source::Store {
         return None;
     }
     match &facts.double {
-        Double::None => None,
-        Double::Unasked => Some(Step::AskForDouble),
-        Double::Alive(other) => Some(Step::Conflict(alive(facts, other).into())),
+        NameConflict::None => None,
+        NameConflict::Unasked => Some(Step::AskForDouble),
+        NameConflict::Alive(other) => Some(Step::Conflict(alive(facts, other).into())),
     }
 }
 
-fn alive(facts: &Facts<'_>, other: &Alive) -> Conflict {
+fn alive(facts: &MembershipInputs<'_>, other: &Alive) -> Conflict {
     let (me, other) = (facts.me.clone(), other.clone());
     if other.machine_id == *facts.life.machine_id {
         Conflict::OtherBoot { me, other }
@@ -192,18 +195,22 @@ fn alive(facts: &Facts<'_>, other: &Alive) -> Conflict {
 }
 
 /// The next step of a node whose ledger has no identity.
-fn introduce(facts: &Facts<'_>, cluster: &ClusterRecord, registered: Option<&Known<NodeRecord>>) -> Step {
+fn introduce(
+    facts: &MembershipInputs<'_>,
+    cluster: &ClusterRecord,
+    registered: Option<&Versioned<NodeRecord>>,
+) -> Step {
     let become_one = |incarnation: &Incarnation, standing| {
         let (node, incarnation) = (facts.me.clone(), incarnation.clone());
-        Step::Identify(Identity { node, incarnation, cluster: cluster.id.clone(), standing })
+        Step::Identify(NodeIdentity { node, incarnation, cluster: cluster.id.clone(), standing })
     };
     if let Some(node) = registered {
         return match Kinship::of(facts.life, (&*node.record).into()) {
             // Its ledger is lost. In the same boot, no other can be alive: it is this node.
             Kinship::Same | Kinship::Rebooted => is_double(facts, node)
-                .unwrap_or_else(|| become_one(&node.record.incarnation, Standing::Member)),
+                .unwrap_or_else(|| become_one(&node.record.incarnation, MemberState::Member)),
             Kinship::OneKernel | Kinship::Stranger => {
-                let (other, own) = (Life::from(&*node.record).into(), facts.life.into());
+                let (other, own) = (Boot::from(&*node.record).into(), facts.life.into());
                 Step::Conflict(Conflict::Taken { me: facts.me.clone(), other, own }.into())
             }
         };
@@ -215,14 +222,14 @@ fn introduce(facts: &Facts<'_>, cluster: &ClusterRecord, registered: Option<&Kno
     }
     let mut removed = facts.view.fences.iter().filter(|(_, fence)| fence.record.node == *facts.me);
     if let Some(incarnation) = own_fence(facts) {
-        return become_one(incarnation, Standing::Removed);
+        return become_one(incarnation, MemberState::Removed);
     }
     if removed.next().is_some() && !facts.own.is_bare() {
         // Its ledger is lost, and a node of this name was removed: the existing pods do not belong to the new node.
         // Without the ledger it cannot confirm that they are gone.
         return Step::CutOff;
     }
-    become_one(&Incarnation::new(facts.fresh.to_owned()), Standing::Member)
+    become_one(&Incarnation::new(facts.fresh.to_owned()), MemberState::Member)
 }
 
 /// Reason why a machine cannot replace another.
@@ -255,8 +262,8 @@ pub fn adopt(
     view: &View,
     me: &NodeName,
     wanted: &NodeName,
-    identity: Option<&Identity>,
-    life: Life<'_>,
+    identity: Option<&NodeIdentity>,
+    life: Boot<'_>,
 ) -> Result<Option<Alive>, NotAdopted> {
     if me != wanted {
         return Err(NotAdopted::Name { me: me.clone(), wanted: wanted.clone() });
@@ -265,6 +272,6 @@ pub fn adopt(
     if identity.is_none_or(|identity| identity.incarnation != node.record.incarnation) {
         return Err(NotAdopted::Ledger(me.clone()));
     }
-    let other = Life::from(&*node.record);
+    let other = Boot::from(&*node.record);
     Ok((other != life).then(|| other.into()))
 }

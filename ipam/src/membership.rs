@@ -9,19 +9,19 @@ use std::net::IpAddr;
 use polder_api::{Family, Mac, NodeName, PerFamily, rule};
 
 use crate::change::{Change, Claim, HandOver, Member};
-use crate::claim::{AT_ONCE, Grounds, NoClaim, holds_off};
+use crate::claim::{AT_ONCE, NoClaim, Preconditions, holds_off};
 use crate::ids::{BootId, MachineId};
-use crate::ledger::{Identity, OwnedBlock, Standing};
+use crate::ledger::{MemberState, NodeIdentity, OwnedBlock};
 use crate::moment::Moment;
-use crate::node::Own;
-use crate::peers::believe;
+use crate::node::NodeHoldings;
+use crate::peers::validate;
 use crate::pool::{Block, BlockRequest, Labels};
 use crate::pools::{self, Decision};
-use crate::record::{self, Alive, BlockRecord, Holder, Life, NodeRecord, ReservationRecord};
+use crate::record::{self, Alive, BlockRecord, Boot, Holder, NodeRecord, ReservationRecord};
 use crate::removal::Quarantine;
 use crate::reservation;
 use crate::store::Entry;
-use crate::view::{Known, Source, View};
+use crate::view::{Source, Versioned, View};
 
 pub use identity::{NotAdopted, Proof, adopt};
 pub use reason::{Conflict, NoPresence, Removed, Waiting};
@@ -31,11 +31,11 @@ mod reason;
 
 /// Input of a decision.
 #[derive(Debug)]
-pub struct Facts<'a> {
+pub struct MembershipInputs<'a> {
     /// The node's name.
     pub me: &'a NodeName,
     /// The machine id and boot id of this machine.
-    pub life: Life<'a>,
+    pub life: Boot<'a>,
     /// The evidence required that this machine is the node of its ledger.
     pub proof: Proof,
     /// The machine that this one replaces, as requested with `polderctl node adopt`.
@@ -45,13 +45,13 @@ pub struct Facts<'a> {
     /// The cluster's records, as last read.
     pub view: &'a View,
     /// The node's blocks and addresses, and the identity in its ledger.
-    pub own: &'a Own,
+    pub own: &'a NodeHoldings,
     /// The node's addresses and tunnel parameters, or the reason why they are not known yet.
     pub presence: &'a Result<Presence, NoPresence>,
     /// Result of the last check for another boot or machine with this node's name.
-    pub double: Double,
+    pub double: NameConflict,
     /// Whether no block is claimed: the datastore lost records, and their owners are restoring them.
-    pub caution: bool,
+    pub hold_off: bool,
     /// The removed nodes whose blocks are held back.
     pub quarantine: &'a Quarantine,
     /// The families in which no block could be claimed, with the reason. No claim is tried in them now.
@@ -77,7 +77,7 @@ pub struct Presence {
 
 /// Whether another boot or machine with the node's name is alive.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Double {
+pub enum NameConflict {
     /// Not checked.
     Unasked,
     /// No other is alive.
@@ -86,14 +86,14 @@ pub enum Double {
     Alive(Alive),
 }
 
-impl Double {
+impl NameConflict {
     /// Evaluates the entry at the node's liveness key (`Key::Alive`) for this boot. An unreadable value counts as
     /// another that is alive.
-    pub fn read(entry: Option<&Entry>, me: Life<'_>) -> Self {
+    pub fn read(entry: Option<&Entry>, me: Boot<'_>) -> Self {
         let Some(entry) = entry else { return Self::None };
         let unknown = || Alive { boot_id: BootId::new("unknown"), machine_id: MachineId::new("unknown") };
         let alive = record::alive(&entry.value).unwrap_or_else(|_| unknown());
-        if Life::from(&alive) == me { Self::None } else { Self::Alive(alive) }
+        if Boot::from(&alive) == me { Self::None } else { Self::Alive(alive) }
     }
 }
 
@@ -111,7 +111,7 @@ pub enum Step {
     /// The cluster has no settings: create them, or wait for them.
     Bootstrap,
     /// Write the node's identity to the ledger.
-    Identify(Identity),
+    Identify(NodeIdentity),
     /// Check whether another boot or machine is alive with the node's name.
     AskForDouble,
     /// Disconnect all pods and release all blocks and addresses: the node was removed.
@@ -166,17 +166,17 @@ fn commit(change: impl Into<Change>) -> Step {
 }
 
 /// The next step for these facts.
-pub fn next(facts: &Facts<'_>) -> Step {
+pub fn next(facts: &MembershipInputs<'_>) -> Step {
     decide(facts).unwrap_or_else(|step| step)
 }
 
 /// The step; an error if it blocks all later ones.
-fn decide(facts: &Facts<'_>) -> Result<Step, Step> {
+fn decide(facts: &MembershipInputs<'_>) -> Result<Step, Step> {
     let view = facts.view;
     if view.source == Source::Nowhere {
         return Err(Step::Wait(view.lost.clone().map_or(Waiting::Records, Waiting::Silent)));
     }
-    if let Some(identity) = facts.own.identity.as_ref().filter(|own| own.standing == Standing::Removed) {
+    if let Some(identity) = facts.own.identity.as_ref().filter(|own| own.standing == MemberState::Removed) {
         return Ok(identity::leave(facts, identity));
     }
     let Some(cluster) = &view.cluster else { return Err(Step::Bootstrap) };
@@ -199,7 +199,7 @@ fn decide(facts: &Facts<'_>) -> Result<Step, Step> {
 }
 
 /// Writes the node's record if it differs from the desired one.
-fn register(facts: &Facts<'_>, identity: &Identity) -> Result<Member, Step> {
+fn register(facts: &MembershipInputs<'_>, identity: &NodeIdentity) -> Result<Member, Step> {
     let known = facts.view.nodes.get(facts.me);
     let presence = facts.presence.as_ref().map_err(|reason| Step::Wait(reason.clone().into()))?;
     let record = NodeRecord {
@@ -228,9 +228,13 @@ fn register(facts: &Facts<'_>, identity: &Identity) -> Result<Member, Step> {
 
 /// Adopts blocks that only the datastore lists for this node, and restores those that only the ledger lists. Returns a
 /// lost pool that prevents a restore.
-fn reconcile(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<Option<Waiting>, Step> {
+fn reconcile(
+    facts: &MembershipInputs<'_>,
+    identity: &NodeIdentity,
+    me: &Member,
+) -> Result<Option<Waiting>, Step> {
     let (view, blocks) = (facts.view, &facts.own.blocks);
-    for block in believe(view, facts.me, &BTreeSet::new()).own_blocks {
+    for block in validate(view, facts.me, &BTreeSet::new()).own_blocks {
         if !blocks.iter().any(|owned| owned.block == block) {
             // The outcome of this claim was unknown, or the ledger lost it.
             let BlockRecord { pool, nonce, .. } = (*view.blocks[&block].record).clone();
@@ -239,7 +243,7 @@ fn reconcile(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<Opti
     }
     let ours = |claim: &BlockRecord| claim.node == identity.node && claim.incarnation == identity.incarnation;
     for owned in blocks.iter().filter(|owned| !owned.leaving) {
-        let foreign = |(block, known): &(&Block, &Known<BlockRecord>)| {
+        let foreign = |(block, known): &(&Block, &Versioned<BlockRecord>)| {
             block.cidr().overlaps(owned.block.cidr()) && !ours(&known.record)
         };
         if let Some((block, known)) = view.blocks.iter().find(foreign) {
@@ -254,14 +258,14 @@ fn reconcile(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<Opti
             gone = Some(Waiting::PoolGone { pool: lost.pool.clone(), block: lost.block });
             continue;
         };
-        let grounds = Grounds { by: me.clone(), incarnation: &identity.incarnation, pool };
+        let grounds = Preconditions { by: me.clone(), incarnation: &identity.incarnation, pool };
         return Err(commit(Claim::new(grounds, lost.block, lost.nonce.clone())));
     }
     Ok(gone)
 }
 
 /// Restores pools that the datastore lost and in which this node has addresses: a pool in use cannot have been removed.
-fn put_back_pools(facts: &Facts<'_>, me: &Member) -> Result<(), Step> {
+fn put_back_pools(facts: &MembershipInputs<'_>, me: &Member) -> Result<(), Step> {
     for (name, pool) in &facts.view.lost_pools {
         let of_block = facts.own.blocks.iter().any(|owned| !owned.leaving && owned.pool == *name);
         let of_stray = || facts.own.strays.iter().any(|stray| pool.cidr().has(stray.address));
@@ -278,8 +282,8 @@ fn put_back_pools(facts: &Facts<'_>, me: &Member) -> Result<(), Step> {
 }
 
 /// Releases blocks that are not needed, many per change: a node can have thousands.
-fn give_back(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<(), Step> {
-    let is_own = |claim: &Known<BlockRecord>| claim.record.incarnation == identity.incarnation;
+fn give_back(facts: &MembershipInputs<'_>, identity: &NodeIdentity, me: &Member) -> Result<(), Step> {
+    let is_own = |claim: &Versioned<BlockRecord>| claim.record.incarnation == identity.incarnation;
     let leaving = facts.own.blocks.iter().filter(|owned| owned.leaving).map(|owned| owned.block);
     let (claimed, gone): (Vec<Block>, Vec<Block>) =
         leaving.partition(|block| facts.view.blocks.get(block).is_some_and(is_own));
@@ -292,7 +296,7 @@ fn give_back(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<(), 
         return Err(commit(Change::GiveBackBlocks { by: me.clone(), blocks }));
     }
     // While other nodes restore lost records, this node's claims can be needed as evidence.
-    if facts.own.spare.is_empty() || facts.caution {
+    if facts.own.spare.is_empty() || facts.hold_off {
         return Ok(());
     }
     Err(Step::Leave(facts.own.spare.clone()))
@@ -307,7 +311,7 @@ struct Needs {
 }
 
 /// Ensures an open block and a gateway address in each family. A failure in one family does not block the other.
-fn needs(facts: &Facts<'_>) -> Needs {
+fn needs(facts: &MembershipInputs<'_>) -> Needs {
     let (view, own) = (facts.view, facts.own);
     let mut reason = None;
     let is_open = |owned: &&OwnedBlock| {
@@ -321,7 +325,7 @@ fn needs(facts: &Facts<'_>) -> Needs {
                     reason.get_or_insert_with(|| why.clone().into());
                     None
                 }
-                None if holds_off(facts.caution) => {
+                None if holds_off(facts.hold_off) => {
                     reason.get_or_insert(Waiting::Caution);
                     None
                 }
@@ -339,11 +343,11 @@ fn needs(facts: &Facts<'_>) -> Needs {
     }
     let is_given_up = |gateway: &&IpAddr| !view.families().contains(&Family::of(**gateway));
     let lonely = own.lonely_gateways.iter().find(is_given_up);
-    Needs { step: lonely.filter(|_| !facts.caution).map(|gateway| Step::DropGateway(*gateway)), reason }
+    Needs { step: lonely.filter(|_| !facts.hold_off).map(|gateway| Step::DropGateway(*gateway)), reason }
 }
 
 /// Releases reserved addresses that no attachment uses, and restores those that the datastore lost.
-fn reservations(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<(), Step> {
+fn reservations(facts: &MembershipInputs<'_>, identity: &NodeIdentity, me: &Member) -> Result<(), Step> {
     let mine = |holder: &&Holder| holder.incarnation == identity.incarnation;
     for (address, known) in &facts.view.reservations {
         let Some(holder) = known.record.holder.as_ref().filter(mine) else { continue };

@@ -4,21 +4,21 @@ use polder_api::IfName;
 use polder_ipam::Revision;
 use polder_ipam::change::{Change, Member, Speaker};
 use polder_ipam::key::Name;
-use polder_ipam::ledger::{Held, LedgerError};
+use polder_ipam::ledger::{AttachmentEntry, LedgerError};
 use polder_ipam::record::AddressRecord;
 use polder_ipam::recovery::LivingPod;
 use polder_ipam::release::NotReleased;
 use polder_ipam::store::{Outcome, StoreError};
-use polder_ipam::tasks::sweeper;
+use polder_ipam::tasks::orphan_collector;
 use tracing::{info, warn};
 
-use super::own::Mend;
+use super::own::OwnRepair;
 use crate::machine::now;
 use crate::node::Node;
 
 /// Why a repair failed.
 #[derive(Debug, thiserror::Error)]
-enum NotMended {
+enum NotRepaired {
     #[error("the datastore has no record of this node")]
     Unregistered,
     #[error(transparent)]
@@ -36,47 +36,47 @@ enum NotMended {
 }
 
 /// Carries out a repair. The next examination shows whether it succeeded.
-pub(super) async fn mend(node: &Node, mend: Mend) {
-    let done = match &mend {
-        Mend::Release(attachment) => {
-            let swept = sweeper::sweep(node, attachment, "a check found that it is gone").await;
-            swept.map(drop).map_err(NotMended::from)
+pub(super) async fn carry_out(node: &Node, repair: OwnRepair) {
+    let done = match &repair {
+        OwnRepair::Release(attachment) => {
+            let swept = orphan_collector::sweep(node, attachment, "a check found that it is gone").await;
+            swept.map(drop).map_err(NotRepaired::from)
         }
-        Mend::Publish(held, address) => publish(node, held, *address).await,
-        Mend::Withdraw { key, revision } => withdraw(node, key, *revision).await,
-        Mend::Restore(pod) => restore(node, pod).await,
-        Mend::Reconcile => {
+        OwnRepair::Publish(held, address) => publish(node, held, *address).await,
+        OwnRepair::Withdraw { key, revision } => withdraw(node, key, *revision).await,
+        OwnRepair::Restore(pod) => restore(node, pod).await,
+        OwnRepair::Reconcile => {
             node.calls.registrar.ring();
             Ok(())
         }
     };
     match done {
-        Ok(()) => info!(repair = ?mend, "repaired"),
-        Err(error) => warn!(repair = ?mend, %error, "repair failed"),
+        Ok(()) => info!(repair = ?repair, "repaired"),
+        Err(error) => warn!(repair = ?repair, %error, "repair failed"),
     }
 }
 
-fn me(node: &Node) -> Result<Member, NotMended> {
+fn me(node: &Node) -> Result<Member, NotRepaired> {
     let revision = node.board.membership.own_revision(&node.board.view());
-    let revision = revision.ok_or(NotMended::Unregistered)?;
+    let revision = revision.ok_or(NotRepaired::Unregistered)?;
     Ok(Member { node: node.config.node.clone(), revision })
 }
 
-async fn commit(node: &Node, change: Change) -> Result<(), NotMended> {
+async fn commit(node: &Node, change: Change) -> Result<(), NotRepaired> {
     match node.store.commit(&change).await? {
         Outcome::Applied { .. } => Ok(()),
-        Outcome::Refused => Err(NotMended::Changed),
+        Outcome::Refused => Err(NotRepaired::Changed),
     }
 }
 
 /// Deletes the published record, if it still has that revision.
-async fn withdraw(node: &Node, key: &str, revision: Revision) -> Result<(), NotMended> {
+async fn withdraw(node: &Node, key: &str, revision: Revision) -> Result<(), NotRepaired> {
     let records = vec![(Name::from(key), Some(revision))];
     commit(node, Change::WithdrawAddresses { by: Speaker::Node(me(node)?), records }).await
 }
 
 /// Publishes that the attachment has the address, with the attachment locked so that it cannot be released meanwhile.
-async fn publish(node: &Node, held: &Held, address: std::net::IpAddr) -> Result<(), NotMended> {
+async fn publish(node: &Node, held: &AttachmentEntry, address: std::net::IpAddr) -> Result<(), NotRepaired> {
     let Some(_held) = node.in_flight.hold(&held.attachment) else { return Ok(()) };
     let attachment = held.attachment.clone();
     let is_there = node.ipam.run(move |ipam| ipam.get(&attachment).is_some_and(|held| !held.leaving)).await;
@@ -89,8 +89,8 @@ async fn publish(node: &Node, held: &Held, address: std::net::IpAddr) -> Result<
 }
 
 /// Adds a running pod to the ledger.
-async fn restore(node: &Node, pod: &LivingPod) -> Result<(), NotMended> {
-    let Some(held) = pod.clone().held(now()) else { return Err(NotMended::Nameless(pod.name.clone())) };
+async fn restore(node: &Node, pod: &LivingPod) -> Result<(), NotRepaired> {
+    let Some(held) = pod.clone().held(now()) else { return Err(NotRepaired::Nameless(pod.name.clone())) };
     let Some(_held) = node.in_flight.hold(&held.attachment) else { return Ok(()) };
     let interfaces = node.pods.kernel.run(crate::kernel::Kernel::pod_interfaces).await;
     if !interfaces?.contains(&pod.name) {

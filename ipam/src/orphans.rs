@@ -10,7 +10,7 @@ use crate::moment::Moment;
 
 /// The time since which the interface of each attachment has been missing.
 #[derive(Debug, Clone, Default)]
-pub struct Missing(BTreeMap<Attachment, Moment>);
+pub struct Orphans(BTreeMap<Attachment, Moment>);
 
 rule! {
     /// Whether the grace period of an interface missing since `since` is over.
@@ -20,7 +20,7 @@ rule! {
     MissedOnce => true
 }
 
-impl Missing {
+impl Orphans {
     /// Takes the attachments whose interface is missing now. Returns those missing for at least `grace`, except those
     /// with an ADD or DEL in flight. If a returned attachment is not released, its grace period starts again.
     pub fn observe(
@@ -52,7 +52,7 @@ mod tests {
         let gone: Attachment = "net/c/eth0".parse().unwrap();
         let missing = BTreeSet::from([gone.clone()]);
         let (grace, at) = (Duration::from_secs(30), |seconds: u64| Moment::from_millis(seconds * 1000));
-        let mut seen = Missing::default();
+        let mut seen = Orphans::default();
         let mut look = |missing: &BTreeSet<_>, seconds| seen.observe(missing, |_| false, grace, at(seconds));
         assert_eq!(look(&missing, 100), []);
         assert_eq!(look(&missing, 120), []);
@@ -65,7 +65,7 @@ mod tests {
     fn what_somebody_works_on_is_not_counted() {
         let gone: Attachment = "net/c/eth0".parse().unwrap();
         let missing = BTreeSet::from([gone]);
-        let mut seen = Missing::default();
+        let mut seen = Orphans::default();
         let mut look = |busy: bool, millis| {
             seen.observe(&missing, |_| busy, Duration::from_secs(1), Moment::from_millis(millis))
         };

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::Revision;
-use crate::ledger::Standing;
+use crate::ledger::MemberState;
 
 /// A machine that has started as node `n1`.
 struct Case {
@@ -12,11 +12,11 @@ struct Case {
     boot_id: &'static str,
     proof: Proof,
     adopted: Option<Alive>,
-    double: Double,
+    double: NameConflict,
 }
 
 fn case(ledger: Option<&'static str>, machine_id: &'static str, boot_id: &'static str) -> Case {
-    Case { ledger, machine_id, boot_id, proof: Proof::Machine, adopted: None, double: Double::None }
+    Case { ledger, machine_id, boot_id, proof: Proof::Machine, adopted: None, double: NameConflict::None }
 }
 
 fn alive(machine_id: &str, boot_id: &str) -> Alive {
@@ -27,15 +27,15 @@ impl Case {
     fn step(&self, view: &View) -> Step {
         let identity = self
             .ledger
-            .map(|incarnation| Identity { incarnation: Incarnation::new(incarnation), ..identity() });
-        self.step_of(view, Own { identity, ..Own::default() })
+            .map(|incarnation| NodeIdentity { incarnation: Incarnation::new(incarnation), ..identity() });
+        self.step_of(view, NodeHoldings { identity, ..NodeHoldings::default() })
     }
 
-    fn step_of(&self, view: &View, own: Own) -> Step {
-        let quarantine = Quarantine::new(USUAL_REST);
-        next(&Facts {
+    fn step_of(&self, view: &View, own: NodeHoldings) -> Step {
+        let quarantine = Quarantine::new(DEFAULT_COOL_DOWN);
+        next(&MembershipInputs {
             me: &name(),
-            life: Life { machine_id: &MachineId::new(self.machine_id), boot_id: &BootId::new(self.boot_id) },
+            life: Boot { machine_id: &MachineId::new(self.machine_id), boot_id: &BootId::new(self.boot_id) },
             proof: self.proof,
             adopted: self.adopted.as_ref(),
             labels: &Labels::new(),
@@ -43,7 +43,7 @@ impl Case {
             own: &own,
             presence: &Ok(presence()),
             double: self.double.clone(),
-            caution: false,
+            hold_off: false,
             quarantine: &quarantine,
             unclaimable: &PerFamily::NONE,
             fresh: "i2",
@@ -85,9 +85,9 @@ fn a_machine_with_the_ledger_and_one_of_both_ids_takes_over_once_no_other_lives(
     for (machine_id, boot_id) in [("m", "b2"), ("m2", "b")] {
         let case = case(Some("i1"), machine_id, boot_id);
         assert!(case.takes_over(&view), "{machine_id} {boot_id}");
-        assert_eq!(Case { double: Double::Unasked, ..case }.step(&view), Step::AskForDouble);
+        assert_eq!(Case { double: NameConflict::Unasked, ..case }.step(&view), Step::AskForDouble);
         let case = self::case(Some("i1"), machine_id, boot_id);
-        let double = Double::Alive(alive("m", "b"));
+        let double = NameConflict::Alive(alive("m", "b"));
         conflict(Case { double, ..case }.step(&view));
     }
     assert!(!case(Some("i1"), "m", "b").takes_over(&view), "it is that already");
@@ -104,7 +104,7 @@ fn a_machine_with_the_ledger_and_both_ids_other_takes_over_only_by_a_word() {
     conflict(Case { adopted: Some(alive("m3", "b")), ..stranger() }.step(&view));
     let trusted = Case { proof: Proof::Ledger, ..stranger() };
     assert!(registers(&trusted.step(&view)), "its ledger is never a copy");
-    let double = Double::Alive(alive("m", "b"));
+    let double = NameConflict::Alive(alive("m", "b"));
     conflict(Case { proof: Proof::Ledger, double, ..stranger() }.step(&view));
 }
 
@@ -128,21 +128,23 @@ fn a_fence_is_matched_by_the_ledger_alone_and_before_all_else() {
     // Another machine has the name by now.
     let view = view(vec![fence("i0", "m0", "b0")]);
     let Step::Identify(removed) = case(Some("i0"), "m0", "b0").step(&view) else { panic!("it is removed") };
-    assert_eq!((removed.incarnation.as_str(), removed.standing), ("i0", Standing::Removed));
+    assert_eq!((removed.incarnation.as_str(), removed.standing), ("i0", MemberState::Removed));
     // A machine without a ledger, with the name and the boot id of the removed one.
     let view = without_node(vec![fence("i1", "m", "b")]);
     let Step::Identify(fresh) = case(None, "m2", "b").step(&view) else { panic!("it joins anew") };
-    assert_eq!((fresh.incarnation.as_str(), fresh.standing), ("i2", Standing::Member));
+    assert_eq!((fresh.incarnation.as_str(), fresh.standing), ("i2", MemberState::Member));
     // If it has addresses but no identity in its ledger, it disconnects its pods first.
-    let own = Own { gateways: vec!["10.0.0.1".parse().unwrap()], ..Own::default() };
+    let own = NodeHoldings { gateways: vec!["10.0.0.1".parse().unwrap()], ..NodeHoldings::default() };
     assert_eq!(case(None, "m", "b").step_of(&view, own), Step::CutOff);
 }
 
 #[test]
 fn only_the_machine_that_was_removed_confirms_that_its_pods_are_gone() {
     let view = without_node(vec![fence("i1", "m", "b")]);
-    let removed =
-        || Own { identity: Some(Identity { standing: Standing::Removed, ..identity() }), ..Own::default() };
+    let removed = || NodeHoldings {
+        identity: Some(NodeIdentity { standing: MemberState::Removed, ..identity() }),
+        ..NodeHoldings::default()
+    };
     for (machine_id, boot_id, confirms) in
         [("m", "b", true), ("m", "b2", true), ("m2", "b", true), ("m2", "b2", false)]
     {
@@ -159,11 +161,14 @@ fn only_the_machine_that_was_removed_confirms_that_its_pods_are_gone() {
 #[test]
 fn what_cannot_be_read_of_a_lease_is_somebodys_sign_of_life() {
     let me = alive("m", "b");
-    let me = Life::from(&me);
+    let me = Boot::from(&me);
     let entry = |value: &str| Entry { key: String::new(), value: value.into(), revision: Revision::new(1) };
-    assert_eq!(Double::read(None, me), Double::None);
-    assert_eq!(Double::read(Some(&entry(r#"{"boot_id":"b","machine_id":"m"}"#)), me), Double::None);
-    let other = Double::read(Some(&entry(r#"{"boot_id":"b","machine_id":"m2"}"#)), me);
-    assert_eq!(other, Double::Alive(alive("m2", "b")), "on the same kernel");
-    assert!(matches!(Double::read(Some(&entry("?")), me), Double::Alive(_)));
+    assert_eq!(NameConflict::read(None, me), NameConflict::None);
+    assert_eq!(
+        NameConflict::read(Some(&entry(r#"{"boot_id":"b","machine_id":"m"}"#)), me),
+        NameConflict::None
+    );
+    let other = NameConflict::read(Some(&entry(r#"{"boot_id":"b","machine_id":"m2"}"#)), me);
+    assert_eq!(other, NameConflict::Alive(alive("m2", "b")), "on the same kernel");
+    assert!(matches!(NameConflict::read(Some(&entry("?")), me), NameConflict::Alive(_)));
 }

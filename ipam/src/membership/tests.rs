@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::Cidr;
-use crate::allocator::USUAL_REST;
+use crate::allocator::DEFAULT_COOL_DOWN;
 use crate::ids::{ClusterId, Incarnation, Nonce};
 use crate::pool::{Pool, PoolState};
 use crate::record::{BlockRecord, ClusterRecord, FenceRecord, PodsGone, PoolRecord};
@@ -34,12 +34,12 @@ fn presence() -> Presence {
     }
 }
 
-fn identity() -> Identity {
-    Identity {
+fn identity() -> NodeIdentity {
+    NodeIdentity {
         node: name(),
         incarnation: Incarnation::new("i1"),
         cluster: ClusterId::new("c"),
-        standing: Standing::Member,
+        standing: MemberState::Member,
     }
 }
 
@@ -68,24 +68,24 @@ fn view(more: Vec<(Key, Vec<u8>)>) -> View {
     view
 }
 
-fn step(view: &View, own: Own) -> Step {
-    step_of_boot("b", Double::None, view, own)
+fn step(view: &View, own: NodeHoldings) -> Step {
+    step_of_boot("b", NameConflict::None, view, own)
 }
 
-fn step_of_boot(boot_id: &str, double: Double, view: &View, own: Own) -> Step {
-    let mut quarantine = Quarantine::new(USUAL_REST);
+fn step_of_boot(boot_id: &str, double: NameConflict, view: &View, own: NodeHoldings) -> Step {
+    let mut quarantine = Quarantine::new(DEFAULT_COOL_DOWN);
     quarantine.observe(view, Moment::BOOT);
-    next(&Facts {
+    next(&MembershipInputs {
         me: &name(),
-        life: Life { machine_id: &MachineId::new("m"), boot_id: &BootId::new(boot_id) },
+        life: Boot { machine_id: &MachineId::new("m"), boot_id: &BootId::new(boot_id) },
         proof: Proof::Machine,
         adopted: None,
         labels: &Labels::new(),
         view,
-        own: &Own { identity: Some(identity()), ..own },
+        own: &NodeHoldings { identity: Some(identity()), ..own },
         presence: &Ok(presence()),
         double,
-        caution: false,
+        hold_off: false,
         quarantine: &quarantine,
         unclaimable: &PerFamily::NONE,
         fresh: "i2",
@@ -127,7 +127,10 @@ fn pool(cidr: &str, purpose: crate::pool::Purpose) -> (Key, Vec<u8>) {
 fn a_block_is_given_back_only_by_a_node_that_is_not_removed() {
     let block = Block::new("10.0.0.0/26".parse().unwrap());
     let (pool, nonce) = ("p".parse().unwrap(), Nonce::new("x"));
-    let own = Own { blocks: vec![OwnedBlock { block, pool, nonce, leaving: true }], ..Own::default() };
+    let own = NodeHoldings {
+        blocks: vec![OwnedBlock { block, pool, nonce, leaving: true }],
+        ..NodeHoldings::default()
+    };
     let view = view(vec![claim(block, "i1")]);
     let Some(Change::GiveBackBlocks { blocks, .. }) = change(step(&view, own)) else {
         panic!("not given back")
@@ -149,14 +152,14 @@ fn thousands_of_blocks_go_back_in_few_changes() {
     let mut changes = 0;
     while !blocks.is_empty() {
         let claimed = view(blocks.iter().map(|block| claim(*block, "i1")).collect());
-        let own = Own { blocks: blocks.iter().map(owned).collect(), ..Own::default() };
+        let own = NodeHoldings { blocks: blocks.iter().map(owned).collect(), ..NodeHoldings::default() };
         let Some(change) = change(step(&claimed, own)) else { panic!("not given back") };
         let txn = transaction(&change);
         assert!(txn.writes.len().max(txn.compares.len()) <= MOST_RECORDS, "{}", txn.compares.len());
         let Change::GiveBackBlocks { blocks: back, .. } = change else { panic!("{change}") };
         let back: Vec<Block> = back.into_iter().map(|(block, _)| block).collect();
         // Blocks without a claim are removed from the ledger in one step.
-        let own = Own { blocks: back.iter().map(owned).collect(), ..Own::default() };
+        let own = NodeHoldings { blocks: back.iter().map(owned).collect(), ..NodeHoldings::default() };
         assert_eq!(step(&view(Vec::new()), own), Step::Disown(back.clone()));
         blocks.retain(|block| !back.contains(block));
         changes += 1;
@@ -178,9 +181,9 @@ fn a_pool_that_the_store_has_lost_is_put_back_only_by_a_node_that_is_not_removed
         entries: records.map(entry).collect(),
     }));
     let (pool, nonce) = ("p".parse().unwrap(), Nonce::new("x"));
-    let own = |leaving| Own {
+    let own = |leaving| NodeHoldings {
         blocks: vec![OwnedBlock { block, pool: pool_name(), nonce: nonce.clone(), leaving }],
-        ..Own::default()
+        ..NodeHoldings::default()
     };
     let Some(Change::AddPool { by, pool: back, .. }) = change(step(&view, own(false))) else {
         panic!("not put back")
@@ -208,7 +211,7 @@ fn a_reserved_address_is_let_go_only_by_a_node_that_is_not_removed() {
         pool("10.1.0.0/24", crate::pool::Purpose::Reservations),
         (Key::Reservation(address), encode(&record)),
     ]);
-    let Some(Change::LetGoAddress { let_go, .. }) = change(step(&view, Own::default())) else {
+    let Some(Change::LetGoAddress { let_go, .. }) = change(step(&view, NodeHoldings::default())) else {
         panic!("not let go")
     };
     assert_eq!((let_go.address, let_go.record.holder), (address, None));
@@ -226,7 +229,7 @@ fn a_removed_nodes_blocks_are_given_back_only_by_a_node_that_is_not_removed_itse
     let block = Block::new("10.0.0.0/26".parse().unwrap());
     let view =
         view(vec![(Key::Fence(gone.clone(), Incarnation::new("i2")), encode(&fence)), claim(block, "i2")]);
-    let Some(Change::InheritFrom(what)) = change(step(&view, Own::default())) else {
+    let Some(Change::InheritFrom(what)) = change(step(&view, NodeHoldings::default())) else {
         panic!("not given back")
     };
     assert_eq!((what.fence.node, what.blocks), (gone, vec![(block, NODE_REVISION)]));
@@ -235,9 +238,9 @@ fn a_removed_nodes_blocks_are_given_back_only_by_a_node_that_is_not_removed_itse
 #[test]
 fn a_record_is_taken_over_from_another_boot_only_when_nobody_lives_in_that() {
     let view = view(Vec::new());
-    let step = |double| step_of_boot("another", double, &view, Own::default());
-    assert_eq!(step(Double::Unasked), Step::AskForDouble);
+    let step = |double| step_of_boot("another", double, &view, NodeHoldings::default());
+    assert_eq!(step(NameConflict::Unasked), Step::AskForDouble);
     let alive = Alive { boot_id: BootId::new("b"), machine_id: MachineId::new("m") };
-    assert!(matches!(step(Double::Alive(alive)), Step::Conflict(_)));
-    assert!(registers(&step(Double::None)));
+    assert!(matches!(step(NameConflict::Alive(alive)), Step::Conflict(_)));
+    assert!(registers(&step(NameConflict::None)));
 }

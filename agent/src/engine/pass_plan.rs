@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use polder_api::{Backend, Family, NodeName, PerFamily};
-use polder_ipam::peers::{Believed, Fault, Identity, Peer, believe};
+use polder_ipam::peers::{Fault, Peer, UniqueAddress, ValidatedRecords, validate};
 use polder_ipam::record::ClusterRecord;
 use polder_ipam::view::{Source, View};
 use polder_ipam::{Block, Cidr};
@@ -18,29 +18,29 @@ use super::datapath::{Datapath, Wired};
 use super::{Engine, LOSS_GRACE};
 use crate::board::Pass;
 use crate::kernel::desired::{Desired, Inputs, Path, Reached, desired, pod_mtu};
-use crate::kernel::plan::{Change, Prune, plan};
+use crate::kernel::plan::{KernelChange, Prune, plan};
 use crate::kernel::ruleset;
-use crate::kernel::state::{Device, State, Target};
+use crate::kernel::state::{Device, RouteTarget, State};
 use crate::probe::direct::Direct;
 use crate::requests::NoPlan;
 use crate::underlay::{LOOPBACK, Underlay};
 
 /// The inputs of a pass.
-pub(super) struct Grounds {
+pub(super) struct PassInputs {
     view: Arc<View>,
     cluster: Arc<ClusterRecord>,
     underlay: Arc<Underlay>,
     /// Whether the node has no underlay address at present, and `underlay` is the previous one.
     is_cut_off: bool,
-    pub(super) believed: Believed,
+    pub(super) validated: ValidatedRecords,
 }
 
 /// The planned result of a pass.
-pub(super) struct Draft {
+pub(super) struct PassPlan {
     /// The desired kernel state.
     pub(super) desired: Desired,
     /// The changes that lead to it.
-    pub(super) changes: Vec<Change>,
+    pub(super) changes: Vec<KernelChange>,
     /// The existing devices.
     pub(super) indexes: BTreeMap<Device, IfIndex>,
     /// The current kernel settings.
@@ -49,11 +49,11 @@ pub(super) struct Draft {
     pub(super) pass: Pass,
 }
 
-impl Draft {
+impl PassPlan {
     /// The planned changes as text, in order.
     pub(super) fn changes(&self) -> Vec<String> {
-        let words = |change: &Change| match change {
-            Change::SetSysctl { path, .. } => {
+        let words = |change: &KernelChange| match change {
+            KernelChange::SetSysctl { path, .. } => {
                 let now = self.sysctls.get(path).map(|now| format!(" (now {now})")).unwrap_or_default();
                 format!("{change}{now}")
             }
@@ -70,17 +70,17 @@ impl<D: Datapath> Engine<D> {
     }
 
     /// The draft of a pass that starts now.
-    pub(super) async fn draft_now(&mut self) -> Result<Draft, NoPlan> {
+    pub(super) async fn draft_now(&mut self) -> Result<PassPlan, NoPlan> {
         let view = self.board().view();
-        let believed = believe(&view, &self.tools.config.node, self.tools.leases.borrow().dead());
-        self.look_for(&believed.peers, false).await;
-        self.moves.observe(&believed.peers, Instant::now());
-        let grounds = self.grounds(view, believed)?;
-        self.draft(&grounds).await
+        let validated = validate(&view, &self.tools.config.node, self.tools.leases.borrow().dead());
+        self.look_for(&validated.peers, false).await;
+        self.transitions.observe(&validated.peers, Instant::now());
+        let grounds = self.grounds(view, validated)?;
+        self.pass_plan(&grounds).await
     }
 
     /// The inputs of a pass, or why the kernel is left unchanged.
-    pub(super) fn grounds(&self, view: Arc<View>, believed: Believed) -> Result<Grounds, NoPlan> {
+    pub(super) fn grounds(&self, view: Arc<View>, validated: ValidatedRecords) -> Result<PassInputs, NoPlan> {
         let board = self.board();
         let alone = || {
             let obstacles = board.obstacles();
@@ -107,12 +107,12 @@ impl<D: Datapath> Engine<D> {
             return alone();
         }
         let cluster = Arc::clone(&cluster.record);
-        Ok(Grounds { view, cluster, underlay, is_cut_off, believed })
+        Ok(PassInputs { view, cluster, underlay, is_cut_off, validated })
     }
 
     /// Reads the current state and computes the changes of a pass.
-    pub(super) async fn draft(&mut self, grounds: &Grounds) -> Result<Draft, NoPlan> {
-        let Grounds { view, cluster, underlay, is_cut_off, believed } = grounds;
+    pub(super) async fn pass_plan(&mut self, grounds: &PassInputs) -> Result<PassPlan, NoPlan> {
+        let PassInputs { view, cluster, underlay, is_cut_off, validated } = grounds;
         // A pool that the datastore lost stays in use.
         let pools = view.pools.values().map(|pool| &pool.record).chain(view.lost_pools.values());
         let lengths = ruleset::lengths(pools.map(|pool| &**pool));
@@ -129,13 +129,17 @@ impl<D: Datapath> Engine<D> {
         // A family that the cluster no longer uses is maintained while pods have addresses of it.
         let mut families = view.families();
         families.extend(gateways.iter().map(|gateway| Family::of(*gateway)));
-        let is_open = *is_cut_off || self.is_in_dispute(believed);
-        let prune = if is_open { Prune::No } else { self.prune(view, &believed.own_blocks, &blocks) };
+        let is_open = *is_cut_off || self.is_in_dispute(validated);
+        let prune = if is_open { Prune::No } else { self.prune(view, &validated.own_blocks, &blocks) };
         let reach = self.network.reach.clone();
         let registered =
             view.nodes.get(&self.tools.config.node).map(|known| known.record.underlay.as_slice());
-        let sources =
-            self.moves.sources(underlay, registered.unwrap_or_default(), &self.network.own, Instant::now());
+        let sources = self.transitions.sources(
+            underlay,
+            registered.unwrap_or_default(),
+            &self.network.own,
+            Instant::now(),
+        );
         let carriers = self.carriers(underlay);
         let inputs = Inputs {
             cluster,
@@ -146,15 +150,15 @@ impl<D: Datapath> Engine<D> {
             gateways: &gateways,
             underlay: &sources,
             mtu,
-            peers: &believed.peers,
-            left: &self.moves.left(),
+            peers: &validated.peers,
+            left: &self.transitions.left(),
             reach: &reach,
             pods: &pods,
             families: &families,
             features: self.tools.features,
             carriers: &carriers,
             meshes: &self.network.outward.meshes,
-            detours: &self.detours(cluster, &believed.peers, &actual.state),
+            detours: &self.detours(cluster, &validated.peers, &actual.state),
         };
         let present: BTreeSet<_> = actual.state.pods.keys().cloned().collect();
         let desired = desired(&inputs, &present, &actual.advertised_to);
@@ -164,7 +168,7 @@ impl<D: Datapath> Engine<D> {
         let next_hops = next_hops(&paths, &reach);
         let pass =
             Pass { writes: changes.len(), gateways, mtu, paths, next_hops, carriers, ..Pass::default() };
-        Ok(Draft { desired, changes, indexes: actual.indexes, sysctls: actual.sysctls, pass })
+        Ok(PassPlan { desired, changes, indexes: actual.indexes, sysctls: actual.sysctls, pass })
     }
 
     /// The peers on the same link for whose pods a tunnel is used. A path without a test result keeps its current type,
@@ -183,7 +187,7 @@ impl<D: Datapath> Engine<D> {
             let mut blocks = peer.blocks.iter().filter(|block| block.family() == family);
             blocks.any(|block| {
                 let way = actual.routes.get(&block.cidr().into());
-                way.is_some_and(|way| matches!(way.target, Target::Tunnel(..)))
+                way.is_some_and(|way| matches!(way.target, RouteTarget::Tunnel(..)))
             })
         };
         let families = peers.iter().flat_map(|peer| Family::BOTH.map(|family| (peer, family)));
@@ -209,10 +213,10 @@ impl<D: Datapath> Engine<D> {
     }
 
     /// Whether two nodes have the same underlay address, and it is not known yet which of them is alive.
-    fn is_in_dispute(&self, believed: &Believed) -> bool {
+    fn is_in_dispute(&self, validated: &ValidatedRecords) -> bool {
         let leases = self.tools.leases.borrow();
-        believed.problems.iter().any(|problem| match &problem.fault {
-            Fault::OfAnother { identity: Identity::Underlay(_), owner } => {
+        validated.problems.iter().any(|problem| match &problem.fault {
+            Fault::OfAnother { identity: UniqueAddress::Underlay(_), owner } => {
                 *owner != self.tools.config.node && !leases.are_sure_of(owner)
             }
             _ => false,

@@ -1,4 +1,4 @@
-//! A follower of a range of the model: decides as the follower of a real etcd does, and advances on request.
+//! A follower of a range of the model: decides as the watcher of a real etcd does, and advances on request.
 
 use std::collections::VecDeque;
 
@@ -11,7 +11,7 @@ use crate::etcd::{Event, Model, Said, Watch};
 
 /// A follower of a range. Its updates are those of `polder_store::Store::follow`.
 #[derive(Debug, Clone)]
-pub struct Follower {
+pub struct Watcher {
     range: Range,
     position: Position,
     stream: Option<Stream>,
@@ -34,7 +34,7 @@ enum Link {
     Cut,
 }
 
-impl Follower {
+impl Watcher {
     /// A follower without data.
     pub fn new(range: Range) -> Self {
         Self { range, position: Position::default(), stream: None, link: Link::Whole }
@@ -128,7 +128,7 @@ impl Follower {
     fn receive(&mut self) -> Vec<Update> {
         let mut updates = Vec::new();
         while let Some(said) = self.stream.as_mut().and_then(|stream| stream.under_way.pop_front()) {
-            match hear(said).and_then(|heard| self.position.hear(heard)) {
+            match decode(said).and_then(|heard| self.position.receive(heard)) {
                 Ok(update) => updates.extend(update),
                 Err(interruption) => updates.push(self.lose(interruption)),
             }
@@ -142,7 +142,7 @@ impl Follower {
     }
 }
 
-fn hear(said: Said) -> Result<Heard, Interruption> {
+fn decode(said: Said) -> Result<Heard, Interruption> {
     Ok(match said {
         Said::Opened { revision } => Heard::Opened { revision: Revision::new(revision) },
         Said::Events { revision, events } => Heard::Changes {

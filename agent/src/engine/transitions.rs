@@ -21,7 +21,7 @@ const OVERLAP: Duration = Duration::from_secs(1);
 
 /// Nodes whose underlay address changed, and when.
 #[derive(Debug, Default)]
-pub(super) struct Moves {
+pub(super) struct Transitions {
     /// The peers' records in the last pass.
     peers: BTreeMap<NodeName, Arc<NodeRecord>>,
     /// Their previous addresses, with the node and the end of validity.
@@ -30,7 +30,7 @@ pub(super) struct Moves {
     leaving: PerFamily<Option<(IpAddr, Option<Instant>)>>,
 }
 
-impl Moves {
+impl Transitions {
     /// Updates from the current records of the peers.
     pub(super) fn observe(&mut self, peers: &[Peer], now: Instant) {
         let mut still_there = BTreeMap::new();
@@ -127,35 +127,35 @@ mod tests {
         Peer { name: "n2".parse().unwrap(), record: Arc::new(record), blocks: Vec::new() }
     }
 
-    fn left(moves: &Moves) -> Vec<IpAddr> {
-        moves.left().into_values().flatten().collect()
+    fn left(transitions: &Transitions) -> Vec<IpAddr> {
+        transitions.left().into_values().flatten().collect()
     }
 
     #[test]
     fn what_a_peer_has_left_is_good_for_a_while() {
-        let (mut moves, now) = (Moves::default(), Instant::now());
-        moves.observe(&[peer("a", "10.0.0.2")], now);
-        moves.observe(&[peer("a", "10.0.0.3")], now);
-        assert_eq!((left(&moves), moves.next()), (vec![ip("10.0.0.2")], Some(now + GRACE)));
-        moves.observe(&[peer("a", "10.0.0.3")], now + GRACE);
-        assert_eq!((left(&moves), moves.next()), (vec![], None));
+        let (mut transitions, now) = (Transitions::default(), Instant::now());
+        transitions.observe(&[peer("a", "10.0.0.2")], now);
+        transitions.observe(&[peer("a", "10.0.0.3")], now);
+        assert_eq!((left(&transitions), transitions.next()), (vec![ip("10.0.0.2")], Some(now + GRACE)));
+        transitions.observe(&[peer("a", "10.0.0.3")], now + GRACE);
+        assert_eq!((left(&transitions), transitions.next()), (vec![], None));
     }
 
     #[test]
     fn a_node_that_is_gone_or_another_has_left_nothing() {
-        let (mut moves, now) = (Moves::default(), Instant::now());
-        moves.observe(&[peer("a", "10.0.0.2")], now);
-        moves.observe(&[peer("b", "10.0.0.3")], now);
-        assert!(left(&moves).is_empty());
-        moves.observe(&[peer("b", "10.0.0.4")], now);
-        assert_eq!(left(&moves), [ip("10.0.0.3")]);
-        moves.observe(&[], now);
-        assert!(left(&moves).is_empty());
+        let (mut transitions, now) = (Transitions::default(), Instant::now());
+        transitions.observe(&[peer("a", "10.0.0.2")], now);
+        transitions.observe(&[peer("b", "10.0.0.3")], now);
+        assert!(left(&transitions).is_empty());
+        transitions.observe(&[peer("b", "10.0.0.4")], now);
+        assert_eq!(left(&transitions), [ip("10.0.0.3")]);
+        transitions.observe(&[], now);
+        assert!(left(&transitions).is_empty());
     }
 
     #[test]
     fn this_node_sends_from_its_old_address_until_the_others_know_the_new_one() {
-        let (mut moves, now) = (Moves::default(), Instant::now());
+        let (mut transitions, now) = (Transitions::default(), Instant::now());
         let uplink = Uplink {
             address: ip("10.0.0.9"),
             index: IfIndex::new(2),
@@ -166,7 +166,11 @@ mod tests {
         let underlay = Underlay { uplinks: PerFamily::new(Some(uplink), None), ..Underlay::default() };
         let both = BTreeSet::from([ip("10.0.0.1"), ip("10.0.0.9")]);
         let mut from = |registered: &str, own: &BTreeSet<IpAddr>, at| {
-            moves.sources(&underlay, &[ip(registered)], own, at).address(Family::V4).unwrap().to_string()
+            transitions
+                .sources(&underlay, &[ip(registered)], own, at)
+                .address(Family::V4)
+                .unwrap()
+                .to_string()
         };
         assert_eq!(from("10.0.0.1", &both, now), "10.0.0.1");
         assert_eq!(from("10.0.0.9", &both, now), "10.0.0.1", "the others hear of it just now");

@@ -10,11 +10,11 @@ use std::time::Duration;
 use polder_api::Attachment;
 use tracing::{info, warn};
 
-use super::teardown::{self, Addresses};
+use super::teardown::{self, ReleaseOutcome};
 use super::{LastAdd, PodHost, tombstones};
 use crate::cause::HostError;
-use crate::ledger::Held;
-use crate::missing::Missing;
+use crate::ledger::AttachmentEntry;
+use crate::orphans::Orphans;
 use crate::release::NotReleased;
 
 /// Runs for ever. First completes the releases that an earlier agent had begun (`leaving`).
@@ -24,13 +24,13 @@ pub async fn run<H: PodHost>(host: &H, leaving: Vec<Attachment>, grace: Duration
         let why = "an earlier agent began to release it";
         teardown::release_for(host, &attachment, LastAdd::Ended, why).await;
     }
-    let mut missing = Missing::default();
+    let mut missing = Orphans::default();
     loop {
         // With a third of the grace period, an attachment is missing in at least two checks before it is released.
         host.sleep(grace / 3).await;
         tombstones::apply_all(host).await;
         end_overtaken(host).await;
-        match look(host).await {
+        match missing_interfaces(host).await {
             Ok(gone) => {
                 let is_locked = |attachment: &Attachment| host.is_locked(attachment);
                 for attachment in missing.observe(&gone, is_locked, grace, host.now()) {
@@ -69,19 +69,19 @@ pub enum Swept {
 /// Releases an attachment that is gone: locks it, checks it again, and releases it.
 pub async fn sweep<H: PodHost>(host: &H, attachment: &Attachment, why: &str) -> Result<Swept, NotReleased> {
     let Some(_lock) = host.try_lock(attachment) else { return Ok(Swept::Busy) };
-    if !look(host).await?.contains(attachment) {
+    if !missing_interfaces(host).await?.contains(attachment) {
         return Ok(Swept::Alive);
     }
     info!(%attachment, why, "releasing");
     match teardown::release(host, attachment, LastAdd::Ended).await? {
-        Addresses::Freed => Ok(Swept::Released),
-        Addresses::Kept(error) => Err(error.into()),
+        ReleaseOutcome::Freed => Ok(Swept::Released),
+        ReleaseOutcome::Kept(error) => Err(error.into()),
     }
 }
 
 /// The attachments that have no interface any more, or no network namespace if another plugin creates the interface.
-async fn look<H: PodHost>(host: &H) -> Result<BTreeSet<Attachment>, HostError> {
+async fn missing_interfaces<H: PodHost>(host: &H) -> Result<BTreeSet<Attachment>, HostError> {
     // The ledger is read before the kernel: an attachment added in between is not reported as gone.
-    let held: Vec<Held> = host.ledger(|ipam, _| ipam.attachments().cloned().collect()).await;
+    let held: Vec<AttachmentEntry> = host.ledger(|ipam, _| ipam.attachments().cloned().collect()).await;
     host.gone(held).await
 }

@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use polder_api::{Attachment, Family, Mac, Pod, PoolName};
 
 use crate::allocator::{Counts, Refused};
-use crate::ledger::{Held, Kind, LedgerError};
+use crate::ledger::{AttachmentEntry, Kind, LedgerError};
 
 /// Request for the addresses of one attachment.
 #[derive(Debug, Clone)]
-pub struct Wish {
+pub struct AllocationRequest {
     /// Key of the attachment.
     pub attachment: Attachment,
     /// Interface in a pod, or addresses only.
@@ -58,7 +58,7 @@ pub(super) struct Choice<'a> {
 pub enum AllocateError {
     /// The attachment already has addresses.
     #[error("{} is already attached", .0.attachment)]
-    Exists(Box<Held>),
+    Exists(Box<AttachmentEntry>),
     /// It was released before its ADD ended, and must be released again.
     #[error("its last ADD is still running")]
     Overtaken,
@@ -78,7 +78,7 @@ pub enum AllocateError {
         /// Reason.
         why: Refused,
         /// Attachment that uses the address, if any.
-        holder: Option<Box<Held>>,
+        holder: Option<Box<AttachmentEntry>>,
     },
     /// The node has no gateway address of that family, the next hop of the pods.
     #[error("the node has no {family} gateway address")]

@@ -31,7 +31,7 @@ const STORE_PATIENCE: Duration = Duration::from_secs(1);
 /// Pause between a change and the snapshot, so that a burst is written once.
 const WRITE_DELAY: Duration = Duration::from_secs(2);
 
-/// The inputs of the follower, and the value that it publishes.
+/// The inputs of the watcher, and the value that it publishes.
 #[derive(Debug)]
 pub struct Task {
     /// The datastore with the cluster's records.
@@ -89,11 +89,11 @@ impl Task {
                     }
                     let needed = underlay.map(|underlay| underlay.needed.clone()).unwrap_or_default();
                     self.view.send_if_modified(|view| {
-                        let is_other = view.own != own || view.needed != needed;
-                        if is_other {
+                        let changed = view.own != own || view.needed != needed;
+                        if changed {
                             Arc::make_mut(view).set_surroundings(own, needed);
                         }
-                        is_other
+                        changed
                     });
                 }
                 () = sleep_until(fall_back), if earlier.is_some() => match earlier.take() {
