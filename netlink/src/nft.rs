@@ -206,6 +206,9 @@ pub enum Found {
 /// Number of times a set that exists on both sides is read again if the sides differ.
 const ATTEMPTS: usize = 3;
 
+/// Maximum number of dumps of a set, if they are not equal.
+const DUMPS: usize = 4;
+
 /// An atomic list of changes.
 #[derive(Debug)]
 pub struct Transaction(Vec<Operation<NetfilterMessage>>);
@@ -358,10 +361,22 @@ impl FilterSocket {
         Ok(Found::Intact(elements))
     }
 
+    /// The elements of a set. The kernel dumps a set by position, and resizes a hash set at a time of its own, which
+    /// changes the positions: a dump of several messages can miss elements (`nft_rhash_walk` in
+    /// `net/netfilter/nft_set_hash.c`). It is repeated until two dumps are equal.
     fn elements(&mut self, table: &Table, set: &Set) -> Result<BTreeSet<Element>, Error> {
-        let found =
-            self.dump(encode::get_elements(table.name, set), |message| Some(decode::elements(&message)))?;
-        let found: Vec<_> = found.into_iter().collect::<Result<_, _>>()?;
-        Ok(found.into_iter().flatten().collect())
+        let mut before = None;
+        for _ in 0..DUMPS {
+            let message = encode::get_elements(table.name, set);
+            let messages = self.dump(message, |message| Some(decode::elements(&message)))?;
+            let is_one = messages.len() < 2;
+            let messages: Vec<_> = messages.into_iter().collect::<Result<_, _>>()?;
+            let found = Some(messages.into_iter().flatten().collect());
+            if is_one || found == before {
+                return Ok(found.unwrap_or_default());
+            }
+            before = found;
+        }
+        Ok(before.unwrap_or_default())
     }
 }
