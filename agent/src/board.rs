@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::PerFamily;
-use polder_api::message::{Refusal, RefusalKind};
+use polder_api::message::{Refusal, RefusalKind, Refuse};
 use polder_ipam::Revision;
 use polder_ipam::peers::Problem;
 use polder_ipam::publication::Basis;
@@ -51,8 +51,31 @@ impl Records {
         if view.source != Source::Nowhere {
             return Ok(view);
         }
-        let why = view.lost.clone().unwrap_or_else(|| "they are being loaded".to_owned());
-        Err(Refusal::new(RefusalKind::TryAgain, format!("the cluster's records are not known yet: {why}")))
+        Err(view.lost.clone().map_or(NoRecords::Loading, |reason| NoRecords::Lost { reason }).into())
+    }
+}
+
+/// Why an operator's request that needs the cluster's records is refused.
+#[derive(Debug, thiserror::Error)]
+enum NoRecords {
+    /// The agent has just started, and is reading the records.
+    ///
+    /// Remedy: none, repeat the command in a few seconds.
+    #[error("the cluster's records are not known yet: they are being loaded")]
+    Loading,
+    /// The datastore has been unreachable since the agent's start, and there is no snapshot.
+    ///
+    /// Remedy: correct the error at the end of the text, and repeat the command.
+    #[error("the cluster's records are not known yet: {reason}")]
+    Lost {
+        /// The last error of the datastore.
+        reason: String,
+    },
+}
+
+impl Refuse for NoRecords {
+    fn kind(&self) -> RefusalKind {
+        RefusalKind::TryAgain
     }
 }
 

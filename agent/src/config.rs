@@ -19,12 +19,13 @@ use polder_store::etcd::config::EtcdConfig;
 use serde::{Deserialize, Serialize};
 
 use self::cni::CniFile;
+use self::error::InvalidValue;
 use self::etcd::EtcdFile;
 use self::http::HttpAddress;
 use self::layers::Layers;
 use crate::conflist::{Conflist, Network};
 use crate::kernel::sysctl;
-use crate::machine::{MachineError, default_node_name};
+use crate::machine::default_node_name;
 use crate::state_dir::CONFLIST;
 
 /// Command line flags of `polder-agent`.
@@ -147,56 +148,6 @@ pub struct UnderlayConfig {
     pub addresses: Vec<IpAddr>,
 }
 
-/// A configuration that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The error.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The file has invalid content.
-    #[error("{}", in_file(path, faults))]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Line number and description of each fault.
-        faults: Vec<(usize, String)>,
-    },
-    /// An environment variable is invalid.
-    #[error("environment variable {name}: {problem}")]
-    Variable {
-        /// Name of the variable.
-        name: String,
-        /// The problem and the remedy.
-        problem: String,
-    },
-    /// A value is invalid.
-    #[error("{key}: {problem}")]
-    Value {
-        /// The key or flag.
-        key: &'static str,
-        /// The problem and the remedy.
-        problem: String,
-    },
-    /// File, variables and flags are each valid, but their combination is not.
-    #[error("the combination of file, variables and flags is invalid: {0}")]
-    Merged(String),
-    /// The default node name cannot be determined.
-    #[error(transparent)]
-    Machine(#[from] MachineError),
-}
-
-/// One line for each fault.
-fn in_file(path: &Path, faults: &[(usize, String)]) -> String {
-    let line = |(line, problem): &(usize, String)| format!("{}:{line}: {problem}", path.display());
-    faults.iter().map(line).collect::<Vec<_>>().join("\n")
-}
-
 /// All settings as written in the file, with defaults for those that are not set.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -288,29 +239,20 @@ impl Config {
     fn check(file: File) -> Result<Self, ConfigError> {
         let cooldown = Duration::from_secs(file.ipam.cooldown_seconds);
         if cooldown < SHORTEST_COOL_DOWN {
-            return value(
-                "ipam.cooldown_seconds",
-                format!("the cool-down must be at least {} s", SHORTEST_COOL_DOWN.as_secs()),
-            );
+            return value("ipam.cooldown_seconds", InvalidValue::CoolDown);
         }
         if file.ipam.grace_seconds == 0 {
-            return value("ipam.grace_seconds", "must be at least 1".to_owned());
+            return value("ipam.grace_seconds", InvalidValue::Zero);
         }
         if file.resync_seconds == 0 {
-            return value("resync_seconds", "must be at least 1".to_owned());
+            return value("resync_seconds", InvalidValue::Zero);
         }
         if let Some(mtu) = file.mtu.filter(|mtu| !MTU_RANGE.contains(mtu)) {
-            return value(
-                "mtu",
-                format!("{mtu} is out of range: use {} to {}", MTU_RANGE.start(), MTU_RANGE.end()),
-            );
+            return value("mtu", InvalidValue::Mtu { mtu });
         }
         for family in Family::BOTH {
             if file.underlay.addresses.iter().filter(|address| Family::of(**address) == family).count() > 1 {
-                return value(
-                    "underlay.addresses",
-                    format!("more than one {family} address: set at most one per family"),
-                );
+                return value("underlay.addresses", InvalidValue::TwoAddresses(family));
             }
         }
         let NodePaths { node, state_dir, socket, cni_file, proc_sys_net, allow_ephemeral_state } =
@@ -388,15 +330,16 @@ fn absolute(key: &'static str, path: &Path) -> Result<PathBuf, ConfigError> {
     if path.is_absolute() {
         return Ok(path.to_owned());
     }
-    value(key, format!("{} is a relative path: use an absolute path, e.g. /run/polder", path.display()))
+    value(key, InvalidValue::Relative(path.to_owned()))
 }
 
-fn value<T>(key: &'static str, problem: String) -> Result<T, ConfigError> {
-    Err(ConfigError::Value { key, problem })
+fn value<T>(key: &'static str, problem: impl Into<InvalidValue>) -> Result<T, ConfigError> {
+    Err(ConfigError::Value { key, problem: Box::new(problem.into()) })
 }
 
 mod bootstrap;
 mod cni;
+mod error;
 mod etcd;
 mod http;
 mod layers;
@@ -404,4 +347,5 @@ mod print;
 #[cfg(test)]
 mod tests;
 
+pub use error::ConfigError;
 pub use print::printed;

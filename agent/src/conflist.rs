@@ -37,6 +37,8 @@ pub struct Network {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotWritten {
     /// The engine has not written the file yet.
+    ///
+    /// Remedy: none, the agent writes it once the node can attach pods. `polderctl status` shows what is missing.
     #[error("the CNI configuration is not written yet")]
     NotYet,
     /// The file cannot be written.

@@ -4,8 +4,6 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
-
 /// File systems whose writable layer exists only for one container or one run of a machine.
 const LAYERED: [&str; 2] = ["overlay", "aufs"];
 
@@ -13,21 +11,33 @@ const LAYERED: [&str; 2] = ["overlay", "aufs"];
 /// <https://systemd.io/CONTAINER_INTERFACE>.
 const VARIABLE: &str = "container";
 
+/// The state directory is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateRefused {
+    /// The directory has no mount of its own in the container, so it is deleted with the container.
+    #[error(
+        "state_dir {folder} is on the root file system of the container: its ledger would be lost with the container. \
+         Mount {folder} of the host there, or set allow_ephemeral_state = true in the configuration if the ledger may \
+         be lost",
+        folder = folder.display()
+    )]
+    Lost {
+        /// The directory.
+        folder: PathBuf,
+    },
+}
+
 /// Whether this program runs in a container, according to [`VARIABLE`].
 pub fn is_known() -> bool {
     std::env::var_os(VARIABLE).is_some_and(|kind| !kind.is_empty())
 }
 
 /// Refuses a state folder that would be lost with the container, unless `allowed`.
-pub fn refuse_lost_state(folder: &Path, allowed: bool) -> anyhow::Result<()> {
+pub fn refuse_lost_state(folder: &Path, allowed: bool) -> Result<(), StateRefused> {
     if allowed || !loses(folder) {
         return Ok(());
     }
-    bail!(
-        "state_dir {0} is on the root file system of the container: its ledger would be lost with the container. Mount {0} \
-         of the host there, or set allow_ephemeral_state = true in the configuration if the ledger may be lost",
-        folder.display()
-    )
+    Err(StateRefused::Lost { folder: folder.to_owned() })
 }
 
 /// Whether files in that folder are lost with the container: the folder is on the root file system, without a mount of

@@ -6,17 +6,18 @@ use std::cell::OnceCell;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::anyhow;
 use clap::{Subcommand, ValueEnum};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use polder_api::DEFAULT_SOCKET;
 use polder_api::ask::Ask;
-use polder_api::client::{AskError, Client};
+use polder_api::client::Client;
 use polder_api::credentials::EtcdCredentials;
+use polder_api::message::Refusal;
 use serde::Serialize;
 
-use self::credentials::{CredentialArguments, NoCredentials};
+use self::credentials::{CredentialArguments, CredentialUsage, NoCredentials};
+use self::ipam::NoSubject;
 use crate::exit::Exit;
 
 mod block;
@@ -130,8 +131,17 @@ pub struct Printed {
 
 /// An invalid argument, independent of the state of the cluster.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Usage(pub String);
+pub enum Usage {
+    /// The arguments with the operator credentials contradict each other or are incomplete.
+    #[error(transparent)]
+    Credentials(#[from] CredentialUsage),
+    /// The pool to be added is invalid.
+    #[error(transparent)]
+    Pool(Refusal),
+    /// The subject of `polderctl ipam show` is unknown.
+    #[error(transparent)]
+    Subject(#[from] NoSubject),
+}
 
 /// Exit code of a command that failed with this error.
 pub fn exit_of(error: &anyhow::Error) -> Exit {
@@ -162,10 +172,7 @@ impl<'a> Session<'a> {
         let credentials = if A::BY_OPERATOR { self.credentials()? } else { None };
         let socket = self.socket.unwrap_or(Path::new(DEFAULT_SOCKET));
         let client = Client::connect(socket, PATIENCE)?;
-        client.with_credentials(credentials).get(ask).map_err(|error| match error {
-            AskError::Refused(refusal) => anyhow!(refusal),
-            error => anyhow!(error),
-        })
+        Ok(client.with_credentials(credentials).get(ask)?)
     }
 
     fn credentials(&self) -> anyhow::Result<Option<EtcdCredentials>> {
@@ -173,8 +180,8 @@ impl<'a> Session<'a> {
             return Ok(known.clone());
         }
         let read = self.arguments.read().map_err(|problem| match problem {
-            NoCredentials::Usage(problem) => anyhow!(Usage(problem)),
-            NoCredentials::File(problem) => anyhow!(problem),
+            NoCredentials::Usage(problem) => anyhow::Error::from(Usage::from(problem)),
+            NoCredentials::File(problem) => problem.into(),
         })?;
         Ok(self.credentials.get_or_init(|| read).clone())
     }
@@ -221,7 +228,7 @@ mod tests {
 
     use clap::Parser;
     use polder_api::frame;
-    use polder_api::message::{Question, Refusal, RefusalKind, Reply};
+    use polder_api::message::{Question, RefusalKind, Reply};
 
     use super::*;
 
@@ -257,7 +264,8 @@ mod tests {
     #[test]
     fn a_refusal_is_a_failure_and_a_wrong_argument_is_not() {
         for kind in [RefusalKind::Invalid, RefusalKind::TryAgain, RefusalKind::Missing] {
-            let refused = run(&["pool", "list"], Reply::Refused(Refusal::new(kind, "no"))).unwrap_err();
+            let refused =
+                run(&["pool", "list"], Reply::Refused(Refusal { kind, message: "no".into() })).unwrap_err();
             assert_eq!(exit_of(&refused), Exit::Failed);
             assert!(format!("{refused:#}").contains("no"), "{refused:#}");
         }

@@ -1,13 +1,14 @@
 //! Entry point of the agent: opens ledger, datastore and kernel sockets, and starts the tasks.
 
+use std::io;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
 use polder_api::Attachment;
 use polder_ipam::tasks::{orphan_collector, tombstones};
 use polder_netlink::nft::{FilterSocket, NatAnchor};
 use polder_store::{Embedded, Etcd, Store, open_node};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinError;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
@@ -26,6 +27,22 @@ use crate::{container, monitor, recovery, server, state_dir, systemd};
 
 /// Timeout for the shutdown of the tasks.
 const LAST: Duration = Duration::from_secs(1);
+
+/// The agent did not start, or ended unexpectedly.
+#[derive(Debug, thiserror::Error)]
+enum NotRunning {
+    /// The directory in which plugins mark the ADDs that they wire cannot be read.
+    /// Remedy: check that the directory of the socket is readable for root.
+    #[error("read the marks of ADDs in progress")]
+    Marks(#[source] io::Error),
+    /// A task of the agent ended or panicked, although no task ends by itself. This is a defect of Polder.
+    /// Remedy: restart the agent, and report the defect with the agent's log.
+    #[error("a task of the agent ended unexpectedly: {outcome:?}")]
+    TaskEnded {
+        /// Result of the task.
+        outcome: Option<Result<(), JoinError>>,
+    },
+}
 
 /// Runs the agent until SIGTERM or SIGINT. The kernel state is kept.
 pub async fn run(config: Config) -> anyhow::Result<()> {
@@ -67,7 +84,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let pods = Kernel::open(&sysctls)?;
     let own_ports = [kernel.ports()?, pods.ports()?].into_iter().flatten().collect();
     let sockets = Sockets { kernel, pods, connections: FilterSocket::open()?, ports: own_ports };
-    let in_flight = InFlight::found(&config.socket).context("read the marks of ADDs in progress")?;
+    let in_flight = InFlight::found(&config.socket).map_err(NotRunning::Marks)?;
     let parts =
         Parts { machine, features, sysctls, store, ipam, sockets, reaper: Reaper::start()?, in_flight };
     let Tasks { records, addresses: AddressTasks { node, registrar, publisher }, datapath, operator } =
@@ -104,7 +121,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             Ok(())
         }
         // No task ends by itself.
-        ended = tasks.join_next() => Err(anyhow!("a task of the agent ended unexpectedly: {ended:?}")),
+        outcome = tasks.join_next() => Err(NotRunning::TaskEnded { outcome }.into()),
     };
     systemd::stopping().await;
     // Stops the tasks, which deletes the socket, before another agent may start.

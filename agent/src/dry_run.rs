@@ -3,15 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
-use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fs, io};
 
-use anyhow::{Context, bail};
 use polder_ipam::key::{Key, Range};
 use polder_ipam::registration::Registration;
-use polder_ipam::store::Contents;
+use polder_ipam::store::{Contents, StoreError};
 use polder_netlink::nft::FilterSocket;
 use polder_store::{Embedded, Etcd, Store, open_node};
 use tempfile::TempDir;
@@ -38,6 +37,58 @@ const STORE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Timeout of the tasks, once the records are read.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// The plan cannot be computed.
+#[derive(Debug, thiserror::Error)]
+enum NoPlan {
+    /// An agent of this node answers on the socket or holds the lock of the node, or that lock cannot be taken.
+    #[error("an agent is already running on this node: use polderctl plan")]
+    Runs(#[source] anyhow::Error),
+    /// The cluster's records, which the plan depends on, cannot be read from etcd.
+    /// Remedy: check that this node reaches etcd, and the endpoints and credentials in section `etcd` of the
+    /// configuration.
+    #[error("{store}: cannot read the records; without them an agent waits and does not change the kernel")]
+    Records {
+        /// Name of the datastore.
+        store: String,
+        /// The error.
+        #[source]
+        source: RecordsNotRead,
+    },
+    /// No directory for temporary files is writable.
+    #[error(
+        "cannot create a directory for a copy of the ledger: none of {folders:?} is writable: set TMPDIR"
+    )]
+    Scratch {
+        /// The directories that were tried.
+        folders: Vec<PathBuf>,
+    },
+    /// A file of the state directory cannot be copied to the directory for temporary files.
+    /// Remedy: run the command as root, and check the free space of the directory for temporary files.
+    #[error("cannot read {}", path.display())]
+    Copy {
+        /// The file.
+        path: PathBuf,
+        /// The error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Why the records were not read.
+#[derive(Debug, thiserror::Error)]
+enum RecordsNotRead {
+    /// etcd did not send all records within the timeout.
+    /// Remedy: check the network and the load of etcd, and try again.
+    #[error("no answer within {seconds} s")]
+    NoAnswer {
+        /// The timeout.
+        seconds: u64,
+    },
+    /// The datastore refused the request, or is unreachable.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
 
 /// The changes that an agent would make on this node.
 #[derive(Debug, Default)]
@@ -107,9 +158,8 @@ const NODES_NAMED: usize = 10;
 /// Computes the plan. Fails where an agent could not start.
 pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
     container::refuse_lost_state(&config.state_dir, config.allow_ephemeral_state)?;
-    server::refuse_if_answered(&config.socket)
-        .context("an agent is already running on this node: use polderctl plan")?;
-    drop(NodeLock::take().context("an agent is already running on this node: use polderctl plan")?);
+    server::refuse_if_answered(&config.socket).map_err(|error| NoPlan::Runs(error.into()))?;
+    drop(NodeLock::take().map_err(|error| NoPlan::Runs(error.into()))?);
     let machine = Machine::read()?;
     let sysctls = Sysctls::at(config.proc_sys_net.clone())?;
     let features = Features::find_out(&sysctls)?;
@@ -138,10 +188,11 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
         StoreConfig::Etcd(etcd) => {
             let etcd = Store::Etcd(Etcd::new(etcd).await?);
             let name = etcd.name();
-            let read = timeout(STORE_PATIENCE, read(&etcd, &config)).await;
-            before = read.ok().unwrap_or_else(|| bail!("no answer within {} s", STORE_PATIENCE.as_secs())).with_context(
-                || format!("{name}: cannot read the records; without them an agent waits and does not change the kernel"),
-            )?;
+            before = match timeout(STORE_PATIENCE, read(&etcd, &config)).await {
+                Ok(read) => read.map_err(RecordsNotRead::Store),
+                Err(_) => Err(RecordsNotRead::NoAnswer { seconds: STORE_PATIENCE.as_secs() }),
+            }
+            .map_err(|source| NoPlan::Records { store: name.clone(), source })?;
             store.fill(&before)?;
             name
         }
@@ -231,35 +282,31 @@ fn describe(reached: &Reached) -> String {
 }
 
 /// A folder for copies, deleted when the handle is dropped. A container may have no `/tmp`, or no write access to it.
-fn scratch() -> anyhow::Result<TempDir> {
+fn scratch() -> Result<TempDir, NoPlan> {
     let folders = [std::env::temp_dir(), "/dev/shm".into(), "/run".into()];
     let made = folders
         .iter()
         .find_map(|folder| tempfile::Builder::new().prefix("polder-plan-").tempdir_in(folder).ok());
-    made.with_context(|| {
-        format!(
-            "cannot create a directory for a copy of the ledger: none of {folders:?} is writable: set TMPDIR"
-        )
-    })
+    made.ok_or_else(|| NoPlan::Scratch { folders: folders.into() })
 }
 
 /// Copies a SQLite file, if it exists, and its write-ahead log. No agent runs that could write to it.
-fn copy_database(from: &Path, to: &Path, name: &str) -> anyhow::Result<bool> {
+fn copy_database(from: &Path, to: &Path, name: &str) -> Result<bool, NoPlan> {
     let is_there = copy_file(from, to, name)?;
     copy_file(from, to, &format!("{name}-wal"))?;
     Ok(is_there)
 }
 
-fn copy_file(from: &Path, to: &Path, name: &str) -> anyhow::Result<bool> {
+fn copy_file(from: &Path, to: &Path, name: &str) -> Result<bool, NoPlan> {
     match fs::copy(from.join(name), to.join(name)) {
         Ok(_) => Ok(true),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error).with_context(|| format!("cannot read {}", from.join(name).display())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(NoPlan::Copy { path: from.join(name), source }),
     }
 }
 
 /// Reads all records that the tasks use.
-async fn read(store: &Store, config: &Config) -> anyhow::Result<Contents> {
+async fn read(store: &Store, config: &Config) -> Result<Contents, StoreError> {
     let mut all = store.range(&Key::followed()).await?;
     let of_node =
         [Range::single(Key::Alive(config.node.clone()).to_string()), Key::addresses_of(&config.node)];

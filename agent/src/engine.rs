@@ -80,7 +80,7 @@ pub async fn ask(plans: &mpsc::Sender<PlanRequest>) -> Result<Vec<String>, Refus
     let sent = plans.send(reply).await;
     let answered = async { sent.ok().and(answer.await.ok()) }.await;
     let planned = answered.unwrap_or(Err(NoPlan::Stopped));
-    planned.map_err(Refusal::try_again)
+    planned.map_err(Refusal::from)
 }
 
 /// The engine, before it runs.

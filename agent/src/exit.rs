@@ -60,7 +60,9 @@ impl Exit {
             ConfigError::Parse { .. }
             | ConfigError::Variable { .. }
             | ConfigError::Value { .. }
-            | ConfigError::Merged(_) => Self::Problem,
+            | ConfigError::VariableValue { .. }
+            | ConfigError::Merged(_)
+            | ConfigError::NotPrinted(_) => Self::Problem,
         }
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use polder_api::NodeName;
 use polder_api::ipam::{Checked, DeviationStatus, NodeChecked, RepairMode};
-use polder_api::message::Refusal;
+use polder_api::message::{Refusal, RefusalKind, Refuse};
 use polder_ipam::Revision;
 use polder_ipam::change::{Change, MOST_RECORDS, Speaker};
 use polder_ipam::ids::Nonce;
@@ -22,7 +22,6 @@ use polder_ipam::key::{Key, Name};
 use polder_ipam::prefix;
 use polder_ipam::record::{AnswerRecord, InspectionRecord};
 use polder_ipam::store::{Outcome, StoreError};
-use polder_ipam::tasks::operator;
 use polder_ipam::tasks::published::PublishedAddresses;
 use polder_ipam::tasks::records::read_all;
 use polder_ipam::view::View;
@@ -32,7 +31,7 @@ use tracing::{debug, warn};
 
 use crate::board::Membership;
 use crate::leases;
-use crate::machine::random_name;
+use crate::machine::{MachineError, random_name};
 
 pub use answer::Task;
 
@@ -49,30 +48,49 @@ fn patience(repairs: RepairMode) -> Duration {
 /// Interval between reads of the answers.
 const PAUSE: Duration = Duration::from_millis(200);
 
-fn try_again(error: impl std::fmt::Display) -> Refusal {
-    Refusal::try_again(format!("cannot check the cluster: {error}"))
+/// Why the cluster is not checked.
+#[derive(Debug, thiserror::Error)]
+enum NotChecked {
+    /// The kernel provides no random id for the check.
+    ///
+    /// Remedy: correct the error at the end of the text, and repeat the command.
+    #[error("cannot check the cluster: {0}")]
+    NoId(#[from] MachineError),
+    /// A request of the check to the datastore failed.
+    ///
+    /// Remedy: correct the datastore's error at the end of the text, and repeat the command.
+    #[error("cannot check the cluster: {0}")]
+    Store(#[from] StoreError),
+    /// Another operator started a check. Its request replaced the request of this check.
+    #[error("cannot check the cluster: another check started at the same time. Try again")]
+    Replaced,
 }
 
-fn store_failed(error: StoreError) -> Refusal {
-    operator::store_failed(&error, format!("cannot check the cluster: {error}"))
+impl Refuse for NotChecked {
+    fn kind(&self) -> RefusalKind {
+        match self {
+            Self::Store(error) if error.is_lasting() => RefusalKind::Failed,
+            Self::NoId(_) | Self::Store(_) | Self::Replaced => RefusalKind::TryAgain,
+        }
+    }
 }
 
 /// Checks the cluster.
 pub async fn check(membership: &Membership, store: &Store, repairs: RepairMode) -> Result<Checked, Refusal> {
-    let id = Nonce::new(random_name().map_err(try_again)?);
+    let id = Nonce::new(random_name().map_err(NotChecked::from)?);
     let record = InspectionRecord { id: id.clone(), repairs };
     let sent = store.commit(&Change::AskInspection(record)).await;
     // If the outcome is unknown, the answers show it: without the request there are no answers.
     let checked = match sent {
         Ok(_) => ask(membership, store, &id, repairs).await,
         // The request is not in the datastore.
-        Err(error) if !error.needs_look() => return Err(store_failed(error)),
-        Err(error) => Err(store_failed(error)),
+        Err(error) if !error.needs_look() => return Err(NotChecked::Store(error).into()),
+        Err(error) => Err(NotChecked::Store(error)),
     };
     if let Err(error) = clean_up(store, &id).await {
         warn!(%error, "cannot delete the records of this check: the next check deletes them");
     }
-    checked
+    Ok(checked?)
 }
 
 async fn ask(
@@ -80,13 +98,13 @@ async fn ask(
     store: &Store,
     id: &Nonce,
     repairs: RepairMode,
-) -> Result<Checked, Refusal> {
+) -> Result<Checked, NotChecked> {
     let started = Instant::now();
-    let view = read_all(store).await.map_err(store_failed)?;
-    let alive = leases::living(store).await.map_err(store_failed)?;
+    let view = read_all(store).await?;
+    let alive = leases::living(store).await?;
     let members: BTreeSet<NodeName> = view.nodes.keys().cloned().collect();
     let unregistered = membership.own_revision(&view).is_none().then(|| membership.me().name.clone());
-    let mut among = look(&view, store).await.map_err(store_failed)?;
+    let mut among = look(&view, store).await?;
     let patience = patience(repairs);
     let mut answers = BTreeMap::new();
     loop {
@@ -99,7 +117,7 @@ async fn ask(
         sleep(PAUSE).await;
         match read_answers(store, id, &members).await {
             Ok(read) => answers = read,
-            Err(error) if started.elapsed() >= patience => return Err(store_failed(error)),
+            Err(error) if started.elapsed() >= patience => return Err(error.into()),
             Err(error) => debug!(%error, "cannot read the answers to a check yet"),
         }
     }
@@ -107,12 +125,12 @@ async fn ask(
         sleep(PAUSE).await;
     }
     // While blocks and addresses change, a single examination can report inconsistencies that do not persist.
-    let view = read_all(store).await.map_err(store_failed)?;
+    let view = read_all(store).await?;
     if view.inspection.as_ref().is_none_or(|asked| asked.record.id != *id) {
-        return Err(try_again("another check started at the same time. Try again"));
+        return Err(NotChecked::Replaced);
     }
     if !among.is_empty() {
-        let again = look(&view, store).await.map_err(store_failed)?;
+        let again = look(&view, store).await?;
         among.retain(|found| again.iter().any(|other| other.deviation.what == found.deviation.what));
     }
     let (silent, absent) = unanswered(&members, &alive, &answers);

@@ -6,12 +6,42 @@ use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 
-use anyhow::{Context, bail};
 use nix::sys::socket::{getsockopt, sockopt};
 use tracing::warn;
 
 /// An abstract socket name belongs to a network namespace, like the devices, and is released when its process ends.
 const NAME: &str = "polder-agent";
+
+/// The node was not locked for this process.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeNotLocked {
+    /// The kernel refused to create the abstract socket.
+    /// Remedy: check that the process may create Unix sockets (seccomp profile, security module, limit of open files).
+    #[error("cannot take the abstract socket @{name}, which ensures one polder-agent per node")]
+    Unusable {
+        /// Name of the socket.
+        name: String,
+        /// The error.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process of root holds the abstract socket of the agent.
+    #[error(
+        "another polder-agent runs on this node{}: only one can run per node, whatever its state_dir. Stop that one \
+         first, or do not start this one",
+        process(*pid)
+    )]
+    Held {
+        /// Process id of the other agent; 0 if it is in another PID namespace.
+        pid: i32,
+    },
+    /// The abstract socket of the agent is in use, but its process cannot be determined.
+    #[error(
+        "another polder-agent runs on this node, or is just stopping: only one can run per node, whatever its \
+         state_dir. Stop that one first, or do not start this one"
+    )]
+    HeldByUnknown,
+}
 
 /// Lock of the node, held until it is dropped.
 #[derive(Debug)]
@@ -22,20 +52,19 @@ pub struct NodeLock {
 
 impl NodeLock {
     /// Locks the node, unless another agent of this network namespace has locked it.
-    pub fn take() -> anyhow::Result<Self> {
+    pub fn take() -> Result<Self, NodeNotLocked> {
         Self::take_named(NAME)
     }
 
-    fn take_named(name: &str) -> anyhow::Result<Self> {
-        let action =
-            || format!("cannot take the abstract socket @{name}, which ensures one polder-agent per node");
-        let address = SocketAddr::from_abstract_name(name).with_context(action)?;
+    fn take_named(name: &str) -> Result<Self, NodeNotLocked> {
+        let unusable = |source| NodeNotLocked::Unusable { name: name.to_owned(), source };
+        let address = SocketAddr::from_abstract_name(name).map_err(unusable)?;
         let error = match UnixListener::bind_addr(&address) {
             Ok(listener) => return Ok(Self { _listener: Some(listener) }),
             Err(error) => error,
         };
         if error.kind() != io::ErrorKind::AddrInUse {
-            return Err(error).with_context(action);
+            return Err(unusable(error));
         }
         let holder = UnixStream::connect_addr(&address)
             .and_then(|stream| Ok(getsockopt(&stream.as_fd(), sockopt::PeerCredentials)?));
@@ -50,15 +79,8 @@ impl NodeLock {
                 );
                 Ok(Self { _listener: None })
             }
-            Ok(holder) => bail!(
-                "another polder-agent runs on this node{}: only one can run per node, whatever its state_dir. Stop that one \
-                 first, or do not start this one",
-                process(holder.pid())
-            ),
-            Err(_) => bail!(
-                "another polder-agent runs on this node, or is just stopping: only one can run per node, whatever its \
-                 state_dir. Stop that one first, or do not start this one"
-            ),
+            Ok(holder) => Err(NodeNotLocked::Held { pid: holder.pid() }),
+            Err(_) => Err(NodeNotLocked::HeldByUnknown),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Identity of this machine and of its boot.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use polder_api::NodeName;
@@ -18,19 +19,39 @@ const RANDOM_UUID: &str = "/proc/sys/kernel/random/uuid";
 /// The machine's identity cannot be determined.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
-    /// A required file is missing or invalid.
+    /// A file that identifies the machine, its boot or a new object is missing or invalid.
     #[error("{path} {problem}: {remedy}")]
     File {
         /// The file.
         path: &'static str,
         /// The problem with the file.
-        problem: String,
+        problem: FileProblem,
         /// The remedy.
         remedy: &'static str,
     },
     /// The host name is not a valid node name.
     #[error("the host name is not a valid node name: set one with --node")]
     HostName(#[source] polder_api::InvalidName),
+}
+
+/// The problem with a file.
+#[derive(Debug, thiserror::Error)]
+pub enum FileProblem {
+    /// systemd has not created the machine id yet, or the file is from an image for many machines.
+    ///
+    /// Remedy: run `systemd-machine-id-setup` on the host.
+    #[error("contains {UNINITIALIZED:?}, which identifies no machine")]
+    Uninitialized,
+    /// The file has no content.
+    ///
+    /// Remedy: create the file as the end of the text says.
+    #[error("is empty")]
+    Empty,
+    /// The file does not exist, or the agent may not read it.
+    ///
+    /// Remedy: create or mount the file as the end of the text says.
+    #[error("cannot be read ({0})")]
+    Unread(io::Error),
 }
 
 /// The machine that the agent runs on.
@@ -47,7 +68,7 @@ impl Machine {
     pub fn read() -> Result<Self, MachineError> {
         let machine_id = line(MACHINE_ID, MAKE_ID)?;
         if machine_id == UNINITIALIZED {
-            let problem = format!("contains {UNINITIALIZED:?}, which identifies no machine");
+            let problem = FileProblem::Uninitialized;
             return Err(MachineError::File { path: MACHINE_ID, problem, remedy: MAKE_ID });
         }
         let boot_id = BootId::new(line(BOOT_ID, "check that /proc is mounted")?);
@@ -63,8 +84,8 @@ impl Machine {
 fn line(path: &'static str, remedy: &'static str) -> Result<String, MachineError> {
     let problem = match fs::read_to_string(Path::new(path)) {
         Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
-        Ok(_) => "is empty".to_owned(),
-        Err(error) => format!("cannot be read ({error})"),
+        Ok(_) => FileProblem::Empty,
+        Err(error) => FileProblem::Unread(error),
     };
     Err(MachineError::File { path, problem, remedy })
 }

@@ -7,7 +7,7 @@ use std::thread;
 
 use polder_netlink::monitor::{Event, Monitor, What};
 use polder_netlink::nft::{Author, FilterMonitor};
-use polder_netlink::{Error, IfIndex, RouteSocket};
+use polder_netlink::{Error, IfIndex, RouteSocket, SocketError};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
@@ -68,7 +68,7 @@ fn spawn(name: &str, listen: impl FnOnce() -> Error + Send + 'static) -> Result<
         warn!(%error, "kernel notifications stopped: changes by other programs are only found by periodic passes");
     };
     let spawned = thread::Builder::new().name(name.to_owned()).spawn(until_it_fails);
-    spawned.map(drop).map_err(|source| Error::Socket { action: "start a thread for", source })
+    spawned.map(drop).map_err(|error| SocketError::StartThread(error).into())
 }
 
 /// Handles a change of the packet filter by another program.

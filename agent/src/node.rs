@@ -39,6 +39,7 @@ use crate::machine::now;
 use crate::owner::Owner;
 use crate::presence::Presence;
 use crate::requests::{ClaimRequest, ReserveRequest};
+use crate::service::NotServed;
 
 /// The node. Only the owners of its state change it: the threads of ledger and kernel, and the tasks that are called.
 #[derive(Debug)]
@@ -186,7 +187,7 @@ impl PodHost for Node {
 
     async fn admit(&self, held: &AttachmentEntry) -> Result<(), HostError> {
         let Some(cluster) = &self.board.view().cluster else {
-            return Err(HostError::new("the cluster's settings are not known yet"));
+            return Err(HostError::new(NotServed::NoSettings));
         };
         let table = ruleset::table(&cluster.record, &ruleset::Lengths::new());
         let (mac, addresses) = (held.mac, held.addresses.clone());

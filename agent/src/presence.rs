@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
+use polder_ipam::cause::SharedError;
 use polder_ipam::ledger::{AttachmentEntry, Kind};
 
 use crate::container;
@@ -20,56 +21,86 @@ pub enum Presence {
     /// It no longer exists.
     Gone,
     /// It is not visible to the agent; the reason and the remedy. Nothing may be released in this case.
-    Unknown(String),
+    Unknown(NotVisible),
+}
+
+/// Why it is unknown whether a namespace exists.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotVisible {
+    /// The ADD of the attachment did not contain a path that is visible to the agent.
+    ///
+    /// Remedy: delete the pod, so that its runtime calls DEL.
+    #[error("its path is not recorded")]
+    Unrecorded,
+    /// The path is an empty file: the namespace is mounted on the host, and the mount is not propagated.
+    #[error("{} is not a network namespace here: {}", netns.display(), remedy(netns))]
+    NoNamespace {
+        /// The path.
+        netns: PathBuf,
+    },
+    /// The file system of the path returned an error.
+    #[error("cannot check {} ({error}): {}", netns.display(), remedy(netns))]
+    Failed {
+        /// The path.
+        netns: PathBuf,
+        /// The error.
+        error: SharedError,
+    },
+    /// The path is the namespace of a process. In a container, host processes have another id, or none.
+    #[error("{} is in the host's /proc: set hostPID: true for the agent's pod", netns.display())]
+    HostProcess {
+        /// The path.
+        netns: PathBuf,
+    },
+    /// The folder of the path does not exist in the agent's container, or is not that of the host.
+    #[error("the host's {} is not mounted here: {}", folder(netns).display(), remedy(netns))]
+    NotMounted {
+        /// The path.
+        netns: PathBuf,
+    },
 }
 
 impl Presence {
     /// Checks the namespace at this path. An empty path means that it was never recorded.
     pub fn of(netns: &Path) -> Self {
         if netns.as_os_str().is_empty() {
-            return Self::Unknown("its path is not recorded".to_owned());
+            return Self::Unknown(NotVisible::Unrecorded);
         }
+        let path = || netns.to_owned();
         match statfs(netns) {
             Ok(found) if found.filesystem_type() == NSFS_MAGIC => Self::There,
-            // Without mount propagation, a namespace appears as an empty file.
-            Ok(_) => Self::Unknown(format!(
-                "{} is not a network namespace here: {}",
-                netns.display(),
-                remedy(netns)
-            )),
+            Ok(_) => Self::Unknown(NotVisible::NoNamespace { netns: path() }),
             Err(Errno::ENOENT | Errno::ENOTDIR) => Self::of_missing(netns),
             Err(errno) => {
-                let error = io::Error::from(errno);
-                Self::Unknown(format!("cannot check {} ({error}): {}", netns.display(), remedy(netns)))
+                let error = SharedError::new(io::Error::from(errno));
+                Self::Unknown(NotVisible::Failed { netns: path(), error })
             }
         }
     }
 
     fn of_missing(netns: &Path) -> Self {
-        let folder = netns.parent().unwrap_or(netns);
+        let netns_folder = folder(netns);
         if netns.starts_with("/proc") {
-            // In a container, host processes have another id, or none.
             if !container::is_known() {
                 return Self::Gone;
             }
-            let path = netns.display();
-            return Self::Unknown(format!(
-                "{path} is in the host's /proc: set hostPID: true for the agent's pod"
-            ));
+            return Self::Unknown(NotVisible::HostProcess { netns: netns.to_owned() });
         }
         // The folder stays when its last namespace is deleted. If it is missing, the host's folder is not visible.
-        if folder.is_dir() && !container::has_on_its_own_root(folder) {
+        if netns_folder.is_dir() && !container::has_on_its_own_root(netns_folder) {
             return Self::Gone;
         }
-        Self::Unknown(format!("the host's {} is not mounted here: {}", folder.display(), remedy(netns)))
+        Self::Unknown(NotVisible::NotMounted { netns: netns.to_owned() })
     }
 }
 
+/// The folder in which the namespace is mounted.
+fn folder(netns: &Path) -> &Path {
+    netns.parent().unwrap_or(netns)
+}
+
 fn remedy(netns: &Path) -> String {
-    format!(
-        "mount the host's {} there, with mountPropagation HostToContainer",
-        netns.parent().unwrap_or(netns).display()
-    )
+    format!("mount the host's {} there, with mountPropagation HostToContainer", folder(netns).display())
 }
 
 /// The folder in which container runtimes mount pods' namespaces.
@@ -103,11 +134,11 @@ pub fn not_seen() -> Option<String> {
 
 /// Problems of invisible namespaces with allocated addresses, one for each folder.
 pub fn problems<'a>(attachments: impl Iterator<Item = &'a AttachmentEntry>) -> Vec<String> {
-    let mut unseen: BTreeMap<&Path, (usize, String)> = BTreeMap::new();
+    let mut unseen: BTreeMap<&Path, (usize, NotVisible)> = BTreeMap::new();
     for held in attachments.filter(|held| held.kind == Kind::Lease && !held.netns.is_empty()) {
         let netns = Path::new(&held.netns);
         if let Presence::Unknown(why) = Presence::of(netns) {
-            unseen.entry(netns.parent().unwrap_or(netns)).or_insert((0, why)).0 += 1;
+            unseen.entry(folder(netns)).or_insert((0, why)).0 += 1;
         }
     }
     let problem = |(count, why)| {
@@ -130,6 +161,7 @@ mod tests {
         assert_eq!(Presence::of(&file), Presence::Gone);
         fs::write(&file, "").unwrap();
         let Presence::Unknown(why) = Presence::of(&file) else { panic!("an empty file is no namespace") };
+        let why = why.to_string();
         assert!(
             why.contains("HostToContainer") && why.contains(&folder.path().display().to_string()),
             "{why}"

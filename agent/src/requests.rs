@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use polder_api::Attachment;
+use polder_api::message::{RefusalKind, Refuse};
 use polder_ipam::claim::NoClaim;
 use polder_ipam::pool::BlockRequest;
 use polder_ipam::tasks::{Unreserved, Workload};
@@ -14,20 +15,34 @@ pub type PlanRequest = oneshot::Sender<Result<Vec<String>, NoPlan>>;
 /// Why no plan can be made.
 #[derive(Debug, thiserror::Error)]
 pub enum NoPlan {
-    /// The engine's task has ended.
+    /// The engine's task has ended, because the agent stops.
+    ///
+    /// Remedy: repeat the command once polder-agent runs again.
     #[error("the engine has stopped")]
     Stopped,
-    /// An ADD would not be served, for these reasons.
+    /// An ADD would not be served, for these reasons: the next pass changes nothing.
+    ///
+    /// Remedy: correct the listed reasons. `polderctl status` shows them, too.
     #[error("kernel state is left unchanged: {}", .0.join("; "))]
     Obstacles(Vec<String>),
     /// The node's addresses changed, and the records are not validated for them yet.
+    ///
+    /// Remedy: none, repeat the command in a few seconds.
     #[error(
         "kernel state is left unchanged: an address of this node changed and the records are being read again"
     )]
     Moving,
-    /// Kernel state cannot be read.
+    /// The kernel returned an error when its links, routes or packet filter were read.
+    ///
+    /// Remedy: correct the kernel's error at the end of the text. The agent retries at the next pass.
     #[error("cannot read kernel state: {0}")]
     Unread(#[source] polder_netlink::Error),
+}
+
+impl Refuse for NoPlan {
+    fn kind(&self) -> RefusalKind {
+        RefusalKind::TryAgain
+    }
 }
 
 /// A request for another block.

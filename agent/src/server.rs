@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
 use polder_api::NodeName;
 use polder_api::credentials::EtcdCredentials;
 use polder_api::ipam::{Release, RepairMode};
-use polder_api::message::{Refusal, RefusalKind, Removal, Reply, Request};
+use polder_api::message::{Refusal, RefusalKind, Refuse, Removal, Reply, Request};
 use polder_api::pool::PoolChange;
 use polder_ipam::record::Alive;
-use polder_ipam::settings::ValidatedSettings;
+use polder_ipam::settings::{InvalidSettings, ValidatedSettings};
+use polder_ipam::store::StoreError;
 use polder_ipam::tasks::operator::{self, Adoption};
 use polder_ipam::tasks::{collect, teardown};
 use tokio::net::UnixListener;
@@ -35,10 +35,59 @@ use crate::reporter::Reporter;
 use crate::requests::PlanRequest;
 use crate::{engine, health, inspection, pools, service, show, status};
 
+/// Why the agent's socket is not created.
+#[derive(Debug, thiserror::Error)]
+pub enum NotBound {
+    /// Another agent runs on this node, with the same socket.
+    ///
+    /// Remedy: stop the other agent, or set another socket with `--socket`.
+    #[error("socket {}: another polder-agent answers there", path.display())]
+    Answered {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The directory or the file of the socket cannot be written.
+    ///
+    /// Remedy: make the directory of the socket writable for polder-agent, or set another socket with `--socket`.
+    #[error("socket {}: cannot be created", path.display())]
+    NotCreated {
+        /// The socket.
+        path: PathBuf,
+        /// Error of the file system.
+        #[source]
+        source: io::Error,
+    },
+    /// Another program deleted the file of the socket immediately after its creation.
+    ///
+    /// Remedy: find the program that deletes files in the directory of the socket, and exclude this file from it.
+    #[error("socket {}: it was deleted right after its creation", path.display())]
+    Deleted {
+        /// The socket.
+        path: PathBuf,
+    },
+}
+
+/// Why a request of an operator is invalid.
+#[derive(Debug, thiserror::Error)]
+enum InvalidRequest {
+    /// The operator's etcd credentials cannot be used.
+    #[error(transparent)]
+    Credentials(StoreError),
+    /// The requested settings of the cluster are invalid.
+    #[error(transparent)]
+    Settings(InvalidSettings),
+}
+
+impl Refuse for InvalidRequest {
+    fn kind(&self) -> RefusalKind {
+        RefusalKind::Invalid
+    }
+}
+
 /// Fails if a running agent answers on that socket.
-pub fn refuse_if_answered(path: &Path) -> anyhow::Result<()> {
+pub fn refuse_if_answered(path: &Path) -> Result<(), NotBound> {
     if BlockingStream::connect(path).is_ok() {
-        bail!("socket {}: another polder-agent answers there", path.display());
+        return Err(NotBound::Answered { path: path.to_owned() });
     }
     Ok(())
 }
@@ -53,10 +102,9 @@ pub struct Socket {
 
 impl Socket {
     /// Creates the socket. Replaces a stale file, but not the socket of a running agent.
-    pub fn bind(path: &Path) -> anyhow::Result<Self> {
+    pub fn bind(path: &Path) -> Result<Self, NotBound> {
         let listener = bind(path)?;
-        let file = id(path)
-            .with_context(|| format!("socket {}: it was deleted right after its creation", path.display()))?;
+        let file = id(path).ok_or_else(|| NotBound::Deleted { path: path.to_owned() })?;
         Ok(Self { listener, path: path.to_owned(), file })
     }
 
@@ -85,18 +133,18 @@ fn id(path: &Path) -> Option<(u64, u64)> {
 /// Interval between checks that the socket file exists.
 const LOOK: Duration = Duration::from_millis(500);
 
-fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+fn bind(path: &Path) -> Result<UnixListener, NotBound> {
     refuse_if_answered(path)?;
-    let writable = || format!("socket {}: cannot be created", path.display());
+    let failed = |source| NotBound::NotCreated { path: path.to_owned(), source };
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).with_context(writable)?;
+        fs::create_dir_all(folder).map_err(failed)?;
     }
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).with_context(writable)?,
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
     }
-    let listener = UnixListener::bind(path).with_context(writable)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).with_context(writable)?;
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
     Ok(listener)
 }
 
@@ -139,7 +187,7 @@ impl Task {
                     return socket;
                 }
                 Err(error) => {
-                    let problem = format!("plugins cannot reach the agent: {error:#}");
+                    let problem = format!("plugins cannot reach the agent: {:#}", anyhow::Error::from(error));
                     if set_if_changed(&self.unreachable, Some(problem.clone())) {
                         warn!("{problem}");
                     }
@@ -176,7 +224,7 @@ impl RequestHandler for Task {
         let records = &reporter.board().records;
         let operators = async || {
             let opened = reporter.store.for_operator(credentials.as_ref()).await;
-            opened.map_err(|error| Refusal::new(RefusalKind::Invalid, error.to_string()))
+            opened.map_err(InvalidRequest::Credentials)
         };
         let is_in_clear =
             credentials.as_ref().is_some_and(|shown| shown.user.is_some()) && !reporter.store.is_encrypted();
@@ -223,7 +271,7 @@ impl RequestHandler for Task {
             }
             Request::ChangeSettings(change) => {
                 let wanted = ValidatedSettings::try_from(change);
-                let wanted = wanted.map_err(|error| Refusal::new(RefusalKind::Invalid, error.to_string()))?;
+                let wanted = wanted.map_err(InvalidRequest::Settings)?;
                 Reply::Done(operator::change_settings(&operators().await?, &wanted).await?)
             }
             Request::RemoveNode(removal) => {

@@ -5,15 +5,46 @@ use std::path::Path;
 
 use ipnetwork::IpNetwork;
 use polder_api::Attachment;
-use polder_api::message::{AddRequest, LeasedAddress, Refusal, RefusalKind, Wiring};
+use polder_api::message::{AddRequest, LeasedAddress, Refusal, RefusalKind, Refuse, Wiring};
 use polder_ipam::Block;
 use polder_ipam::ledger::Kind;
-use polder_ipam::tasks::{self, refuse};
+use polder_ipam::tasks;
 
 use crate::caller::Caller;
 use crate::in_flight::AttachmentLock;
 use crate::node::Node;
 use crate::wiring::wiring;
+
+/// Why a request of a CNI plugin is not served, although its addresses are allocated or known.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotServed {
+    /// The agent has not read the cluster's settings from the datastore yet. The wiring of a pod depends on them.
+    ///
+    /// Remedy: none, the runtime retries the request. If it persists, check with `polderctl status` that the datastore
+    /// is reachable.
+    #[error("the cluster's settings are not known yet")]
+    NoSettings,
+    /// The ledger of this node has no attachment of that name whose interface another plugin creates, or its addresses
+    /// are being released.
+    ///
+    /// Remedy: check that the IPAM plugin has completed an ADD for the attachment on this node.
+    #[error("{0} has no addresses")]
+    NoAddresses(Attachment),
+    /// The ledger of this node has no pod for the attachment, or the pod is being detached.
+    ///
+    /// Remedy: delete the pod, so that its controller creates a new one.
+    #[error("{0} is not attached")]
+    NotAttached(Attachment),
+}
+
+impl Refuse for NotServed {
+    fn kind(&self) -> RefusalKind {
+        match self {
+            Self::NoSettings => RefusalKind::TryAgain,
+            Self::NoAddresses(_) | Self::NotAttached(_) => RefusalKind::Missing,
+        }
+    }
+}
 
 /// Allocates the addresses of the attachment. The returned lock marks the attachment as being wired.
 pub async fn add(
@@ -26,7 +57,7 @@ pub async fn add(
     let now = node.board.view();
     // If the datastore has just lost the settings, those from before the allocation are used.
     let Some(cluster) = now.cluster.as_ref().or(before.cluster.as_ref()) else {
-        return refuse(RefusalKind::TryAgain, "the cluster's settings are not known yet");
+        return Err(NotServed::NoSettings.into());
     };
     let wiring = wiring(&node.board.membership, node.features, &cluster.record, &held);
     if !wiring.strays.is_empty() {
@@ -60,7 +91,7 @@ pub async fn leased(node: &Node, attachment: Attachment) -> Result<Vec<LeasedAdd
         held.addresses.iter().map(address).collect::<Option<Vec<_>>>()
     });
     let Some(found) = found.await else {
-        return refuse(RefusalKind::Missing, format!("{attachment} has no addresses"));
+        return Err(NotServed::NoAddresses(attachment).into());
     };
     let leased = |(address, (block, gateway)): (IpAddr, (Block, IpAddr))| LeasedAddress {
         address: IpNetwork::new(address, block.cidr().length()).expect("the length of a block"),
@@ -73,13 +104,13 @@ pub async fn leased(node: &Node, attachment: Attachment) -> Result<Vec<LeasedAdd
 pub async fn check(node: &Node, attachment: Attachment) -> Result<Wiring, Refusal> {
     let view = node.board.view();
     let Some(cluster) = &view.cluster else {
-        return refuse(RefusalKind::TryAgain, "the cluster's settings are not known yet");
+        return Err(NotServed::NoSettings.into());
     };
     let key = attachment.clone();
     match node.ipam.run(move |ipam| ipam.get(&key).cloned()).await {
         Some(held) if !held.leaving && held.kind == Kind::Pod => {
             Ok(wiring(&node.board.membership, node.features, &cluster.record, &held))
         }
-        _ => refuse(RefusalKind::Missing, format!("{attachment} is not attached")),
+        _ => Err(NotServed::NotAttached(attachment).into()),
     }
 }

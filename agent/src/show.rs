@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use polder_api::NodeName;
 use polder_api::ipam::{AddressStanding, AddressStatus, NodeShare, NodeShareStanding, Shown, Subject};
-use polder_api::message::{Refusal, RefusalKind};
+use polder_api::message::{Refusal, RefusalKind, Refuse};
+use polder_api::{NodeName, PoolName};
+use polder_ipam::cidr::ParseCidrError;
 use polder_ipam::invariants::LedgerFacts;
 use polder_ipam::node::Condition;
 use polder_ipam::pool::{Purpose, format_labels};
@@ -47,9 +48,9 @@ pub async fn show(reporter: &Reporter, subject: Subject) -> Result<Shown, Refusa
         Subject::Cluster => look.cluster(&mut shown),
         Subject::Pool(name) => match look.view.every_pool().find(|known| known.record.name == name) {
             Some(known) => look.pool(known, &mut shown),
-            None => return missing(format!("there is no pool {name}: see polderctl pool list")),
+            None => return Err(NotShown::NoPool(name).into()),
         },
-        Subject::Block(block) => look.block(block.to_string().parse().map_err(invalid)?, &mut shown),
+        Subject::Block(block) => look.block(block.to_string().parse().map_err(NotShown::Block)?, &mut shown),
         Subject::Node(name) => look.node(&name, &mut shown)?,
         Subject::Address(address) => shown.addresses.push(look.address(address).await?),
         Subject::Pod(pod) => look.pod(&pod, &mut shown)?,
@@ -57,12 +58,30 @@ pub async fn show(reporter: &Reporter, subject: Subject) -> Result<Shown, Refusa
     Ok(shown)
 }
 
-fn missing<T>(problem: String) -> Result<T, Refusal> {
-    Err(Refusal::new(RefusalKind::Missing, problem))
+/// Why a subject is not shown.
+#[derive(Debug, thiserror::Error)]
+enum NotShown {
+    /// The records of the cluster contain no pool of that name.
+    #[error("there is no pool {0}: see polderctl pool list")]
+    NoPool(PoolName),
+    /// The records of the cluster contain no node of that name, and none was removed.
+    #[error("there is no node {0}: see polderctl node list")]
+    NoNode(NodeName),
+    /// No address is in use by a pod of that name, or reserved for it.
+    #[error("no address is known of pod {0}: use NAMESPACE/NAME")]
+    NoPod(String),
+    /// The text is not the CIDR of a block.
+    #[error(transparent)]
+    Block(ParseCidrError),
 }
 
-fn invalid(error: impl std::fmt::Display) -> Refusal {
-    Refusal::new(RefusalKind::Invalid, error.to_string())
+impl Refuse for NotShown {
+    fn kind(&self) -> RefusalKind {
+        match self {
+            Self::NoPool(_) | Self::NoNode(_) | Self::NoPod(_) => RefusalKind::Missing,
+            Self::Block(_) => RefusalKind::Invalid,
+        }
+    }
 }
 
 /// Explanation for an address of this node's probe endpoint.
@@ -179,7 +198,7 @@ impl Lookup<'_> {
         if self.view.nodes.contains_key(name) {
             shown.nodes = vec![self.share(name)];
         } else if removed.is_empty() {
-            return missing(format!("there is no node {name}: see polderctl node list"));
+            return Err(NotShown::NoNode(name.clone()).into());
         }
         shown.blocks = pools::claims(
             &self.reporter.config.node,
@@ -212,7 +231,7 @@ impl Lookup<'_> {
             }
         }
         if shown.addresses.is_empty() {
-            return missing(format!("no address is known of pod {pod}: use NAMESPACE/NAME"));
+            return Err(NotShown::NoPod(pod.to_owned()).into());
         }
         Ok(())
     }

@@ -29,9 +29,13 @@ pub struct Underlay {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotChosen {
     /// The engine has not read the interfaces yet.
+    ///
+    /// Remedy: none, the agent has just started and retries.
     #[error("the underlay addresses are not chosen yet")]
     NotYet,
     /// The kernel's interfaces cannot be read.
+    ///
+    /// Remedy: correct the kernel's error at the end of the text. The agent retries.
     #[error("cannot list interfaces: {0}")]
     Unreadable(#[source] HostError),
     /// No route determines which address to use.
@@ -51,6 +55,8 @@ pub enum NotChosen {
     )]
     NoAddress(IpAddr),
     /// The configured interface does not exist or is down.
+    ///
+    /// Remedy: set `underlay.interface` to an interface of this node: `ip link` lists them. Or set the interface up.
     #[error("underlay.interface: interface {0} does not exist or is down")]
     NoInterface(String),
 }

@@ -3,9 +3,8 @@
 use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
 use polder_api::{add_marks, tombstone, tombstones};
 use polder_ipam::ledger::{AttachmentEntry, Kind, Ledger, MemberState};
 use polder_store::ledger::Sqlite;
@@ -30,26 +29,118 @@ pub enum Attached {
     CutOff,
 }
 
+/// The uninstall was refused, or is not complete.
+#[derive(Debug, thiserror::Error)]
+enum NotUninstalled {
+    /// An agent holds the lock of the state directory or of the node, or the lock cannot be taken.
+    /// Remedy: run systemctl disable --now polder-agent; in Kubernetes, remove Polder as described in docs/install.md.
+    #[error("stop the agent first, and make sure that nothing restarts it")]
+    Runs(#[source] anyhow::Error),
+    /// A running agent uses the socket, but another state directory than the uninstall.
+    #[error(
+        "stop the agent first, and make sure that nothing restarts it: an agent answers on {} whose state directory is \
+         not {}",
+        socket.display(),
+        state.display()
+    )]
+    Answers {
+        /// Socket of the agent.
+        socket: PathBuf,
+        /// State directory of the uninstall.
+        state: PathBuf,
+    },
+    /// The ledger cannot be opened, so the attached pods and the previous kernel settings are unknown.
+    #[error("cannot read the ledger: use --with-pods to continue without it")]
+    Ledger(#[source] anyhow::Error),
+    /// Pods of this node are still connected to the network.
+    #[error("{pods} pods are attached: delete them first, or disconnect them with --with-pods")]
+    PodsAttached {
+        /// Number of pod interfaces.
+        pods: usize,
+    },
+    /// Another plugin created interfaces of running pods with addresses of this node.
+    #[error(
+        "{leases} interfaces of another plugin use addresses of this node: delete their pods first, or release the \
+         addresses with --with-pods"
+    )]
+    LeasesAttached {
+        /// Number of interfaces.
+        leases: usize,
+    },
+    /// Some steps failed. The state directory is kept, because it has the data for another attempt.
+    #[error(
+        "{}. Everything else is done, and {} is kept: run the uninstall again",
+        failed_steps(failures),
+        state.display()
+    )]
+    Incomplete {
+        /// The failed steps.
+        failures: Vec<FailedStep>,
+        /// The state directory.
+        state: PathBuf,
+    },
+    /// A file or directory of the agent cannot be deleted.
+    /// Remedy: check that its file system is mounted writable, and run the uninstall again.
+    #[error("cannot delete {}", path.display())]
+    File {
+        /// The file or directory.
+        path: PathBuf,
+        /// The error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A step of the uninstall that failed, while the others continued.
+#[derive(Debug, thiserror::Error)]
+enum FailedStep {
+    /// The CNI configuration cannot be deleted.
+    /// Remedy: check that its directory is mounted writable, and run the uninstall again.
+    #[error("cannot delete the CNI configuration {}: {error}", file.display())]
+    Conflist {
+        /// The file.
+        file: PathBuf,
+        /// The error.
+        error: io::Error,
+    },
+    /// The kernel refused to delete a device, a route or a table.
+    #[error(transparent)]
+    Kernel(#[from] polder_netlink::Error),
+    /// A kernel setting cannot be restored to its value before the agent changed it.
+    /// Remedy: check that `proc_sys_net` is mounted writable, and run the uninstall again.
+    #[error("cannot restore {path} to {previous}: {error}")]
+    Setting {
+        /// Path of the setting in `proc_sys_net`.
+        path: String,
+        /// The previous value.
+        previous: String,
+        /// The error.
+        error: io::Error,
+    },
+}
+
+/// The failed steps as one text.
+fn failed_steps(failures: &[FailedStep]) -> String {
+    failures.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
 /// Suffixes of the files of a SQLite database.
 const BESIDE: [&str; 3] = ["", "-wal", "-shm"];
 
 /// Runs the uninstall. A missing object is not an error, and a failure does not stop the rest. Returns one line for
 /// each completed step.
 pub fn uninstall(places: &NodePaths, attached: Attached) -> anyhow::Result<Vec<String>> {
-    const STOP: &str = "stop the agent first, and make sure that nothing restarts it";
     let state = &places.state_dir;
     container::refuse_lost_state(state, places.allow_ephemeral_state)?;
     let sysctls = Sysctls::at(places.proc_sys_net.clone())?;
     let is_there = state.exists();
-    let lock = is_there.then(|| state_dir::lock(state).context(STOP)).transpose()?;
+    let lock = is_there
+        .then(|| state_dir::lock(state).map_err(|error| NotUninstalled::Runs(error.into())))
+        .transpose()?;
     if UnixStream::connect(&places.socket).is_ok() {
-        bail!(
-            "{STOP}: an agent answers on {} whose state directory is not {}",
-            places.socket.display(),
-            state.display()
-        );
+        return Err(NotUninstalled::Answers { socket: places.socket.clone(), state: state.clone() }.into());
     }
-    let node = NodeLock::take().context(STOP)?;
+    let node = NodeLock::take().map_err(|error| NotUninstalled::Runs(error.into()))?;
     let (mut done, mut failures) = (Vec::new(), Vec::new());
     let ledger = match (open(&state.join(LEDGER)).transpose(), attached) {
         (Some(Err(error)), Attached::CutOff) => {
@@ -58,9 +149,7 @@ pub fn uninstall(places: &NodePaths, attached: Attached) -> anyhow::Result<Vec<S
             ));
             None
         }
-        (ledger, _) => {
-            ledger.transpose().context("cannot read the ledger: use --with-pods to continue without it")?
-        }
+        (ledger, _) => ledger.transpose().map_err(NotUninstalled::Ledger)?,
     };
     let mut kernel = Kernel::open(&sysctls)?;
     if attached == Attached::Stay {
@@ -71,10 +160,10 @@ pub fn uninstall(places: &NodePaths, attached: Attached) -> anyhow::Result<Vec<S
     match conflist::remove(&places.cni_file) {
         Ok(true) => done.push(format!("the CNI configuration {file} is deleted")),
         Ok(false) => {}
-        Err(error) => failures.push(format!("cannot delete the CNI configuration {file}: {error}")),
+        Err(error) => failures.push(FailedStep::Conflist { file: places.cni_file.clone(), error }),
     }
     let (removed, left) = kernel.remove_all();
-    failures.extend(left.iter().map(ToString::to_string));
+    failures.extend(left.into_iter().map(FailedStep::Kernel));
     if removed > 0 {
         done.push(format!("{removed} devices, routes and tables are deleted"));
     }
@@ -82,17 +171,13 @@ pub fn uninstall(places: &NodePaths, attached: Attached) -> anyhow::Result<Vec<S
         match put_back(&sysctls, &path, &previous) {
             Ok(true) => done.push(format!("{path} is restored to {previous}")),
             Ok(false) => {}
-            Err(error) => failures.push(format!("cannot restore {path} to {previous}: {error}")),
+            Err(error) => failures.push(FailedStep::Setting { path, previous, error }),
         }
     }
     let is_member = is_member(ledger.as_ref(), &state.join(STORE));
     drop(ledger);
     if !failures.is_empty() {
-        bail!(
-            "{}. Everything else is done, and {} is kept: run the uninstall again",
-            failures.join("; "),
-            state.display()
-        );
+        return Err(NotUninstalled::Incomplete { failures, state: state.clone() }.into());
     }
     delete_files(places)?;
     drop((lock, node));
@@ -133,7 +218,7 @@ fn open(ledger: &Path) -> anyhow::Result<Option<Sqlite>> {
 fn refuse_if_attached(kernel: &mut Kernel, ledger: Option<&Sqlite>, socket: &Path) -> anyhow::Result<()> {
     let pods = kernel.pod_interfaces()?.len();
     if pods > 0 {
-        bail!("{pods} pods are attached: delete them first, or disconnect them with --with-pods");
+        return Err(NotUninstalled::PodsAttached { pods }.into());
     }
     let attachments = ledger.map(Ledger::attachments).transpose()?.unwrap_or_default();
     let lives = |held: &&AttachmentEntry| {
@@ -143,10 +228,7 @@ fn refuse_if_attached(kernel: &mut Kernel, ledger: Option<&Sqlite>, socket: &Pat
     };
     let leases = attachments.iter().filter(lives).count();
     if leases > 0 {
-        bail!(
-            "{leases} interfaces of another plugin use addresses of this node: delete their pods first, or release the \
-             addresses with --with-pods"
-        );
+        return Err(NotUninstalled::LeasesAttached { leases }.into());
     }
     Ok(())
 }
@@ -160,7 +242,7 @@ fn put_back(sysctls: &Sysctls, path: &str, previous: &str) -> io::Result<bool> {
     }
 }
 
-fn delete_files(places: &NodePaths) -> anyhow::Result<()> {
+fn delete_files(places: &NodePaths) -> Result<(), NotUninstalled> {
     let state = &places.state_dir;
     delete(&places.socket)?;
     delete_folder(&tombstones(&places.socket))?;
@@ -171,12 +253,13 @@ fn delete_files(places: &NodePaths) -> anyhow::Result<()> {
     [SNAPSHOT, SNAPSHOT_BEFORE, CONFLIST, "lock"].iter().try_for_each(|name| delete(&state.join(name)))
 }
 
-fn delete(file: &Path) -> anyhow::Result<()> {
-    gone(fs::remove_file(file)).with_context(|| format!("cannot delete {}", file.display()))
+fn delete(file: &Path) -> Result<(), NotUninstalled> {
+    gone(fs::remove_file(file)).map_err(|source| NotUninstalled::File { path: file.to_owned(), source })
 }
 
-fn delete_folder(folder: &Path) -> anyhow::Result<()> {
-    gone(fs::remove_dir_all(folder)).with_context(|| format!("cannot delete {}", folder.display()))
+fn delete_folder(folder: &Path) -> Result<(), NotUninstalled> {
+    gone(fs::remove_dir_all(folder))
+        .map_err(|source| NotUninstalled::File { path: folder.to_owned(), source })
 }
 
 fn gone(outcome: io::Result<()>) -> io::Result<()> {

@@ -170,12 +170,39 @@ fn write(path: &Path, records: &Records) -> io::Result<()> {
 /// The snapshot cannot be used.
 #[derive(Debug, thiserror::Error)]
 enum NoSnapshot {
+    /// The saved snapshot does not exist, as on a new node, or cannot be read.
+    ///
+    /// Remedy: none, the agent waits for the datastore and then saves a snapshot. Check the path if the file exists.
     #[error("{}: {error}", file.display())]
-    Unread { file: PathBuf, error: io::Error },
+    Unread {
+        /// The file.
+        file: PathBuf,
+        /// The error.
+        error: io::Error,
+    },
+    /// The saved snapshot is damaged, or from a release with another format.
+    ///
+    /// Remedy: none, the agent waits for the datastore and then replaces the snapshot.
     #[error("{}: {error}", file.display())]
-    Unreadable { file: PathBuf, error: serde_json::Error },
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// The error.
+        error: serde_json::Error,
+    },
+    /// The saved snapshot has keys with another prefix: `etcd.prefix` was changed, or the state directory belongs to
+    /// another cluster.
+    ///
+    /// Remedy: correct `etcd.prefix` or `state_dir`. If both are correct: none, the agent replaces the snapshot.
     #[error("{}: {key} belongs to another cluster: this cluster's etcd.prefix is {prefix}", file.display())]
-    OtherCluster { file: PathBuf, key: String, prefix: &'static str },
+    OtherCluster {
+        /// The file.
+        file: PathBuf,
+        /// The first key with another prefix.
+        key: String,
+        /// The configured prefix.
+        prefix: &'static str,
+    },
 }
 
 fn read(path: &Path) -> Result<Contents, NoSnapshot> {

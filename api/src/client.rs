@@ -32,6 +32,7 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The agent accepted the connection but did not answer: it stopped, is too slow, or uses another protocol version.
+    /// Remedy: check that polder-agent runs and is of the same release; see its log.
     #[error("polder-agent at {} did not answer", socket.display())]
     NoAnswer {
         /// Path of the agent's socket.

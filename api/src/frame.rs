@@ -18,15 +18,18 @@ const LONGEST: usize = 16 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
     /// The peer uses another protocol version.
+    /// Remedy: install the plugin and the agent of the same release.
     #[error("protocol version {0}, expected {VERSION}: plugin and agent are of different releases")]
     Version(u8),
     /// The message exceeds the maximum length.
+    /// Remedy: none, it is an internal error or a program that is not of Polder.
     #[error("message of {0} bytes exceeds the limit of {LONGEST}")]
     Length(usize),
     /// The message is not valid JSON of the expected type.
     #[error("unreadable message: check that both programs are of the same release")]
     Json(#[from] serde_json::Error),
     /// I/O error or timeout of the socket.
+    /// Remedy: check that polder-agent runs; see its log.
     #[error("socket")]
     Io(#[from] io::Error),
 }

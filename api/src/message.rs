@@ -297,6 +297,20 @@ pub enum RefusalKind {
     Failed,
 }
 
+/// An error that is reported to the caller of a request: its text is the message of the refusal.
+///
+/// Refusals are made from errors, so that each text is in an `#[error]` attribute, and in `docs/errors.md`.
+pub trait Refuse: fmt::Display {
+    /// The kind of the refusal.
+    fn kind(&self) -> RefusalKind;
+}
+
+impl<E: Refuse> From<E> for Refusal {
+    fn from(error: E) -> Self {
+        Self { kind: error.kind(), message: error.to_string() }
+    }
+}
+
 impl Refusal {
     /// A refusal of `kind` with a message.
     pub fn new(kind: RefusalKind, message: impl Into<String>) -> Self {

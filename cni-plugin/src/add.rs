@@ -8,19 +8,23 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use polder_api::client::Client;
-use polder_api::message::{AddRequest, AddressSource, Attach, Refusal, RefusalKind, Reply, Request, Wiring};
-use polder_api::{AddMark, BRIDGE, Family, Mac};
+use polder_api::message::{
+    AddRequest, AddressSource, Attach, Refusal, RefusalKind, Refuse, Reply, Request, Wiring,
+};
+use polder_api::{AddMark, Attachment, BRIDGE, Family, IfName, Mac};
 use polder_netlink::link::{self, Link, Port, VethPair};
 use polder_netlink::monitor::Monitor;
 use polder_netlink::neighbour::{Destination, FdbEntry, Neighbour};
 use polder_netlink::route::{self, Route, Target};
 use polder_netlink::{IfIndex, Operation, RouteSocket};
 
+use crate::action::{FileAction, KernelAction};
 use crate::agent::{add_request, own_addresses, unexpected};
 use crate::call::Call;
 use crate::delegated::{DelegatedResult, DelegatedRoute};
 use crate::environment::Verb;
 use crate::error::Error;
+use crate::netconf::BadConfig;
 use crate::patience::until_it_passes;
 use crate::pod::{PodNamespace, host_prefix};
 use crate::result::{Made, result};
@@ -32,6 +36,56 @@ const AGENT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Timeout for the carrier of the pod's interface. On an idle machine the carrier appears within microseconds.
 const CARRIER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why the interface was not created or is not usable. What was created is deleted again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotAttached {
+    /// Another ADD of the same attachment has not ended yet.
+    /// Remedy: none, it is retried.
+    #[error("another process is creating the interface of {attachment}")]
+    Running {
+        /// The attachment.
+        attachment: Attachment,
+    },
+    /// The agent stopped during the ADD, so another pod may get the addresses. The ADD is retried.
+    #[error("polder-agent closed the connection before the interface was ready: the addresses are not held")]
+    NotHeld,
+    /// Another program deleted the bridge. The ADD is retried.
+    #[error("bridge {BRIDGE} is missing: polder-agent recreates it")]
+    NoBridge,
+    /// Another program deleted or renamed the host end of the pair, or the pod ended during the ADD.
+    /// Remedy: none, the runtime repeats the ADD; if it persists, find the program that deletes interfaces.
+    #[error("interface {name} disappeared after it was created")]
+    NoInterface {
+        /// The name of the interface.
+        name: String,
+    },
+    /// The kernel did not report a carrier within 5 s, or the bridge does not forward on the port.
+    /// Remedy: none, the runtime repeats the ADD; if it persists, check the load of the node.
+    #[error("interface {name} has no carrier")]
+    NoCarrier {
+        /// The name of the interface.
+        name: String,
+    },
+    /// Another program deleted or renamed the pod end of the pair, or the pod ended during the ADD.
+    /// Remedy: none, the runtime repeats the ADD; if it persists, check the other plugins of the network.
+    #[error("{interface} in the pod disappeared")]
+    NoPodInterface {
+        /// The name of the interface in the pod.
+        interface: IfName,
+    },
+}
+
+impl Refuse for NotAttached {
+    fn kind(&self) -> RefusalKind {
+        match self {
+            Self::Running { .. } | Self::NotHeld | Self::NoBridge => RefusalKind::TryAgain,
+            Self::NoInterface { .. } | Self::NoCarrier { .. } | Self::NoPodInterface { .. } => {
+                RefusalKind::Failed
+            }
+        }
+    }
+}
 
 /// Attaches the container. Returns the result for the runtime.
 pub fn add(call: &Call) -> Result<String, Error> {
@@ -59,10 +113,9 @@ fn can_be_told(version: Version, given: &DelegatedResult) -> Result<(), Error> {
     let several =
         |family: &Family| given.addresses.iter().filter(|own| Family::of(**own) == *family).count() > 1;
     match Family::BOTH.iter().find(|family| several(family)) {
-        Some(family) if version < Version::V0_3_0 => Err(Error::Config(format!(
-            "the IPAM plugin returned more than one {family} address, but a CNI {version} result holds only one: \
-             set cniVersion 0.3.0 or later"
-        ))),
+        Some(&family) if version < Version::V0_3_0 => {
+            Err(BadConfig::SeveralAddresses { family, version }.into())
+        }
         _ => Ok(()),
     }
 }
@@ -98,18 +151,15 @@ fn attach(call: &Call, pod: &mut PodNamespace, given: Option<&DelegatedResult>) 
 fn mark(call: &Call) -> Result<AddMark, Error> {
     AddMark::set(&call.network.conf.socket, &call.attachment()).map_err(|source| {
         if source.kind() == ErrorKind::WouldBlock {
-            let problem = format!("another process is creating the interface of {}", call.attachment());
-            return Error::Refused(Refusal::new(RefusalKind::TryAgain, problem));
+            return Error::Refused(NotAttached::Running { attachment: call.attachment() }.into());
         }
-        Error::File { action: "register this ADD as in progress".to_owned(), source }
+        Error::File { action: FileAction::Mark, source }
     })
 }
 
 /// The error if the agent closed the connection: the addresses are no longer reserved, and another pod may get them.
 fn lost() -> Error {
-    let problem =
-        "polder-agent closed the connection before the interface was ready: the addresses are not held";
-    Error::Refused(Refusal::new(RefusalKind::TryAgain, problem))
+    Error::Refused(NotAttached::NotHeld.into())
 }
 
 fn request(call: &Call, given: Option<&DelegatedResult>) -> AddRequest {
@@ -129,7 +179,7 @@ fn wire(
     wiring: &Wiring,
     routes: &[DelegatedRoute],
 ) -> Result<Link, Error> {
-    let mut host = RouteSocket::open().map_err(Error::kernel("open a netlink socket on the host"))?;
+    let mut host = RouteSocket::open().map_err(Error::kernel(KernelAction::OpenHost))?;
     let bridge = match wiring.attach {
         Attach::Bridge { .. } => Some(bridge(&mut host)?),
         Attach::Routed => None,
@@ -161,14 +211,17 @@ fn wire(
     made.map_err(|error| match error.errno() {
         // `BR_MAX_PORTS` of net/bridge/br_private.h.
         Some(Errno::EXFULL) => Error::BridgeFull,
-        _ => Error::kernel(format!("create {name} and {} in the pod", call.environment.interface))(error),
+        _ => {
+            let interface = call.environment.interface.clone();
+            Error::kernel(KernelAction::CreatePair { host: wiring.host_interface.clone(), interface })(error)
+        }
     })?;
     let link = find(&mut host, name)?;
     if bridge.is_none() && wiring.addresses.iter().any(|own| own.address.is_ipv6()) {
         allow_ipv6(name)?;
     }
     host.execute_all(towards_pod(wiring, bridge, link.index))
-        .map_err(Error::kernel(format!("add the routes, neighbour and FDB entries for {name}")))?;
+        .map_err(Error::kernel(KernelAction::ReachPod { host: wiring.host_interface.clone() }))?;
     pod.configure(&call.environment.interface, wiring, routes)?;
     wait_until_it_carries(&mut host, name, wiring.attach)
 }
@@ -180,15 +233,12 @@ fn allow_ipv6(name: &str) -> Result<(), Error> {
     if !is_disabled {
         return Ok(());
     }
-    fs::write(&setting, "0").map_err(Error::file(format!("set {setting} to 0")))
+    fs::write(&setting, "0").map_err(Error::file(FileAction::EnableIpv6 { path: setting.clone() }))
 }
 
 fn bridge(host: &mut RouteSocket) -> Result<IfIndex, Error> {
-    let found = host.link(BRIDGE).map_err(Error::kernel(format!("read interface {BRIDGE}")))?;
-    let gone = || {
-        Refusal::new(RefusalKind::TryAgain, format!("bridge {BRIDGE} is missing: polder-agent recreates it"))
-    };
-    Ok(found.ok_or_else(gone)?.index)
+    let found = read_link(host, BRIDGE)?;
+    Ok(found.ok_or_else(|| Refusal::from(NotAttached::NoBridge))?.index)
 }
 
 /// The FDB entry, neighbour entries and routes to the pod. They are static, so no ARP or neighbour discovery is needed.
@@ -217,10 +267,15 @@ fn routes(addresses: &[IpAddr], index: IfIndex) -> impl Iterator<Item = Operatio
 }
 
 fn find(host: &mut RouteSocket, name: &str) -> Result<Link, Error> {
-    let found = host.link(name).map_err(Error::kernel(format!("read interface {name}")))?;
-    let gone =
-        || Refusal::new(RefusalKind::Failed, format!("interface {name} disappeared after it was created"));
-    Ok(found.ok_or_else(gone)?)
+    let gone = || Refusal::from(NotAttached::NoInterface { name: name.to_owned() });
+    Ok(read_link(host, name)?.ok_or_else(gone)?)
+}
+
+fn read_link(host: &mut RouteSocket, name: &str) -> Result<Option<Link>, Error> {
+    host.link(name).map_err(|source| {
+        let action = KernelAction::ReadInterface { name: name.to_owned() };
+        Error::Kernel { action, source }
+    })
 }
 
 /// Waits for the carrier, so that the pod's first packet is not lost in either direction: the kernel sets the carrier
@@ -229,7 +284,7 @@ fn wait_until_it_carries(host: &mut RouteSocket, name: &str, attach: Attach) -> 
     if let Some(link) = carrying(host, name, attach)? {
         return Ok(link);
     }
-    let failed = || Error::kernel(format!("wait for the carrier of {name}"));
+    let failed = || Error::kernel(KernelAction::WaitForCarrier { name: name.to_owned() });
     let mut monitor = Monitor::of_links().map_err(failed())?;
     let deadline = Instant::now() + CARRIER_PATIENCE;
     loop {
@@ -239,8 +294,7 @@ fn wait_until_it_carries(host: &mut RouteSocket, name: &str, attach: Attach) -> 
         // Events of other interfaces do not extend the deadline.
         let left = deadline.saturating_duration_since(Instant::now());
         if left < Duration::from_millis(1) {
-            let problem = format!("interface {name} has no carrier");
-            return Err(Refusal::new(RefusalKind::Failed, problem).into());
+            return Err(Error::Refused(NotAttached::NoCarrier { name: name.to_owned() }.into()));
         }
         monitor.set_patience(left).map_err(failed())?;
         monitor.wait().map_err(failed())?;

@@ -1,9 +1,33 @@
 //! Requests to the agent, and errors for unexpected replies.
 
-use polder_api::message::{AddRequest, AddressSource, Refusal, RefusalKind, Reply};
+use polder_api::message::{AddRequest, AddressSource, RefusalKind, Refuse, Reply};
 
 use crate::call::Call;
 use crate::error::Error;
+
+/// The reply of the agent cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BadReply {
+    /// The agent sent the reply to another request: plugin and agent are of different releases.
+    /// Remedy: install the plugins of the release of polder-agent.
+    #[error("unexpected reply from polder-agent: {reply:?}")]
+    Unexpected {
+        /// The reply.
+        reply: Box<Reply>,
+    },
+    /// The agent knows the attachment of the other plugin, but it has no address.
+    /// Remedy: delete the pod, so that Kubernetes creates it again.
+    #[error("polder-agent returned no address")]
+    NoAddress,
+}
+
+impl Refuse for BadReply {
+    fn kind(&self) -> RefusalKind {
+        match self {
+            Self::Unexpected { .. } | Self::NoAddress => RefusalKind::Failed,
+        }
+    }
+}
 
 /// Requests one address of each family, with the pool and addresses that the pod or the network configuration names.
 pub(crate) fn own_addresses(call: &Call) -> AddressSource {
@@ -30,6 +54,6 @@ pub(crate) fn add_request(call: &Call) -> AddRequest {
 pub(crate) fn unexpected(reply: Reply) -> Error {
     Error::Refused(match reply {
         Reply::Refused(refusal) => refusal,
-        other => Refusal::new(RefusalKind::Failed, format!("unexpected reply from polder-agent: {other:?}")),
+        other => BadReply::Unexpected { reply: Box::new(other) }.into(),
     })
 }

@@ -5,22 +5,115 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use polder_api::message::{Attach, Reply, Request, Wiring};
-use polder_api::{BRIDGE, IfName};
-use polder_netlink::inside::Inside;
+use polder_api::{BRIDGE, IfName, Mac};
+use polder_netlink::inside::{Difference as InPod, Inside};
 use polder_netlink::link::{Link, Port};
 use polder_netlink::neighbour::{Destination, FdbEntry, Neighbour};
 use polder_netlink::route::{Route, Target};
 use polder_netlink::{IfIndex, RouteSocket};
 use serde_json::Value;
 
+use crate::action::KernelAction;
 use crate::agent::unexpected;
 use crate::call::Call;
 use crate::delegate;
 use crate::environment::Verb;
 use crate::error::Error;
+use crate::netconf::BadConfig;
 use crate::pod::{PodNamespace, host_prefix};
 
 const AGENT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A difference between what ADD made and the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Difference {
+    /// A difference in the pod.
+    #[error(transparent)]
+    InPod(#[from] InPod),
+    /// Another program removed an address of the result of the ADD. The agent is unreachable.
+    /// Remedy: delete the pod, so that Kubernetes creates it again.
+    #[error("{interface} in the pod does not have the address {address}")]
+    NoPreviousAddress {
+        /// The name of the pod's interface.
+        interface: IfName,
+        /// The missing address.
+        address: IpAddr,
+    },
+    /// Another program set lo down.
+    /// Remedy: set it up in the network namespace of the pod (ip link set lo up), or delete the pod.
+    #[error("lo in the pod is down")]
+    LoopbackDown,
+    /// The result of the ADD lacks an address of the attachment: another plugin of the chain removed it, or the runtime
+    /// passed the result of another ADD.
+    /// Remedy: delete the pod, so that Kubernetes creates it again.
+    #[error("prevResult lacks the address {address}, which the ledger has")]
+    NotInPrevious {
+        /// The missing address.
+        address: IpAddr,
+    },
+    /// Another program deleted or renamed the host end of the pair.
+    /// Remedy: delete the pod, so that Kubernetes creates it again.
+    #[error("the host has no interface {host}")]
+    NoHostInterface {
+        /// The name of the host end.
+        host: IfName,
+    },
+    /// Another program set the host end of the pair down.
+    /// Remedy: none, polder-agent sets it up; if it persists, check the log of polder-agent.
+    #[error("{host} on the host is down")]
+    HostDown {
+        /// The name of the host end.
+        host: IfName,
+    },
+    /// Another program removed the neighbour entry of the pod.
+    /// Remedy: none, polder-agent restores it; if it persists, check the log of polder-agent.
+    #[error("the host has no neighbour entry for {address} with MAC address {mac}")]
+    NoNeighbour {
+        /// The address of the pod.
+        address: IpAddr,
+        /// The MAC address of the pod.
+        mac: Mac,
+    },
+    /// Another program deleted the bridge, or removed the port from it.
+    /// Remedy: none, polder-agent restores it; if it persists, check the log of polder-agent.
+    #[error("{host} is not a port of {BRIDGE}")]
+    NotPort {
+        /// The name of the host end.
+        host: IfName,
+    },
+    /// Another program changed the settings of the bridge port.
+    /// Remedy: none, polder-agent restores them; if it persists, check the log of polder-agent.
+    #[error("bridge port {host} does not have the settings of a pod port")]
+    OtherPort {
+        /// The name of the host end.
+        host: IfName,
+    },
+    /// Another program removed the FDB entry of the pod.
+    /// Remedy: none, polder-agent restores it; if it persists, check the log of polder-agent.
+    #[error("{BRIDGE} has no FDB entry for {mac} on {host}")]
+    NoFdbEntry {
+        /// The MAC address of the pod.
+        mac: Mac,
+        /// The name of the host end.
+        host: IfName,
+    },
+    /// Another program turned IPv4 forwarding off on the host end of the pair.
+    /// Remedy: none, polder-agent turns it on; if it persists, check the log of polder-agent.
+    #[error("{host} on the host does not forward IPv4 packets of the pod")]
+    NotForwarding {
+        /// The name of the host end.
+        host: String,
+    },
+    /// Another program removed the route to the pod.
+    /// Remedy: none, polder-agent restores it; if it persists, check the log of polder-agent.
+    #[error("the host has no route to {address} through {host}")]
+    NoRoute {
+        /// The address of the pod.
+        address: IpAddr,
+        /// The name of the host end.
+        host: String,
+    },
+}
 
 /// Reports the first difference between the kernel and the attachment. CRI-O calls CHECK for every pod when it starts,
 /// possibly while the agent starts too: if the agent is unreachable, the reference is the result of the ADD
@@ -52,44 +145,45 @@ fn check_alone(call: &Call) -> Result<(), Error> {
     let interface = &call.environment.interface;
     let mut pod = PodNamespace::open(&call.environment)?;
     let Some(link) = pod.link(interface)? else {
-        return differs(format!("the pod has no interface {interface}"));
+        return differs(InPod::NoInterface { interface: interface.clone() });
     };
     if !link.up {
-        return differs(format!("{interface} in the pod is down"));
+        return differs(InPod::Down { interface: interface.clone() });
     }
-    let found = pod.socket.addresses().map_err(Error::kernel("read the network state of the pod"))?;
+    let found = pod.socket.addresses().map_err(Error::kernel(KernelAction::ReadPod))?;
     for previous in previous_addresses(call, |name| name == interface.as_str()) {
         if !found.iter().any(|found| found.index == link.index && found.address.ip() == previous.ip()) {
-            return differs(format!("{interface} in the pod does not have the address {}", previous.ip()));
+            let (interface, address) = (interface.clone(), previous.ip());
+            return differs(Difference::NoPreviousAddress { interface, address });
         }
     }
     let name = call.attachment().host_interface();
-    let mut host = RouteSocket::open().map_err(Error::kernel("read the host's interfaces"))?;
+    let mut host = RouteSocket::open().map_err(Error::kernel(KernelAction::ReadHost))?;
     check_link(&mut host, &name).map(drop)
 }
 
 /// Reads the host end of the pod's interface, which must exist and be up.
 fn check_link(host: &mut RouteSocket, name: &IfName) -> Result<Link, Error> {
-    match host.link(name.as_str()).map_err(Error::kernel("read the host's interfaces"))? {
-        None => differs(format!("the host has no interface {name}")),
-        Some(link) if !link.up => differs(format!("{name} on the host is down")),
+    match host.link(name.as_str()).map_err(Error::kernel(KernelAction::ReadHost))? {
+        None => differs(Difference::NoHostInterface { host: name.clone() }),
+        Some(link) if !link.up => differs(Difference::HostDown { host: name.clone() }),
         Some(link) => Ok(link),
     }
 }
 
-pub(crate) fn differs<T>(what: impl Into<String>) -> Result<T, Error> {
-    Err(Error::NotAsAttached(what.into()))
+pub(crate) fn differs<T>(difference: impl Into<Difference>) -> Result<T, Error> {
+    Err(Error::NotAsAttached(difference.into()))
 }
 
 /// Checks that `prevResult` lists these addresses.
 pub(crate) fn check_previous(call: &Call, addresses: impl Iterator<Item = IpAddr>) -> Result<(), Error> {
     if call.network.conf.previous.is_none() {
-        return Err(Error::Config("prevResult is missing: CHECK needs the result of the ADD".to_owned()));
+        return Err(BadConfig::NoPrevious.into());
     }
     let known = previous_addresses(call, |_| true);
     for address in addresses {
         if !known.iter().any(|known| known.ip() == address) {
-            return differs(format!("prevResult lacks the address {address}, which the ledger has"));
+            return differs(Difference::NotInPrevious { address });
         }
     }
     Ok(())
@@ -114,13 +208,12 @@ fn check_pod(pod: &mut PodNamespace, name: &IfName, wiring: &Wiring) -> Result<(
         addresses: wiring.addresses.clone(),
         gateway_mac: wiring.gateway_mac,
     };
-    let found =
-        inside.difference(&mut pod.socket).map_err(Error::kernel("read the network state of the pod"))?;
+    let found = inside.difference(&mut pod.socket).map_err(Error::kernel(KernelAction::ReadPod))?;
     found.map_or(Ok(()), differs)
 }
 
 fn check_host(wiring: &Wiring) -> Result<(), Error> {
-    let read = || Error::kernel("read the host's interfaces");
+    let read = || Error::kernel(KernelAction::ReadHost);
     let mut host = RouteSocket::open().map_err(read())?;
     let name = &wiring.host_interface;
     let link = check_link(&mut host, name)?;
@@ -132,10 +225,7 @@ fn check_host(wiring: &Wiring) -> Result<(), Error> {
     for own in &wiring.addresses {
         let neighbour = Neighbour { index, address: own.address, mac: wiring.mac };
         if !neighbours.contains(&neighbour) {
-            return differs(format!(
-                "the host has no neighbour entry for {} with MAC address {}",
-                own.address, wiring.mac
-            ));
+            return differs(Difference::NoNeighbour { address: own.address, mac: wiring.mac });
         }
     }
     Ok(())
@@ -143,18 +233,18 @@ fn check_host(wiring: &Wiring) -> Result<(), Error> {
 
 /// Checks the bridge port and its FDB entry. Returns the interface that has the pod's neighbour entries.
 fn check_port(host: &mut RouteSocket, link: &Link, locked: bool, wiring: &Wiring) -> Result<IfIndex, Error> {
-    let read = || Error::kernel("read the host's bridge");
+    let read = || Error::kernel(KernelAction::ReadBridge);
     let name = &wiring.host_interface;
     let bridge = host.link(BRIDGE).map_err(read())?.map(|bridge| bridge.index);
     let Some(bridge) = bridge.filter(|_| link.controller == bridge) else {
-        return differs(format!("{name} is not a port of {BRIDGE}"));
+        return differs(Difference::NotPort { host: name.clone() });
     };
     if !link.port.is_some_and(|port| port.is_set_like(&Port::of_pod(locked))) {
-        return differs(format!("bridge port {name} does not have the settings of a pod port"));
+        return differs(Difference::OtherPort { host: name.clone() });
     }
     let forward = FdbEntry { index: link.index, mac: wiring.mac, to: Destination::Port };
     if !host.forwards().map_err(read())?.contains(&forward) {
-        return differs(format!("{BRIDGE} has no FDB entry for {} on {name}", wiring.mac));
+        return differs(Difference::NoFdbEntry { mac: wiring.mac, host: name.clone() });
     }
     Ok(bridge)
 }
@@ -162,16 +252,16 @@ fn check_port(host: &mut RouteSocket, link: &Link, locked: bool, wiring: &Wiring
 /// Checks forwarding and routes of a routed pod. Returns the interface that has the pod's neighbour entries.
 fn check_routes(host: &mut RouteSocket, link: &Link, wiring: &Wiring) -> Result<IfIndex, Error> {
     if !link.forwards && wiring.addresses.iter().any(|own| own.address.is_ipv4()) {
-        return differs(format!("{} on the host does not forward IPv4 packets of the pod", link.name));
+        return differs(Difference::NotForwarding { host: link.name.clone() });
     }
-    let (routes, _) = host.routes().map_err(Error::kernel("read the host's routes"))?;
+    let (routes, _) = host.routes().map_err(Error::kernel(KernelAction::ReadRoutes))?;
     for own in &wiring.addresses {
         let leads = |route: &Route| {
             route.destination == host_prefix(own.address)
                 && route.target == Target::Link { index: link.index }
         };
         if !routes.iter().any(leads) {
-            return differs(format!("the host has no route to {} through {}", own.address, link.name));
+            return differs(Difference::NoRoute { address: own.address, host: link.name.clone() });
         }
     }
     Ok(link.index)

@@ -10,6 +10,7 @@ use polder_api::Attachment;
 use polder_api::message::{Reply, Request};
 use polder_netlink::{RouteSocket, link};
 
+use crate::action::{FileAction, KernelAction};
 use crate::agent::unexpected;
 use crate::call::Call;
 use crate::delegate;
@@ -49,9 +50,9 @@ pub(crate) fn ask(call: &Call, attachment: &Attachment) -> Result<Reply, Error> 
 /// the agent finds an address without an interface only after a grace period.
 pub(crate) fn alone(socket: &Path, attachment: &Attachment) -> Result<(), Error> {
     let note = polder_api::tombstone(socket, attachment);
-    bury(socket, attachment).map_err(Error::file(format!("write the tombstone {}", note.display())))?;
+    bury(socket, attachment).map_err(Error::file(FileAction::WriteTombstone { path: note }))?;
     let name = attachment.host_interface();
-    let failed = || Error::kernel(format!("delete {name}"));
+    let failed = || Error::kernel(KernelAction::Delete { host: name.clone() });
     let mut host = RouteSocket::open().map_err(failed())?;
     let Some(found) = host.link(name.as_str()).map_err(failed())? else { return Ok(()) };
     match host.execute_all([link::delete(found.index)]) {

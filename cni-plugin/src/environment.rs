@@ -3,10 +3,72 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use polder_api::{ContainerId, IfName, Pod};
+use polder_api::{ContainerId, IfName, InvalidName, Pod};
 
 use crate::error::Error;
 use crate::version::Version;
+
+/// The parameters of the call are missing or invalid.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadEnvironment {
+    /// The runtime did not set a variable that the command needs.
+    /// Remedy: check the release of the runtime; if a person called the plugin, set the variable.
+    #[error("{variable} is not set")]
+    NotSet {
+        /// The name of the variable.
+        variable: &'static str,
+    },
+    /// The runtime called a command that this release does not support.
+    #[error("unknown CNI_COMMAND {command:?}: use one of {}", Verb::ALL.map(Verb::as_str).join(", "))]
+    UnknownCommand {
+        /// The value of `CNI_COMMAND`.
+        command: String,
+    },
+    /// A container ID or interface name is invalid.
+    /// Remedy: correct the name as the end of the message states.
+    #[error("{variable}: {problem}")]
+    BadName {
+        /// The name of the variable.
+        variable: &'static str,
+        /// The rule for valid names.
+        problem: InvalidName,
+    },
+    /// A part of `CNI_ARGS` has no equals sign, or more than one.
+    /// Remedy: write CNI_ARGS as KEY=VALUE pairs, separated by semicolons.
+    #[error("CNI_ARGS contains {text:?}, which is not KEY=VALUE")]
+    NotPair {
+        /// The part.
+        text: String,
+    },
+    /// `CNI_ARGS` has keys that this plugin does not know, and no `IgnoreUnknown=1`.
+    /// Remedy: remove the keys, or add IgnoreUnknown=1.
+    #[error("unknown keys in CNI_ARGS: {}", keys.join(", "))]
+    UnknownArguments {
+        /// The keys.
+        keys: Vec<String>,
+    },
+    /// More than one variable can be missing or invalid. Each error is listed by itself.
+    /// Remedy: see each error.
+    #[error("{}", joined(.0))]
+    Several(Vec<BadEnvironment>),
+    /// The IPAM plugin of the network configuration is not installed on this node.
+    /// Remedy: install the plugin in a directory of CNI_PATH, or correct ipam.type.
+    #[error("ipam.type: plugin {plugin} not found in CNI_PATH ({})", listed(folders))]
+    NoPlugin {
+        /// The name of the plugin.
+        plugin: String,
+        /// The folders of `CNI_PATH`.
+        folders: Vec<PathBuf>,
+    },
+}
+
+fn joined(errors: &[BadEnvironment]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+fn listed(folders: &[PathBuf]) -> String {
+    folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(":")
+}
 
 /// The value of `CNI_COMMAND`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,8 +112,8 @@ impl Verb {
     /// Parses the value of `CNI_COMMAND`. An unknown value is an error with code 4.
     pub fn parse(text: &str) -> Result<Self, Error> {
         Self::ALL.into_iter().find(|verb| verb.as_str() == text).ok_or_else(|| {
-            let known = Self::ALL.map(Self::as_str).join(", ");
-            Error::Environment(format!("unknown CNI_COMMAND {text:?}: use one of {known}"))
+            let command = text.to_owned();
+            BadEnvironment::UnknownCommand { command }.into()
         })
     }
 
@@ -98,7 +160,7 @@ pub struct Arguments {
 /// The folders of `CNI_PATH`, which are searched for delegated plugins.
 pub fn search_path(variable: impl Fn(&str) -> Option<String>) -> Result<Vec<PathBuf>, Error> {
     let path = variable("CNI_PATH").filter(|path| !path.is_empty());
-    let path = path.ok_or_else(|| Error::Environment("CNI_PATH is not set".to_owned()))?;
+    let path = path.ok_or(BadEnvironment::NotSet { variable: "CNI_PATH" })?;
     Ok(std::env::split_paths(&path).collect())
 }
 
@@ -129,7 +191,7 @@ impl Environment {
         let mut problems = Vec::new();
         let mut required = |name: &'static str| {
             value(name).or_else(|| {
-                problems.push(format!("{name} is not set"));
+                problems.push(BadEnvironment::NotSet { variable: name });
                 None
             })
         };
@@ -153,27 +215,27 @@ impl Environment {
                 ),
                 arguments,
             }),
-            _ => Err(Error::Environment(problems.join("; "))),
+            _ => Err(BadEnvironment::Several(problems).into()),
         }
     }
 }
 
-fn checked<T: std::str::FromStr<Err: fmt::Display>>(
-    name: &str,
+fn checked<T: std::str::FromStr<Err = InvalidName>>(
+    variable: &'static str,
     value: Option<String>,
-    problems: &mut Vec<String>,
+    problems: &mut Vec<BadEnvironment>,
 ) -> Option<T> {
     match value?.parse() {
         Ok(value) => Some(value),
-        Err(error) => {
-            problems.push(format!("{name}: {error}"));
+        Err(problem) => {
+            problems.push(BadEnvironment::BadName { variable, problem });
             None
         }
     }
 }
 
 /// Reads `CNI_ARGS`: pairs `KEY=VALUE`, joined by semicolons.
-fn arguments(text: &str) -> Result<Arguments, String> {
+fn arguments(text: &str) -> Result<Arguments, BadEnvironment> {
     let (mut namespace, mut name, mut uid) = (None, None, None);
     let mut arguments = Arguments::default();
     let mut unknown = Vec::new();
@@ -181,7 +243,7 @@ fn arguments(text: &str) -> Result<Arguments, String> {
     for pair in text.split(';').filter(|pair| !pair.is_empty()) {
         let (key, value) = match pair.split_once('=') {
             Some((key, value)) if !value.contains('=') => (key, value.to_owned()),
-            _ => return Err(format!("CNI_ARGS contains {pair:?}, which is not KEY=VALUE")),
+            _ => return Err(BadEnvironment::NotPair { text: pair.to_owned() }),
         };
         let value = Some(value).filter(|value| !value.is_empty());
         match key {
@@ -198,7 +260,7 @@ fn arguments(text: &str) -> Result<Arguments, String> {
         }
     }
     if !unknown.is_empty() && !ignores_unknown {
-        return Err(format!("unknown keys in CNI_ARGS: {}", unknown.join(", ")));
+        return Err(BadEnvironment::UnknownArguments { keys: unknown });
     }
     arguments.pod = namespace.zip(name).map(|(namespace, name)| Pod { namespace, name, uid });
     Ok(arguments)

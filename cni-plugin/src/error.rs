@@ -8,7 +8,14 @@ use polder_api::frame::FrameError;
 use polder_api::message::{Refusal, RefusalKind};
 use serde_json::json;
 
-use crate::environment::Verb;
+use crate::action::{FileAction, KernelAction};
+use crate::check::Difference;
+use crate::delegate::DelegateFailure;
+use crate::environment::{BadEnvironment, Verb};
+use crate::netconf::BadConfig;
+use crate::options::BadOption;
+use crate::pod::BadNamespace;
+use crate::status::{Limited, NotAvailable};
 use crate::version::Version;
 
 /// An error reported to the container runtime.
@@ -28,7 +35,8 @@ pub enum Error {
         /// The version of the configuration.
         version: Version,
     },
-    /// The configuration has an unknown key.
+    /// The configuration has a key that this plugin does not know. It would not be applied.
+    /// Remedy: remove the key from the network configuration, or correct its spelling.
     #[error("unknown key in the network configuration: {key:?} with value {value}")]
     UnknownKey {
         /// The key.
@@ -37,18 +45,27 @@ pub enum Error {
         value: String,
     },
     /// An environment variable is missing or invalid.
-    #[error("{0}")]
-    Environment(String),
-    /// Standard input cannot be read.
+    #[error(transparent)]
+    Environment(#[from] BadEnvironment),
+    /// The network namespace of `CNI_NETNS` cannot be used.
+    #[error(transparent)]
+    Namespace(#[from] BadNamespace),
+    /// Standard input cannot be read, or is not UTF-8.
+    /// Remedy: check the network configuration file of the runtime.
     #[error("cannot read the network configuration from standard input")]
     Input(#[source] std::io::Error),
     /// Standard input is not JSON.
+    /// Remedy: correct the network configuration file of the runtime at the named line and column.
     #[error("the network configuration is not a JSON object: {0}")]
-    Decode(String),
+    Decode(serde_json::Error),
     /// A value in the configuration is invalid.
-    #[error("{0}")]
-    Config(String),
-    /// The container already has an interface of that name.
+    #[error(transparent)]
+    Config(#[from] BadConfig),
+    /// A property that was requested for the pod is invalid.
+    #[error(transparent)]
+    Option(#[from] BadOption),
+    /// The container already has an interface of that name, so this is a second ADD without a DEL.
+    /// Remedy: delete the pod, or give each network of the pod its own interface name.
     #[error("the container already has an interface {0}")]
     InterfaceExists(IfName),
     /// The bridge has the maximum number of ports that the kernel allows (1023).
@@ -63,46 +80,48 @@ pub enum Error {
     /// The agent refused the request.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// A netlink request failed.
+    /// A netlink request failed. Each action is listed by itself.
+    /// Remedy: see the action, and correct the kernel's cause at the end of the message.
     #[error("cannot {action}")]
     Kernel {
-        /// The action, as a verb phrase that follows "cannot".
-        action: String,
+        /// The action.
+        action: KernelAction,
         /// The kernel's error.
         #[source]
         source: polder_netlink::Error,
     },
-    /// A file or namespace operation failed.
+    /// A file or namespace operation failed. Each action is listed by itself.
+    /// Remedy: see the action, and correct the kernel's cause at the end of the message.
     #[error("cannot {action}")]
     File {
-        /// The action, as a verb phrase that follows "cannot".
-        action: String,
+        /// The action.
+        action: FileAction,
         /// The kernel's error.
         #[source]
         source: std::io::Error,
     },
-    /// A delegated IPAM plugin failed.
-    #[error("{plugin}: {message}")]
+    /// A delegated IPAM plugin failed. Each failure is listed by itself.
+    /// Remedy: check ipam in the network configuration, and the data directory of that plugin.
+    #[error("{plugin}: {failure}")]
     Delegate {
         /// The name of the plugin.
         plugin: String,
-        /// The error code from the plugin.
-        code: u32,
-        /// The error message and details from the plugin.
-        message: String,
+        /// The failure.
+        failure: DelegateFailure,
     },
-    /// Two independent errors.
+    /// GC failed in this plugin and in the delegated IPAM plugin. Each error is listed by itself.
+    /// Remedy: correct both errors; the runtime repeats the GC.
     #[error("{0}; {1}")]
     Both(Box<Error>, Box<Error>),
     /// STATUS: an ADD would fail (code 50).
-    #[error("{0}")]
-    NotAvailable(String),
+    #[error(transparent)]
+    NotAvailable(#[from] NotAvailable),
     /// STATUS: an ADD would fail, and running pods may be disconnected (code 51).
-    #[error("{0}")]
-    Limited(String),
+    #[error(transparent)]
+    Limited(#[from] Limited),
     /// CHECK: the interface differs from what ADD made.
-    #[error("{0}")]
-    NotAsAttached(String),
+    #[error(transparent)]
+    NotAsAttached(#[from] Difference),
 }
 
 fn supported() -> String {
@@ -110,15 +129,13 @@ fn supported() -> String {
 }
 
 impl Error {
-    /// Maps a netlink error; `action` is a verb phrase that follows "cannot".
-    pub fn kernel(action: impl Into<String>) -> impl FnOnce(polder_netlink::Error) -> Self {
-        let action = action.into();
+    /// Maps a netlink error.
+    pub fn kernel(action: KernelAction) -> impl FnOnce(polder_netlink::Error) -> Self {
         move |source| Self::Kernel { action, source }
     }
 
-    /// Maps an I/O error; `action` is a verb phrase that follows "cannot".
-    pub fn file(action: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
-        let action = action.into();
+    /// Maps an I/O error.
+    pub fn file(action: FileAction) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::File { action, source }
     }
 
@@ -139,16 +156,16 @@ impl Error {
         match self {
             Self::Version { .. } | Self::NoCommand { .. } => 1,
             Self::UnknownKey { .. } => 2,
-            Self::Environment(_) => 4,
+            Self::Environment(_) | Self::Namespace(_) => 4,
             Self::Input(_) | Self::Kernel { .. } | Self::File { .. } | Self::BridgeFull => 5,
             Self::Decode(_) => 6,
-            Self::Config(_) => 7,
+            Self::Config(_) | Self::Option(_) => 7,
             Self::Agent(_) => 11,
             Self::InterfaceExists(_) => 102,
             Self::Both(first, _) => first.code(),
             Self::NotAvailable(_) => 50,
             Self::Limited(_) => 51,
-            Self::Delegate { code, .. } => *code,
+            Self::Delegate { failure, .. } => failure.code(),
             Self::NotAsAttached(_) => 110,
             Self::Refused(refusal) => match refusal.kind {
                 RefusalKind::Missing => 3,

@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use polder_api::client::ClientError;
-use polder_api::message::{LeasedAddress, Refusal, RefusalKind, Reply, Request};
+use polder_api::message::{LeasedAddress, Reply, Request};
 
-use crate::agent::{add_request, unexpected};
+use crate::agent::{BadReply, add_request, unexpected};
 use crate::call::Call;
 use crate::check::check_previous;
 use crate::del;
@@ -46,9 +46,7 @@ pub fn check(call: &Call) -> Result<(), Error> {
 
 fn leased(reply: Reply) -> Result<Vec<LeasedAddress>, Error> {
     match reply {
-        Reply::Leased(addresses) if addresses.is_empty() => {
-            Err(Refusal::new(RefusalKind::Failed, "polder-agent returned no address").into())
-        }
+        Reply::Leased(addresses) if addresses.is_empty() => Err(Error::Refused(BadReply::NoAddress.into())),
         Reply::Leased(addresses) => Ok(addresses),
         other => Err(unexpected(other)),
     }

@@ -4,6 +4,7 @@
 //! one result and exits. It is a static program without an async runtime. Before an ADD, the agent prepares everything
 //! that does not depend on the pod.
 
+pub mod action;
 pub mod add;
 pub mod agent;
 pub mod call;

@@ -7,8 +7,9 @@ use std::path::Path;
 use ipnetwork::IpNetwork;
 use polder_netlink::link::{self, Link};
 
+use crate::action::KernelAction;
 use crate::call::Call;
-use crate::check::differs;
+use crate::check::{Difference, differs};
 use crate::error::Error;
 use crate::pod::PodNamespace;
 use crate::result::loopback_result;
@@ -20,7 +21,7 @@ const LO: &str = "lo";
 pub fn add(call: &Call) -> Result<String, Error> {
     let mut pod = PodNamespace::open(&call.environment)?;
     switch(&mut pod, true)?;
-    let found = pod.socket.addresses().map_err(Error::kernel("read the addresses of lo in the pod"))?;
+    let found = pod.socket.addresses().map_err(Error::kernel(KernelAction::ReadLoopbackAddresses))?;
     let usual = [
         IpNetwork::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8).expect("a prefix of IPv4"),
         IpNetwork::new(IpAddr::V6(Ipv6Addr::LOCALHOST), 128).expect("a prefix of IPv6"),
@@ -34,7 +35,7 @@ pub fn add(call: &Call) -> Result<String, Error> {
 pub fn del(call: &Call) -> Result<(), Error> {
     match PodNamespace::open(&call.environment) {
         Ok(mut pod) => switch(&mut pod, false),
-        Err(Error::Environment(_)) => Ok(()),
+        Err(Error::Namespace(_)) => Ok(()),
         Err(error) => Err(error),
     }
 }
@@ -42,14 +43,14 @@ pub fn del(call: &Call) -> Result<(), Error> {
 /// Checks that `lo` is up.
 pub fn check(call: &Call) -> Result<(), Error> {
     let link = PodNamespace::open(&call.environment)?.socket.link(LO);
-    match link.map_err(Error::kernel("read lo in the pod"))? {
+    match link.map_err(Error::kernel(KernelAction::ReadLoopback))? {
         Some(Link { up: true, .. }) => Ok(()),
-        _ => differs("lo in the pod is down"),
+        _ => differs(Difference::LoopbackDown),
     }
 }
 
 fn switch(pod: &mut PodNamespace, on: bool) -> Result<(), Error> {
     let change = link::change(LO);
     let change = if on { change.up() } else { change.down() };
-    pod.socket.execute_all([change.into()]).map_err(Error::kernel("set lo in the pod up or down"))
+    pod.socket.execute_all([change.into()]).map_err(Error::kernel(KernelAction::SetLoopback))
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use polder_api::{ContainerId, DEFAULT_SOCKET, IfName, NetworkName, PoolName};
+use polder_api::{ContainerId, DEFAULT_SOCKET, Family, IfName, NetworkName, PoolName};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -10,6 +10,51 @@ use serde_json::{Map, Value};
 use crate::environment::Verb;
 use crate::error::Error;
 use crate::version::Version;
+
+/// The network configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BadConfig {
+    /// The configuration lacks a key that this plugin needs.
+    /// Remedy: add the key to the network configuration.
+    #[error("{key} is missing")]
+    Missing {
+        /// The key.
+        key: &'static str,
+    },
+    /// The value of a key has the wrong type or form.
+    /// Remedy: correct the value in the network configuration.
+    #[error("{key}: {problem}")]
+    BadValue {
+        /// The key.
+        key: String,
+        /// The cause.
+        problem: serde_json::Error,
+    },
+    /// The name of the IPAM plugin is not a file name.
+    /// Remedy: set ipam.type to the file name of a plugin in CNI_PATH, without a directory.
+    #[error("ipam.type: {plugin:?} is not a plugin name")]
+    NotPluginName {
+        /// The value of `ipam.type`.
+        plugin: String,
+    },
+    /// `polder` delegates to `polder-ipam`, which allocates from the same pools.
+    #[error("ipam.type: polder allocates from its own pools without an IPAM plugin: remove ipam")]
+    OwnPlugin,
+    /// CHECK was called without the result of the ADD, for example because the runtime lost it.
+    #[error("prevResult is missing: CHECK needs the result of the ADD")]
+    NoPrevious,
+    /// The result of an early version has one address per family, but the IPAM plugin returned more.
+    #[error(
+        "the IPAM plugin returned more than one {family} address, but a CNI {version} result holds only one: set \
+         cniVersion 0.3.0 or later"
+    )]
+    SeveralAddresses {
+        /// The address family.
+        family: Family,
+        /// The version of the configuration.
+        version: Version,
+    },
+}
 
 /// The validated network configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,8 +114,7 @@ const VALID_BEFORE_1_1: &str = "cni.dev/attachments";
 
 /// Parses the configuration and its `cniVersion`; an unsupported version is an error that lists the supported ones.
 pub fn version(text: &str) -> Result<(Version, Map<String, Value>), Error> {
-    let conf: Map<String, Value> =
-        serde_json::from_str(text).map_err(|error| Error::Decode(error.to_string()))?;
+    let conf: Map<String, Value> = serde_json::from_str(text).map_err(Error::Decode)?;
     // Before 0.2.0 the specification does not define this key.
     let given = field::<String>(&conf, "cniVersion")?.unwrap_or_else(|| "0.1.0".to_owned());
     match Version::parse(&given) {
@@ -111,8 +155,7 @@ impl NetConf {
 
     /// Validates the configuration of another plugin whose `ipam.type` is `polder-ipam`.
     pub fn read_ipam(version: Version, conf: Map<String, Value>) -> Result<Self, Error> {
-        let missing = || Error::Config("ipam is missing".to_owned());
-        let own: Map<String, Value> = field(&conf, "ipam")?.ok_or_else(missing)?;
+        let own: Map<String, Value> = field(&conf, "ipam")?.ok_or(BadConfig::Missing { key: "ipam" })?;
         only(&own, &["type", "socket", "pool", "routes"])?;
         Ok(Self { routes: field(&own, "routes")?, ..Self::of_network(version, &conf, &own)? })
     }
@@ -128,7 +171,7 @@ impl NetConf {
         conf: &Map<String, Value>,
         own: &Map<String, Value>,
     ) -> Result<Self, Error> {
-        let name = field(conf, "name")?.ok_or_else(|| Error::Config("name is missing".to_owned()))?;
+        let name = field(conf, "name")?.ok_or(BadConfig::Missing { key: "name" })?;
         Ok(Self {
             version,
             name,
@@ -160,11 +203,10 @@ fn only(conf: &Map<String, Value>, known: &[&str]) -> Result<(), Error> {
 fn delegate(ipam: Option<Ipam>) -> Result<Option<String>, Error> {
     let Some(plugin) = ipam.and_then(|ipam| ipam.plugin) else { return Ok(None) };
     if plugin.is_empty() || plugin.contains('/') || plugin == "." || plugin == ".." {
-        return Err(Error::Config(format!("ipam.type: {plugin:?} is not a plugin name")));
+        return Err(BadConfig::NotPluginName { plugin }.into());
     }
     if plugin == "polder-ipam" {
-        let problem = "ipam.type: polder allocates from its own pools without an IPAM plugin: remove ipam";
-        return Err(Error::Config(problem.to_owned()));
+        return Err(BadConfig::OwnPlugin.into());
     }
     Ok(Some(plugin))
 }
@@ -175,7 +217,7 @@ pub(crate) fn field<T: DeserializeOwned>(conf: &Map<String, Value>, key: &str) -
         None | Some(Value::Null) => Ok(None),
         Some(value) => match serde_json::from_value(value.clone()) {
             Ok(value) => Ok(Some(value)),
-            Err(error) => Err(Error::Config(format!("{key}: {error}"))),
+            Err(problem) => Err(BadConfig::BadValue { key: key.to_owned(), problem }.into()),
         },
     }
 }

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use polder_api::{Mac, PoolName};
+use polder_api::{InvalidName, Mac, ParseMacError, PoolName};
 use serde_json::{Map, Value};
 
 use crate::environment::Arguments;
@@ -20,6 +20,42 @@ const ADDRESS: &str = "polder.dev/address";
 
 /// Annotation: the pool that the pod's addresses are allocated from.
 const POOL: &str = "polder.dev/pool";
+
+/// A property that was requested for the pod is invalid.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadOption {
+    /// The pool in the annotation of the pod is not a valid name.
+    /// Remedy: correct the annotation; `polderctl pool list` shows the names.
+    #[error("annotation {POOL}: {0}")]
+    Pool(InvalidName),
+    /// A requested address is not an IP address.
+    /// Remedy: correct the named annotation or key, e.g. 10.0.0.1 or 10.0.0.1/24.
+    #[error("{key}: {text:?} is not an IP address")]
+    Address {
+        /// The annotation or key.
+        key: &'static str,
+        /// The given text.
+        text: String,
+    },
+    /// The requested MAC address has another form.
+    /// Remedy: write it as six pairs of hex digits joined by colons.
+    #[error("{key}: {problem}")]
+    Mac {
+        /// The key.
+        key: &'static str,
+        /// The cause.
+        problem: ParseMacError,
+    },
+    /// The requested MAC address is a multicast address, or zero.
+    /// Remedy: use a MAC address whose first byte is even, e.g. 02:00:00:00:00:01.
+    #[error("{key}: {mac} is not a unicast MAC address")]
+    NotUnicast {
+        /// The key.
+        key: &'static str,
+        /// The given MAC address.
+        mac: Mac,
+    },
+}
 
 /// The requested properties of one pod.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -60,9 +96,7 @@ impl PodOptions {
             },
             mac: mac.map(|(key, text)| single(key, &text)).transpose()?,
             pool: match annotation(POOL)? {
-                Some(name) => {
-                    Some(name.parse().map_err(|error| Error::Config(format!("annotation {POOL}: {error}")))?)
-                }
+                Some(name) => Some(name.parse().map_err(BadOption::Pool)?),
                 None => None,
             },
         })
@@ -75,7 +109,7 @@ fn first<T, const N: usize>(found: [(&'static str, Option<T>); N]) -> Option<(&'
 }
 
 /// Parses the addresses and removes duplicates, which podman's `network reload` sends.
-fn distinct(key: &str, texts: &[String]) -> Result<Vec<IpAddr>, Error> {
+fn distinct(key: &'static str, texts: &[String]) -> Result<Vec<IpAddr>, Error> {
     let mut addresses = Vec::new();
     for text in texts {
         let address = address(key, text)?;
@@ -87,16 +121,16 @@ fn distinct(key: &str, texts: &[String]) -> Result<Vec<IpAddr>, Error> {
 }
 
 /// Parses an address, with or without a prefix length.
-fn address(key: &str, text: &str) -> Result<IpAddr, Error> {
+fn address(key: &'static str, text: &str) -> Result<IpAddr, Error> {
     let address = text.split_once('/').map_or(text, |(address, _)| address);
-    address.parse().map_err(|_| Error::Config(format!("{key}: {text:?} is not an IP address")))
+    address.parse().map_err(|_| BadOption::Address { key, text: text.to_owned() }.into())
 }
 
 /// Parses a unicast MAC address.
-fn single(key: &str, text: &str) -> Result<Mac, Error> {
-    let mac: Mac = text.parse().map_err(|error| Error::Config(format!("{key}: {error}")))?;
+fn single(key: &'static str, text: &str) -> Result<Mac, Error> {
+    let mac: Mac = text.parse().map_err(|problem| BadOption::Mac { key, problem })?;
     if mac.0[0] & 1 != 0 || mac.0 == [0; 6] {
-        return Err(Error::Config(format!("{key}: {mac} is not a unicast MAC address")));
+        return Err(BadOption::NotUnicast { key, mac }.into());
     }
     Ok(mac)
 }

@@ -1,8 +1,12 @@
 //! Retries of an ADD after a temporary error: the agent is restarting, or another pod is about to release the address.
 
+use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::process::parent_id;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::error::Error;
 
@@ -14,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(8);
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// Repeats the attempt while `passes` is true for its error, for at most `PATIENCE`. Stops if the calling process has
-/// ended, because no runtime would undo the ADD.
+/// ended: no runtime would undo the ADD.
 #[expect(
     clippy::disallowed_methods,
     reason = "nothing tells a plugin that the agent is back, or that an address is free"
@@ -28,7 +32,7 @@ pub fn until_it_passes<T>(
         match attempt() {
             Err(error) if passes(&error) && began.elapsed() + pause < PATIENCE => {
                 thread::sleep(pause);
-                if parent_id() != caller {
+                if parent_id() != caller || result_has_no_reader() {
                     return Err(error);
                 }
             }
@@ -36,6 +40,15 @@ pub fn until_it_passes<T>(
         }
         pause = (pause * 2).min(PAUSE.1);
     }
+}
+
+/// Whether standard output is a pipe that nobody can read any more. This shows the end of a caller in another PID
+/// namespace, too: the id of a parent there is always 0.
+fn result_has_no_reader() -> bool {
+    let output = io::stdout();
+    let mut polled = [PollFd::new(output.as_fd(), PollFlags::empty())];
+    let is_ready = poll(&mut polled, PollTimeout::ZERO);
+    is_ready.is_ok() && polled[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR))
 }
 
 #[cfg(test)]
@@ -46,7 +59,7 @@ mod tests {
 
     #[test]
     fn what_passes_is_waited_for_and_what_does_not_is_told_at_once() {
-        let refused = |kind| Err::<(), _>(Error::Refused(Refusal::new(kind, "no")));
+        let refused = |kind| Err::<(), _>(Error::Refused(Refusal { kind, message: "no".to_owned() }));
         let mut answers =
             [refused(RefusalKind::TryAgain), refused(RefusalKind::TryAgain), Ok(())].into_iter();
         assert!(until_it_passes(Error::passes, || answers.next().unwrap()).is_ok());

@@ -1,11 +1,11 @@
 //! The pod's network namespace, and the configuration of the pod's interface in it.
 
 use std::fs::{self, File};
-use std::io::ErrorKind;
-use std::path::Path;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
-use polder_api::message::{Refusal, RefusalKind, Wiring};
+use polder_api::message::{Refusal, Wiring};
 use polder_api::{Family, IfName};
 use polder_netlink::link::Link;
 use polder_netlink::namespace::{self, NamespaceId};
@@ -14,9 +14,44 @@ use polder_netlink::route::{OnlinkRoute, Table};
 use polder_netlink::rule::Rule;
 use polder_netlink::{Operation, RouteSocket, address, link, route};
 
+use crate::action::{FileAction, KernelAction};
+use crate::add::NotAttached;
 use crate::delegated::DelegatedRoute;
 use crate::environment::Environment;
 use crate::error::Error;
+
+/// The network namespace of `CNI_NETNS` cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BadNamespace {
+    /// The file of the namespace does not exist or cannot be opened: the pod ended, or the runtime has another mount
+    /// namespace.
+    /// Remedy: none if the pod was deleted; else check that the path exists on the node.
+    #[error("CNI_NETNS {}: {problem}", path.display())]
+    Unreadable {
+        /// The value of `CNI_NETNS`.
+        path: PathBuf,
+        /// The cause.
+        problem: io::Error,
+    },
+    /// The path leads to the namespace of the plugin itself, for example because a pod with hostNetwork was passed.
+    #[error(
+        "CNI_NETNS {}: is the namespace that the plugin itself runs in: refusing to change the host's network",
+        path.display()
+    )]
+    Own {
+        /// The value of `CNI_NETNS`.
+        path: PathBuf,
+    },
+    /// The file is not a network namespace, or the plugin may not enter it.
+    /// Remedy: check the path, and that the runtime runs the plugin as root.
+    #[error("CNI_NETNS {}: is not a network namespace ({problem})", path.display())]
+    OtherFile {
+        /// The value of `CNI_NETNS`.
+        path: PathBuf,
+        /// The cause.
+        problem: io::Error,
+    },
+}
 
 /// An open network namespace with a netlink socket in it.
 #[derive(Debug)]
@@ -31,27 +66,22 @@ impl PodNamespace {
     /// Opens the namespace of `CNI_NETNS`, which must not be the host's own.
     pub fn open(environment: &Environment) -> Result<Self, Error> {
         let path = environment.netns.as_deref().unwrap_or(Path::new(""));
-        let unusable =
-            |problem: String| Error::Environment(format!("CNI_NETNS {}: {problem}", path.display()));
-        let file = namespace::open(path).map_err(|error| unusable(error.to_string()))?;
-        let same = NamespaceId::of(&file)
-            .and_then(|id| Ok(id == NamespaceId::own()?))
-            .map_err(|error| unusable(error.to_string()))?;
+        let unreadable = |problem| BadNamespace::Unreadable { path: path.to_owned(), problem };
+        let file = namespace::open(path).map_err(unreadable)?;
+        let same = NamespaceId::of(&file).and_then(|id| Ok(id == NamespaceId::own()?)).map_err(unreadable)?;
         if same && !environment.own_netns_allowed {
-            return Err(unusable(
-                "is the namespace that the plugin itself runs in: refusing to change the host's network"
-                    .to_owned(),
-            ));
+            return Err(BadNamespace::Own { path: path.to_owned() }.into());
         }
         let inside = namespace::within(&file, RouteSocket::open)
-            .map_err(|error| unusable(format!("is not a network namespace ({error})")))?;
-        let socket = inside.map_err(Error::kernel("open a netlink socket in the pod's namespace"))?;
+            .map_err(|problem| BadNamespace::OtherFile { path: path.to_owned(), problem })?;
+        let socket = inside.map_err(Error::kernel(KernelAction::OpenPod))?;
         Ok(Self { file, socket })
     }
 
     /// Reads the interface of that name in the namespace; `None` if it does not exist.
     pub fn link(&mut self, name: &IfName) -> Result<Option<Link>, Error> {
-        self.socket.link(name.as_str()).map_err(Error::kernel(format!("read interface {name} in the pod")))
+        let action = KernelAction::ReadPodInterface { interface: name.clone() };
+        self.socket.link(name.as_str()).map_err(Error::kernel(action))
     }
 
     /// Sets up the pod's interface: addresses, neighbour entry of the gateway, and routes.
@@ -64,8 +94,8 @@ impl PodNamespace {
         wiring: &Wiring,
         routes: &[DelegatedRoute],
     ) -> Result<(), Error> {
-        let failed = || Error::kernel(format!("configure {interface} in the pod"));
-        let gone = || Refusal::new(RefusalKind::Failed, format!("{interface} in the pod disappeared"));
+        let failed = || Error::kernel(KernelAction::ConfigurePod { interface: interface.clone() });
+        let gone = || Refusal::from(NotAttached::NoPodInterface { interface: interface.clone() });
         let index = self.link(interface)?.ok_or_else(gone)?.index;
         if wiring.addresses.iter().any(|own| own.address.is_ipv6()) {
             // New interfaces of the namespace may have IPv6 disabled (`conf/default`).
@@ -109,9 +139,9 @@ impl PodNamespace {
     }
 
     /// Sets an IPv6 sysctl of the interface in the pod.
-    fn set_ipv6(&self, interface: &IfName, setting: &str, value: &str) -> Result<(), Error> {
+    fn set_ipv6(&self, interface: &IfName, setting: &str, value: &'static str) -> Result<(), Error> {
         let path = format!("/proc/sys/net/ipv6/conf/{interface}/{setting}");
-        let failed = || Error::file(format!("set {path} to {value} in the pod"));
+        let failed = || Error::file(FileAction::SetInPod { path: path.clone(), value });
         let written = namespace::within(&self.file, || {
             let is_set = fs::read_to_string(&path).is_ok_and(|found| found.trim() == value);
             if is_set { Ok(()) } else { fs::write(&path, value) }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use polder_api::message::{Health, HealthRequest, Needed, Reply, Request};
 
+use crate::action::KernelAction;
 use crate::agent::unexpected;
 use crate::call::{Network, Program};
 use crate::delegate;
@@ -17,11 +18,61 @@ use crate::node::NodeNetwork;
 /// Timeout for the agent's answer, which comes from memory. Runtimes call STATUS every few seconds, under a lock.
 const AGENT_PATIENCE: Duration = Duration::from_millis(500);
 
+/// STATUS: an ADD would fail.
+#[derive(Debug, thiserror::Error)]
+pub enum NotAvailable {
+    /// The agent runs, but cannot attach pods. Each problem is listed by itself.
+    /// Remedy: see each problem.
+    #[error("{}", problems.join("; "))]
+    Reported {
+        /// The problems, as reported by the agent.
+        problems: Vec<String>,
+    },
+    /// The agent is unreachable or did not answer. Its error is listed by itself.
+    /// Remedy: see the error.
+    #[error("{}", with_causes(.0))]
+    NoAgent(Box<Error>),
+    /// The agent is unreachable or did not answer, and no agent has set up this node since it was booted.
+    /// Remedy: check that polder-agent runs on this node, and its log.
+    #[error("this node has not been set up since it was booted, and {}", with_causes(.0))]
+    NotSetUp(Box<Error>),
+    /// An ADD would fail, and the kernel does not show whether pods are connected. Each error is listed by itself.
+    /// Remedy: see each error.
+    #[error("{obstacle}; {}", with_causes(unread))]
+    Unread {
+        /// Why an ADD would fail.
+        obstacle: Box<Error>,
+        /// Why the kernel's state is unknown.
+        unread: Box<Error>,
+    },
+}
+
+/// STATUS: an ADD would fail, and running pods may be disconnected.
+#[derive(Debug, thiserror::Error)]
+pub enum Limited {
+    /// The agent runs, but its problems can affect running pods. Each problem is listed by itself.
+    /// Remedy: see each problem.
+    #[error("{}", problems.join("; "))]
+    Reported {
+        /// The problems, as reported by the agent.
+        problems: Vec<String>,
+    },
+    /// An ADD would fail, and the routes of all pods of this node are missing in the kernel.
+    /// Remedy: check that polder-agent runs on this node, and its log; it restores the routes.
+    #[error("{pods} pods have no route: {}", with_causes(obstacle))]
+    CutOff {
+        /// The number of pods without a route.
+        pods: usize,
+        /// Why an ADD would fail.
+        obstacle: Box<Error>,
+    },
+}
+
 /// The reason why an ADD would fail.
 #[derive(Debug)]
 enum Obstacle {
     /// The agent is not running, or does not answer in time.
-    NoAgent(String),
+    NoAgent(Error),
     /// The agent or the delegated IPAM plugin reported an error.
     Said(Error),
 }
@@ -29,7 +80,7 @@ enum Obstacle {
 impl Obstacle {
     fn into_error(self) -> Error {
         match self {
-            Self::NoAgent(reason) => Error::NotAvailable(reason),
+            Self::NoAgent(error) => NotAvailable::NoAgent(Box::new(error)).into(),
             Self::Said(error) => error,
         }
     }
@@ -48,9 +99,9 @@ pub fn status(program: Program, network: &Network) -> Result<(), Error> {
     match NodeNetwork::read() {
         Ok(node) => judge(program, obstacle, node),
         Err(source) => {
-            let unread =
-                Error::Kernel { action: "read this node's interfaces and routes".to_owned(), source };
-            Err(Error::NotAvailable(format!("{}; {}", obstacle.into_error(), with_causes(&unread))))
+            let unread = Error::Kernel { action: KernelAction::ReadNode, source };
+            let obstacle = Box::new(obstacle.into_error());
+            Err(NotAvailable::Unread { obstacle, unread: Box::new(unread) }.into())
         }
     }
 }
@@ -65,14 +116,11 @@ fn judge(program: Program, obstacle: Obstacle, node: NodeNetwork) -> Result<(), 
         // may exist if the node was set up since its boot.
         (Program::PolderIpam, Obstacle::NoAgent(_)) if node.set_up => Ok(()),
         // These pods were connected earlier in this boot.
-        (Program::Polder, obstacle) if node.cut_off > 0 => Err(Error::Limited(format!(
-            "{} pods have no route: {}",
-            node.cut_off,
-            with_causes(&obstacle.into_error())
-        ))),
-        (_, Obstacle::NoAgent(reason)) if !node.set_up => Err(Error::NotAvailable(format!(
-            "this node has not been set up since it was booted, and {reason}"
-        ))),
+        (Program::Polder, obstacle) if node.cut_off > 0 => {
+            let obstacle = Box::new(obstacle.into_error());
+            Err(Limited::CutOff { pods: node.cut_off, obstacle }.into())
+        }
+        (_, Obstacle::NoAgent(error)) if !node.set_up => Err(NotAvailable::NotSetUp(Box::new(error)).into()),
         (_, obstacle) => Err(obstacle.into_error()),
     }
 }
@@ -87,23 +135,18 @@ fn ask(program: Program, network: &Network) -> Result<(), Obstacle> {
         network.agent(AGENT_PATIENCE).map(|mut agent| agent.ask(&Request::Health(HealthRequest { pools })));
     let health: Health = match health {
         Ok(Ok(Reply::Health(health))) => health,
-        Ok(Ok(other)) => return Err(agent_unreachable(&unexpected(other))),
-        Ok(Err(error)) => return Err(agent_unreachable(&error.into())),
-        Err(error) => return Err(agent_unreachable(&error)),
+        Ok(Ok(other)) => return Err(Obstacle::NoAgent(unexpected(other))),
+        Ok(Err(error)) => return Err(Obstacle::NoAgent(error.into())),
+        Err(error) => return Err(Obstacle::NoAgent(error)),
     };
     // The state of running pods is known only if Polder created their interfaces.
     if program == Program::Polder && !health.limited.is_empty() {
-        return Err(Obstacle::Said(Error::Limited(health.limited.join("; "))));
+        return Err(Obstacle::Said(Limited::Reported { problems: health.limited }.into()));
     }
     if !health.unavailable.is_empty() {
-        return Err(Obstacle::Said(Error::NotAvailable(health.unavailable.join("; "))));
+        return Err(Obstacle::Said(NotAvailable::Reported { problems: health.unavailable }.into()));
     }
     Ok(())
-}
-
-/// The obstacle for an unreachable agent. Its message includes the causes.
-fn agent_unreachable(error: &Error) -> Obstacle {
-    Obstacle::NoAgent(with_causes(error))
 }
 
 fn with_causes(error: &Error) -> String {
@@ -118,6 +161,8 @@ fn with_causes(error: &Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use polder_api::client::ClientError;
+
     use super::*;
 
     const BOOTED: NodeNetwork = NodeNetwork { set_up: false, connected: 0, cut_off: 0 };
@@ -126,11 +171,13 @@ mod tests {
     const CUT_OFF: NodeNetwork = NodeNetwork { cut_off: 2, ..EMPTY };
 
     fn no_agent() -> Obstacle {
-        Obstacle::NoAgent("polder-agent is not reachable".to_owned())
+        let source = std::io::ErrorKind::NotFound.into();
+        let unreachable = ClientError::Unreachable { socket: "/nowhere".into(), source };
+        Obstacle::NoAgent(unreachable.into())
     }
 
     fn said() -> Obstacle {
-        Obstacle::Said(Error::NotAvailable("no address".to_owned()))
+        Obstacle::Said(NotAvailable::Reported { problems: vec!["no address".to_owned()] }.into())
     }
 
     fn code(program: Program, obstacle: Obstacle, node: NodeNetwork) -> u32 {

@@ -82,9 +82,11 @@ pub enum Refused {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Untakable {
     /// It is already in use.
+    /// Remedy: delete the pod that uses the address.
     #[error("{0} is already in use")]
     Used(IpAddr),
     /// It is in no block of this node, or is excluded from allocation.
+    /// Remedy: check the blocks of the node with polderctl ipam show node NODE.
     #[error("{0} is not in a block of this node")]
     Foreign(IpAddr),
 }

@@ -44,6 +44,7 @@ pub enum Unsurveyed {
     #[error(transparent)]
     Underlay(#[from] HostError),
     /// The view does not have the current addresses yet.
+    /// Remedy: none, it is temporary.
     #[error("reading this node's own addresses")]
     Reading,
 }
@@ -52,18 +53,21 @@ pub enum Unsurveyed {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum NotProposed {
     /// The view is not from the datastore, so it is unknown whether settings exist.
+    /// Remedy: none, they are read as soon as the datastore is reachable.
     #[error("the cluster settings are unknown")]
     Unknown,
     /// Settings exist but cannot be decoded.
     #[error(transparent)]
     Refused(#[from] RefusedRecord),
     /// There are neither previous settings nor `[bootstrap]`.
+    /// Remedy: start an agent whose configuration has [bootstrap].
     #[error("the cluster has no settings yet, and the configuration has no [bootstrap] to create them from")]
     NoBootstrap,
     /// The initial pools cannot be checked for overlaps yet.
     #[error(transparent)]
     Unsurveyed(#[from] Unsurveyed),
     /// An initial pool is invalid, or overlaps addresses in use.
+    /// Remedy: correct bootstrap.pools in the agent's configuration, and restart the agent.
     #[error("bootstrap.pools in the configuration: {0}")]
     Pools(#[source] NotChanged),
 }

@@ -90,7 +90,12 @@ impl fmt::Display for Largest {
 }
 
 /// A pool without a free block.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// Remedy: add a pool with polderctl pool add, or remove nodes that are gone with polderctl node remove.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
+#[error(
+    "pool {pool} ({cidr}) has no free block: all {} ({} addresses) are claimed: {owners}{}",
+    claimed.total, addresses(*cidr), held_back(claimed.resting)
+)]
 pub struct AllClaimed {
     /// The name of the pool.
     pub pool: PoolName,
@@ -110,25 +115,22 @@ impl AllClaimed {
     }
 }
 
-impl fmt::Display for AllClaimed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { pool, cidr, claimed, owners } = self;
-        let bits = u32::from(cidr.family().bits() - cidr.length());
-        let addresses = 1_u128.checked_shl(bits).unwrap_or(u128::MAX);
-        write!(
-            f,
-            "pool {pool} ({cidr}) has no free block: all {} ({addresses} addresses) are claimed: {owners}",
-            claimed.total
-        )?;
-        match claimed.resting {
-            0 => Ok(()),
-            resting => write!(f, "; {resting} of them are held back because their nodes were removed"),
-        }
+fn addresses(cidr: Cidr) -> u128 {
+    let bits = u32::from(cidr.family().bits() - cidr.length());
+    1_u128.checked_shl(bits).unwrap_or(u128::MAX)
+}
+
+fn held_back(resting: u64) -> String {
+    match resting {
+        0 => String::new(),
+        resting => format!("; {resting} of them are held back because their nodes were removed"),
     }
 }
 
-/// No pool is open to the node for the requested block.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// No pool is open to the node for the requested block; the pools that it cannot use are listed.
+/// Remedy: add a pool for this node with polderctl pool add.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
+#[error("there is no active {}{}", described(wanted), listed(closed))]
 pub struct NoPool {
     /// The requested block.
     pub wanted: BlockRequest,
@@ -151,40 +153,35 @@ impl NoPool {
     }
 }
 
-impl fmt::Display for NoPool {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.wanted {
-            BlockRequest::Any(family, Some(pool)) => {
-                write!(f, "there is no active {family} pool {pool} for this node")?;
-            }
-            BlockRequest::Any(family, None) => {
-                write!(f, "there is no active {family} pool for this node")?;
-            }
-            BlockRequest::This(block) => {
-                write!(f, "there is no active pool for this node with block {block}")?;
-            }
-        }
-        for (number, (name, cidr, why)) in self.closed.iter().enumerate() {
-            let before = if number == 0 { ": " } else { "; " };
-            write!(f, "{before}pool {name} ({cidr}) {why}")?;
-        }
-        Ok(())
+fn described(wanted: &BlockRequest) -> String {
+    match wanted {
+        BlockRequest::Any(family, Some(pool)) => format!("{family} pool {pool} for this node"),
+        BlockRequest::Any(family, None) => format!("{family} pool for this node"),
+        BlockRequest::This(block) => format!("pool for this node with block {block}"),
     }
+}
+
+fn listed(closed: &[(PoolName, Cidr, Closed)]) -> String {
+    let all: Vec<_> = closed.iter().map(|(name, cidr, why)| format!("pool {name} ({cidr}) {why}")).collect();
+    if all.is_empty() { String::new() } else { format!(": {}", all.join("; ")) }
 }
 
 /// Why a node cannot claim a block of a pool: a predicate for the pool in messages.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Closed {
     /// Its addresses are reserved for workloads by name.
+    /// Remedy: request an address of the pool by name, or use another pool.
     #[error("is for reservations")]
     Reservations,
     /// It is for nodes with other labels.
     #[error(transparent)]
     Foreign(#[from] Foreign),
     /// It is draining: no block of it is claimed any more.
+    /// Remedy: activate the pool again with polderctl pool add, or add another one.
     #[error("is draining")]
     Draining,
     /// It is retired.
+    /// Remedy: use another pool.
     #[error("is retired")]
     Retired,
 }
@@ -204,6 +201,7 @@ impl Closed {
 }
 
 /// A pool is for nodes with other labels.
+/// Remedy: add a pool for the labels of this node with polderctl pool add.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("is for nodes with the labels {}; labels of this node: {}", format_labels(pool), or_none(node))]
 pub struct Foreign {
@@ -224,14 +222,26 @@ fn or_none(labels: &Labels) -> String {
     if labels.is_empty() { "none".to_owned() } else { format_labels(labels) }
 }
 
+/// No address of this family is left in the node's blocks of the requested pools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "no free {family} address: this node has {}: {} used, {} in cool-down, {} never assigned, {} free",
+    total(counts), counts.used, counts.resting, counts.excluded, counts.free
+)]
+pub struct OwnShare {
+    /// The family of the missing address.
+    pub family: Family,
+    /// The use of the node's addresses of that family and those pools.
+    pub counts: Counts,
+}
+
+fn total(counts: &Counts) -> u64 {
+    counts.used + counts.resting + counts.free + counts.excluded
+}
+
 /// The message when no address of this family is left in the node's blocks of the requested pools.
 pub fn own_share(family: Family, counts: Counts) -> String {
-    let Counts { used, resting, free, excluded } = counts;
-    let total = used + resting + free + excluded;
-    format!(
-        "no free {family} address: this node has {total}: {used} used, {resting} in cool-down, {excluded} \
-         never assigned, {free} free"
-    )
+    OwnShare { family, counts }.to_string()
 }
 
 /// The remedy when no address is left.

@@ -1,5 +1,6 @@
 //! Errors of components outside this crate, for example the ledger file or the kernel.
 
+use std::cmp::Ordering;
 use std::error::Error;
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -30,6 +31,18 @@ impl PartialEq for SharedError {
 }
 
 impl Eq for SharedError {}
+
+impl PartialOrd for SharedError {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for SharedError {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.to_string().cmp(&other.to_string())
+    }
+}
 
 impl Hash for SharedError {
     fn hash<H: Hasher>(&self, state: &mut H) {

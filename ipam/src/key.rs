@@ -67,6 +67,7 @@ pub enum Key {
 }
 
 /// A text that is not the key of a record.
+/// Remedy: delete the key with etcdctl del, if no newer release wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0} is not a key of a known kind")]
 pub struct UnknownKey(String);

@@ -17,6 +17,7 @@ use crate::moment::Moment;
 use crate::pool::Block;
 
 /// The ledger cannot be read or written. A failed write changed nothing.
+/// Remedy: check the disk of the agent's state directory: free space, a read-only mount, I/O errors.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("ledger: {0}")]
 pub struct LedgerError(SharedError);
@@ -83,6 +84,7 @@ impl Kind {
 }
 
 /// A type of attachment that this release does not know.
+/// Remedy: start the release of the agent that wrote the ledger, or a newer one.
 #[derive(Debug, thiserror::Error)]
 #[error("unknown attachment kind {0:?}")]
 pub struct UnknownKind(String);

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use polder_api::{Family, Mac, NodeName, PerFamily, rule};
 
+use crate::cause::SharedError;
 use crate::change::{Change, Claim, HandOver, Member};
 use crate::claim::{AT_ONCE, NoClaim, Preconditions, holds_off};
 use crate::ids::{BootId, MachineId};
@@ -174,7 +175,8 @@ pub fn next(facts: &MembershipInputs<'_>) -> Step {
 fn decide(facts: &MembershipInputs<'_>) -> Result<Step, Step> {
     let view = facts.view;
     if view.source == Source::Nowhere {
-        return Err(Step::Wait(view.lost.clone().map_or(Waiting::Records, Waiting::Silent)));
+        let silent = |reason: &String| Waiting::Silent(SharedError::new(reason.clone()));
+        return Err(Step::Wait(view.lost.as_ref().map_or(Waiting::Records, silent)));
     }
     if let Some(identity) = facts.own.identity.as_ref().filter(|own| own.standing == MemberState::Removed) {
         return Ok(identity::leave(facts, identity));

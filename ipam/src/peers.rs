@@ -9,6 +9,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::cause::SharedError;
 use crate::ids::Incarnation;
 use crate::key::Key;
 use crate::record::{BlockRecord, NodeRecord};
@@ -88,7 +89,10 @@ pub fn validate(view: &View, me: &NodeName, dead: &BTreeSet<NodeName>) -> Valida
         .refused
         .iter()
         .chain(&view.doubtful)
-        .map(|(key, reason)| Problem { key: key.clone(), fault: Fault::Refused(reason.clone()) })
+        .map(|(key, reason)| Problem {
+            key: key.clone(),
+            fault: Fault::Refused(SharedError::new(reason.clone())),
+        })
         .collect();
     let nodes = believable_nodes(view, me, dead, &mut problems);
     let mut blocks = believable_blocks(view, &nodes, &mut problems);

@@ -7,15 +7,18 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use polder_api::status::AttachMode;
 use polder_api::{NodeName, PoolName};
 
+use crate::capacity::Largest;
 use crate::change::Change;
 use crate::key::Key;
 use crate::needed;
-use crate::pool::{Block, InvalidPool, Pool, PoolState, Purpose, format_labels};
+use crate::pool::{Block, Pool, PoolState, Purpose, format_labels};
 use crate::view::{Versioned, View};
-use crate::{Cidr, capacity};
+
+mod reason;
+
+pub use self::reason::{NotChanged, Users};
 
 /// The result of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,89 +31,6 @@ pub enum Decision {
         change: Box<Change>,
         /// The message for when the change is applied.
         done: String,
-    },
-}
-
-/// Why the pools or the settings are not changed.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum NotChanged {
-    /// A record cannot be read, so conflicts with it are unknown.
-    #[error("record {key} cannot be read ({reason}): correct it or delete it first")]
-    Unreadable {
-        /// The key of the record.
-        key: String,
-        /// The decoding error.
-        reason: String,
-    },
-    /// A different pool of that name exists.
-    #[error(
-        "pool {name} already exists as {there}: choose another name, or drain and remove that pool first"
-    )]
-    Different {
-        /// The name.
-        name: PoolName,
-        /// The parameters of the existing pool.
-        there: String,
-    },
-    /// The range overlaps another pool.
-    #[error("{cidr} overlaps pool {other} ({other_cidr}): choose another range")]
-    Overlaps {
-        /// The requested range.
-        cidr: Cidr,
-        /// The existing pool.
-        other: PoolName,
-        /// The range of the existing pool.
-        other_cidr: Cidr,
-    },
-    /// The range is inside a range that is not for pods.
-    #[error("{cidr} is inside {what}: {remedy}")]
-    Inside {
-        /// The requested range.
-        cidr: Cidr,
-        /// The outer range, as text.
-        what: String,
-        /// The remedy.
-        remedy: &'static str,
-    },
-    /// The range contains an address that is not for pods.
-    #[error("{what} is inside {cidr}: {remedy}")]
-    Inhabited {
-        /// The requested range.
-        cidr: Cidr,
-        /// The address, as text.
-        what: String,
-        /// The remedy.
-        remedy: &'static str,
-    },
-    /// Pods cannot use addresses of the pool.
-    #[error(transparent)]
-    Unfit(#[from] InvalidPool),
-    /// The attach mode is fixed when a cluster is created.
-    #[error(
-        "the attach mode of this cluster is {from} and cannot change to {to}: running pods have the devices \
-         and the gateway of {from}. Set attach = \"{to}\" in [bootstrap] of a new cluster"
-    )]
-    Attach {
-        /// The current attach mode.
-        from: AttachMode,
-        /// The requested attach mode.
-        to: AttachMode,
-    },
-    /// The cluster has no settings.
-    #[error("the cluster has no settings yet: start an agent whose configuration has [bootstrap]")]
-    NoCluster,
-    /// The pool does not exist.
-    #[error("there is no pool {0}: see polderctl pool list")]
-    Unknown(PoolName),
-    /// The pool is in use.
-    #[error("pool {name} is in use: {}: {remedy}", rests.join("; "))]
-    InUse {
-        /// The name of the pool.
-        name: PoolName,
-        /// The blocks and addresses in use, as text.
-        rests: Vec<String>,
-        /// The remedy.
-        remedy: String,
     },
 }
 
@@ -144,23 +64,20 @@ pub fn check_range(view: &View, pool: &Pool) -> Result<(), NotChanged> {
     pool.check_use()?;
     let cidr = pool.cidr();
     if let Some(address) = view.own.iter().find(|address| cidr.has(**address)) {
-        let what = format!("{address}, this node's own address,");
-        let remedy = "node and pod ranges must not overlap, choose another range";
-        return Err(NotChanged::Inhabited { cidr, what, remedy });
+        return Err(NotChanged::OwnAddress { cidr, address: *address });
     }
     if let Some(needed) = needed::overlapping(&view.needed, cidr) {
-        let remedy = "pod ranges must not overlap addresses that nodes need, choose another range";
-        return Err(if needed.range.covers(cidr) && needed.range != cidr {
-            NotChanged::Inside { cidr, what: needed.to_string(), remedy }
+        let is_inside = needed.range.covers(cidr) && needed.range != cidr;
+        let needed = needed.clone();
+        return Err(if is_inside {
+            NotChanged::Inside { cidr, needed }
         } else {
-            NotChanged::Inhabited { cidr, what: format!("{needed},"), remedy }
+            NotChanged::Needed { cidr, needed }
         });
     }
     for (node, known) in &view.nodes {
         if let Some(address) = known.record.underlay.iter().find(|address| cidr.has(**address)) {
-            let what = format!("{address}, the underlay address of node {node},");
-            let remedy = "node and pod ranges must not overlap, choose another range";
-            return Err(NotChanged::Inhabited { cidr, what, remedy });
+            return Err(NotChanged::Underlay { cidr, address: *address, node: node.clone() });
         }
     }
     Ok(())
@@ -181,29 +98,26 @@ fn check_room(view: &View, pool: &Pool) -> Result<(), NotChanged> {
         let (other, other_cidr) = (other.record.name.clone(), other.record.cidr());
         return Err(NotChanged::Overlaps { cidr, other, other_cidr });
     }
-    let inhabited = |what: String, remedy| Err(NotChanged::Inhabited { cidr, what, remedy });
     // If the record of a pool was deleted by hand, its blocks belong to it again when it is restored.
-    let own = |block: Block, known: &str| known == pool.name.as_str() && pool.has_block(block);
-    let claims = view.blocks.iter().map(|(block, known)| (*block, known.record.pool.as_str()));
+    let own = |block: Block, known: Option<&PoolName>| known == Some(&pool.name) && pool.has_block(block);
+    let claims = view.blocks.iter().map(|(block, known)| (*block, Some(&known.record.pool)));
     let unreadable = view.refused.keys().filter_map(|key| match key.parse() {
-        Ok(Key::Block(block)) => Some((block, "")),
+        Ok(Key::Block(block)) => Some((block, None)),
         _ => None,
     });
-    let foreign = |(block, of): &(Block, &str)| block.cidr().overlaps(cidr) && !own(*block, of);
+    let foreign = |(block, of): &(Block, Option<&PoolName>)| block.cidr().overlaps(cidr) && !own(*block, *of);
     if let Some((block, of)) = claims.chain(unreadable).find(foreign) {
-        let of = if of.is_empty() { String::new() } else { format!(", which was claimed from pool {of},") };
-        return inhabited(
-            format!("block {block}{of}"),
-            "choose another range, or wait until that block is released",
-        );
+        return Err(match of {
+            Some(pool) => NotChanged::Claimed { cidr, block, pool: pool.clone() },
+            None => NotChanged::ClaimedUnreadably { cidr, block },
+        });
     }
     check_range(view, pool)?;
     let unreadable = view.refused.keys().filter_map(|key| unreadable_address(key));
     let mut reserved = view.reservations.keys().copied().chain(unreadable);
     let reserved = reserved.find(|address| cidr.has(*address));
     if let Some(address) = reserved.filter(|_| pool.purpose != Purpose::Reservations) {
-        let what = format!("{address}, which is reserved,");
-        return inhabited(what, "choose another range, or release it with polderctl ipam release");
+        return Err(NotChanged::Reserved { cidr, address });
     }
     Ok(())
 }
@@ -266,24 +180,18 @@ pub fn remove(view: &View, name: &PoolName) -> Result<Decision, NotChanged> {
     let known = find(view, name)?.ok_or_else(|| NotChanged::Unknown(name.clone()))?;
     let pool = &*known.record;
     let (blocks, reserved) = users(view, pool);
-    let mut rests = Vec::new();
-    if !blocks.is_empty() {
+    if !blocks.is_empty() || !reserved.is_empty() {
         let count = blocks.values().sum::<usize>();
-        rests.push(format!("{count} blocks are claimed ({})", capacity::Largest::of(&blocks)));
-    }
-    if let [first, ..] = reserved.as_slice() {
-        rests.push(format!("{} addresses are reserved, e.g. {first}", reserved.len()));
-    }
-    if !rests.is_empty() {
-        let remedy = match (pool.state, pool.purpose) {
-            (PoolState::Active, _) => format!("drain it first with polderctl pool drain {name}"),
-            (_, Purpose::Reservations) => "release them with polderctl ipam release".to_owned(),
-            _ => format!(
-                "blocks are released when their pods are gone and the cool-down is over; blocks of a removed \
-                 node after it confirms that its pods are gone: see polderctl ipam show pool {name}"
-            ),
+        let users = Users {
+            blocks: (!blocks.is_empty()).then(|| (count, Largest::of(&blocks))),
+            reserved: reserved.first().map(|first| (reserved.len(), *first)),
         };
-        return Err(NotChanged::InUse { name: name.clone(), rests, remedy });
+        let name = name.clone();
+        return Err(match (pool.state, pool.purpose) {
+            (PoolState::Active, _) => NotChanged::Active { name, users },
+            (_, Purpose::Reservations) => NotChanged::StillReserved { name, users },
+            _ => NotChanged::StillClaimed { name, users },
+        });
     }
     let change = Change::RemovePool {
         name: name.clone(),

@@ -20,6 +20,7 @@ pub struct Prefix(String);
 pub struct InvalidPrefix(String);
 
 /// This process already uses another prefix.
+/// Remedy: none, it is an internal error.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("this process already uses the prefix {0}")]
 pub struct OtherPrefix(&'static str);

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use polder_api::Family;
 
 use crate::record::MTU_RANGE;
-use crate::registration::{Holdings, Registration};
+use crate::registration::{Holdings, Pending, Registration};
 use crate::view::View;
 
 /// The facts that decide readiness.
@@ -29,18 +29,66 @@ pub struct ReadinessInputs<'a> {
     pub failures: &'a [String],
 }
 
+/// Why a node does not serve an ADD.
+#[derive(Debug, thiserror::Error)]
+enum Obstacle {
+    /// The node has not read the settings of the cluster, or has no identity yet.
+    /// Remedy: none, the agent waits for them; if it persists, see polderctl status.
+    #[error("the cluster settings are missing")]
+    NoSettings,
+    /// The cluster has no pool for blocks, or this node cannot use any; the refused records are listed.
+    /// Remedy: add a pool with polderctl pool add, or correct the refused records.
+    #[error("there is no pool to take addresses from{}", listed(.0))]
+    NoPool(Vec<(String, String)>),
+    /// The node has no gateway address of a family of the cluster, because its registration is not complete.
+    /// Remedy: correct the cause in the text if it persists.
+    #[error("the node has no {family} block: {why}")]
+    NoBlock {
+        /// The family.
+        family: Family,
+        /// Why the registration is not complete.
+        #[source]
+        why: Pending,
+    },
+    /// The node has no gateway address of a family of the cluster, and claims a block for it.
+    /// Remedy: none, the agent claims a block within seconds.
+    #[error("the node has no {0} block: claiming one")]
+    Claiming(Family),
+    /// The kernel does not have the gateway address yet.
+    /// Remedy: none, the next pass configures it; if it persists, see polderctl status.
+    #[error("the {0} gateway address is not configured yet")]
+    NoGateway(Family),
+    /// The MTU of the underlay, less the tunnel headers, is below the minimum of the address families.
+    #[error(
+        "the underlay leaves pods an MTU of {mtu}, but they need {smallest}: raise the underlay MTU by {}",
+        smallest - mtu
+    )]
+    Mtu {
+        /// The MTU of pods, in bytes.
+        mtu: u32,
+        /// The minimum, in bytes.
+        smallest: u32,
+    },
+}
+
+fn listed(refused: &[(String, String)]) -> String {
+    let all: Vec<_> =
+        refused.iter().map(|(key, reason)| format!("; record {key} is refused: {reason}")).collect();
+    all.concat()
+}
+
 /// The reasons to refuse an ADD. Empty if the node is ready.
 pub fn obstacles(facts: &ReadinessInputs<'_>) -> Vec<String> {
     let ReadinessInputs { view, registration, holdings, underlay, gateways, mtu, failures } = *facts;
     if let Some(reason) = registration.forbids() {
         return vec![reason.to_string()];
     }
-    let waits_for = |otherwise: &str| match registration {
-        Registration::Waiting(reason) => reason.to_string(),
-        _ => otherwise.to_owned(),
+    let pending = match registration {
+        Registration::Waiting(reason) => Some(reason),
+        _ => None,
     };
     if view.cluster.is_none() || holdings.identity.is_none() {
-        let waiting = || waits_for("the cluster settings are missing");
+        let waiting = || pending.map_or_else(|| Obstacle::NoSettings.to_string(), ToString::to_string);
         return vec![view.lost.clone().unwrap_or_else(waiting)];
     }
     if let Err(reason) = underlay {
@@ -50,28 +98,25 @@ pub fn obstacles(facts: &ReadinessInputs<'_>) -> Vec<String> {
     let families = view.families();
     if families.is_empty() {
         let refused = view.refused.iter().filter(|(key, _)| key.contains("/pools/"));
-        let refused: Vec<_> =
-            refused.map(|(key, reason)| format!("; record {key} is refused: {reason}")).collect();
-        obstacles.push(format!("there is no pool to take addresses from{}", refused.concat()));
+        obstacles.push(Obstacle::NoPool(refused.map(|(key, why)| (key.clone(), why.clone())).collect()));
     }
     for family in &families {
         let has = |all: &[IpAddr]| all.iter().any(|address| Family::of(*address) == *family);
         if !has(&holdings.gateways) {
-            let why = waits_for("claiming one");
-            obstacles.push(format!("the node has no {family} block: {why}"));
+            obstacles.push(match pending.cloned() {
+                Some(why) => Obstacle::NoBlock { family: *family, why },
+                None => Obstacle::Claiming(*family),
+            });
         } else if !has(gateways) {
-            obstacles.push(format!("the {family} gateway address is not configured yet"));
+            obstacles.push(Obstacle::NoGateway(*family));
         }
     }
     let smallest = smallest_mtu(&families);
     if (1..smallest).contains(&mtu) {
-        obstacles.push(format!(
-            "the underlay leaves pods an MTU of {mtu}, but they need {smallest}: raise the underlay MTU by {}",
-            smallest - mtu
-        ));
+        obstacles.push(Obstacle::Mtu { mtu, smallest });
     }
-    obstacles.extend(failures.iter().cloned());
-    obstacles
+    let obstacles = obstacles.iter().map(ToString::to_string);
+    obstacles.chain(failures.iter().cloned()).collect()
 }
 
 /// The smallest MTU of pods with addresses of these families, in bytes (IPv6: RFC 8200, section 5).

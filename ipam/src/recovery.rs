@@ -47,10 +47,25 @@ impl LivingPod {
 
 /// An address in use could not be written to the ledger.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot restore {what} in the ledger")]
-pub struct NotRestored {
-    what: String,
-    source: LedgerError,
+pub enum NotRestored {
+    /// A gateway address that the kernel has is not in the ledger.
+    /// Remedy: correct the error of the ledger that follows, and start the agent again.
+    #[error("cannot restore gateway {gateway} in the ledger")]
+    Gateway {
+        /// The gateway address.
+        gateway: IpAddr,
+        /// The error of the ledger.
+        source: LedgerError,
+    },
+    /// A running pod with an interface is not in the ledger.
+    /// Remedy: correct the error of the ledger that follows, and start the agent again.
+    #[error("cannot restore the pod on {interface} in the ledger")]
+    Pod {
+        /// The host end of the pod's interface.
+        interface: IfName,
+        /// The error of the ledger.
+        source: LedgerError,
+    },
 }
 
 /// Adds the running pods and the node's own addresses to the ledger, if it does not have them. Only for a ledger
@@ -61,9 +76,9 @@ pub fn recover<L: Ledger>(
     pods: Vec<LivingPod>,
     now: Moment,
 ) -> Result<(), NotRestored> {
-    let failed = |what: String| move |source| NotRestored { what, source };
     for gateway in gateways {
-        ipam.restore_gateway(*gateway).map_err(failed(format!("gateway {gateway}")))?;
+        let restored = ipam.restore_gateway(*gateway);
+        restored.map_err(|source| NotRestored::Gateway { gateway: *gateway, source })?;
     }
     for pod in pods {
         let (name, alias) = (pod.name.clone(), pod.alias.clone());
@@ -73,7 +88,7 @@ pub fn recover<L: Ledger>(
             continue;
         };
         info!(attachment = %held.attachment, addresses = ?held.addresses, "restored from the kernel");
-        ipam.restore(held).map_err(failed(format!("the pod on {name}")))?;
+        ipam.restore(held).map_err(|source| NotRestored::Pod { interface: name, source })?;
     }
     Ok(())
 }

@@ -46,9 +46,11 @@ pub enum Pending {
     #[error(transparent)]
     Waiting(#[from] Waiting),
     /// The node is updating its records.
+    /// Remedy: none, it is temporary.
     #[error("updating the node's records")]
     UnderWay,
     /// Registration continues in the next pass.
+    /// Remedy: none, it is temporary.
     #[error("registration continues")]
     More,
     /// A step failed, and is retried.
@@ -60,18 +62,22 @@ pub enum Pending {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Unproven {
     /// The agent has just started, and may run on another machine than the node in its ledger.
+    /// Remedy: none, it is temporary.
     #[error("the agent has just started")]
     Started,
     /// No record has been read.
     #[error(transparent)]
     Waiting(#[from] Waiting),
     /// The identity of the node cannot be saved in the ledger.
+    /// Remedy: check the disk of the agent's state directory; the agent retries.
     #[error("cannot save the node's identity: {0}")]
     Unwritten(#[source] Failed),
     /// The datastore is being read.
+    /// Remedy: none, it is temporary.
     #[error("checking whether another machine is alive as node {0}")]
     Asking(NodeName),
     /// The check failed.
+    /// Remedy: correct the error of the datastore; the agent retries.
     #[error("cannot check whether another machine is alive as node {node}: {error}")]
     Unasked {
         /// The node.
@@ -89,9 +95,11 @@ pub enum Unproven {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Leaving {
     /// Its pods are being disconnected.
+    /// Remedy: none, it is temporary.
     #[error("this node was removed: disconnecting its pods")]
     CuttingOff,
     /// A cleanup step failed, and is retried.
+    /// Remedy: correct the error in the text; the agent retries.
     #[error("this node was removed from the cluster, and the remaining cleanup failed and is retried: {0}")]
     Failed(#[source] Failed),
     /// Its pods are gone.
@@ -112,12 +120,14 @@ pub enum Failed {
     #[error(transparent)]
     Host(#[from] HostError),
     /// A record that the change depends on has changed.
+    /// Remedy: none, it is retried.
     #[error("the records have just changed")]
     Changed,
     /// No settings can be proposed for the cluster.
     #[error(transparent)]
     NotProposed(#[from] NotProposed),
     /// Another node is creating the settings.
+    /// Remedy: none, it is retried.
     #[error("another node is creating the cluster settings")]
     Overtaken,
     /// An attachment cannot be released.

@@ -17,6 +17,7 @@ use crate::view::{Versioned, View};
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Denied {
     /// It belongs to another workload.
+    /// Remedy: request another address, or release it with polderctl ipam release.
     #[error("{address} is reserved for {owner}")]
     Foreign {
         /// The address.
@@ -40,7 +41,7 @@ pub enum Denied {
         /// The address.
         address: IpAddr,
         /// The reason.
-        reason: String,
+        reason: Unfit,
     },
     /// The node of the new holder has not registered since its boot.
     #[error(
@@ -63,6 +64,23 @@ pub enum Denied {
         /// The number of reserved addresses.
         reserved: usize,
     },
+}
+
+/// Why an address cannot be reserved.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Unfit {
+    /// No pool for reservations contains it.
+    /// Remedy: request an address of a pool that polderctl pool list shows as for reservations.
+    #[error("it is not in a pool for reservations")]
+    NoPool,
+    /// Its pool is drained or retired: it gives no new reservations.
+    /// Remedy: activate the pool again with polderctl pool add, or request an address of another pool.
+    #[error("pool {0} is not active")]
+    NotActive(PoolName),
+    /// It is excluded from allocation: older software treats it as the network or broadcast address.
+    /// Remedy: request another address of the pool.
+    #[error("it is the first or the last address of pool {0}")]
+    Excluded(PoolName),
 }
 
 /// The event that clears the holder of an address.
@@ -112,8 +130,8 @@ pub fn hand_over(
     own_revision: Revision,
     is_gone: IsGone<'_>,
 ) -> Result<HandOver, Denied> {
-    let pool =
-        pool_of(view, address).ok_or_else(|| unfit(address, "it is not in a pool for reservations"))?;
+    let unfit = |reason| Denied::Unfit { address, reason };
+    let pool = pool_of(view, address).ok_or_else(|| unfit(Unfit::NoPool))?;
     let is_he = |node: &NodeRecord| node.incarnation == holder.incarnation && node.boot_id == holder.boot_id;
     if !view.nodes.get(&holder.node).is_some_and(|node| is_he(&node.record)) {
         return Err(Denied::Unregistered { address, node: holder.node.clone() });
@@ -121,13 +139,10 @@ pub fn hand_over(
     let known = view.reservations.get(&address);
     let generation = match known {
         None if pool.record.state != PoolState::Active => {
-            return Err(unfit(address, &format!("pool {} is not active", pool.record.name)));
+            return Err(unfit(Unfit::NotActive(pool.record.name.clone())));
         }
         None if pool.record.excludes(address) => {
-            return Err(unfit(
-                address,
-                &format!("it is the first or the last address of pool {}", pool.record.name),
-            ));
+            return Err(unfit(Unfit::Excluded(pool.record.name.clone())));
         }
         None => 1,
         Some(known) if known.record.owner != owner => {
@@ -145,10 +160,6 @@ pub fn hand_over(
     let before = known.map(|known| known.revision);
     let out_of = known.is_none().then(|| (pool.record.name.clone(), pool.revision));
     Ok(HandOver { by, address, record, before, out_of })
-}
-
-fn unfit(address: IpAddr, reason: &str) -> Denied {
-    Denied::Unfit { address, reason: reason.to_owned() }
 }
 
 rule! {

@@ -105,6 +105,7 @@ pub enum Outcome {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum StoreError {
     /// No response. The outcome of a transaction is unknown: it may have taken effect, or may still do so.
+    /// Remedy: check that etcd runs and is reachable from this node; the cause is in the text.
     #[error("{store} does not answer: {reason}")]
     NoAnswer {
         /// Name of the datastore.
@@ -113,6 +114,7 @@ pub enum StoreError {
         reason: String,
     },
     /// The datastore refused the request. Nothing was changed, but see [`Refusal::effect`].
+    /// Remedy: follow the remedy in parentheses.
     #[error("{store} refused the request: {refusal}")]
     Refused {
         /// Name of the datastore.
@@ -121,6 +123,7 @@ pub enum StoreError {
         refusal: Refusal,
     },
     /// The request was not sent: the configuration is not usable, or the client could not log in.
+    /// Remedy: correct the etcd settings of the agent; the cause is in the text.
     #[error("{store} cannot be used: {reason}")]
     Unusable {
         /// Name of the datastore.

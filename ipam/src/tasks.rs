@@ -46,7 +46,7 @@ use crate::view::View;
 pub use self::attach::{Caller, add, lease};
 pub use self::claims::could_claim;
 pub use self::hand_over::{NotNow, Unreserved, Workload};
-pub use self::pods::{CLAIM_PATIENCE, LastAdd, PodHost, Requests, ledger_failed, refuse};
+pub use self::pods::{CLAIM_PATIENCE, LastAdd, NotWritten, PodHost, Requests, ledger_failed, refuse};
 pub use self::records::Records;
 pub use self::registrar::{Decided, Registrar, RegistrarState};
 

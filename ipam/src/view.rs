@@ -16,6 +16,10 @@ use crate::store::{Contents, Entry, KeyChange, Update};
 use crate::{Block, Pool};
 use polder_api::{Family, NodeName, PoolName};
 
+mod reason;
+
+use self::reason::{Doubt, NotUsable};
+
 /// A record as of the revision that last changed it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Versioned<T> {
@@ -266,11 +270,11 @@ impl View {
             match self.use_of(&pool.record) {
                 Use::Full => drop(self.pools.insert(name, pool)),
                 Use::Doubtful(reason) => {
-                    self.doubtful.insert(key, reason);
+                    self.doubtful.insert(key, reason.to_string());
                     self.pools.insert(name, pool);
                 }
                 Use::None(reason) => {
-                    self.refused.insert(key.clone(), reason);
+                    self.refused.insert(key.clone(), reason.to_string());
                     self.unusable_keys.insert(key);
                     self.unusable.insert(name, pool);
                 }
@@ -282,41 +286,31 @@ impl View {
     fn use_of(&self, pool: &Pool) -> Use {
         let (name, cidr) = (&pool.name, pool.cidr());
         if let Some(address) = self.own.iter().find(|address| cidr.has(**address)) {
-            return Use::None(format!(
-                "{cidr} contains this node's own address {address}: node and pod ranges must not overlap. \
-                 Remove it with polderctl pool remove {name}"
-            ));
+            return Use::None(NotUsable::OwnAddress { pool: name.clone(), cidr, address: *address });
         }
         let in_use = || {
             let reserved = |address: &IpAddr| pool.purpose == Purpose::Reservations && cidr.has(*address);
             self.blocks.values().any(|claim| claim.record.pool == *name)
                 || self.reservations.keys().any(reserved)
         };
-        let otherwise = format!(
-            "this node uses no address of it. Remove it with polderctl pool remove {name}, and add another \
-             range"
-        );
+        let pool_name = name.clone();
         if let Err(error) = pool.check_use() {
             let first = cidr.first();
             let never = first.is_multicast() || first.is_loopback() || first.is_unspecified();
             return if in_use() && !never {
-                Use::Doubtful(format!("{error}. It is in use: drain it with polderctl pool drain {name}"))
+                Use::Doubtful(Doubt::Unfit { pool: pool_name, error })
             } else {
-                let reason = match error {
-                    InvalidPool::Special { special, .. } => format!("pods cannot use addresses of {special}"),
-                    other => other.to_string(),
-                };
-                Use::None(format!("{reason}: {otherwise}"))
+                Use::None(match error {
+                    InvalidPool::Special { special, .. } => NotUsable::Special { pool: pool_name, special },
+                    error => NotUsable::Unfit { pool: pool_name, error },
+                })
             };
         }
         if let Some(needed) = needed::overlapping(&self.needed, cidr) {
             return if in_use() {
-                Use::Doubtful(format!(
-                    "it overlaps {needed}: addresses there are not routed to pods on this node. Give one of the two \
-                     another range"
-                ))
+                Use::Doubtful(Doubt::Needed(needed.clone()))
             } else {
-                Use::None(format!("it overlaps {needed}: {otherwise}"))
+                Use::None(NotUsable::Needed { pool: pool_name, needed: needed.clone() })
             };
         }
         let mut nodes = self.nodes.iter();
@@ -327,7 +321,7 @@ impl View {
             // The record of that node is refused instead: an underlay address must not be in the pod network.
             Some(_) if in_use() => Use::Full,
             Some((node, address)) => {
-                Use::None(format!("it contains {address}, the underlay address of node {node}: {otherwise}"))
+                Use::None(NotUsable::Underlay { pool: pool_name, address: *address, node: node.clone() })
             }
             None => Use::Full,
         }
@@ -373,9 +367,9 @@ enum Use {
     /// Yes.
     Full,
     /// Yes, despite the problem.
-    Doubtful(String),
+    Doubtful(Doubt),
     /// No, with the reason.
-    None(String),
+    None(NotUsable),
 }
 
 fn known<T>(record: T, revision: Revision) -> Versioned<T> {

@@ -10,15 +10,10 @@ use nix::errno::Errno;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A system call on the socket failed.
-    #[error("cannot {action} netlink socket")]
-    Socket {
-        /// The action, as a verb phrase between "cannot" and "netlink socket".
-        action: &'static str,
-        /// The kernel's error.
-        #[source]
-        source: io::Error,
-    },
-    /// The kernel answered with an error.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The kernel answered with an error: the name of the error number and the kernel's own text.
+    /// Remedy: check the part of the message before this one, which names the object and the step.
     #[error("{}{}", errno.desc(), text.as_ref().map(|text| format!(": {text}")).unwrap_or_default())]
     Refused {
         /// The error number.
@@ -27,12 +22,29 @@ pub enum Error {
         text: Option<String>,
     },
     /// The kernel's tables changed during every attempt to dump them (`NLM_F_DUMP_INTR`).
+    /// Remedy: none, it is retried. If it repeats, find the program that changes interfaces or routes all the time: ip
+    /// monitor.
     #[error("netlink dump interrupted by changes {0} times in a row")]
     Interrupted(u32),
     /// A message from the kernel cannot be decoded, so the whole answer is unusable.
+    /// Remedy: report it with the release of the kernel: uname -r.
     #[error("cannot decode a message from the kernel: {0}")]
     Decode(DecodeError),
+    /// A message from the kernel is larger than the receive buffer, so the whole answer is unusable.
+    /// Remedy: report it with the release of the kernel: uname -r.
+    #[error(
+        "cannot decode a message from the kernel: message of {length} bytes is larger than the receive buffer"
+    )]
+    TooLong {
+        /// The length of the message, in bytes.
+        length: usize,
+    },
+    /// An element of one of Polder's nftables sets has no key, or a key that Polder does not write.
+    /// Remedy: check with nft list ruleset whether another program added elements to a table of Polder.
+    #[error("cannot decode a message from the kernel: unexpected key of a set element")]
+    ElementKey,
     /// A message about one of Polder's interfaces cannot be decoded.
+    /// Remedy: check the interface with ip -details link show, and remove an alias that another program set.
     #[error("cannot decode the kernel's message about interface {name}: {problem}")]
     Interface {
         /// The name of the interface.
@@ -41,11 +53,50 @@ pub enum Error {
         problem: DecodeError,
     },
     /// A change was requested on a socket that was opened with [`crate::Socket::open_to_read`].
+    /// Remedy: none, it is an error in Polder: report it.
     #[error("change refused: this netlink socket is read-only")]
     ReadOnly,
     /// The kernel acknowledged the request without sending the requested object.
+    /// Remedy: none, it is retried.
     #[error("no answer from the kernel")]
     NoAnswer,
+}
+
+/// A failed system call on a netlink socket.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// The process has no free file descriptors, or the kernel lacks the netlink protocol.
+    /// Remedy: raise the limit of open files (ulimit -n), or load the kernel module nfnetlink.
+    #[error("cannot open netlink socket")]
+    Open(#[source] io::Error),
+    /// The kernel gave the socket no port number.
+    /// Remedy: none, it is retried.
+    #[error("cannot bind netlink socket")]
+    Bind(#[source] io::Error),
+    /// An option of the socket needs the capability `CAP_NET_ADMIN`, or a later kernel.
+    /// Remedy: run the agent as root, with `CAP_NET_ADMIN`, on a supported kernel (docs/install.md).
+    #[error("cannot configure netlink socket")]
+    Configure(#[source] io::Error),
+    /// The process may not subscribe to notifications of the kernel, or the kernel lacks them.
+    /// Remedy: run the agent as root, with `CAP_NET_ADMIN`, on a supported kernel (docs/install.md).
+    #[error("cannot join a multicast group with netlink socket")]
+    Join(#[source] io::Error),
+    /// The kernel did not return the port number of the socket.
+    /// Remedy: none, it is retried.
+    #[error("cannot read the port of netlink socket")]
+    ReadPort(#[source] io::Error),
+    /// The kernel did not take the request, for example because it has no memory for it.
+    /// Remedy: none, it is retried; if it persists, free memory on the node.
+    #[error("cannot send to netlink socket")]
+    Send(#[source] io::Error),
+    /// The kernel's answers did not fit in the receive queue, or no message came within the timeout.
+    /// Remedy: none, it is retried; if it persists, free memory on the node.
+    #[error("cannot receive from netlink socket")]
+    Receive(#[source] io::Error),
+    /// The process has reached its limit of threads.
+    /// Remedy: raise the limit of tasks of the service (`TasksMax`) or of its control group (pids.max).
+    #[error("cannot start a thread for netlink socket")]
+    StartThread(#[source] io::Error),
 }
 
 impl Error {
@@ -71,10 +122,6 @@ impl Error {
     /// `code` is negative, as netlink carries it; `attributes` are those of the extended acknowledgement.
     pub(crate) fn refused(code: i32, attributes: &[u8]) -> Self {
         Self::Refused { errno: Errno::from_raw(code.saturating_neg()), text: message_text(attributes) }
-    }
-
-    pub(crate) fn socket(action: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Socket { action, source }
     }
 }
 

@@ -24,27 +24,89 @@ pub struct Inside {
     pub gateway_mac: Mac,
 }
 
+/// A difference between the configuration that ADD made in the pod and the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Difference {
+    /// The interface was deleted or renamed, or moved to another network namespace.
+    /// Remedy: delete the pod, so that Kubernetes creates it again.
+    #[error("the pod has no interface {interface}")]
+    NoInterface {
+        /// The name of the pod's interface.
+        interface: IfName,
+    },
+    /// Another program set the interface down.
+    /// Remedy: set it up in the network namespace of the pod: ip link set eth0 up, or delete the pod.
+    #[error("{interface} in the pod is down")]
+    Down {
+        /// The name of the pod's interface.
+        interface: IfName,
+    },
+    /// Another program changed the MAC address of the interface.
+    /// Remedy: delete the pod, so that Kubernetes creates it again.
+    #[error("{interface} in the pod has MAC address {} instead of {expected}", shown(*found))]
+    Mac {
+        /// The name of the pod's interface.
+        interface: IfName,
+        /// The MAC address in the kernel.
+        found: Option<Mac>,
+        /// The MAC address that ADD set.
+        expected: Mac,
+    },
+    /// Another program removed the address, or setting the interface down removed it.
+    /// Remedy: delete the pod, so that Kubernetes creates it again.
+    #[error("{interface} in the pod does not have the address {address}")]
+    NoAddress {
+        /// The name of the pod's interface.
+        interface: IfName,
+        /// The missing address, as a host prefix.
+        address: IpNetwork,
+    },
+    /// Another program replaced the neighbour entry of the gateway, or another machine claims the gateway's address.
+    /// Remedy: delete the pod, so that Kubernetes creates it again.
+    #[error("the pod's neighbour entry of gateway {gateway} has MAC address {found} instead of {expected}")]
+    GatewayMac {
+        /// The address of the gateway.
+        gateway: IpAddr,
+        /// The MAC address in the kernel.
+        found: Mac,
+        /// The MAC address of all gateways.
+        expected: Mac,
+    },
+    /// Another program removed the default route, or setting the interface down removed it.
+    /// Remedy: delete the pod, so that Kubernetes creates it again.
+    #[error("the pod has no default route through {gateway}")]
+    NoDefaultRoute {
+        /// The address of the gateway.
+        gateway: IpAddr,
+    },
+}
+
+/// The MAC address as text; empty without one.
+fn shown(mac: Option<Mac>) -> String {
+    mac.map(|mac| mac.to_string()).unwrap_or_default()
+}
+
 impl Inside {
     /// The first difference between this configuration and the kernel, read through `pod`, a socket in the pod's
     /// namespace. `None` if there is no difference.
-    pub fn difference(&self, pod: &mut RouteSocket) -> Result<Option<String>, Error> {
+    pub fn difference(&self, pod: &mut RouteSocket) -> Result<Option<Difference>, Error> {
         let Self { interface: name, mac, addresses, gateway_mac } = self;
         let Some(link) = pod.link(name.as_str())? else {
-            return Ok(Some(format!("the pod has no interface {name}")));
+            return Ok(Some(Difference::NoInterface { interface: name.clone() }));
         };
         if !link.up {
-            return Ok(Some(format!("{name} in the pod is down")));
+            return Ok(Some(Difference::Down { interface: name.clone() }));
         }
         if link.mac != Some(*mac) {
-            let found = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
-            return Ok(Some(format!("{name} in the pod has MAC address {found} instead of {mac}")));
+            let (interface, found) = (name.clone(), link.mac);
+            return Ok(Some(Difference::Mac { interface, found, expected: *mac }));
         }
         let found_addresses = pod.addresses()?;
         let neighbours = pod.known_neighbours()?;
         for own in addresses {
-            let prefix = host_prefix(own.address);
-            if !found_addresses.iter().any(|found| found.index == link.index && found.address == prefix) {
-                return Ok(Some(format!("{name} in the pod does not have the address {prefix}")));
+            let address = host_prefix(own.address);
+            if !found_addresses.iter().any(|found| found.index == link.index && found.address == address) {
+                return Ok(Some(Difference::NoAddress { interface: name.clone(), address }));
             }
             // A missing entry is not an error: the kernel drops it when another plugin changes the MAC address, and
             // the pod resolves the gateway with ARP or neighbour discovery.
@@ -52,13 +114,14 @@ impl Inside {
                 found.index == link.index && found.address == own.gateway && found.mac != *gateway_mac
             };
             if let Some(wrong) = neighbours.iter().find(is_wrong) {
-                return Ok(Some(format!(
-                    "the pod's neighbour entry of gateway {} has MAC address {} instead of {gateway_mac}",
-                    own.gateway, wrong.mac
-                )));
+                return Ok(Some(Difference::GatewayMac {
+                    gateway: own.gateway,
+                    found: wrong.mac,
+                    expected: *gateway_mac,
+                }));
             }
             if !has_way_out(pod, link.index, own)? {
-                return Ok(Some(format!("the pod has no default route through {}", own.gateway)));
+                return Ok(Some(Difference::NoDefaultRoute { gateway: own.gateway }));
             }
         }
         Ok(None)

@@ -23,7 +23,7 @@ pub mod routing;
 pub mod rule;
 mod socket;
 
-pub use error::Error;
+pub use error::{Error, SocketError};
 pub use index::IfIndex;
 pub use socket::{Operation, Protocol, RouteSocket, Socket};
 

@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use crate::{Error, IfIndex, ROUTE_PROTOCOL};
+use crate::{Error, IfIndex, ROUTE_PROTOCOL, SocketError};
 
 /// `RTNLGRP_LINK` (`include/uapi/linux/rtnetlink.h`).
 const LINKS: u32 = 1;
@@ -140,12 +140,12 @@ pub(crate) enum Received<'a> {
 impl Inbox {
     /// Subscribes to these multicast groups in the network namespace of the calling thread.
     pub(crate) fn open(protocol: isize, groups: impl IntoIterator<Item = u32>) -> Result<Self, Error> {
-        let mut inner = netlink_sys::Socket::new(protocol).map_err(Error::socket("open"))?;
-        inner.bind_auto().map_err(Error::socket("bind"))?;
+        let mut inner = netlink_sys::Socket::new(protocol).map_err(SocketError::Open)?;
+        inner.bind_auto().map_err(SocketError::Bind)?;
         setsockopt(&inner, sockopt::RcvBufForce, &RECEIVE_QUEUE)
-            .map_err(|errno| Error::socket("configure")(errno.into()))?;
+            .map_err(|errno| SocketError::Configure(errno.into()))?;
         for group in groups {
-            inner.add_membership(group).map_err(Error::socket("join a multicast group with"))?;
+            inner.add_membership(group).map_err(SocketError::Join)?;
         }
         Ok(Self { inner, buffer: Vec::with_capacity(64 << 10) })
     }
@@ -154,7 +154,7 @@ impl Inbox {
     pub(crate) fn set_patience(&self, patience: Duration) -> Result<(), Error> {
         let patience = TimeVal::milliseconds(i64::try_from(patience.as_millis()).unwrap_or(i64::MAX));
         setsockopt(&self.inner, sockopt::ReceiveTimeout, &patience)
-            .map_err(|errno| Error::socket("configure")(errno.into()))
+            .map_err(|errno| SocketError::Configure(errno.into()).into())
     }
 
     /// Waits for the next messages.
@@ -164,7 +164,7 @@ impl Inbox {
             Ok(_) => Ok(Received::Messages(&self.buffer)),
             Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => Ok(Received::Overrun),
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(Received::Messages(&[])),
-            Err(error) => Err(Error::socket("receive from")(error)),
+            Err(error) => Err(SocketError::Receive(error).into()),
         }
     }
 }

@@ -20,7 +20,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use self::answer::{Answer, all_ended};
-use crate::Error;
+use crate::{Error, SocketError};
 
 /// Size of the receive buffer, in bytes: the largest dump message of the kernel is 32 KiB, and no larger single one
 /// is known.
@@ -95,18 +95,18 @@ pub struct Socket<M> {
 impl<M: Protocol> Socket<M> {
     /// Opens a socket in the network namespace of the calling thread.
     pub fn open() -> Result<Self, Error> {
-        let mut inner = netlink_sys::Socket::new(M::NUMBER).map_err(Error::socket("open"))?;
-        inner.bind_auto().map_err(Error::socket("bind"))?;
+        let mut inner = netlink_sys::Socket::new(M::NUMBER).map_err(SocketError::Open)?;
+        inner.bind_auto().map_err(SocketError::Bind)?;
         // Request the text of an error, without a copy of the request.
-        inner.set_ext_ack(true).map_err(Error::socket("configure"))?;
-        inner.set_cap_ack(true).map_err(Error::socket("configure"))?;
+        inner.set_ext_ack(true).map_err(SocketError::Configure)?;
+        inner.set_cap_ack(true).map_err(SocketError::Configure)?;
         // The kernel filters dumps, and rejects a filter that it does not support instead of ignoring it.
-        inner.set_netlink_get_strict_chk(true).map_err(Error::socket("configure"))?;
+        inner.set_netlink_get_strict_chk(true).map_err(SocketError::Configure)?;
         let timeout = TimeVal::seconds(PATIENCE_SECONDS);
         setsockopt(&inner, sockopt::ReceiveTimeout, &timeout)
             .and_then(|()| setsockopt(&inner, sockopt::RcvBufForce, &(1 << 20)))
             .and_then(|()| setsockopt(&inner, sockopt::SndBufForce, &(8 << 20)))
-            .map_err(|errno| Error::socket("configure")(errno.into()))?;
+            .map_err(|errno| SocketError::Configure(errno.into()))?;
         let buffer = Vec::with_capacity(RECEIVE_BUFFER);
         Ok(Self { inner, read_only: false, sequence: 0, buffer, protocol: PhantomData })
     }
@@ -119,7 +119,7 @@ impl<M: Protocol> Socket<M> {
     /// The port number by which notifications identify this socket.
     pub fn port(&self) -> Result<u32, Error> {
         let mut address = SocketAddr::new(0, 0);
-        self.inner.get_address(&mut address).map_err(Error::socket("read the port of"))?;
+        self.inner.get_address(&mut address).map_err(SocketError::ReadPort)?;
         Ok(address.port_number())
     }
 
@@ -219,8 +219,8 @@ impl<M: Protocol> Socket<M> {
             answers.push(Answer::default());
         }
         let sent = self.inner.send_to(&request, &SocketAddr::new(0, 0), 0);
-        if sent.map_err(Error::socket("send to"))? != request.len() {
-            return Err(Error::socket("send to")(std::io::ErrorKind::WriteZero.into()));
+        if sent.map_err(SocketError::Send)? != request.len() {
+            return Err(SocketError::Send(std::io::ErrorKind::WriteZero.into()).into());
         }
         while !finished(&mut answers) {
             self.receive(first, &mut answers)?;
@@ -234,14 +234,11 @@ impl<M: Protocol> Socket<M> {
         let length = loop {
             match self.inner.recv(&mut self.buffer, nix::libc::MSG_TRUNC) {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                other => break other.map_err(Error::socket("receive from"))?,
+                other => break other.map_err(SocketError::Receive)?,
             }
         };
         if length > self.buffer.len() {
-            return Err(DecodeError::from(format!(
-                "message of {length} bytes is larger than the receive buffer"
-            ))
-            .into());
+            return Err(Error::TooLong { length });
         }
         answer::take(&self.buffer, first, answers)
     }

@@ -25,10 +25,11 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 use tracing::warn;
 
-use self::answer::{CLIENT_CERTIFICATE, explain, refusal};
+use self::answer::{Hint, explain, refusal};
 use self::config::{Credentials, EtcdConfig, Password, Pem};
 use self::members::{Member, Members};
 use self::session::Turn;
+use crate::reason::{NoReply, Unusable};
 use crate::writes::{Writes, Written};
 
 /// gRPC code for a revision that was compacted or does not exist yet.
@@ -60,8 +61,7 @@ impl Etcd {
     /// Prepares connections to all members. Succeeds even if no member is reachable.
     pub async fn new(config: &EtcdConfig) -> Result<Self, StoreError> {
         if config.endpoints.is_empty() && config.discovery_srv.is_none() {
-            let reason = "no endpoint is configured".to_owned();
-            return Err(StoreError::Unusable { store: "etcd".to_owned(), reason });
+            return Err(Unusable::NoEndpoint.at("etcd"));
         }
         Ok(Self {
             members: Members::new(config).await?,
@@ -81,9 +81,7 @@ impl Etcd {
         let mut config = self.members.config().clone();
         if let Some(shown) = &own.certificate {
             if !self.members.is_secure() {
-                let reason = "a client certificate needs TLS, but the endpoints are http://: enable TLS in \
-                              etcd, and set etcd.ca and https:// endpoints on this node";
-                return Err(StoreError::Unusable { store: self.name(), reason: reason.to_owned() });
+                return Err(Unusable::CertificateWithoutTls.at(self.name()));
             }
             config.identity = Some((inline(&shown.certificate), inline(&shown.key.0)));
         }
@@ -148,8 +146,7 @@ impl Etcd {
         match asked.await {
             Ok(answer) if answer.header().is_none() => {
                 self.leave(&member);
-                let reason = format!("this is an etcd grpc-proxy: {NOT_THROUGH_PROXIES}");
-                Err(StoreError::Unusable { store: member.to_string(), reason })
+                Err(Unusable::Proxy.at(member.to_string()))
             }
             // A proxy does not refuse this request, so this is a member.
             Ok(_) | Err(StoreError::Refused { .. }) => {
@@ -191,11 +188,11 @@ impl Etcd {
         if is_known || !is_tls || !closed.iter().any(|sign| text.contains(sign)) {
             return text;
         }
-        format!("{text} ({CLIENT_CERTIFICATE})")
+        format!("{text} ({})", Hint::ClientCertificate)
     }
 
-    fn no_answer(&self, reason: String) -> StoreError {
-        StoreError::NoAnswer { store: self.name(), reason }
+    fn no_answer(&self, reason: NoReply) -> StoreError {
+        reason.at(self.name())
     }
 
     /// Converts an error of that member. Leaves the member if it sent no refusal: a member that refuses works. Also
@@ -249,10 +246,7 @@ impl Etcd {
             Ok(Err(error)) => Err(self.failed(member, &error)),
             Err(_) => {
                 self.leave(member);
-                Err(StoreError::NoAnswer {
-                    store: member.to_string(),
-                    reason: format!("no reply within {} s", PATIENCE.as_secs()),
-                })
+                Err(NoReply::Timeout { seconds: PATIENCE.as_secs() }.at(member.to_string()))
             }
         }
     }
@@ -341,7 +335,7 @@ impl Etcd {
             Some(number) => Some(number),
             None => count(0).await?,
         };
-        known.ok_or_else(|| self.no_answer("the reply has no key count".to_owned()))
+        known.ok_or_else(|| self.no_answer(NoReply::NoCount))
     }
 
     /// Follows the range until the receiver is dropped.
@@ -432,10 +426,6 @@ fn write(write: &Write) -> TxnOp {
         Write::Delete { key } => TxnOp::delete(key.as_str(), None),
     }
 }
-
-/// Reason and remedy for a proxy.
-const NOT_THROUGH_PROXIES: &str = "it hides errors and stalls watches; set etcd.endpoints to the addresses of \
-                                   the etcd members";
 
 #[cfg(test)]
 mod tests {

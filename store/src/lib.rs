@@ -7,6 +7,7 @@
 pub mod embedded;
 pub mod etcd;
 pub mod ledger;
+mod reason;
 pub mod sqlite;
 pub mod writes;
 
@@ -24,6 +25,7 @@ use tokio::sync::mpsc;
 pub use crate::embedded::Embedded;
 pub use crate::etcd::Etcd;
 pub use crate::ledger::{NodeIpam, open_node};
+use crate::reason::Unusable;
 use crate::writes::Writes;
 
 /// The datastore of the cluster's records.
@@ -70,10 +72,7 @@ impl Store {
         match (self, own) {
             (Self::Etcd(etcd), own) => Ok(Self::Etcd(etcd.for_operator(own).await?)),
             (Self::Embedded(_), None) => Ok(self.clone()),
-            (Self::Embedded(_), Some(_)) => {
-                let reason = "this node does not use etcd: do not give etcd credentials".to_owned();
-                Err(StoreError::Unusable { store: self.name(), reason })
-            }
+            (Self::Embedded(_), Some(_)) => Err(Unusable::NotEtcd.at(self.name())),
         }
     }
 

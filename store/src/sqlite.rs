@@ -12,7 +12,7 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 /// A file cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The file cannot be opened or created.
+    /// The file cannot be opened, created or upgraded: no permission, no space, or it is not a database.
     #[error("cannot open {}: check that the agent can write in {}", path.display(), path.parent().unwrap_or(path).display())]
     Unusable {
         /// The file.
@@ -31,7 +31,8 @@ pub enum OpenError {
         /// The newest layout that this release supports.
         known: usize,
     },
-    /// The ledger in the file cannot be used.
+    /// The ledger in the file cannot be read or changed.
+    /// Remedy: check the disk of `state_dir`, and that the agent can write there.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
 }

@@ -44,10 +44,20 @@ pub struct Pending(std::process::Child);
 impl Pending {
     /// Passes the configuration and waits for the plugin's end. Returns whether it succeeded.
     pub fn finish(mut self, input: &str) -> bool {
+        self.go_on(input);
+        self.0.wait().is_ok_and(|status| status.success())
+    }
+
+    /// Passes the configuration.
+    pub fn go_on(&mut self, input: &str) {
         let mut pipe = self.0.stdin.take().expect("piped");
         pipe.write_all(input.as_bytes()).expect("the plugin reads");
-        drop(pipe);
-        self.0.wait().is_ok_and(|status| status.success())
+    }
+
+    /// Kills the plugin's caller. The plugin itself continues.
+    pub fn kill_caller(mut self) {
+        self.0.kill().expect("it runs");
+        self.0.wait().expect("it is a child of this process");
     }
 }
 

@@ -11,6 +11,7 @@ pub mod cgroup;
 pub mod churn;
 pub mod cni;
 pub mod disk;
+pub mod errors;
 pub mod etcd;
 pub mod fabric;
 pub mod frame;

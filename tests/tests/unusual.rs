@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use polder_tests::agent::Worker;
+use polder_tests::agent::{Pending, Worker};
 use polder_tests::cni::code;
 use polder_tests::fabric::Families;
 use polder_tests::matrix::assert_flat_over;
@@ -88,20 +88,44 @@ fn an_add_waits_for_an_agent_that_is_replaced_and_a_check_does_without() {
     assert_eq!(worker.cni("CHECK", "a", pod.netns(), &pod.later_conf()), Ok(Value::Null));
     worker.node.shell(&format!("ip link set {} down", pod.host_interface()));
     assert_eq!(code(worker.cni("CHECK", "a", pod.netns(), &pod.later_conf())), 110);
-    let netns = worker.namespace("b");
+    let pending = pending_add(worker);
     let conf = Worker::netconf("1.1.0").to_string();
-    let variables = [
+    let add = std::thread::spawn(move || pending.finish(&conf));
+    wait_for_an_attempt(worker);
+    lab.workers[0].start_and_wait();
+    assert!(add.join().unwrap(), "the ADD failed although the agent came");
+}
+
+#[test]
+fn an_add_that_waits_for_the_agent_ends_with_its_caller_and_attaches_nothing() {
+    let mut lab = Lab::start_node();
+    assert!(lab.workers[0].stop());
+    let worker = &lab.workers[0];
+    let mut pending = pending_add(worker);
+    pending.go_on(&Worker::netconf("1.1.0").to_string());
+    wait_for_an_attempt(worker);
+    pending.kill_caller();
+    lab.workers[0].start_and_wait();
+    let worker = &lab.workers[0];
+    wait::until_true("the plugin to end", || worker.node.shell("pgrep -x polder || true").is_empty());
+    assert_nothing_left(&lab, worker);
+}
+
+/// An ADD for a new container `b` that waits for its configuration.
+fn pending_add(worker: &Worker) -> Pending {
+    let netns = worker.namespace("b");
+    worker.pending(&[
         ("CNI_COMMAND", "ADD"),
         ("CNI_CONTAINERID", "b"),
         ("CNI_NETNS", netns.as_str()),
         ("CNI_IFNAME", "eth0"),
         ("CNI_PATH", &Worker::cni_path()),
-    ];
-    let pending = worker.pending(&variables);
-    let add = std::thread::spawn(move || pending.finish(&conf));
+    ])
+}
+
+/// Waits until the plugin pauses between two attempts.
+fn wait_for_an_attempt(worker: &Worker) {
     wait::until_true("the plugin to have found no agent", || {
         worker.node.shell("cat /proc/$(pgrep -x polder)/wchan || true").contains("nanosleep")
     });
-    lab.workers[0].start_and_wait();
-    assert!(add.join().unwrap(), "the ADD failed although the agent came");
 }

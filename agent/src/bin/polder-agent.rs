@@ -5,7 +5,6 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::bail;
 use clap::{Parser, Subcommand};
 use polder_agent::config::{Config, ConfigError, Flags, printed};
 use polder_agent::exit::{AGENT_HELP, Exit};
@@ -97,6 +96,19 @@ fn install_plugins(from: Option<PathBuf>, to: PathBuf) -> ExitCode {
     }
 }
 
+/// The plan was not completed.
+#[derive(Debug, thiserror::Error)]
+enum Stopped {
+    /// The program got SIGTERM.
+    /// Remedy: none, nothing was changed. Run the command again if the plan is needed.
+    #[error("terminated")]
+    Terminated,
+    /// The program got SIGINT, for example by Ctrl-C.
+    /// Remedy: none, nothing was changed. Run the command again if the plan is needed.
+    #[error("interrupted")]
+    Interrupted,
+}
+
 fn plan(config: Config) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let planned = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
@@ -105,8 +117,8 @@ fn plan(config: Config) -> ExitCode {
             let mut terminate = signal(SignalKind::terminate())?;
             tokio::select! {
                 planned = dry_run::run(config) => planned,
-                _ = terminate.recv() => bail!("terminated"),
-                _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+                _ = terminate.recv() => Err(Stopped::Terminated.into()),
+                _ = tokio::signal::ctrl_c() => Err(Stopped::Interrupted.into()),
             }
         });
         runtime.shutdown_background();
@@ -127,7 +139,7 @@ fn plan(config: Config) -> ExitCode {
 fn serve(flags: Flags) -> ExitCode {
     // These flags print an answer and exit: no service, so no message to systemd and no restart.
     let check = flags.check_config || flags.print_config || flags.plan;
-    let refuse = |error: ConfigError| {
+    let rejected = |error: ConfigError| {
         let exit = Exit::of_config(&error);
         let why = format!("{:#}", anyhow::Error::from(error));
         eprintln!("polder-agent: {why}");
@@ -141,12 +153,12 @@ fn serve(flags: Flags) -> ExitCode {
     if flags.print_config {
         match printed(&flags) {
             Ok(text) => print!("{text}"),
-            Err(error) => return refuse(error),
+            Err(error) => return rejected(error),
         }
     }
     let config = match Config::load(&flags) {
         Ok(config) => config,
-        Err(error) => return refuse(error),
+        Err(error) => return rejected(error),
     };
     if check {
         config.warnings().iter().for_each(|warning| eprintln!("polder-agent: warning: {warning}"));

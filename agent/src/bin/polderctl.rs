@@ -27,6 +27,15 @@ struct Arguments {
     command: Command,
 }
 
+/// The output was not written completely.
+#[derive(Debug, thiserror::Error)]
+enum NotPrinted {
+    /// Standard output refused the output, for example because its disk is full.
+    /// Remedy: check the target of the redirection. A change that the command made is not undone.
+    #[error("cannot write to standard output: {0}")]
+    Output(io::Error),
+}
+
 fn main() -> ExitCode {
     let Arguments { socket, output, credentials, command } = Arguments::parse();
     let exit = match command.run(&Session::new(socket.as_deref(), output, &credentials)) {
@@ -36,7 +45,7 @@ fn main() -> ExitCode {
             // The reader closed the pipe (for example `head`): not an error.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => exit,
             Err(error) => {
-                eprintln!("polderctl: cannot write to standard output: {error}");
+                eprintln!("polderctl: {}", NotPrinted::Output(error));
                 Exit::Failed
             }
         },

@@ -14,6 +14,59 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{ConfigError, value};
 
+/// Why a value of the section is invalid.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidBootstrap {
+    /// The section needs a pool, because pods get their addresses from it.
+    #[error("no pool is set: give at least one, e.g. \"10.244.0.0/16\"")]
+    NoPool,
+    /// The VXLAN network identifier has 24 bits, and 0 is not used.
+    #[error("{vni} is out of range: use 1 to {most}", most = (1 << 24) - 1)]
+    Vni {
+        /// The value.
+        vni: u32,
+    },
+    /// UDP has no port 0.
+    #[error("0 is not a valid port: use 1 to 65535")]
+    Port,
+    /// The text is not a network in CIDR notation.
+    #[error(transparent)]
+    Cidr(ParseCidrError),
+    /// Two pools have addresses in common.
+    ///
+    /// Remedy: remove one of the two pools, or set ranges without a common address.
+    #[error("{cidr} and {other} overlap: an address can be in one pool only")]
+    Overlap {
+        /// Range of the pool.
+        cidr: Cidr,
+        /// Range of a pool that is listed before it.
+        other: Cidr,
+    },
+    /// Two pools have one name.
+    #[error("{cidr} and {other} have the same name, {name}: give each pool its own name")]
+    SameName {
+        /// Range of the pool.
+        cidr: Cidr,
+        /// Range of a pool that is listed before it.
+        other: Cidr,
+        /// The name.
+        name: PoolName,
+    },
+    /// Pods cannot use the addresses of the range.
+    #[error(transparent)]
+    SpecialRange(InvalidPool),
+    /// The block length does not match the range of the pool, or its purpose.
+    ///
+    /// Remedy: set `block_length` of the pool as the text shows.
+    #[error("{error} ({{ cidr = \"{cidr}\", block_length = ... }})")]
+    Pool {
+        /// The problem.
+        error: InvalidPool,
+        /// Range of the pool.
+        cidr: Cidr,
+    },
+}
+
 const POOLS: &str = "bootstrap.pools";
 
 /// The section as written, with defaults.
@@ -111,21 +164,17 @@ impl File {
             pools.push(pool);
         }
         if pools.is_empty() {
-            return value(POOLS, "no pool is set: give at least one, e.g. \"10.244.0.0/16\"".to_owned());
+            return value(POOLS, InvalidBootstrap::NoPool);
         }
         let VxlanFile { vni, port } = self.vxlan;
         if vni == 0 || vni >= 1 << 24 {
-            return value(
-                "bootstrap.vxlan.vni",
-                format!("{vni} is out of range: use 1 to {}", (1 << 24) - 1),
-            );
+            return value("bootstrap.vxlan.vni", InvalidBootstrap::Vni { vni });
         }
         if port == 0 {
-            return value("bootstrap.vxlan.port", "0 is not a valid port: use 1 to 65535".to_owned());
+            return value("bootstrap.vxlan.port", InvalidBootstrap::Port);
         }
         let except = self.masquerade_except.iter().map(|text| {
-            text.parse()
-                .or_else(|error: ParseCidrError| value("bootstrap.masquerade_except", error.to_string()))
+            text.parse().or_else(|error| value("bootstrap.masquerade_except", InvalidBootstrap::Cidr(error)))
         });
         Ok(Bootstrap {
             pools,
@@ -139,25 +188,19 @@ impl File {
 
 /// The pool of a table, checked against the pools listed before it.
 fn pool(table: PoolTable, others: &[Pool]) -> Result<Pool, ConfigError> {
-    let cidr: Cidr = table.cidr.parse().or_else(|error: ParseCidrError| value(POOLS, error.to_string()))?;
+    let cidr: Cidr = table.cidr.parse().or_else(|error| value(POOLS, InvalidBootstrap::Cidr(error)))?;
     if let Some(other) = others.iter().find(|other| other.cidr().overlaps(cidr)) {
-        return value(
-            POOLS,
-            format!("{cidr} and {} overlap: an address can be in one pool only", other.cidr()),
-        );
+        return value(POOLS, InvalidBootstrap::Overlap { cidr, other: other.cidr() });
     }
     let of_family = others.iter().filter(|other| other.family() == cidr.family()).count();
     let name = table.name.unwrap_or_else(|| pool_name(cidr.family(), of_family));
     if let Some(other) = others.iter().find(|other| other.name == name) {
-        return value(
-            POOLS,
-            format!("{cidr} and {} have the same name, {name}: give each pool its own name", other.cidr()),
-        );
+        return value(POOLS, InvalidBootstrap::SameName { cidr, other: other.cidr(), name });
     }
     let length = table.block_length.unwrap_or_else(|| usual_block_length(table.purpose, cidr));
     let wrong = |error: InvalidPool| match error {
-        InvalidPool::Special { .. } => error.to_string(),
-        other => format!("{other} ({{ cidr = \"{cidr}\", block_length = ... }})"),
+        InvalidPool::Special { .. } => InvalidBootstrap::SpecialRange(error),
+        error => InvalidBootstrap::Pool { error, cidr },
     };
     Pool::new(name, cidr, length, PoolState::Active)
         .and_then(|mut pool| {

@@ -3,12 +3,80 @@
 use std::path::{Path, PathBuf};
 
 use polder_ipam::prefix::Prefix;
-use polder_store::etcd::config::{Credentials, EtcdConfig, Password, Pem};
+use polder_store::etcd::config::{Credentials, EtcdConfig, NotRead, Password, Pem};
 use polder_store::etcd::endpoint::Endpoint;
 use polder_store::etcd::lookup::is_domain;
 use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, absolute, value};
+
+/// Why a value of the section is invalid.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidEtcd {
+    /// The embedded datastore is selected, and etcd's endpoints are set, too.
+    #[error("\"embedded\" cannot be combined with etcd.endpoints: remove one of them")]
+    EmbeddedEndpoints,
+    /// The embedded datastore does not use the key.
+    #[error("not allowed with store = \"embedded\": remove it")]
+    Embedded,
+    /// Certificates are for TLS, which http:// endpoints do not use.
+    #[error(
+        "certificates are set, but the endpoints are http://: use https:// endpoints, or remove the certificates"
+    )]
+    UnusedCertificates,
+    /// A client certificate needs its private key, and the reverse.
+    #[error("only one of etcd.cert and etcd.key is set: set both")]
+    HalfIdentity,
+    /// Polder does not use the CAs of the system, only the CA of etcd.
+    #[error("TLS needs the CA that signed etcd's certificate: set the path of its PEM file")]
+    NoCa,
+    /// The password is set twice.
+    #[error(
+        "etcd.password is also set: remove one of them. set the password of etcd.user in etcd.password_file or in \
+         etcd.password"
+    )]
+    TwoPasswords,
+    /// A password belongs to a user.
+    #[error("a password is set without a user: set etcd.user")]
+    NoUser,
+    /// A user is set without a password. etcd authenticates the user with a password.
+    ///
+    /// Remedy: set one of the two keys, or remove `etcd.user`.
+    #[error("set the password of etcd.user in etcd.password_file or in etcd.password")]
+    NoPassword,
+    /// The value is an empty string.
+    ///
+    /// Remedy: set a value, or remove `etcd.user` and the password if etcd has no authentication.
+    #[error("must not be empty")]
+    Empty,
+    /// The file with a certificate, a key or the password cannot be used.
+    #[error(transparent)]
+    File(NotRead),
+    /// etcd's members are found either by DNS or by a list of endpoints.
+    #[error("etcd.endpoints is also set: remove one of them")]
+    DiscoveryAndEndpoints,
+    /// The value is not the name of a domain with SRV records.
+    #[error("{domain:?} is not a domain name: use e.g. example.org")]
+    NoDomain {
+        /// The value.
+        domain: String,
+    },
+    /// No datastore is configured.
+    #[error(
+        "no endpoint is set: set etcd.endpoints, --etcd or etcd.discovery_srv, or store = \"embedded\" for a single \
+         node without etcd"
+    )]
+    NoEndpoint,
+    /// The endpoint has no scheme, no port or an invalid host.
+    #[error("{endpoint:?} is not a URL: use http://HOST:PORT or https://HOST:PORT")]
+    NoUrl {
+        /// The endpoint.
+        endpoint: String,
+    },
+    /// Some endpoints use TLS and others do not.
+    #[error("http:// and https:// endpoints are mixed: use one of them for all")]
+    MixedSchemes,
+}
 
 /// The section as written.
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -29,19 +97,13 @@ impl EtcdFile {
     /// Fails if a key is set that the embedded store does not use.
     pub(super) fn check_absent(&self) -> Result<(), ConfigError> {
         if !self.endpoints.is_empty() {
-            return value(
-                "store",
-                "\"embedded\" cannot be combined with etcd.endpoints: remove one of them".to_owned(),
-            );
+            return value("store", InvalidEtcd::EmbeddedEndpoints);
         }
         if self.discovery_srv.is_some() {
-            return value(
-                "etcd.discovery_srv",
-                "not allowed with store = \"embedded\": remove it".to_owned(),
-            );
+            return value("etcd.discovery_srv", InvalidEtcd::Embedded);
         }
         if self.prefix != Prefix::default() {
-            return value("etcd.prefix", "not allowed with store = \"embedded\": remove it".to_owned());
+            return value("etcd.prefix", InvalidEtcd::Embedded);
         }
         Ok(())
     }
@@ -54,21 +116,18 @@ impl EtcdFile {
             None => is_secure(&self.endpoints)?,
         };
         if !is_secure && has_files {
-            return value("etcd.ca", "certificates are set, but the endpoints are http://: use https:// endpoints, or remove the certificates".to_owned());
+            return value("etcd.ca", InvalidEtcd::UnusedCertificates);
         }
         let identity = match (&self.cert, &self.key) {
             (Some(certificate), Some(key)) => {
                 Some((named_pem("etcd.cert", certificate)?, named_pem("etcd.key", key)?))
             }
             (None, None) => None,
-            _ => return value("etcd.cert", "only one of etcd.cert and etcd.key is set: set both".to_owned()),
+            _ => return value("etcd.cert", InvalidEtcd::HalfIdentity),
         };
         let ca = self.ca.as_deref().map(|path| named_pem("etcd.ca", path)).transpose()?;
         if is_secure && ca.is_none() {
-            return value(
-                "etcd.ca",
-                "TLS needs the CA that signed etcd's certificate: set the path of its PEM file".to_owned(),
-            );
+            return value("etcd.ca", InvalidEtcd::NoCa);
         }
         let credentials = self.credentials()?;
         Ok(EtcdConfig {
@@ -81,13 +140,9 @@ impl EtcdFile {
     }
 
     fn credentials(&self) -> Result<Option<Credentials>, ConfigError> {
-        const HOW: &str = "set the password of etcd.user in etcd.password_file or in etcd.password";
         let password = match (&self.password, &self.password_file) {
             (Some(_), Some(_)) => {
-                return value(
-                    "etcd.password_file",
-                    format!("etcd.password is also set: remove one of them. {HOW}"),
-                );
+                return value("etcd.password_file", InvalidEtcd::TwoPasswords);
             }
             (Some(password), None) => Some(Password::Inline(password.clone())),
             (None, Some(path)) => Some(Password::File(absolute("etcd.password_file", path)?)),
@@ -96,18 +151,18 @@ impl EtcdFile {
         let (user, password) = match (&self.user, password) {
             (None, None) => return Ok(None),
             (None, Some(_)) => {
-                return value("etcd.user", "a password is set without a user: set etcd.user".to_owned());
+                return value("etcd.user", InvalidEtcd::NoUser);
             }
-            (Some(_), None) => return value("etcd.password_file", HOW.to_owned()),
+            (Some(_), None) => return value("etcd.password_file", InvalidEtcd::NoPassword),
             (Some(user), Some(password)) => (user.clone(), password),
         };
         if user.is_empty() {
-            return value("etcd.user", "must not be empty".to_owned());
+            return value("etcd.user", InvalidEtcd::Empty);
         }
         match password.read() {
-            Ok(text) if text.is_empty() => value("etcd.password", "must not be empty".to_owned()),
+            Ok(text) if text.is_empty() => value("etcd.password", InvalidEtcd::Empty),
             Ok(_) => Ok(Some(Credentials { user, password })),
-            Err(problem) => value("etcd.password_file", problem),
+            Err(problem) => value("etcd.password_file", InvalidEtcd::File(problem)),
         }
     }
 }
@@ -116,10 +171,10 @@ impl EtcdFile {
 fn is_domain_alone(domain: &str, endpoints: &[String]) -> Result<(), ConfigError> {
     const KEY: &str = "etcd.discovery_srv";
     if !endpoints.is_empty() {
-        return value(KEY, "etcd.endpoints is also set: remove one of them".to_owned());
+        return value(KEY, InvalidEtcd::DiscoveryAndEndpoints);
     }
     if !is_domain(domain) {
-        return value(KEY, format!("{domain:?} is not a domain name: use e.g. example.org"));
+        return value(KEY, InvalidEtcd::NoDomain { domain: domain.to_owned() });
     }
     Ok(())
 }
@@ -128,20 +183,17 @@ fn is_domain_alone(domain: &str, endpoints: &[String]) -> Result<(), ConfigError
 fn is_secure(endpoints: &[String]) -> Result<bool, ConfigError> {
     const KEY: &str = "etcd.endpoints";
     if endpoints.is_empty() {
-        let problem = "no endpoint is set: set etcd.endpoints, --etcd or etcd.discovery_srv, or store = \"embedded\" for a \
-                       single node without etcd";
-        return value(KEY, problem.to_owned());
+        return value(KEY, InvalidEtcd::NoEndpoint);
     }
     for endpoint in endpoints {
         let has_scheme = endpoint.starts_with("http://") || endpoint.starts_with("https://");
         if !has_scheme || Endpoint::parse(endpoint).is_none() {
-            let problem = format!("{endpoint:?} is not a URL: use http://HOST:PORT or https://HOST:PORT");
-            return value(KEY, problem);
+            return value(KEY, InvalidEtcd::NoUrl { endpoint: endpoint.clone() });
         }
     }
     let secure = endpoints.iter().filter(|endpoint| endpoint.starts_with("https://")).count();
     if secure != 0 && secure != endpoints.len() {
-        return value(KEY, "http:// and https:// endpoints are mixed: use one of them for all".to_owned());
+        return value(KEY, InvalidEtcd::MixedSchemes);
     }
     Ok(secure != 0)
 }
@@ -151,6 +203,6 @@ fn named_pem(key: &'static str, path: &Path) -> Result<Pem, ConfigError> {
     let pem = Pem::File(absolute(key, path)?);
     match pem.read() {
         Ok(_) => Ok(pem),
-        Err(problem) => value(key, problem),
+        Err(problem) => value(key, InvalidEtcd::File(problem)),
     }
 }

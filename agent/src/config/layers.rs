@@ -11,6 +11,7 @@ use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
+use super::error::{FileFault, InvalidEntry, InvalidVariable, TomlFault};
 use super::{ConfigError, File, Flags};
 
 /// Default path of the configuration file. It need not exist.
@@ -87,7 +88,7 @@ impl Layers {
     /// The merged configuration, with defaults.
     pub(super) fn file(&self) -> Result<File, ConfigError> {
         File::deserialize(Value::Table(self.merged.clone()))
-            .map_err(|error| ConfigError::Merged(one_line(&error)))
+            .map_err(|error| ConfigError::Merged(TomlFault(error)))
     }
 
     /// The source of a value.
@@ -99,11 +100,10 @@ impl Layers {
     pub(super) fn locate(&self, error: ConfigError) -> ConfigError {
         let ConfigError::Value { key, problem } = error else { return error };
         let path: KeyPath = key.split('.').map(str::to_owned).collect();
-        let by = match self.origin(&path) {
-            Origin::Variable(name) => format!(" (set by the environment variable {name})"),
-            _ => String::new(),
-        };
-        ConfigError::Value { key, problem: problem + &by }
+        match self.origin(&path) {
+            Origin::Variable(name) => ConfigError::VariableValue { key, problem, variable: name.clone() },
+            _ => ConfigError::Value { key, problem },
+        }
     }
 
     fn set(&mut self, path: &[String], value: Value, origin: &Origin) {
@@ -136,15 +136,18 @@ fn read_file(path: &Path) -> Result<Table, ConfigError> {
     let text =
         fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     let parse = |faults| ConfigError::Parse { path: path.to_owned(), faults };
-    let whole = |error: &toml::de::Error| (line(&text, error.span()), one_line(error));
-    let table: Table = toml::from_str(&text).map_err(|error| parse(vec![whole(&error)]))?;
+    let whole = |error: toml::de::Error| FileFault {
+        line: line(&text, error.span()),
+        problem: InvalidEntry::Line(TomlFault(error)),
+    };
+    let table: Table = toml::from_str(&text).map_err(|error| parse(vec![whole(error)]))?;
     let Err(first) = toml::from_str::<File>(&text) else { return Ok(table) };
     let mut faults = Vec::new();
     if let Ok(keys) = DeTable::parse(&text) {
         collect_faults(&text, &mut Vec::new(), keys.get_ref(), &mut faults);
     }
     if faults.is_empty() {
-        faults.push(whole(&first));
+        faults.push(whole(first));
     }
     Err(parse(faults))
 }
@@ -156,7 +159,7 @@ fn line(text: &str, span: Option<Range<usize>>) -> usize {
 }
 
 /// Validates each value of the file separately, so that all faults are reported at once.
-fn collect_faults(text: &str, path: &mut KeyPath, table: &DeTable<'_>, faults: &mut Vec<(usize, String)>) {
+fn collect_faults(text: &str, path: &mut KeyPath, table: &DeTable<'_>, faults: &mut Vec<FileFault>) {
     for (key, value) in table {
         path.push(key.get_ref().to_string());
         match value.get_ref() {
@@ -165,10 +168,10 @@ fn collect_faults(text: &str, path: &mut KeyPath, table: &DeTable<'_>, faults: &
                 let value = toml::from_str::<Table>(&format!("value = {}", &text[value.span()]));
                 let value = value.ok().and_then(|mut table| table.remove("value"));
                 if let Some(Err(problem)) = value.map(|value| takes(path, value)) {
-                    let fault = (line(text, Some(key.span())), with_key(path, problem));
+                    let problem = with_key(path, problem);
                     // Reported once, because all keys of an unknown table have the same fault.
-                    if !faults.iter().any(|(_, known)| *known == fault.1) {
-                        faults.push(fault);
+                    if !faults.iter().any(|known| known.problem.to_string() == problem.to_string()) {
+                        faults.push(FileFault { line: line(text, Some(key.span())), problem });
                     }
                 }
             }
@@ -178,20 +181,23 @@ fn collect_faults(text: &str, path: &mut KeyPath, table: &DeTable<'_>, faults: &
 }
 
 /// The problem with its key, and a hint for the correct value.
-fn with_key(path: &[String], problem: String) -> String {
-    if problem.starts_with("unknown field") {
-        return problem;
+fn with_key(path: &[String], problem: TomlFault) -> InvalidEntry {
+    if problem.to_string().starts_with("unknown field") {
+        return InvalidEntry::Line(problem);
     }
     let key = path.join(".");
-    let hint = if key.ends_with("_seconds") { ": use a number of seconds, e.g. 60" } else { "" };
-    format!("{key}: {problem}{hint}")
+    if key.ends_with("_seconds") {
+        InvalidEntry::Seconds { key, problem }
+    } else {
+        InvalidEntry::Entry { key, problem }
+    }
 }
 
 /// Whether the value is valid for the key.
-fn takes(path: &[String], value: Value) -> Result<(), String> {
+fn takes(path: &[String], value: Value) -> Result<(), TomlFault> {
     let nested =
         path.iter().rev().fold(value, |value, key| Value::Table(Table::from_iter([(key.clone(), value)])));
-    File::deserialize(nested).map(drop).map_err(|error| one_line(&error))
+    File::deserialize(nested).map(drop).map_err(TomlFault)
 }
 
 /// Polder's environment variables: key path, with name and value of the variable.
@@ -203,10 +209,10 @@ fn variables(
         let name = name.to_string_lossy().into_owned();
         let Some(key) = name.strip_prefix(PREFIX) else { continue };
         let path: KeyPath = key.split(SEPARATOR).map(str::to_lowercase).collect();
-        let refuse = |problem: String| Err(ConfigError::Variable { name: name.clone(), problem });
-        let Ok(text) = text.into_string() else { return refuse("the value is not UTF-8".to_owned()) };
+        let refuse = |problem: InvalidVariable| Err(ConfigError::Variable { name: name.clone(), problem });
+        let Ok(text) = text.into_string() else { return refuse(InvalidVariable::NotUtf8) };
         if let Some((other, _)) = variables.get(&path) {
-            return refuse(format!("{other} sets the same key: remove one of them"));
+            return refuse(InvalidVariable::SameKey { other: other.clone() });
         }
         variables.insert(path, (name, text));
     }
@@ -214,24 +220,31 @@ fn variables(
 }
 
 /// The value of a variable: as TOML, or a string without quotes, depending on the type of the key.
-fn of_variable(path: &[String], text: &str) -> Result<Value, String> {
+fn of_variable(path: &[String], text: &str) -> Result<Value, InvalidVariable> {
     let literal: Result<Value, _> = text.trim().parse();
     let check = |value: Value| takes(path, value.clone()).map(|()| value);
     let as_string = || check(Value::String(text.to_owned()));
     match literal {
-        Ok(value) => check(value).or_else(|problem| as_string().map_err(|_| problem)),
+        Ok(value) => {
+            check(value).or_else(|problem| as_string().map_err(|_| problem)).map_err(InvalidVariable::Value)
+        }
         Err(error) => as_string().map_err(|problem| {
-            let begins_with = |signs: &[char]| text.trim_start().starts_with(signs);
-            if problem.contains("expected a sequence") {
-                let why =
-                    if begins_with(&['[']) { one_line(&error) } else { "this is not a list".to_owned() };
-                format!("{why}: use a TOML list, e.g. [\"a\", \"b\"]")
-            } else if problem.contains("expected struct") || problem.contains("expected a map") {
-                let why =
-                    if begins_with(&['{']) { one_line(&error) } else { "this is not a table".to_owned() };
-                format!("{why}: use a TOML table, e.g. {{ key = \"value\" }}")
+            let begins_with = |sign: char| text.trim_start().starts_with(sign);
+            let words = problem.to_string();
+            if words.contains("expected a sequence") {
+                if begins_with('[') {
+                    InvalidVariable::ListSyntax(TomlFault(error))
+                } else {
+                    InvalidVariable::NoList
+                }
+            } else if words.contains("expected struct") || words.contains("expected a map") {
+                if begins_with('{') {
+                    InvalidVariable::TableSyntax(TomlFault(error))
+                } else {
+                    InvalidVariable::NoTable
+                }
             } else {
-                problem
+                InvalidVariable::Value(problem)
             }
         }),
     }
@@ -252,13 +265,6 @@ fn of_flags(flags: &Flags) -> impl Iterator<Item = (&'static str, &'static str, 
         ("--http", "http", flags.http.as_ref().map(|address| text(address))),
     ];
     values.into_iter().filter_map(|(flag, key, value)| Some((flag, key, value?)))
-}
-
-fn one_line(error: &toml::de::Error) -> String {
-    let message = error.message().replace('\n', " ");
-    let whole_number =
-        |message: String, kind: &str| message.replace(&format!("expected {kind}"), "expected a whole number");
-    ["u64", "u32", "u16", "u8"].into_iter().fold(message, whole_number)
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ pub fn printed(flags: &Flags) -> Result<String, ConfigError> {
 pub(super) fn print(layers: &Layers) -> Result<String, ConfigError> {
     let file = layers.file()?;
     let name = file.node.clone().map_or_else(|| NodePaths::of(&file).map(|places| places.node), Ok);
-    let mut table = Table::try_from(&file).map_err(|error| ConfigError::Merged(error.to_string()))?;
+    let mut table = Table::try_from(&file).map_err(ConfigError::NotPrinted)?;
     if let Ok(name) = name {
         table.insert("node".to_owned(), Value::String(name.to_string()));
     }

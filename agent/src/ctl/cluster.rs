@@ -1,8 +1,7 @@
 //! `polderctl cluster`: the settings that all nodes share.
 
-use anyhow::anyhow;
 use clap::{Args, Subcommand, ValueEnum};
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, IpNetworkError};
 use polder_api::status::{AttachMode, ClusterStatus, SettingsChange};
 use polder_api::{Backend, ask};
 
@@ -52,16 +51,45 @@ pub(super) enum Switch {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Ranges(Vec<IpNetwork>);
 
-fn attachment(text: &str) -> Result<AttachMode, anyhow::Error> {
-    let known = AttachMode::ALL.iter().find(|known| known.as_str() == text);
-    known.copied().ok_or_else(|| anyhow!("unknown attachment kind {text:?}: use bridge or routed"))
+/// An argument of `polderctl cluster set` is invalid.
+#[derive(Debug, thiserror::Error)]
+enum InvalidSetting {
+    /// The argument of `--attach` is not a kind of attachment.
+    #[error("unknown attachment kind {given:?}: use bridge or routed")]
+    Attach {
+        /// The argument.
+        given: String,
+    },
+    /// A part of the argument of `--masquerade-except` is not a range.
+    /// Remedy: write ranges as address and prefix length, like `192.0.2.0/24`, separated by commas.
+    #[error("{item:?}: {problem}")]
+    Range {
+        /// The part.
+        item: String,
+        /// The error.
+        problem: IpNetworkError,
+    },
 }
 
-fn ranges(text: &str) -> Result<Ranges, anyhow::Error> {
+/// The settings cannot be shown.
+#[derive(Debug, thiserror::Error)]
+enum NotShown {
+    /// The agent has not read the cluster settings yet, or the cluster has none.
+    #[error("the cluster settings are not known on this node yet: see polderctl status")]
+    Unknown,
+}
+
+fn attachment(text: &str) -> Result<AttachMode, InvalidSetting> {
+    let known = AttachMode::ALL.iter().find(|known| known.as_str() == text);
+    known.copied().ok_or_else(|| InvalidSetting::Attach { given: text.to_owned() })
+}
+
+fn ranges(text: &str) -> Result<Ranges, InvalidSetting> {
     if text == "none" {
         return Ok(Ranges(Vec::new()));
     }
-    let parse = |item: &str| item.trim().parse().map_err(|error| anyhow!("{item:?}: {error}"));
+    let invalid = |item: &str, problem| InvalidSetting::Range { item: item.to_owned(), problem };
+    let parse = |item: &str| item.trim().parse().map_err(|problem| invalid(item, problem));
     Ok(Ranges(text.split(',').map(parse).collect::<Result<_, _>>()?))
 }
 
@@ -70,9 +98,7 @@ impl Run for Command {
         match self {
             Self::Show => match session.ask(ask::Status)?.cluster {
                 Some(cluster) => session.print(&cluster),
-                None => {
-                    Err(anyhow!("the cluster settings are not known on this node yet: see polderctl status"))
-                }
+                None => Err(NotShown::Unknown.into()),
             },
             Self::Set(changes) => session.show(ask::ChangeSettings(SettingsChange {
                 backend: changes.backend,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use polder_api::credentials::{ClientCertificate, EtcdCredentials, Secret, User};
-use polder_store::etcd::config::{Password, Pem};
+use polder_store::etcd::config::{NotRead, Password, Pem};
 
 /// Variable with the password of `--etcd-user`. Not a flag, because every user on the machine can read flags.
 const PASSWORD: &str = "POLDERCTL_ETCD_PASSWORD";
@@ -35,20 +35,76 @@ pub struct CredentialArguments {
 }
 
 /// Why the credentials cannot be used.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoCredentials {
     /// The arguments contradict each other or are incomplete.
-    Usage(String),
+    #[error(transparent)]
+    Usage(#[from] CredentialUsage),
     /// A file cannot be read or has invalid content.
-    File(String),
+    #[error(transparent)]
+    File(#[from] CredentialFile),
+}
+
+/// The arguments contradict each other or are incomplete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CredentialUsage {
+    /// The password in the environment is not valid UTF-8.
+    /// Remedy: set `POLDERCTL_ETCD_PASSWORD` to a password in UTF-8.
+    #[error("POLDERCTL_ETCD_PASSWORD is not UTF-8")]
+    PasswordNotUtf8,
+    /// The password in the environment is empty.
+    /// Remedy: set `POLDERCTL_ETCD_PASSWORD` to the password, or unset it.
+    #[error("POLDERCTL_ETCD_PASSWORD is empty")]
+    PasswordEmpty,
+    /// Only one of certificate and key is given.
+    #[error("a certificate needs its key: set both --etcd-cert and --etcd-key")]
+    HalfCertificate,
+    /// The password is given twice.
+    #[error(
+        "both are set: set the password of --etcd-user in either --etcd-password-file or POLDERCTL_ETCD_PASSWORD"
+    )]
+    TwoPasswords,
+    /// A user is given without a password.
+    /// Remedy: set one of the two, or omit `--etcd-user`.
+    #[error("set the password of --etcd-user in either --etcd-password-file or POLDERCTL_ETCD_PASSWORD")]
+    NoPassword,
+    /// The given user name is the empty text.
+    /// Remedy: set `--etcd-user` to the user name, or omit it and the password.
+    #[error("--etcd-user is empty")]
+    UserEmpty,
+    /// A password is given without a user.
+    #[error("a password is set, but no user: add --etcd-user NAME")]
+    NoUser,
+}
+
+/// A file cannot be read or has invalid content.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CredentialFile {
+    /// The file of an argument cannot be read, or is not of the expected format.
+    /// Remedy: set the argument to the right file, and make it readable for the user that runs `polderctl`.
+    #[error("{flag}: {problem}")]
+    Unusable {
+        /// The argument.
+        flag: &'static str,
+        /// The file and the problem.
+        problem: NotRead,
+    },
+    /// A certificate or key has bytes that are not UTF-8, so it is not in PEM format.
+    /// Remedy: set the argument to a file in PEM format.
+    #[error("{flag}: {} is not valid UTF-8", path.display())]
+    NotUtf8 {
+        /// The argument.
+        flag: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
 }
 
 impl CredentialArguments {
     /// Reads the files and returns the credentials; `None` if no argument is set.
     pub fn read(&self) -> Result<Option<EtcdCredentials>, NoCredentials> {
-        let variable = env::var_os(PASSWORD).map(|password| {
-            password.into_string().map_err(|_| NoCredentials::Usage(format!("{PASSWORD} is not UTF-8")))
-        });
+        let variable = env::var_os(PASSWORD)
+            .map(|password| password.into_string().map_err(|_| CredentialUsage::PasswordNotUtf8));
         let credentials =
             EtcdCredentials { certificate: self.certificate()?, user: self.user(variable.transpose()?)? };
         let is_given = credentials.certificate.is_some() || credentials.user.is_some();
@@ -59,23 +115,23 @@ impl CredentialArguments {
         let (cert, key) = match (&self.etcd_cert, &self.etcd_key) {
             (Some(cert), Some(key)) => (cert, key),
             (None, None) => return Ok(None),
-            _ => return usage("a certificate needs its key: set both --etcd-cert and --etcd-key"),
+            _ => return Err(CredentialUsage::HalfCertificate.into()),
         };
-        let read = |flag: &str, path: &Path| {
-            let file = |problem: String| NoCredentials::File(format!("{flag}: {problem}"));
-            let bytes = Pem::File(path.to_owned()).read().map_err(file)?;
-            String::from_utf8(bytes).map_err(|_| file(format!("{} is not valid UTF-8", path.display())))
+        let read = |flag: &'static str, path: &Path| {
+            let unusable = |problem| CredentialFile::Unusable { flag, problem };
+            let bytes = Pem::File(path.to_owned()).read().map_err(unusable)?;
+            String::from_utf8(bytes).map_err(|_| CredentialFile::NotUtf8 { flag, path: path.to_owned() })
         };
         let certificate = read("--etcd-cert", cert)?;
         Ok(Some(ClientCertificate { certificate, key: Secret(read("--etcd-key", key)?) }))
     }
 
     fn user(&self, variable: Option<String>) -> Result<Option<User>, NoCredentials> {
-        const HOW: &str =
-            "set the password of --etcd-user in either --etcd-password-file or POLDERCTL_ETCD_PASSWORD";
         let password = match (variable, &self.etcd_password_file) {
-            (Some(_), Some(_)) => return usage(&format!("both are set: {HOW}")),
-            (Some(password), None) if password.is_empty() => return usage(&format!("{PASSWORD} is empty")),
+            (Some(_), Some(_)) => return Err(CredentialUsage::TwoPasswords.into()),
+            (Some(password), None) if password.is_empty() => {
+                return Err(CredentialUsage::PasswordEmpty.into());
+            }
             (Some(password), None) => Some(Password::Inline(password)),
             (None, Some(path)) => Some(Password::File(path.clone())),
             (None, None) => None,
@@ -83,18 +139,14 @@ impl CredentialArguments {
         let (name, password) = match (&self.etcd_user, password) {
             (None, None) => return Ok(None),
             (Some(name), Some(password)) if !name.is_empty() => (name.clone(), password),
-            (Some(name), _) if name.is_empty() => return usage("--etcd-user is empty"),
-            (Some(_), _) => return usage(HOW),
-            (None, _) => return usage("a password is set, but no user: add --etcd-user NAME"),
+            (Some(name), _) if name.is_empty() => return Err(CredentialUsage::UserEmpty.into()),
+            (Some(_), _) => return Err(CredentialUsage::NoPassword.into()),
+            (None, _) => return Err(CredentialUsage::NoUser.into()),
         };
-        let password =
-            password.read().map_err(|why| NoCredentials::File(format!("--etcd-password-file: {why}")))?;
+        let unusable = |problem| CredentialFile::Unusable { flag: "--etcd-password-file", problem };
+        let password = password.read().map_err(unusable)?;
         Ok(Some(User { name, password: Secret(password) }))
     }
-}
-
-fn usage<T>(problem: &str) -> Result<T, NoCredentials> {
-    Err(NoCredentials::Usage(problem.to_owned()))
 }
 
 #[cfg(test)]
@@ -117,7 +169,7 @@ mod tests {
 
     fn is_usage<T>(result: Result<T, NoCredentials>, part: &str) {
         match result {
-            Err(NoCredentials::Usage(problem)) => assert!(problem.contains(part), "{problem}"),
+            Err(NoCredentials::Usage(problem)) => assert!(problem.to_string().contains(part), "{problem}"),
             Err(NoCredentials::File(problem)) => panic!("{problem}"),
             Ok(_) => panic!("{part}: taken"),
         }
@@ -142,6 +194,7 @@ mod tests {
         assert_eq!(parse(&[]).read(), Ok(None));
         let arguments = parse(&["--etcd-cert", "/nowhere", "--etcd-key", "/nowhere"]);
         let Err(NoCredentials::File(problem)) = arguments.read() else { panic!("it was read") };
+        let problem = problem.to_string();
         assert!(problem.starts_with("--etcd-cert: /nowhere: No such file"), "{problem}");
     }
 
@@ -164,6 +217,7 @@ mod tests {
         assert_eq!(read.user.unwrap().password.0, "secret");
         let plain = ["--etcd-cert", &password, "--etcd-key", &key];
         let Err(NoCredentials::File(problem)) = parse(&plain).certificate() else { panic!("it was taken") };
+        let problem = problem.to_string();
         assert!(problem.contains("contains no PEM block"), "{problem}");
     }
 }

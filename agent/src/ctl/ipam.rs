@@ -3,9 +3,11 @@
 use std::net::IpAddr;
 
 use clap::Subcommand;
+use polder_api::InvalidName;
 use polder_api::ask;
 use polder_api::ipam::{AddressStanding, AddressStatus, Checked, Release, RepairMode, Shown, Subject};
 use polder_ipam::Cidr;
+use polder_ipam::cidr::ParseCidrError;
 
 use super::{Printed, Render, Run, Session, Usage, block, pool, print, table};
 use crate::exit::Exit;
@@ -38,7 +40,7 @@ pub enum Command {
 impl Run for Command {
     fn run(&self, session: &Session<'_>) -> anyhow::Result<Printed> {
         match self {
-            Self::Show { subject } => session.show(ask::Show(parse(subject).map_err(Usage)?)),
+            Self::Show { subject } => session.show(ask::Show(parse(subject).map_err(Usage::Subject)?)),
             Self::Check { repair } => {
                 session.show(ask::Inspect(if *repair { RepairMode::Safe } else { RepairMode::None }))
             }
@@ -49,24 +51,39 @@ impl Run for Command {
     }
 }
 
+/// The subject of `polderctl ipam show` is invalid.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoSubject {
+    /// The name of the pool or node is invalid.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// The block is not a range.
+    #[error(transparent)]
+    Block(#[from] ParseCidrError),
+    /// The words are not one of the known subjects.
+    #[error(
+        "{given:?} cannot be shown: use cluster, pool NAME, block CIDR, node NAME, pod NAMESPACE/NAME or an IP address"
+    )]
+    Unknown {
+        /// The words.
+        given: String,
+    },
+}
+
 /// Parses the arguments of `polderctl ipam show`.
-fn parse(words: &[String]) -> Result<Subject, String> {
+fn parse(words: &[String]) -> Result<Subject, NoSubject> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let failed = |error: &dyn std::fmt::Display| error.to_string();
     match words.as_slice() {
         [] | ["cluster"] => Ok(Subject::Cluster),
-        ["pool", name] => name.parse().map(Subject::Pool).map_err(|error| failed(&error)),
+        ["pool", name] => Ok(Subject::Pool(name.parse()?)),
         ["block", cidr] => {
-            let cidr: Result<Cidr, _> = cidr.parse();
-            cidr.map(|cidr| Subject::Block(cidr.into())).map_err(|error| failed(&error))
+            let cidr: Cidr = cidr.parse()?;
+            Ok(Subject::Block(cidr.into()))
         }
-        ["node", name] => name.parse().map(Subject::Node).map_err(|error| failed(&error)),
+        ["node", name] => Ok(Subject::Node(name.parse()?)),
         ["pod", name] if name.split('/').count() == 2 => Ok(Subject::Pod((*name).to_owned())),
         [address] if let Ok(address) = address.parse() => Ok(Subject::Address(address)),
-        _ => Err(format!(
-            "{:?} cannot be shown: use cluster, pool NAME, block CIDR, node NAME, pod NAMESPACE/NAME or an IP address",
-            words.join(" ")
-        )),
+        _ => Err(NoSubject::Unknown { given: words.join(" ") }),
     }
 }
 
@@ -246,7 +263,7 @@ mod tests {
         assert!(text.contains("n1 (this node) is not registered") && !text.contains("deviation"), "{text}");
     }
 
-    fn subject(words: &str) -> Result<Subject, String> {
+    fn subject(words: &str) -> Result<Subject, NoSubject> {
         parse(&words.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect::<Vec<_>>())
     }
 
@@ -257,7 +274,7 @@ mod tests {
         assert_eq!(subject("block 10.0.0.0/26"), Ok(Subject::Block("10.0.0.0/26".parse().unwrap())));
         assert_eq!(subject("10.0.0.5"), Ok(Subject::Address("10.0.0.5".parse().unwrap())));
         assert_eq!(subject("pod default/web-0"), Ok(Subject::Pod("default/web-0".into())));
-        assert!(subject("block 10.0.0.1/26").unwrap_err().contains("did you mean 10.0.0.0/26?"));
+        assert!(subject("block 10.0.0.1/26").unwrap_err().to_string().contains("did you mean 10.0.0.0/26?"));
         for wrong in ["pod web-0", "block", "something", "node a/b"] {
             assert!(subject(wrong).is_err(), "{wrong} was taken");
         }

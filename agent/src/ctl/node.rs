@@ -2,11 +2,10 @@
 
 use std::io::{self, IsTerminal};
 
-use anyhow::bail;
 use clap::Subcommand;
 use polder_api::NodeName;
 use polder_api::ask::{self, Removed};
-use polder_api::message::Removal;
+use polder_api::message::{Refusal, RefusalKind, Removal};
 use polder_api::status::NodeStatus;
 
 use super::{Printed, Render, Run, Session, print, table};
@@ -65,7 +64,8 @@ fn remove(session: &Session<'_>, removal: Removal) -> anyhow::Result<Printed> {
     };
     match removed {
         Removed::Done(what) => session.print(&what),
-        Removed::Unconfirmed { message, .. } => bail!("{message}"),
+        // The text of the agent, as in its other refusals.
+        Removed::Unconfirmed { message, .. } => Err(Refusal { kind: RefusalKind::Invalid, message }.into()),
     }
 }
 

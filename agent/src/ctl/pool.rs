@@ -46,10 +46,19 @@ pub struct PoolArguments {
     reservations: bool,
 }
 
-fn label(text: &str) -> Result<(String, String), String> {
+/// An argument of `--nodes` is invalid.
+#[derive(Debug, thiserror::Error)]
+enum InvalidLabel {
+    /// The argument has no equals sign, or no label before it.
+    /// Remedy: write it in this form; separate several labels by commas.
+    #[error("write LABEL=VALUE, like zone=a")]
+    Format,
+}
+
+fn label(text: &str) -> Result<(String, String), InvalidLabel> {
     match text.split_once('=') {
         Some((label, value)) if !label.is_empty() => Ok((label.to_owned(), value.to_owned())),
-        _ => Err("write LABEL=VALUE, like zone=a".to_owned()),
+        _ => Err(InvalidLabel::Format),
     }
 }
 
@@ -75,7 +84,7 @@ impl PoolArguments {
             purpose: if self.reservations { PoolPurpose::Reservations } else { PoolPurpose::Blocks },
             nodes: self.nodes.iter().cloned().collect(),
         };
-        operator::parse_pool(new.clone()).map_err(|refusal| Usage(refusal.message))?;
+        operator::parse_pool(new.clone()).map_err(Usage::Pool)?;
         Ok(new)
     }
 }

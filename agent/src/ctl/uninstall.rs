@@ -1,8 +1,8 @@
 //! `polderctl uninstall`: removes everything that the agent created on this machine. Works without the agent.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use clap::Args;
 use polder_api::NodeName;
 use serde::Serialize;
@@ -38,6 +38,21 @@ pub struct Command {
     stay: bool,
 }
 
+/// The plugins were not deleted, although the uninstall itself is complete.
+#[derive(Debug, thiserror::Error)]
+enum PluginsNotDeleted {
+    /// A file of the plugins cannot be deleted.
+    /// Remedy: check that the directory is mounted writable, and run the uninstall again.
+    #[error("cannot delete the plugins in {}", folder.display())]
+    File {
+        /// The directory.
+        folder: PathBuf,
+        /// The error.
+        #[source]
+        source: io::Error,
+    },
+}
+
 /// The steps that were done, one sentence each.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
@@ -63,7 +78,7 @@ impl Run for Command {
         let mut done = uninstall(&places, attached)?;
         if let Some(folder) = &self.cni_bin_dir {
             let deleted = plugins::remove(folder)
-                .with_context(|| format!("cannot delete the plugins in {}", folder.display()))?;
+                .map_err(|source| PluginsNotDeleted::File { folder: folder.clone(), source })?;
             done.extend(deleted.iter().map(|path| format!("{} is deleted", path.display())));
         }
         Ok(Printed { stays: self.stay, ..session.print(&Steps(done))? })

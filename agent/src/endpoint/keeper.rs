@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use polder_api::message::Wiring;
 use polder_api::{Attachment, Family, IfName};
+use polder_ipam::cause::SharedError;
 use polder_ipam::ledger::{AttachmentEntry, LedgerError};
 use polder_ipam::record::{AttachMode, ClusterRecord};
 use polder_ipam::tasks::{LastAdd, teardown};
@@ -18,7 +19,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use super::{Endpoint, Open, no_address};
+use super::{Endpoint, NoEndpoint, Open};
 use crate::board::Board;
 use crate::config::StoreConfig;
 use crate::kernel::Kernel;
@@ -55,10 +56,9 @@ impl Task {
             return pending().await;
         }
         let namespace = if self.node.config.probe_peers {
-            new_namespace()
-                .map_err(|error| format!("cannot create a network namespace, which needs SYS_ADMIN: {error}"))
+            new_namespace().map_err(|error| NoEndpoint::NoNamespace(SharedError::new(error)))
         } else {
-            Err("probe_peers = false in the configuration".to_owned())
+            Err(NoEndpoint::Disabled)
         };
         let namespace = match namespace {
             Ok(namespace) => Arc::new(namespace),
@@ -107,6 +107,8 @@ enum NotMade {
     #[error(transparent)]
     Earlier(#[from] NotDeleted),
     /// Its addresses cannot be added to the packet filter.
+    ///
+    /// Remedy: correct the kernel's error at the end of the text. The agent retries after 60 s.
     #[error("cannot add it to the packet filter")]
     Admission(#[source] Error),
     /// Its interfaces cannot be created.
@@ -159,7 +161,7 @@ struct Keeper<W> {
     endpoint: watch::Sender<Endpoint>,
     made: Option<Made>,
     /// Time and reason of the last failed creation.
-    failed: Option<(Instant, String)>,
+    failed: Option<(Instant, NoEndpoint)>,
 }
 
 /// The created endpoint, with the values to check that it is still in place.
@@ -201,12 +203,8 @@ impl<W: EndpointHost> Keeper<W> {
         let mtu = pass.mtu;
         let held = match self.workshop.allocate(families, mtu).await {
             Ok(Some(held)) => AttachmentEntry { mtu, ..held },
-            Ok(None) => return Endpoint::Without(no_address()),
-            Err(error) => {
-                return Endpoint::Without(format!(
-                    "cannot save the probe endpoint's address in the ledger: {error}"
-                ));
-            }
+            Ok(None) => return Endpoint::Without(NoEndpoint::NoAddress),
+            Err(error) => return Endpoint::Without(NoEndpoint::NotSaved(error)),
         };
         let host_interface = interface(cluster.attach);
         let wiring = Wiring { host_interface, ..self.workshop.wiring(&cluster, &held) };
@@ -222,7 +220,7 @@ impl<W: EndpointHost> Keeper<W> {
                 self.workshop.tell_peers();
             }
             Err(error) => {
-                let reason = format!("cannot create the probe endpoint: {}", in_full(&error));
+                let reason = NoEndpoint::NotCreated(SharedError::new(error));
                 warn!("{reason}");
                 self.failed = Some((Instant::now(), reason));
                 // A published address without an endpoint would be reported as a fault by peers.
@@ -355,17 +353,6 @@ async fn delete_interfaces(node: &Node) -> Result<(), NotDeleted> {
         node.pods.reaper.delete(interface(attach)).await?;
     }
     Ok(())
-}
-
-/// The error with all its causes.
-fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        text = format!("{text}: {source}");
-        cause = source.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -6,11 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use polder_api::Attachment;
+use polder_ipam::cause::SharedError;
 use polder_ipam::ledger::{AttachmentEntry, Kind};
 use polder_ipam::record::ClusterRecord;
 use polder_netlink::inside::Inside;
@@ -44,7 +45,37 @@ pub enum Comparison {
     /// The namespace no longer exists, or changes too fast to be read.
     Gone,
     /// The inspection failed, for this reason.
-    Barred(String),
+    Barred(NotInspected),
+}
+
+/// Why a pod cannot be inspected from inside.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotInspected {
+    /// The agent may not enter network namespaces.
+    #[error("{error}: give the agent {capability}", capability = Capability::SysAdmin)]
+    NotAllowed {
+        /// Error of the kernel.
+        error: SharedError,
+    },
+    /// The path of the namespace is a plain file in the agent's container, because the namespace is mounted elsewhere.
+    #[error(
+        "{} does not show the host's network namespaces: mount that host folder into the agent's container with \
+         mountPropagation HostToContainer",
+        folder.display()
+    )]
+    NotMounted {
+        /// The folder of the namespace.
+        folder: PathBuf,
+    },
+    /// The namespace cannot be opened, or its interfaces and addresses cannot be read.
+    #[error(transparent)]
+    Failed(SharedError),
+}
+
+impl NotInspected {
+    fn failed(reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Failed(SharedError::new(reason))
+    }
 }
 
 /// Inspects pods.
@@ -70,7 +101,7 @@ pub struct Insides {
     /// Changed attachments: the number of consecutive inspections that found the change, and the problem text.
     different: BTreeMap<Attachment, (usize, String)>,
     /// The logged reason why pods cannot be inspected.
-    barred: Option<String>,
+    barred: Option<NotInspected>,
 }
 
 impl Insides {
@@ -178,7 +209,7 @@ impl Looker {
         };
         let netns = held.netns.clone();
         let looked = spawn_blocking(move || compare(Path::new(&netns), &inside)).await;
-        match looked.unwrap_or_else(|error| Comparison::Barred(error.to_string())) {
+        match looked.unwrap_or_else(|error| Comparison::Barred(NotInspected::failed(error))) {
             Comparison::Different(what) => {
                 // Without its host interface the pod is gone, and the orphan collector releases it.
                 let name = held.attachment.host_interface();
@@ -194,27 +225,24 @@ fn compare(netns: &Path, inside: &Inside) -> Comparison {
     let barred = |error: io::Error| match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOENT) => Comparison::Gone,
         Some(Errno::EPERM | Errno::EACCES) => {
-            Comparison::Barred(format!("{error}: give the agent {}", Capability::SysAdmin))
+            Comparison::Barred(NotInspected::NotAllowed { error: SharedError::new(error) })
         }
-        // The path is a plain file here, because the namespace is mounted elsewhere.
-        Some(Errno::EINVAL) => Comparison::Barred(format!(
-            "{} does not show the host's network namespaces: mount that host folder into the agent's container with \
-             mountPropagation HostToContainer",
-            netns.parent().unwrap_or(netns).display()
-        )),
-        _ => Comparison::Barred(error.to_string()),
+        Some(Errno::EINVAL) => Comparison::Barred(NotInspected::NotMounted {
+            folder: netns.parent().unwrap_or(netns).to_owned(),
+        }),
+        _ => Comparison::Barred(NotInspected::failed(error)),
     };
     let opened = namespace::open(netns).and_then(|file| namespace::within(&file, RouteSocket::open));
     let mut socket = match opened {
         Ok(Ok(socket)) => socket,
-        Ok(Err(error)) => return Comparison::Barred(error.to_string()),
+        Ok(Err(error)) => return Comparison::Barred(NotInspected::failed(error)),
         Err(error) => return barred(error),
     };
     match inside.difference(&mut socket) {
         Ok(None) => Comparison::Same,
-        Ok(Some(what)) => Comparison::Different(what),
+        Ok(Some(difference)) => Comparison::Different(difference.to_string()),
         Err(Error::Interrupted(_)) => Comparison::Gone,
-        Err(error) => Comparison::Barred(error.to_string()),
+        Err(error) => Comparison::Barred(NotInspected::failed(error)),
     }
 }
 

@@ -81,12 +81,22 @@ type Unknown = BTreeMap<Attachment, Option<LivingPod>>;
 /// Why the examination failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NotExamined {
+    /// The published addresses of this node cannot be read from the datastore.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The database of the ledger returned an error.
+    ///
+    /// Remedy: check free space and errors of the file system with the state directory. The check is retried.
     #[error("cannot read the ledger: {0}")]
     Ledger(#[from] LedgerError),
+    /// The kernel returned an error when its interfaces and their addresses were read.
+    ///
+    /// Remedy: correct the kernel's error at the end of the text. The check is retried.
     #[error("cannot list the interfaces: {0}")]
     Interfaces(#[source] polder_netlink::Error),
+    /// The network of a pod that is not in the ledger cannot be read from the kernel.
+    ///
+    /// Remedy: correct the kernel's error at the end of the text. The check is retried.
     #[error("cannot read the network of a pod: {0}")]
     Inside(#[source] polder_netlink::Error),
 }

@@ -19,18 +19,31 @@ use crate::node::Node;
 /// Why a repair failed.
 #[derive(Debug, thiserror::Error)]
 enum NotRepaired {
+    /// The node is not registered, so that it may not change records.
+    ///
+    /// Remedy: correct what `polderctl status` shows on this node, and repeat the check with --repair.
     #[error("the datastore has no record of this node")]
     Unregistered,
+    /// The addresses of the attachment cannot be released.
     #[error(transparent)]
     Release(#[from] NotReleased),
+    /// The repair compares revisions, and another program or the node itself wrote a record first.
+    ///
+    /// Remedy: none, the next check with --repair repeats it if it is still needed.
     #[error("its record or the record of this node has changed in the meantime")]
     Changed,
+    /// A request to the datastore failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The interface of a pod does not contain the name of its attachment, so that the ledger cannot record the pod.
+    ///
+    /// Remedy: delete the pod, so that its controller creates a new one, or delete the interface if it has no pod.
     #[error("interface {0} has no known owner")]
     Nameless(IfName),
+    /// The kernel cannot be read.
     #[error(transparent)]
     Kernel(#[from] polder_netlink::Error),
+    /// The ledger cannot be written.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
 }

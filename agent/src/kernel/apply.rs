@@ -187,14 +187,32 @@ fn may_be_gone(change: &KernelChange) -> bool {
 /// Why a change failed.
 #[derive(Debug, thiserror::Error)]
 enum Problem {
+    /// The kernel refused the change.
     #[error(transparent)]
     Netlink(#[from] Error),
+    /// The kernel setting cannot be written: `/proc/sys` is read-only in the container, or a security module denies it.
+    ///
+    /// Remedy: run the command in the text on the host, or follow the other remedy in the text.
     #[error("{source}. Run `{command}` on the host and make it persistent, or {}", sysctl::remedy(source))]
-    Sysctl { source: std::io::Error, command: String },
+    Sysctl {
+        /// Error of the kernel.
+        source: std::io::Error,
+        /// The command that writes the setting.
+        command: String,
+    },
+    /// The interface that the change belongs to does not exist: its creation failed, or another program deleted it.
+    ///
+    /// Remedy: correct the failed creation of the interface, if there is one. The next pass retries the change.
     #[error("its device does not exist")]
     NoDevice,
+    /// Another program deleted the interface immediately after its creation.
+    ///
+    /// Remedy: find the program that deletes interfaces of Polder. The next pass creates the interface again.
     #[error("the device was created, but does not exist any more")]
     Vanished,
+    /// The plan contains the creation of an interface that Polder does not create.
+    ///
+    /// Remedy: none, this is an error in Polder: report it with the output of `polderctl plan`.
     #[error("it is not a device of Polder")]
     NotOurs,
 }

@@ -21,12 +21,18 @@ const INSIDE: &str = "eth0";
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
     /// The kernel refused an operation.
+    ///
+    /// Remedy: correct the kernel's error at the end of the text. The agent retries after 60 s.
     #[error("cannot create its interfaces")]
     Netlink(#[from] Error),
     /// The endpoint's namespace cannot be entered.
+    ///
+    /// Remedy: give the agent the capability `SYS_ADMIN`, or set `probe_peers = false`.
     #[error("cannot enter its network namespace")]
     Namespace(#[from] std::io::Error),
     /// The bridge or the interface does not exist any more.
+    ///
+    /// Remedy: none, the agent retries after 60 s. If it repeats, find the program that deletes interfaces of Polder.
     #[error("{0} does not exist")]
     Gone(IfName),
 }

@@ -41,19 +41,31 @@ pub enum FeatureError {
     #[error("polder-agent needs the capability NET_ADMIN: run it as root, or add NET_ADMIN to its container")]
     NotAllowed,
     /// The network namespace for the tests cannot be used.
+    ///
+    /// Remedy: mount /proc in the agent's container, and correct the error at the end of the text.
     #[error("cannot use a network namespace to test the kernel")]
     Namespace(#[source] io::Error),
-    /// A required feature does not work.
-    #[error("the kernel cannot {what}: {remedy}")]
-    Missing {
-        /// The feature, as a verb phrase.
-        what: &'static str,
-        /// Remedy.
-        remedy: &'static str,
-        /// Error of the kernel.
-        #[source]
-        source: Error,
-    },
+    /// The kernel denies netlink sockets.
+    #[error("the kernel cannot be reached over netlink: run the agent as root, with CAP_NET_ADMIN")]
+    NoNetlink(#[source] Error),
+    /// The kernel has no bridges: its module is missing or not loaded.
+    #[error("the kernel cannot create a bridge: load module bridge")]
+    NoBridge(#[source] Error),
+    /// The kernel cannot read a bridge back.
+    #[error("the kernel cannot find a bridge: load module veth")]
+    BridgeUnread(#[source] Error),
+    /// The kernel has no veth pairs: its module is missing or not loaded.
+    #[error("the kernel cannot create a veth pair: load module veth")]
+    NoVeth(#[source] Error),
+    /// The kernel cannot read an interface back.
+    #[error("the kernel cannot find an interface: load module veth")]
+    InterfaceUnread(#[source] Error),
+    /// The kernel rejects Polder's packet filter: a module of nftables is missing or not loaded.
+    #[error(
+        "the kernel cannot filter with nftables: load modules nf_tables, nft_fib_inet, nft_masq and nft_chain_nat; the \
+         kernel needs CONFIG_NF_TABLES_INET and CONFIG_NF_TABLES_ARP"
+    )]
+    NoNftables(#[source] Error),
     /// The kernel accepts the isolation of bridge ports, but ignores it.
     #[error("the kernel does not isolate bridge ports: Linux 5.10 or newer is needed")]
     NotIsolated,
@@ -115,29 +127,18 @@ impl Features {
     }
 }
 
-fn missing(what: &'static str, remedy: &'static str) -> impl FnOnce(Error) -> FeatureError {
-    move |source| FeatureError::Missing { what, remedy, source }
-}
-
 fn probe() -> Result<Features, FeatureError> {
-    const NETLINK: &str = "run the agent as root, with CAP_NET_ADMIN";
-    let mut socket = RouteSocket::open().map_err(missing("be reached over netlink", NETLINK))?;
-    socket
-        .execute_all(link::create_bridge("trial", TRIAL_MAC, 1450))
-        .map_err(missing("create a bridge", "load module bridge"))?;
+    let mut socket = RouteSocket::open().map_err(FeatureError::NoNetlink)?;
+    socket.execute_all(link::create_bridge("trial", TRIAL_MAC, 1450)).map_err(FeatureError::NoBridge)?;
     let port = try_port(&mut socket)?;
     if !port.isolated {
         return Err(FeatureError::NotIsolated);
     }
-    let nftables = missing(
-        "filter with nftables",
-        "load modules nf_tables, nft_fib_inet, nft_masq and nft_chain_nat; the kernel needs CONFIG_NF_TABLES_INET and CONFIG_NF_TABLES_ARP",
-    );
     let cluster = trial_cluster();
-    let mut filter = FilterSocket::open().map_err(missing("be reached over netlink", NETLINK))?;
+    let mut filter = FilterSocket::open().map_err(FeatureError::NoNetlink)?;
     filter
         .commit(ruleset::table(&cluster, &ruleset::lengths([])).install(&Elements::new()))
-        .map_err(nftables)?;
+        .map_err(FeatureError::NoNftables)?;
     let owned_tables = NatAnchor::hold(ruleset::ANCHOR).is_ok();
     let tunnel = Encapsulation::of(&cluster).device(&cluster, None);
     let tunnels = socket.execute_all(tunnel.create("trialtunnel", TRIAL_MAC, 1450)).is_ok();
@@ -153,10 +154,9 @@ fn is_since(release: &str, first: (u32, u32)) -> bool {
 
 /// Creates a port like a pod's and reads its settings back: older kernels ignore unknown settings.
 fn try_port(socket: &mut RouteSocket) -> Result<Port, FeatureError> {
-    const VETH: &str = "load module veth";
     let name = |name: &str| -> IfName { name.parse().expect("a valid name") };
     let here = File::open("/proc/thread-self/ns/net").map_err(FeatureError::Namespace)?;
-    let bridge = socket.link("trial").map_err(missing("find a bridge", VETH))?;
+    let bridge = socket.link("trial").map_err(FeatureError::BridgeUnread)?;
     let pair = VethPair {
         name: &name("trialhost"),
         mac: None,
@@ -168,8 +168,8 @@ fn try_port(socket: &mut RouteSocket) -> Result<Port, FeatureError> {
     };
     let port = Port::of_pod(true);
     let operations = [link::create_veth(&pair), link::change("trialhost").port(&port).into()];
-    socket.execute_all(operations).map_err(missing("create a veth pair", VETH))?;
-    let made = socket.link("trialhost").map_err(missing("find an interface", VETH))?;
+    socket.execute_all(operations).map_err(FeatureError::NoVeth)?;
+    let made = socket.link("trialhost").map_err(FeatureError::InterfaceUnread)?;
     Ok(made.and_then(|link| link.port).unwrap_or(Port { isolated: false, locked: false, ..port }))
 }
 

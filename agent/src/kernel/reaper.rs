@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use polder_api::IfName;
-use polder_netlink::{Error, IfIndex, RouteSocket, link};
+use polder_netlink::{Error, IfIndex, RouteSocket, SocketError, link};
 use tokio::sync::oneshot;
 use tracing::warn;
 
@@ -29,9 +29,13 @@ type Done = oneshot::Sender<Result<(), NotDeleted>>;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum NotDeleted {
     /// The threads that delete interfaces have stopped.
+    ///
+    /// Remedy: restart polder-agent.
     #[error("cannot delete {0}: the threads that delete interfaces have stopped")]
     Stopped(IfName),
     /// The interface cannot be looked up.
+    ///
+    /// Remedy: correct the kernel's error at the end of the text. The deletion is retried.
     #[error("cannot find {name}: {error}")]
     Find {
         /// The interface.
@@ -41,6 +45,8 @@ pub enum NotDeleted {
         error: Arc<Error>,
     },
     /// The kernel refused the deletion.
+    ///
+    /// Remedy: correct the kernel's error at the end of the text. The deletion is retried.
     #[error("cannot delete {name}: {error}")]
     Delete {
         /// The interface.
@@ -89,7 +95,7 @@ impl Reaper {
             let (jobs, waiting) = (Arc::clone(&jobs), reaper.waiting.clone());
             let work = move || work(socket, FIRST_GROUP + number, &jobs, &waiting);
             let spawned = thread::Builder::new().name(format!("reaper-{number}")).spawn(work);
-            spawned.map_err(|source| Error::Socket { action: "start a thread for", source })?;
+            spawned.map_err(SocketError::StartThread)?;
         }
         Ok(reaper)
     }

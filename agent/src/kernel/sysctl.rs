@@ -5,7 +5,6 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use anyhow::bail;
 use nix::errno::Errno;
 use polder_api::Family;
 use polder_ipam::record::AttachMode;
@@ -113,17 +112,26 @@ pub fn may_be_missing(path: &str) -> bool {
     is_of_others || Family::BOTH.map(bridge_calls).contains(&path)
 }
 
+/// The directory does not contain the kernel's network settings: `/proc` is not mounted, or the configuration names
+/// another directory.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "proc_sys_net {}: the kernel's network settings are not there. In a container, mount the host's {USUAL_FOLDER} \
+     there",
+    folder.display()
+)]
+pub struct NoSysctls {
+    /// The configured directory.
+    pub folder: PathBuf,
+}
+
 impl Sysctls {
     /// The settings in that folder: `/proc/sys/net`, or another mount of it. In an unprivileged container, `/proc/sys`
     /// is read-only, and nothing can be mounted there.
-    pub fn at(folder: PathBuf) -> anyhow::Result<Self> {
+    pub fn at(folder: PathBuf) -> Result<Self, NoSysctls> {
         let there = folder.join("ipv4");
         if !there.is_dir() {
-            bail!(
-                "proc_sys_net {}: the kernel's network settings are not there. In a container, mount the host's \
-                 {USUAL_FOLDER} there",
-                folder.display()
-            );
+            return Err(NoSysctls { folder });
         }
         Ok(Self { folder, read_only: false })
     }

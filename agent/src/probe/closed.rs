@@ -10,18 +10,29 @@ use polder_ipam::cause::SharedError;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotProbed {
     /// The prober has not started.
+    ///
+    /// Remedy: none, the agent has just started and retries.
     #[error("the paths to the peers are not known yet")]
     NotYet,
     /// A probe socket cannot be opened.
+    ///
+    /// Remedy: correct the kernel's error in the text, or set `probe_peers = false`.
     #[error("{0}; set probe_peers = false to skip this check")]
     NoSocket(#[from] NoSocket),
     /// This node's probe endpoint does not exist yet.
+    ///
+    /// Remedy: none, it takes a few seconds.
     #[error("the probe endpoint is being created")]
     NoEndpoint,
     /// No reply has arrived yet, and none is overdue.
+    ///
+    /// Remedy: none, it takes a few seconds.
     #[error("the paths to the peers are being probed")]
     Probing,
     /// No peer answers, and the leases cannot be read.
+    ///
+    /// Remedy: check the network between the nodes and to the datastore. After a while the
+    /// node becomes ready without an answer.
     #[error("no peer answers, and the datastore is unreachable, so it is not known which peers are alive")]
     Unasked,
     /// The peers' hosts answer, but their probe endpoints do not.
@@ -41,6 +52,8 @@ pub enum NotProbed {
 
 /// A probe socket with the node's own address cannot be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+///
+/// Remedy: give the agent the capability `NET_RAW`, and correct the kernel's error at the end of the text.
 #[error("peers cannot be probed from {source_address}: {error}")]
 pub struct NoSocket {
     /// The node's own address in the pod network.

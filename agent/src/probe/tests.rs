@@ -121,7 +121,7 @@ fn fixture(probe: Option<&str>) -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::Embedded(Embedded::open(&folder.path().join("store")).unwrap());
     let (pass, passes) = watch::channel(None);
-    let (endpoint, endpoints) = watch::channel(Endpoint::Without("a test has none".to_owned()));
+    let (endpoint, endpoints) = watch::channel(Endpoint::Without(crate::endpoint::NoEndpoint::Disabled));
     let (probed, is_open) = watch::channel(Err(NotProbed::NotYet));
     let (verdicts, told) = watch::channel(Arc::default());
     let (direct, direct_paths) = watch::channel(Arc::default());

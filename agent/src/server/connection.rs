@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use polder_api::credentials::EtcdCredentials;
 use polder_api::frame::{self, FrameError, HEADER};
-use polder_api::message::{Question, Refusal, RefusalKind, Reply, Request};
+use polder_api::message::{Question, Refusal, RefusalKind, Refuse, Reply, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -60,6 +60,19 @@ pub(super) async fn serve_all<A: RequestHandler>(answers: Arc<A>, listener: &Uni
     }
 }
 
+/// The message has another protocol version, or is too long or invalid, or the connection broke in the middle of it.
+///
+/// Remedy: install the plugins and `polderctl` of the same release as polder-agent.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot parse the request: {0}")]
+struct NoRequest(#[source] FrameError);
+
+impl Refuse for NoRequest {
+    fn kind(&self) -> RefusalKind {
+        RefusalKind::Invalid
+    }
+}
+
 /// Serves one connection until it ends.
 async fn serve<A: RequestHandler>(answers: &A, mut stream: UnixStream, user: u32) {
     match stream.peer_cred() {
@@ -72,9 +85,7 @@ async fn serve<A: RequestHandler>(answers: &A, mut stream: UnixStream, user: u32
             Ok(Ok(Some(question))) => question,
             Ok(Ok(None)) | Err(_) => break,
             Ok(Err(error)) => {
-                let refusal =
-                    Refusal::new(RefusalKind::Invalid, format!("cannot parse the request: {error}"));
-                let _ = write(&mut stream, &Reply::Refused(refusal)).await;
+                let _ = write(&mut stream, &Reply::Refused(NoRequest(error).into())).await;
                 break;
             }
         };

@@ -4,7 +4,7 @@ use polder_api::PoolName;
 
 use crate::Block;
 use crate::capacity::{AllClaimed, NoPool};
-use crate::cause::HostError;
+use crate::cause::{HostError, SharedError};
 use crate::ledger::LedgerError;
 use crate::store::StoreError;
 use crate::view::{Source, View};
@@ -16,6 +16,7 @@ pub enum NoClaim {
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
     /// No block can be claimed now.
+    /// Remedy: correct the cause in the text if it persists; the agent retries.
     #[error("no block can be claimed: {0}")]
     Unavailable(#[source] Unavailable),
 }
@@ -33,7 +34,7 @@ pub enum Exhausted {
     #[error("{}", joined(.0))]
     Taken(Vec<Taken>),
     /// No pool is open to the node.
-    #[error("{0}")]
+    #[error(transparent)]
     NoPool(NoPool),
     /// The claimed block has only gateway and excluded addresses.
     #[error(
@@ -52,10 +53,11 @@ pub enum Exhausted {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Taken {
     /// The requested block.
+    /// Remedy: see its owner with polderctl ipam show block CIDR.
     #[error("block {0} is already claimed")]
     Block(Block),
     /// All blocks of the pool.
-    #[error("{0}")]
+    #[error(transparent)]
     Pool(AllClaimed),
 }
 
@@ -68,18 +70,22 @@ fn joined(taken: &[Taken]) -> String {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Unavailable {
     /// The node is not registered.
+    /// Remedy: see polderctl status for the reason; the agent retries.
     #[error("the node is not registered")]
     Unregistered,
     /// The registration is of another boot or machine.
+    /// Remedy: see polderctl status for the remedy.
     #[error("the node is registered with another machine or boot")]
     OtherLife,
     /// The datastore is unreachable, with the reason.
-    #[error("{0}")]
-    Silent(String),
+    #[error(transparent)]
+    Silent(SharedError),
     /// The datastore was not reached yet.
+    /// Remedy: check etcd and the network between this node and etcd.
     #[error("the datastore is unreachable")]
     Away,
     /// Records were lost; their owners may still restore them.
+    /// Remedy: none, it is temporary; find out who restored or emptied etcd.
     #[error("the datastore lost records, and their owners are restoring them")]
     Caution,
     /// Error of the datastore.
@@ -92,12 +98,15 @@ pub enum Unavailable {
     #[error(transparent)]
     Host(#[from] HostError),
     /// Other nodes were faster in all attempts, with their number.
+    /// Remedy: none, it is retried; if it persists, add a pool with polderctl pool add.
     #[error("other nodes were faster in {0} attempts")]
     Overtaken(usize),
     /// The agent is stopping.
+    /// Remedy: none, the next agent serves the request.
     #[error("the agent is stopping")]
     Stopping,
     /// No reply in time.
+    /// Remedy: check the load and the disk latency of etcd.
     #[error("the datastore is too slow")]
     TooSlow,
 }
@@ -106,7 +115,7 @@ impl Unavailable {
     /// The reason, if the datastore is unreachable.
     pub fn away(view: &View) -> Option<Self> {
         match &view.lost {
-            Some(reason) => Some(Self::Silent(reason.clone())),
+            Some(reason) => Some(Self::Silent(SharedError::new(reason.clone()))),
             None if view.source != Source::Store => Some(Self::Away),
             None => None,
         }

@@ -193,14 +193,29 @@ fn owners(view: &View, node: &NodeFacts, found: &mut Vec<Deviation>) {
 /// Reason why an address in use on a node does not belong to it.
 #[derive(Debug, thiserror::Error)]
 enum NotOwned<'a> {
+    /// The reservation of the address names an attachment of another node as its holder.
+    /// Remedy: delete the pod.
     #[error("it is held by {} on node {}", .0.attachment, .0.node)]
     HeldByAnother(&'a Holder),
+    /// The reservation of the address names no holder.
+    /// Remedy: delete the pod.
     #[error("the reservation has no holder")]
     HeldByNobody,
+    /// The node is releasing the block of the address, which must have no user.
+    /// Remedy: delete the pod.
     #[error("block {0} is being released")]
     GivenBack(Block),
+    /// Another node owns the block of the address.
+    /// Remedy: delete the pod.
     #[error("block {block} is claimed by node {node}")]
-    ClaimedByAnother { block: Block, node: &'a NodeName },
+    ClaimedByAnother {
+        /// The block.
+        block: Block,
+        /// Its owner.
+        node: &'a NodeName,
+    },
+    /// No node owns the block of the address.
+    /// Remedy: delete the pod.
     #[error("its block is not claimed")]
     ClaimedByNobody,
 }

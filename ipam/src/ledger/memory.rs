@@ -30,12 +30,44 @@ enum Use {
     Freed(Moment),
 }
 
+/// Why a change of the ledger is refused.
+#[derive(Debug, thiserror::Error)]
+enum NotStored {
+    /// The address has an attachment or is a gateway address.
+    /// Remedy: none, it is an internal error of a simulation.
+    #[error("{0} is in use")]
+    Used(IpAddr),
+    /// An address of the block that is to be removed is in use.
+    /// Remedy: none, it is an internal error of a simulation.
+    #[error("{address} of block {block} is in use")]
+    BlockUsed {
+        /// The address.
+        address: IpAddr,
+        /// The block.
+        block: Block,
+    },
+    /// The attachment is in the ledger.
+    /// Remedy: none, it is an internal error of a simulation.
+    #[error("{0} already exists")]
+    Exists(Attachment),
+    /// The ledger that is to be cleared has an attachment.
+    /// Remedy: none, it is an internal error of a simulation.
+    #[error("{0} is attached")]
+    Attached(Attachment),
+}
+
+impl From<NotStored> for LedgerError {
+    fn from(error: NotStored) -> Self {
+        Self::new(error)
+    }
+}
+
 impl Memory {
     /// Fails if the address is in use.
     fn usable(&self, address: IpAddr) -> Result<(), LedgerError> {
         match self.addresses.get(&address) {
             None | Some(Use::Freed(_)) => Ok(()),
-            Some(_) => Err(LedgerError::new(format!("{address} is in use"))),
+            Some(_) => Err(NotStored::Used(address).into()),
         }
     }
 
@@ -109,7 +141,7 @@ impl Ledger for Memory {
         let inside = |address: &IpAddr| block.cidr().has(*address);
         let used = |(_, what): &(&IpAddr, &Use)| !matches!(what, Use::Freed(_));
         if let Some((address, _)) = self.addresses.iter().filter(|(address, _)| inside(address)).find(used) {
-            return Err(LedgerError::new(format!("{address} of block {block} is in use")));
+            return Err(NotStored::BlockUsed { address: *address, block }.into());
         }
         self.addresses.retain(|address, _| !inside(address));
         self.blocks.retain(|owned| owned.block != block);
@@ -161,7 +193,7 @@ impl Ledger for Memory {
 
     fn add_attachment(&mut self, held: &AttachmentEntry) -> Result<(), LedgerError> {
         if self.attachments.iter().any(|known| known.attachment == held.attachment) {
-            return Err(LedgerError::new(format!("{} already exists", held.attachment)));
+            return Err(NotStored::Exists(held.attachment.clone()).into());
         }
         held.addresses.iter().try_for_each(|address| self.usable(*address))?;
         self.addresses.extend(held.addresses.iter().map(|address| (*address, Use::Attachment)));
@@ -182,7 +214,7 @@ impl Ledger for Memory {
 
     fn clear(&mut self) -> Result<(), LedgerError> {
         if let Some(held) = self.attachments.first() {
-            return Err(LedgerError::new(format!("{} is attached", held.attachment)));
+            return Err(NotStored::Attached(held.attachment.clone()).into());
         }
         self.blocks.clear();
         self.addresses.clear();

@@ -253,6 +253,7 @@ pub enum NotAdopted {
     )]
     Ledger(NodeName),
     /// No node is registered with the name.
+    /// Remedy: check the name with polderctl node list.
     #[error("node {0} is not registered: there is nothing to adopt")]
     Unregistered(NodeName),
 }

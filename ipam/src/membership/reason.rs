@@ -3,7 +3,7 @@
 use polder_api::{NodeName, PoolName};
 
 use crate::Block;
-use crate::cause::HostError;
+use crate::cause::{HostError, SharedError};
 use crate::claim::NoClaim;
 use crate::ids::{ClusterId, Incarnation, MachineId};
 use crate::record::Alive;
@@ -12,12 +12,14 @@ use crate::record::Alive;
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Waiting {
     /// No records were read yet.
+    /// Remedy: none, it is temporary.
     #[error("reading the records")]
     Records,
     /// The datastore is unreachable, with the reason.
-    #[error("{0}")]
-    Silent(String),
+    #[error(transparent)]
+    Silent(SharedError),
     /// Only the snapshot of an earlier agent is known.
+    /// Remedy: check etcd and the network between this node and etcd.
     #[error("datastore unreachable: using the saved snapshot")]
     Away,
     /// The node's record cannot be written yet.
@@ -35,6 +37,7 @@ pub enum Waiting {
     #[error(transparent)]
     NoClaim(#[from] NoClaim),
     /// Records were lost; their owners may still restore them.
+    /// Remedy: none, it is temporary; find out who restored or emptied etcd.
     #[error("the datastore lost records: no claims until their owners have restored them")]
     Caution,
 }
@@ -46,9 +49,11 @@ pub enum NoPresence {
     #[error(transparent)]
     Underlay(#[from] HostError),
     /// No cluster settings: tunnels and MTU depend on them.
+    /// Remedy: start an agent whose configuration has [bootstrap].
     #[error("the cluster has no settings yet")]
     NoSettings,
     /// The node's addresses just changed, and records are validated against them.
+    /// Remedy: none, it is temporary.
     #[error("the node's own addresses have just changed")]
     Moving,
 }
@@ -57,6 +62,7 @@ pub enum NoPresence {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Conflict {
     /// Two nodes have the same block.
+    /// Remedy: drain one of the two nodes: it releases the block when its pods are gone.
     #[error(
         "block {own} of this node's ledger is also claimed by node {by} as {claimed}: no address is assigned \
          until one of the two releases it"
@@ -109,6 +115,7 @@ pub enum Conflict {
         ledger: Incarnation,
     },
     /// It is unknown whether the registered machine is alive.
+    /// Remedy: check etcd and the network between this node and etcd.
     #[error(
         "node {me} is registered as another machine ({other}), and this node cannot check whether that one is \
          alive while the datastore is unreachable"

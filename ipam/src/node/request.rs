@@ -57,12 +57,15 @@ pub(super) struct Choice<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum AllocateError {
     /// The attachment already has addresses.
+    /// Remedy: none, the runtime sends a DEL before another ADD.
     #[error("{} is already attached", .0.attachment)]
     Exists(Box<AttachmentEntry>),
     /// It was released before its ADD ended, and must be released again.
+    /// Remedy: none, it is retried.
     #[error("its last ADD is still running")]
     Overtaken,
     /// No address is free.
+    /// Remedy: add a pool with polderctl pool add.
     #[error("no free {family} address: {} used, {} in cool-down, {} free", counts.used, counts.resting, counts.free)]
     Shortage {
         /// Family of the missing address.
@@ -71,6 +74,7 @@ pub enum AllocateError {
         counts: Counts,
     },
     /// The requested address is not available.
+    /// Remedy: request another address.
     #[error("{address} is not available")]
     Refused {
         /// Requested address.
@@ -81,12 +85,14 @@ pub enum AllocateError {
         holder: Option<Box<AttachmentEntry>>,
     },
     /// The node has no gateway address of that family, the next hop of the pods.
+    /// Remedy: none, the agent claims a block; if it persists, see polderctl status.
     #[error("the node has no {family} gateway address")]
     NoGateway {
         /// Family without a gateway.
         family: Family,
     },
     /// Another pod uses the requested MAC address.
+    /// Remedy: request another MAC address, or delete that pod.
     #[error("MAC address {mac} is used by {holder}")]
     MacTaken {
         /// Requested MAC address.

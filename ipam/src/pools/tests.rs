@@ -1,3 +1,4 @@
+use crate::Cidr;
 use crate::Revision;
 use crate::ids::{BootId, Incarnation, MachineId, Nonce};
 use crate::key::Key;

@@ -3,7 +3,6 @@
 //! Records come from outside this process. A record with an unknown or missing field, or one that contradicts its key,
 //! is refused with its key, and never applied in part.
 
-use std::fmt;
 use std::net::IpAddr;
 
 use polder_api::NodeName;
@@ -15,11 +14,12 @@ use super::{
 };
 use crate::Block;
 use crate::ids::Incarnation;
-use crate::key::Key;
-use crate::pool::Pool;
+use crate::key::{Key, UnknownKey};
+use crate::pool::{InvalidPool, Pool};
 use crate::prefix;
 
 /// A record that is refused.
+/// Remedy: correct the record, or delete it with etcdctl del.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("record {key} is refused: {reason}")]
 pub struct RefusedRecord {
@@ -48,51 +48,76 @@ pub enum Record {
     Inspection(InspectionRecord),
 }
 
-/// Reason for refusing a fence at the key of an earlier build.
-const OLD_FENCE: &str = "it is the fence of a removed node, written by an earlier build: fences are now at \
-                         fences/NODE/INCARNATION. When the node is registered again, remove it again with \
-                         polderctl node remove, then delete this key with etcdctl del";
+/// Why a record is refused.
+#[derive(Debug, thiserror::Error)]
+enum NotDecoded {
+    /// The value is not valid JSON of the expected type.
+    /// Remedy: check that all agents are of releases that work together; otherwise correct or delete the record.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// The key is not one of Polder.
+    #[error(transparent)]
+    Key(#[from] UnknownKey),
+    /// The parameters of a pool contradict each other.
+    #[error(transparent)]
+    Pool(#[from] InvalidPool),
+    /// A fence at the key of an earlier build.
+    #[error(
+        "it is the fence of a removed node, written by an earlier build: fences are now at \
+         fences/NODE/INCARNATION. When the node is registered again, remove it again with polderctl node \
+         remove, then delete this key with etcdctl del"
+    )]
+    OldFence,
+    /// A fence names another node than its key: it was not written by an agent.
+    /// Remedy: delete the record with etcdctl del, and remove the node again with polderctl node remove.
+    #[error("it names node {named}, but its key names {node}")]
+    OtherNode {
+        /// The node in the record.
+        named: NodeName,
+        /// The node in the key.
+        node: NodeName,
+    },
+    /// The key is of a type that agents do not watch.
+    /// Remedy: none, it is an internal error.
+    #[error("agents do not read this key")]
+    NotWatched,
+}
 
 /// Decodes the record at a key that agents watch.
 pub fn decode(key: &str, value: &[u8]) -> Result<Record, RefusedRecord> {
-    let refused =
-        |reason: &dyn fmt::Display| RefusedRecord { key: key.to_owned(), reason: reason.to_string() };
-    let unread = |error: serde_json::Error| refused(&error);
-    let parsed: Key = key.parse().map_err(|error: crate::key::UnknownKey| {
+    decoded(key, value).map_err(|reason| RefusedRecord { key: key.to_owned(), reason: reason.to_string() })
+}
+
+fn decoded(key: &str, value: &[u8]) -> Result<Record, NotDecoded> {
+    let parsed: Key = key.parse().map_err(|error: UnknownKey| {
         let is_old_fence = key.strip_prefix(prefix::in_use()).and_then(|rest| rest.strip_prefix("fences/"));
         match is_old_fence.filter(|rest| !rest.contains('/')) {
-            Some(_) => refused(&OLD_FENCE),
-            None => refused(&error),
+            Some(_) => NotDecoded::OldFence,
+            None => error.into(),
         }
     })?;
     let record = match parsed {
-        Key::Cluster => Record::Cluster(serde_json::from_slice(value).map_err(unread)?),
-        Key::Node(name) => Record::Node(name, serde_json::from_slice(value).map_err(unread)?),
-        Key::Block(block) => Record::Block(block, serde_json::from_slice(value).map_err(unread)?),
+        Key::Cluster => Record::Cluster(serde_json::from_slice(value)?),
+        Key::Node(name) => Record::Node(name, serde_json::from_slice(value)?),
+        Key::Block(block) => Record::Block(block, serde_json::from_slice(value)?),
         Key::Pool(name) => {
-            let record: PoolRecord = serde_json::from_slice(value).map_err(unread)?;
-            let pool = Pool::new(name, record.cidr, record.block_length, record.state);
-            let mut pool = pool.map_err(|error| refused(&error))?;
+            let record: PoolRecord = serde_json::from_slice(value)?;
+            let mut pool = Pool::new(name, record.cidr, record.block_length, record.state)?;
             pool.purpose = record.purpose;
             pool.nodes = record.nodes;
             Record::Pool(pool)
         }
         Key::Fence(node, incarnation) => {
-            let record: FenceRecord = serde_json::from_slice(value).map_err(unread)?;
+            let record: FenceRecord = serde_json::from_slice(value)?;
             if record.node != node {
-                return Err(refused(&format_args!(
-                    "it names node {}, but its key names {node}",
-                    record.node
-                )));
+                return Err(NotDecoded::OtherNode { named: record.node, node });
             }
             Record::Fence(incarnation, record)
         }
-        Key::Reservation(address) => {
-            Record::Reservation(address, serde_json::from_slice(value).map_err(unread)?)
-        }
-        Key::Inspection => Record::Inspection(serde_json::from_slice(value).map_err(unread)?),
+        Key::Reservation(address) => Record::Reservation(address, serde_json::from_slice(value)?),
+        Key::Inspection => Record::Inspection(serde_json::from_slice(value)?),
         Key::Address(..) | Key::Alive(_) | Key::Answer(_) => {
-            return Err(refused(&"agents do not read this key"));
+            return Err(NotDecoded::NotWatched);
         }
     };
     Ok(record)

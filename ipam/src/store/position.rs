@@ -65,7 +65,37 @@ pub enum Interruption {
     /// The watch can resume at the known revision.
     Broken(String),
     /// Everything must be read again.
-    Gap(String),
+    Gap(Gap),
+}
+
+/// Why the known records are no basis for the watch any more.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Gap {
+    /// The last known change is missing in the datastore.
+    /// Remedy: none, everything is read again; find out who restored or emptied etcd.
+    #[error("the datastore was emptied or restored to an earlier state")]
+    Restored,
+    /// The changes since the known revision are no longer in the history of the datastore.
+    /// Remedy: none, everything is read again.
+    #[error("history before {0} was compacted")]
+    Compacted(Revision),
+    /// The revision of the datastore is lower than before.
+    /// Remedy: none, everything is read again; find out who restored etcd.
+    #[error("the datastore is at revision {revision} but was at {known}")]
+    Behind {
+        /// Revision of the datastore.
+        revision: Revision,
+        /// The known revision.
+        known: Revision,
+    },
+}
+
+/// The datastore cancelled the watch, for the reason in the text.
+/// Remedy: none, the watch is opened again; if it persists, correct the reason.
+#[derive(Debug, thiserror::Error)]
+#[error("the watch was cancelled: {reason}")]
+struct Cancelled {
+    reason: String,
 }
 
 rule! {
@@ -127,9 +157,7 @@ impl Position {
     fn resume(&self, found: Option<&Entry>) -> Result<Revision, Interruption> {
         match self.known {
             Some(known) if is_witnessed(self.witness.as_ref(), found) => Ok(known),
-            _ => {
-                Err(Interruption::Gap("the datastore was emptied or restored to an earlier state".to_owned()))
-            }
+            _ => Err(Interruption::Gap(Gap::Restored)),
         }
     }
 
@@ -147,14 +175,13 @@ impl Position {
         let known = self.known();
         let changes = match heard {
             Heard::Compacted { revision } => {
-                return Err(Interruption::Gap(format!("history before {revision} was compacted")));
+                return Err(Interruption::Gap(Gap::Compacted(revision)));
             }
             Heard::Cancelled { reason } => {
-                return Err(Interruption::Broken(format!("the watch was cancelled: {reason}")));
+                return Err(Interruption::Broken(Cancelled { reason }.to_string()));
             }
             Heard::Opened { revision } if revision < known => {
-                let gap = format!("the datastore is at revision {revision} but was at {known}");
-                return Err(Interruption::Gap(gap));
+                return Err(Interruption::Gap(Gap::Behind { revision, known }));
             }
             // Events are never older than the known revision: this is a late response to a progress request.
             Heard::Changes { revision, .. } if revision < known => return Ok(None),
@@ -187,9 +214,9 @@ impl Position {
         self.lost = true;
         let reason = match interruption {
             Interruption::Broken(reason) => reason,
-            Interruption::Gap(reason) => {
+            Interruption::Gap(gap) => {
                 self.known = None;
-                reason
+                gap.to_string()
             }
         };
         Update::Lost { reason }

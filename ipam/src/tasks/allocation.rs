@@ -2,19 +2,22 @@
 
 use std::net::IpAddr;
 
-use polder_api::message::{AddRequest, AddressSource, Refusal, RefusalKind};
+use polder_api::message::{AddRequest, AddressSource, Refusal};
 use polder_api::{Attachment, Family, Pod, PoolName};
 
-use super::{Caller, LastAdd, Me, PodHost, Unreserved, Workload, ledger_failed, refuse, teardown};
+use self::reason::NotAllocated;
+use super::attach::CallerGone;
+use super::{Caller, LastAdd, Me, NotWritten, PodHost, Workload, teardown};
 use crate::allocator::{Counts, Refused, Rest};
-use crate::capacity::{self, Foreign};
+use crate::capacity::{Foreign, OwnShare};
 use crate::claim::NoClaim;
 use crate::ledger::{AttachmentEntry, Kind};
 use crate::node::{AllocateError, AllocationRequest, NodeIpam, Source};
 use crate::pool::{BlockRequest, Pool, Purpose};
 use crate::record::BlockRecord;
-use crate::reservation::Denied;
 use crate::view::{Versioned, View};
+
+mod reason;
 
 /// The context of one allocation.
 #[derive(Debug)]
@@ -102,12 +105,11 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
                 Err(AllocateError::Overtaken) => {
                     let ended = teardown::release(self.host, &wish.attachment, LastAdd::Ended).await;
                     if let Err(error) = ended {
-                        let problem = format!("the interface of an earlier ADD is not deleted yet: {error}");
-                        return refuse(RefusalKind::TryAgain, problem);
+                        return Err(NotAllocated::EarlierAdd(error).into());
                     }
                     continue;
                 }
-                Err(AllocateError::Ledger(error)) => return Err(ledger_failed(&error)),
+                Err(AllocateError::Ledger(error)) => return Err(NotWritten(error).into()),
                 Err(AllocateError::Refused { address, why: Refused::NotHere, .. })
                     if claimed != Some(address) =>
                 {
@@ -116,22 +118,22 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
                     continue;
                 }
                 Err(error @ AllocateError::NoGateway { .. }) => {
-                    return Err(Refusal::try_again(error.to_string()));
+                    return Err(NotAllocated::Node(error).into());
                 }
                 Err(error @ (AllocateError::Refused { .. } | AllocateError::MacTaken { .. })) => {
-                    return Err(refused(&error, &wish.attachment, wish.pod.as_ref()));
+                    return Err(refused(error, &wish.attachment, wish.pod.as_ref()).into());
                 }
                 Err(AllocateError::Shortage { family, counts }) => (family, counts),
             };
             if self.caller.is_gone() {
                 // No attachment would use a block that is claimed now.
-                return refuse(RefusalKind::Failed, "the caller has disconnected");
+                return Err(CallerGone.into());
             }
             match (self.host.claim(BlockRequest::Any(family, pool.cloned())).await, rest) {
                 (Ok(()), _) => {}
                 // No other address and no other block: accept the shortest cool-down that is allowed.
                 (Err(NoClaim::Exhausted(_)), Rest::Full) => rest = Rest::Shortest,
-                (Err(error), _) => return Err(short(family, counts, &error)),
+                (Err(error), _) => return Err(short(family, counts, error).into()),
             }
         }
     }
@@ -146,19 +148,12 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
                 let gateways = self.host.ledger(|ipam, _| ipam.gateways().to_vec()).await;
                 for address in addresses {
                     if let Some(pool) = pool_of(self.view, *address) {
-                        return refuse(
-                            RefusalKind::Invalid,
-                            format!(
-                                "{address} is in pool {}, which Polder manages: give the other IPAM plugin a \
-                                 range of its own",
-                                pool.name
-                            ),
-                        );
+                        let pool = pool.name.clone();
+                        return Err(NotAllocated::Managed { address: *address, pool }.into());
                     }
                     let family = Family::of(*address);
                     if !gateways.iter().any(|gateway| Family::of(*gateway) == family) {
-                        let problem = format!("{address} has no gateway: the cluster has no {family} pool");
-                        return refuse(RefusalKind::Invalid, problem);
+                        return Err(NotAllocated::NoGateway { address: *address, family }.into());
                     }
                 }
                 Ok(Source::Elsewhere(addresses.clone()))
@@ -176,8 +171,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
         let families = self.families(pool)?;
         for family in Family::BOTH {
             if addresses.iter().filter(|address| Family::of(**address) == family).count() > 1 {
-                let problem = format!("more than one {family} address was requested: a pod gets one");
-                return refuse(RefusalKind::Invalid, problem);
+                return Err(NotAllocated::TwoAddresses(family).into());
             }
         }
         let mut requested = Vec::new();
@@ -185,14 +179,15 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
         for address in addresses {
             let of_pool = |found: &&Pool| pool.is_none_or(|pool| found.name == *pool);
             let Some(found) = pool_of(self.view, *address).filter(of_pool) else {
-                let pools = pool.map_or("any pool".to_owned(), |pool| format!("pool {pool}"));
-                return refuse(RefusalKind::Invalid, format!("{address} is not in {pools}"));
+                let address = *address;
+                return Err(match pool.cloned() {
+                    Some(pool) => NotAllocated::NotInPool { address, pool }.into(),
+                    None => NotAllocated::InNoPool(address).into(),
+                });
             };
             let family = found.family();
             if !families.contains(&family) {
-                let problem =
-                    format!("{address} is not available: no pool gives new pods {family} addresses");
-                return refuse(RefusalKind::Invalid, problem);
+                return Err(NotAllocated::ClosedFamily { address: *address, family }.into());
             }
             self.check_labels(found)?;
             match found.purpose {
@@ -211,9 +206,9 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
         for workload in workloads {
             match self.reserve(request, workload).await {
                 Ok(address) => reserved.push(address),
-                Err(refusal) => {
+                Err(why) => {
                     self.give_up(reserved, &request.attachment).await;
-                    return Err(refusal);
+                    return Err(why.into());
                 }
             }
         }
@@ -221,64 +216,49 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
     }
 
     /// Refuses a pool that is for nodes with other labels.
-    fn check_labels(&self, pool: &Pool) -> Result<(), Refusal> {
+    fn check_labels(&self, pool: &Pool) -> Result<(), NotAllocated> {
         match Foreign::to(&self.me.labels, pool) {
             None => Ok(()),
-            Some(foreign) => refuse(RefusalKind::Invalid, format!("pool {} {foreign}", pool.name)),
+            Some(foreign) => Err(NotAllocated::ForeignPool { pool: pool.name.clone(), foreign }),
         }
     }
 
     /// Requests the hand-over of a reserved address to the pod.
-    async fn reserve(&self, request: &AddRequest, wanted: Workload) -> Result<IpAddr, Refusal> {
-        let Some(pod) = &request.pod else {
-            let problem = "a reserved address needs the name of the pod, but the runtime did not pass it";
-            return refuse(RefusalKind::Invalid, problem);
-        };
-        let reserved = self.host.reserve(wanted, pod.to_string(), &request.attachment).await;
-        reserved.map_err(|why| unreserved(&why))
+    async fn reserve(&self, request: &AddRequest, wanted: Workload) -> Result<IpAddr, NotAllocated> {
+        let Some(pod) = &request.pod else { return Err(NotAllocated::Nameless) };
+        Ok(self.host.reserve(wanted, pod.to_string(), &request.attachment).await?)
     }
 
-    fn families(&self, pool: Option<&PoolName>) -> Result<Vec<Family>, Refusal> {
+    fn families(&self, pool: Option<&PoolName>) -> Result<Vec<Family>, NotAllocated> {
         let families: Vec<Family> = match pool {
             None => self.view.families().into_iter().collect(),
             Some(name) => match self.view.pools.get(name) {
                 Some(pool) => vec![pool.record.family()],
-                None => return refuse(RefusalKind::Invalid, format!("there is no pool {name}")),
+                None => return Err(NotAllocated::UnknownPool(name.clone())),
             },
         };
         if families.is_empty() {
             // The datastore has lost them since the request was admitted.
-            return refuse(RefusalKind::TryAgain, "there is no pool to take addresses from");
+            return Err(NotAllocated::NoPool);
         }
         if let Some(family) = families.iter().find(|family| !self.host.families().contains(family)) {
-            let problem = format!("the cluster has an {family} pool, but this kernel has no {family}");
-            return refuse(RefusalKind::Failed, problem);
+            return Err(NotAllocated::NoFamily(*family));
         }
         Ok(families)
     }
 
     /// Claims the block of the address, unless another node owns it.
-    async fn claim_around(&self, address: IpAddr) -> Result<(), Refusal> {
+    async fn claim_around(&self, address: IpAddr) -> Result<(), NotAllocated> {
         let Some(pool) = pool_of(self.view, address) else {
-            return refuse(RefusalKind::Invalid, format!("{address} is not in any pool"));
+            return Err(NotAllocated::InNoPool(address));
         };
         let block = pool.block_of(address);
         let others = |claim: &&Versioned<BlockRecord>| claim.record.node != self.me.name;
         if let Some(claim) = self.view.blocks.get(&block).filter(others) {
-            let problem = format!(
-                "{address} is in block {block} of node {}: only a pod there can use it",
-                claim.record.node
-            );
-            return refuse(RefusalKind::AddressTaken, problem);
+            return Err(NotAllocated::OtherNode { address, block, node: claim.record.node.clone() });
         }
-        self.host.claim(BlockRequest::This(block)).await.map_err(|error| {
-            let kind = match error {
-                NoClaim::Exhausted(_) => RefusalKind::AddressTaken,
-                NoClaim::Unavailable(_) => RefusalKind::TryAgain,
-            };
-            let problem = format!("{address} is in block {block}, which this node does not own: {error}");
-            Refusal::new(kind, problem)
-        })
+        let claimed = self.host.claim(BlockRequest::This(block)).await;
+        claimed.map_err(|error| NotAllocated::NotClaimed { address, block, error: error.into() })
     }
 }
 
@@ -287,7 +267,7 @@ fn pool_of(view: &View, address: IpAddr) -> Option<&Pool> {
 }
 
 /// The refusal of a requested address, for the caller.
-fn refused(error: &AllocateError, attachment: &Attachment, pod: Option<&Pod>) -> Refusal {
+fn refused(error: AllocateError, attachment: &Attachment, pod: Option<&Pod>) -> NotAllocated {
     let is_same = |held: &AttachmentEntry| {
         let is_its_name =
             |(held, pod): (&Pod, &Pod)| (&held.namespace, &held.name) == (&pod.namespace, &pod.name);
@@ -296,55 +276,27 @@ fn refused(error: &AllocateError, attachment: &Attachment, pod: Option<&Pod>) ->
     };
     match error {
         AllocateError::Refused { address, why: Refused::Resting(left), .. } => {
-            let seconds = left.as_secs() + 1;
-            Refusal::new(
-                RefusalKind::TryAgain,
-                format!("{address} was just released: it is in cool-down for another {seconds} s"),
-            )
+            NotAllocated::Resting { address, seconds: left.as_secs() + 1 }
         }
         // For example, a pod of a StatefulSet was deleted by force: its successor is added before the DEL of the old
         // pod.
-        AllocateError::Refused { address, why: Refused::Used, holder: Some(held) } if is_same(held) => {
-            let last = &held.attachment;
-            Refusal::try_again(format!(
-                "{address} is still used by {last}, of the same pod: it becomes free soon after its DEL"
-            ))
+        AllocateError::Refused { address, why: Refused::Used, holder: Some(held) } if is_same(&held) => {
+            NotAllocated::Predecessor { address, last: held.attachment }
         }
-        AllocateError::Refused { address, why: Refused::Used, holder } => {
-            let holder =
-                holder.as_ref().map_or("this node itself".to_owned(), |held| held.attachment.to_string());
-            Refusal::new(RefusalKind::AddressTaken, format!("{address} is used by {holder}"))
-        }
-        AllocateError::Refused { address, .. } => {
-            let problem = format!(
-                "{address} is never assigned to pods: it is a gateway address, or the first or the \
-                         last of its pool"
-            );
-            Refusal::new(RefusalKind::AddressTaken, problem)
-        }
-        other => Refusal::new(RefusalKind::AddressTaken, other.to_string()),
+        AllocateError::Refused { address, why: Refused::Used, holder } => match holder {
+            Some(held) => NotAllocated::Used { address, holder: held.attachment },
+            None => NotAllocated::UsedByNode(address),
+        },
+        AllocateError::Refused { address, .. } => NotAllocated::NeverAssigned(address),
+        other => NotAllocated::Node(other),
     }
 }
 
-fn short(family: Family, counts: Counts, error: &NoClaim) -> Refusal {
-    let own = capacity::own_share(family, counts);
+/// The refusal if no address is free and no block was claimed.
+fn short(family: Family, counts: Counts, error: NoClaim) -> NotAllocated {
+    let own = OwnShare { family, counts };
     match error {
-        NoClaim::Exhausted(why) => {
-            Refusal::new(RefusalKind::PoolExhausted, format!("{own}; {why}. {}", capacity::REMEDY))
-        }
-        NoClaim::Unavailable(_) => Refusal::try_again(format!("{own}; {error}")),
+        NoClaim::Exhausted(why) => NotAllocated::Exhausted { own, why },
+        error @ NoClaim::Unavailable(_) => NotAllocated::NoClaim { own, error: error.into() },
     }
-}
-
-/// The refusal of a reserved address, for the caller.
-fn unreserved(why: &Unreserved) -> Refusal {
-    let kind = match why {
-        Unreserved::Denied(Denied::Exhausted { .. }) => RefusalKind::PoolExhausted,
-        // The current holder may release it soon.
-        Unreserved::TryAgain(_) | Unreserved::Denied(Denied::Unregistered { .. } | Denied::Held { .. }) => {
-            RefusalKind::TryAgain
-        }
-        Unreserved::Denied(Denied::Foreign { .. } | Denied::Unfit { .. }) => RefusalKind::AddressTaken,
-    };
-    Refusal::new(kind, why.to_string())
 }

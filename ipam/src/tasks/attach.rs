@@ -1,11 +1,12 @@
 //! ADD: locks the attachment, allocates its addresses, and permits it to send from them.
 
 use polder_api::Attachment;
-use polder_api::message::{AddRequest, Refusal, RefusalKind};
+use polder_api::message::{AddRequest, Refusal, RefusalKind, Refuse};
 use tracing::info;
 
 use super::allocation::{Allocated, Allocation};
-use super::{LastAdd, Me, PodHost, refuse, teardown, tombstones};
+use super::{LastAdd, Me, PodHost, teardown, tombstones};
+use crate::cause::HostError;
 use crate::ledger::{AttachmentEntry, Kind};
 use crate::readiness::smallest_mtu;
 use crate::registration::Registration;
@@ -16,6 +17,96 @@ pub trait Caller {
     fn is_gone(&self) -> bool;
 }
 
+/// The plugin disconnected before its ADD was served, for example because the runtime stopped it.
+/// Remedy: none, the runtime repeats the ADD.
+#[derive(Debug, thiserror::Error)]
+#[error("the caller has disconnected")]
+pub(super) struct CallerGone;
+
+impl Refuse for CallerGone {
+    fn kind(&self) -> RefusalKind {
+        RefusalKind::Failed
+    }
+}
+
+/// Why an attachment is not added, apart from its addresses.
+#[derive(Debug, thiserror::Error)]
+enum NotAdded {
+    /// The attachment is locked by another request.
+    /// Remedy: none, the runtime repeats the ADD.
+    #[error("another ADD or DEL of {0} is running")]
+    Busy(Attachment),
+    /// The node serves no ADD, for the reasons in the text.
+    /// Remedy: correct the reasons that polderctl status shows; the runtime repeats the ADD.
+    #[error("this node is not ready: {}", obstacles.join("; "))]
+    NotReady {
+        /// The reasons.
+        obstacles: Vec<String>,
+        /// Whether the node was removed from the cluster.
+        is_removed: bool,
+    },
+    /// The MTU of the node is not known yet.
+    /// Remedy: none, the runtime repeats the ADD; if it persists, see polderctl status.
+    #[error("this node is not ready")]
+    NoMtu,
+    /// The network configuration requests an MTU that this node cannot provide.
+    /// Remedy: set an mtu in that range in the network configuration, or omit it.
+    #[error("mtu {mtu} is out of range: this node supports {smallest} to {largest}")]
+    Mtu {
+        /// The requested MTU, in bytes.
+        mtu: u32,
+        /// The smallest MTU, in bytes.
+        smallest: u32,
+        /// The largest MTU, in bytes.
+        largest: u32,
+    },
+    /// The kernel refused the entries that permit the pod to send.
+    /// Remedy: check the error of the kernel in the text; the addresses are released, and the runtime repeats the ADD.
+    #[error("cannot permit {attachment} to send from its address: {error}")]
+    NotPermitted {
+        /// The attachment.
+        attachment: Attachment,
+        /// The error of the kernel.
+        #[source]
+        error: HostError,
+    },
+    /// The attachment still exists, and its release has begun.
+    /// Remedy: none, the runtime repeats the ADD.
+    #[error("{0} is being released")]
+    Leaving(Attachment),
+    /// The attachment has addresses from an earlier request, whose interface another plugin created.
+    #[error("{0} has addresses for the interface of another plugin: it needs a DEL before another ADD")]
+    OtherPlugin(Attachment),
+    /// The attachment has an interface of an earlier ADD.
+    #[error("{0} is already attached: it needs a DEL before another ADD")]
+    Attached(Attachment),
+    /// The kernel did not list the pods' interfaces.
+    /// Remedy: check the error of the kernel in the text; the runtime repeats the ADD.
+    #[error("cannot check the interface of {attachment}: {error}")]
+    NotChecked {
+        /// The attachment.
+        attachment: Attachment,
+        /// The error of the kernel.
+        #[source]
+        error: HostError,
+    },
+    /// The attachment has addresses of an earlier request.
+    #[error("{0} already has addresses: it needs a DEL before another ADD")]
+    Leased(Attachment),
+}
+
+impl Refuse for NotAdded {
+    fn kind(&self) -> RefusalKind {
+        match self {
+            Self::NotReady { is_removed: true, .. } => RefusalKind::Removed,
+            Self::Busy(_) | Self::NotReady { .. } | Self::NoMtu | Self::Leaving(_) => RefusalKind::TryAgain,
+            Self::Mtu { .. } => RefusalKind::Invalid,
+            Self::NotPermitted { .. } | Self::NotChecked { .. } => RefusalKind::Failed,
+            Self::OtherPlugin(_) | Self::Attached(_) | Self::Leased(_) => RefusalKind::Exists,
+        }
+    }
+}
+
 /// Locks the attachment for an ADD, if the node serves ADDs.
 async fn admit<H: PodHost>(
     host: &H,
@@ -23,19 +114,17 @@ async fn admit<H: PodHost>(
     caller: &impl Caller,
 ) -> Result<H::Lock, Refusal> {
     let Some(lock) = host.try_lock(attachment) else {
-        let problem = format!("another ADD or DEL of {attachment} is running");
-        return refuse(RefusalKind::TryAgain, problem);
+        return Err(NotAdded::Busy(attachment.clone()).into());
     };
     // The DEL of this attachment may have been served before this ADD, and is not repeated.
     if caller.is_gone() {
         info!(%attachment, "the caller of this ADD has disconnected");
-        return refuse(RefusalKind::Failed, "the caller has disconnected");
+        return Err(CallerGone.into());
     }
     let obstacles = host.obstacles();
     if !obstacles.is_empty() {
         let is_removed = matches!(host.registration(), Registration::Removed(_));
-        let kind = if is_removed { RefusalKind::Removed } else { RefusalKind::TryAgain };
-        return refuse(kind, format!("this node is not ready: {}", obstacles.join("; ")));
+        return Err(NotAdded::NotReady { obstacles, is_removed }.into());
     }
     tombstones::apply(host, attachment).await;
     Ok(lock)
@@ -52,14 +141,11 @@ pub async fn add<H: PodHost>(
     let attachment = request.attachment.clone();
     let lock = admit(host, &attachment, caller).await?;
     let view = host.view();
-    let Some(largest) = host.mtu() else {
-        return refuse(RefusalKind::TryAgain, "this node is not ready");
-    };
+    let Some(largest) = host.mtu() else { return Err(NotAdded::NoMtu.into()) };
     let mtu = request.mtu.unwrap_or(largest);
     let smallest = smallest_mtu(&view.families());
     if !(smallest..=largest).contains(&mtu) {
-        let problem = format!("mtu {mtu} is out of range: this node supports {smallest} to {largest}");
-        return refuse(RefusalKind::Invalid, problem);
+        return Err(NotAdded::Mtu { mtu, smallest, largest }.into());
     }
     let allocation = Allocation { host, me, caller, view: &view };
     let held = match allocation.allocate(Kind::Pod, request, mtu).await? {
@@ -68,10 +154,7 @@ pub async fn add<H: PodHost>(
     };
     if let Err(error) = host.admit(&held).await {
         let _ = teardown::release(host, &attachment, LastAdd::Ended).await;
-        return refuse(
-            RefusalKind::Failed,
-            format!("cannot permit {attachment} to send from its address: {error}"),
-        );
+        return Err(NotAdded::NotPermitted { attachment, error }.into());
     }
     host.attachments_changed();
     info!(%attachment, addresses = ?held.addresses, pod = held.pod.as_ref().map(ToString::to_string), "added");
@@ -80,27 +163,18 @@ pub async fn add<H: PodHost>(
 
 /// The answer to a second ADD of the same attachment: a refusal if its interface exists. If the first ADD left no
 /// interface, the second one continues with the same addresses.
-async fn already_there<H: PodHost>(host: &H, held: AttachmentEntry) -> Result<AttachmentEntry, Refusal> {
+async fn already_there<H: PodHost>(host: &H, held: AttachmentEntry) -> Result<AttachmentEntry, NotAdded> {
     let attachment = held.attachment.clone();
     if held.leaving {
-        return refuse(RefusalKind::TryAgain, format!("{attachment} is being released"));
+        return Err(NotAdded::Leaving(attachment));
     }
     if held.kind != Kind::Pod {
-        let problem = format!(
-            "{attachment} has addresses for the interface of another plugin: it needs a DEL before another \
-             ADD"
-        );
-        return refuse(RefusalKind::Exists, problem);
+        return Err(NotAdded::OtherPlugin(attachment));
     }
     match teardown::is_gone(host, held.clone()).await {
         Ok(true) => Ok(held),
-        Ok(false) => refuse(
-            RefusalKind::Exists,
-            format!("{attachment} is already attached: it needs a DEL before another ADD"),
-        ),
-        Err(error) => {
-            refuse(RefusalKind::Failed, format!("cannot check the interface of {attachment}: {error}"))
-        }
+        Ok(false) => Err(NotAdded::Attached(attachment)),
+        Err(error) => Err(NotAdded::NotChecked { attachment, error }),
     }
 }
 
@@ -119,8 +193,7 @@ pub async fn lease<H: PodHost>(
     let held = match allocation.allocate(Kind::Lease, request, 0).await? {
         Allocated::New(held) => held,
         Allocated::Exists(_) => {
-            let problem = format!("{attachment} already has addresses: it needs a DEL before another ADD");
-            return refuse(RefusalKind::Exists, problem);
+            return Err(NotAdded::Leased(attachment).into());
         }
     };
     host.attachments_changed();

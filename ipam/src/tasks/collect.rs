@@ -3,13 +3,54 @@
 use std::collections::BTreeSet;
 
 use polder_api::Attachment;
-use polder_api::message::{Collection, Refusal, RefusalKind};
+use polder_api::message::{Collection, Refusal, RefusalKind, Refuse};
 use tracing::info;
 
 use super::teardown::{self, ReleaseOutcome};
-use super::{LastAdd, PodHost, ledger_failed};
+use super::{LastAdd, NotWritten, PodHost};
+use crate::cause::HostError;
 use crate::moment::Moment;
 use crate::node::stale;
+
+/// GC could not release every attachment that the runtime no longer lists. The runtime calls GC again.
+/// Remedy: correct the cause that is given for each attachment; the agent also retries.
+#[derive(Debug, thiserror::Error)]
+#[error("not everything was released: {}", joined(.0))]
+struct NotCollected(Vec<Kept>);
+
+/// An attachment that GC did not release completely.
+#[derive(Debug, thiserror::Error)]
+enum Kept {
+    /// Its interface is deleted, but its addresses cannot be freed in the ledger.
+    /// Remedy: check the disk of the agent's state directory; the agent frees the addresses in the next attempt.
+    #[error("the addresses of {attachment}: {error}")]
+    Addresses {
+        /// The attachment.
+        attachment: Attachment,
+        /// The error of the ledger.
+        error: NotWritten,
+    },
+    /// Its interface cannot be deleted, so its addresses stay in use.
+    /// Remedy: check the error of the kernel in the text; the agent retries.
+    #[error("{attachment}: {error}")]
+    Interface {
+        /// The attachment.
+        attachment: Attachment,
+        /// The error of the kernel.
+        error: HostError,
+    },
+}
+
+impl Refuse for NotCollected {
+    fn kind(&self) -> RefusalKind {
+        RefusalKind::Failed
+    }
+}
+
+fn joined(kept: &[Kept]) -> String {
+    let all: Vec<String> = kept.iter().map(ToString::to_string).collect();
+    all.join("; ")
+}
 
 /// Releases every attachment of the network that is not listed as valid and was added before the call began. Continues
 /// after a failure, and reports all failures.
@@ -21,7 +62,7 @@ pub async fn collect<H: PodHost>(host: &H, collection: Collection) -> Result<(),
             stale(ipam.attachments().filter(|held| held.attachment.network == network), began, &valid)
         })
         .await;
-    let mut problems = Vec::new();
+    let mut kept = Vec::new();
     for attachment in stale {
         // A running ADD or DEL takes precedence.
         let Some(_lock) = host.try_lock(&attachment) else { continue };
@@ -29,14 +70,10 @@ pub async fn collect<H: PodHost>(host: &H, collection: Collection) -> Result<(),
         match teardown::release(host, &attachment, LastAdd::Ended).await {
             Ok(ReleaseOutcome::Freed) => {}
             Ok(ReleaseOutcome::Kept(error)) => {
-                let reason = ledger_failed(&error);
-                problems.push(format!("the addresses of {attachment}: {reason}"));
+                kept.push(Kept::Addresses { attachment, error: error.into() });
             }
-            Err(error) => problems.push(format!("{attachment}: {error}")),
+            Err(error) => kept.push(Kept::Interface { attachment, error }),
         }
     }
-    if problems.is_empty() {
-        return Ok(());
-    }
-    Err(Refusal::new(RefusalKind::Failed, format!("not everything was released: {}", problems.join("; "))))
+    if kept.is_empty() { Ok(()) } else { Err(NotCollected(kept).into()) }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use polder_api::message::{RefusalKind, Refuse};
 use polder_api::{Attachment, PoolName};
 use tracing::info;
 
@@ -38,22 +39,39 @@ pub enum Unreserved {
     Denied(#[from] Denied),
 }
 
+impl Refuse for Unreserved {
+    fn kind(&self) -> RefusalKind {
+        match self {
+            Self::Denied(Denied::Exhausted { .. }) => RefusalKind::PoolExhausted,
+            // The current holder may release it soon.
+            Self::TryAgain(_) | Self::Denied(Denied::Unregistered { .. } | Denied::Held { .. }) => {
+                RefusalKind::TryAgain
+            }
+            Self::Denied(Denied::Foreign { .. } | Denied::Unfit { .. }) => RefusalKind::AddressTaken,
+        }
+    }
+}
+
 /// Why no address is handed over now.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum NotNow {
     /// The records cannot be read.
+    /// Remedy: correct the error of the datastore; the runtime repeats the ADD.
     #[error("a reserved address needs the datastore: {0}")]
     Away(#[source] Unavailable),
     /// The datastore or the node cannot provide it.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
     /// The pool was removed.
+    /// Remedy: request another pool, or add that pool again with polderctl pool add.
     #[error("pool {0} was removed")]
     PoolGone(PoolName),
     /// The pod that had the address is deleted, but its ADD can still create an interface.
+    /// Remedy: none, the runtime repeats the ADD.
     #[error("{0} used the address: it was deleted, but its ADD is still running")]
     AddGoesOn(Attachment),
     /// Every attempt was refused, because the records had changed.
+    /// Remedy: none, the runtime repeats the ADD.
     #[error("the reservation keeps changing")]
     Contended,
 }

@@ -52,6 +52,7 @@ enum Lost {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The node's record has changed.
+    /// Remedy: none, it is retried.
     #[error("the node's record has changed")]
     Replaced,
 }

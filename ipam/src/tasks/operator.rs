@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::Attachment;
-use polder_api::message::{Refusal, RefusalKind};
+use polder_api::message::{Refusal, RefusalKind, Refuse};
 
 use super::{ATTEMPTS, PodHost};
 use crate::Revision;
@@ -52,20 +52,46 @@ pub trait OperatorHost: PodHost + Knowledge {
 /// The answer to a request that failed in the datastore: another attempt is offered only for an error that may end
 /// without an operator.
 pub fn store_failed(error: &StoreError, message: impl Into<String>) -> Refusal {
-    let kind = if error.is_lasting() { RefusalKind::Failed } else { RefusalKind::TryAgain };
-    Refusal::new(kind, message)
+    Refusal::new(error.kind(), message)
+}
+
+/// Another attempt is offered only for an error that may end without an operator.
+impl Refuse for StoreError {
+    fn kind(&self) -> RefusalKind {
+        if self.is_lasting() { RefusalKind::Failed } else { RefusalKind::TryAgain }
+    }
+}
+
+/// The agent's view is not up to date with the datastore, so no decision is based on it.
+#[derive(Debug, thiserror::Error)]
+enum NotCurrent {
+    /// The watch of the datastore is interrupted, for the reason in the text.
+    /// Remedy: correct that reason, see polderctl status; then repeat the command.
+    #[error("{store}: {reason}")]
+    Lost {
+        /// The name of the datastore.
+        store: String,
+        /// The reason.
+        reason: String,
+    },
+    /// The agent has no records from the datastore yet.
+    /// Remedy: repeat the command; if it persists, see polderctl status.
+    #[error("{0}: it has not been read yet")]
+    Unread(String),
+}
+
+impl Refuse for NotCurrent {
+    fn kind(&self) -> RefusalKind {
+        RefusalKind::TryAgain
+    }
 }
 
 /// The view of the agent, if it is up to date with the datastore.
-fn current(agent: &impl Knowledge) -> Result<Arc<View>, Refusal> {
+fn current(agent: &impl Knowledge) -> Result<Arc<View>, NotCurrent> {
     let view = agent.known();
-    if view.source != Source::Store || view.lost.is_some() {
-        let why = view.lost.as_deref().unwrap_or("it has not been read yet");
-        return Err(Refusal::try_again(format!("{}: {why}", agent.store_name())));
+    match &view.lost {
+        Some(reason) => Err(NotCurrent::Lost { store: agent.store_name(), reason: reason.clone() }),
+        None if view.source != Source::Store => Err(NotCurrent::Unread(agent.store_name())),
+        None => Ok(view),
     }
-    Ok(view)
-}
-
-fn invalid(problem: impl ToString) -> Refusal {
-    Refusal::new(RefusalKind::Invalid, problem.to_string())
 }

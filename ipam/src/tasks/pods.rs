@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use polder_api::message::{Refusal, RefusalKind};
+use polder_api::message::{Refusal, RefusalKind, Refuse};
 use polder_api::{Attachment, Family};
 
 use super::{Host, Unreserved, Workload};
@@ -138,7 +138,19 @@ pub fn refuse<T>(kind: RefusalKind, message: impl Into<String>) -> Result<T, Ref
     Err(Refusal::new(kind, message))
 }
 
+/// The node's ledger cannot be read or written. The request changed nothing in it.
+/// Remedy: check the disk of the agent's state directory: free space, a read-only mount, I/O errors in the kernel log.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("cannot write the ledger: {0}")]
+pub struct NotWritten(#[from] pub LedgerError);
+
+impl Refuse for NotWritten {
+    fn kind(&self) -> RefusalKind {
+        RefusalKind::Failed
+    }
+}
+
 /// The refusal of a request that failed because of the ledger.
 pub fn ledger_failed(error: &LedgerError) -> Refusal {
-    Refusal::new(RefusalKind::Failed, format!("cannot write the ledger: {error}"))
+    NotWritten(error.clone()).into()
 }

@@ -9,6 +9,19 @@ use crate::invariants::Published;
 use crate::key::{Key, Range};
 use crate::store::{Contents, StoreError};
 
+/// Why an address record is not read.
+#[derive(Debug, thiserror::Error)]
+enum NotRead {
+    /// The value is not valid JSON of the expected type.
+    /// Remedy: check that all agents are of releases that work together; otherwise delete the record.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// The key has no node name and address, so it was not written by an agent.
+    /// Remedy: delete the key with etcdctl del.
+    #[error("its key is not that of a node address")]
+    Key,
+}
+
 /// The address records of the datastore, as of one revision.
 #[derive(Debug, Clone, Default)]
 pub struct PublishedAddresses {
@@ -35,12 +48,12 @@ impl PublishedAddresses {
             let read = match entry.key.parse() {
                 Ok(Key::Address(node, address)) => serde_json::from_slice(&entry.value)
                     .map(|record| Published { node, address, record })
-                    .map_err(|error| error.to_string()),
-                _ => Err("its key is not that of a node address".to_owned()),
+                    .map_err(NotRead::from),
+                _ => Err(NotRead::Key),
             };
             match read {
                 Ok(published) => addresses.records.push((published, entry.revision)),
-                Err(reason) => addresses.unreadable.push((entry.key, reason, entry.revision)),
+                Err(reason) => addresses.unreadable.push((entry.key, reason.to_string(), entry.revision)),
             }
         }
         addresses

@@ -82,6 +82,7 @@ enum NotPublished {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The node was removed or replaced.
+    /// Remedy: none, it is retried.
     #[error("the node's record has changed")]
     Replaced,
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use polder_api::Attachment;
-use polder_api::message::{Refusal, RefusalKind};
+use polder_api::message::{Refusal, RefusalKind, Refuse};
 use polder_api::rule;
 use tracing::{info, warn};
 
@@ -16,20 +16,42 @@ use crate::release::NotReleased;
 /// The longest time that a DEL waits for an ADD of the same attachment to end.
 pub const WIRING_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Why a DEL does not release the attachment.
+#[derive(Debug, thiserror::Error)]
+enum NotDeleted {
+    /// An ADD of the attachment did not end while the DEL waited for it.
+    /// Remedy: none, the runtime repeats the DEL.
+    #[error("an ADD of {0} is running")]
+    AddRuns(Attachment),
+    /// The kernel did not delete the interface of the attachment.
+    /// Remedy: check the error of the kernel; the runtime repeats the DEL, and the agent retries.
+    #[error(transparent)]
+    Interface(#[from] HostError),
+}
+
+impl Refuse for NotDeleted {
+    fn kind(&self) -> RefusalKind {
+        match self {
+            Self::AddRuns(_) => RefusalKind::TryAgain,
+            Self::Interface(_) => RefusalKind::Failed,
+        }
+    }
+}
+
 /// Releases an attachment: first its interface, then its addresses. Succeeds if nothing is left to release.
 pub async fn del<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), Refusal> {
     // Otherwise a plugin that is still running would create an interface for a released attachment.
     let lock = host.lock(attachment, WIRING_PATIENCE).await;
     if lock.is_none() {
         if !goes_on_without_lock() {
-            return Err(Refusal::try_again(format!("an ADD of {attachment} is running")));
+            return Err(NotDeleted::AddRuns(attachment.clone()).into());
         }
         warn!(%attachment, "the ADD does not end: releasing anyway");
     }
     // A DEL must not fail because of a hanging ADD: the runtime has to finish the deletion of the pod.
     let add = if lock.is_some() { LastAdd::Ended } else { LastAdd::GoesOn };
     let released = release(host, attachment, add).await;
-    drop(released.map_err(|error| Refusal::new(RefusalKind::Failed, error.to_string()))?);
+    drop(released.map_err(NotDeleted::from)?);
     if lock.is_none()
         && let Some(_lock) = host.try_lock(attachment)
     {

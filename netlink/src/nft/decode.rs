@@ -10,6 +10,7 @@ use netlink_packet_netfilter::{
 };
 
 use super::Element;
+use crate::Error;
 use crate::error::{attribute, text};
 
 /// Verdicts, also used as policies of base chains (`include/uapi/linux/netfilter.h`).
@@ -119,9 +120,9 @@ pub(super) fn body(message: &NetfilterMessage, of_type: u8) -> Option<Vec<u8>> {
 }
 
 /// The elements in a message about one of Polder's sets.
-pub(super) fn elements(message: &NetfilterMessage) -> Result<Vec<Element>, DecodeError> {
+pub(super) fn elements(message: &NetfilterMessage) -> Result<Vec<Element>, Error> {
     keys(message, |key, ends_range| {
-        let element = key.and_then(Element::with_key).ok_or("unexpected key of a set element")?;
+        let element = key.and_then(Element::with_key).ok_or(Error::ElementKey)?;
         Ok(if ends_range { element.behind_range() } else { element })
     })
 }
@@ -129,8 +130,8 @@ pub(super) fn elements(message: &NetfilterMessage) -> Result<Vec<Element>, Decod
 /// Calls `put` with the key of each element in the message, and whether the key ends a range. Returns the results.
 pub(super) fn keys<T>(
     message: &NetfilterMessage,
-    put: impl Fn(Option<&[u8]>, bool) -> Result<T, DecodeError>,
-) -> Result<Vec<T>, DecodeError> {
+    put: impl Fn(Option<&[u8]>, bool) -> Result<T, Error>,
+) -> Result<Vec<T>, Error> {
     let NetfilterMessageInner::Other { message_type: NEW_SET_ELEMENT, attributes: all, .. } = &message.inner
     else {
         return Ok(Vec::new());

@@ -82,9 +82,34 @@ pub(super) fn refusal(error: &etcd_client::Error) -> Option<Refusal> {
     }
 }
 
-pub(super) const CLIENT_CERTIFICATE: &str = "if etcd requires client certificates, etcd.cert and etcd.key \
-                                             (polderctl: --etcd-cert and --etcd-key) must be signed by the CA \
-                                             that etcd trusts";
+/// The remedy for an error of the client. The message has it in parentheses after the cause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Hint {
+    /// The certificate of etcd was signed by another CA than `etcd.ca`.
+    /// Remedy: set `etcd.ca` to the certificate of that CA.
+    #[error("check that etcd.ca is the CA that signed etcd's certificate")]
+    Ca,
+    /// The certificate of etcd has neither the host name nor the address of the endpoint.
+    /// Remedy: set `etcd.endpoints` to a host in the certificate, or add the host to the certificate.
+    #[error("check that etcd's certificate includes the host of the endpoint")]
+    Host,
+    /// etcd closed the connection during the TLS handshake, probably because it does not accept the client certificate.
+    #[error(
+        "if etcd requires client certificates, etcd.cert and etcd.key (polderctl: --etcd-cert and --etcd-key) must be \
+         signed by the CA that etcd trusts"
+    )]
+    ClientCertificate,
+    /// The endpoint is https://, but the server does not use TLS.
+    #[error("no TLS there: check whether the endpoint must be http://")]
+    NoTls,
+    /// No process accepts connections at the address and port of the endpoint.
+    /// Remedy: start etcd there, or correct `etcd.endpoints`.
+    #[error("check that etcd is running there")]
+    NotRunning,
+    /// A grpc-proxy removed the code of etcd's reply "permission denied".
+    #[error("{}", RefusalCause::Permission.remedy())]
+    Permission,
+}
 
 /// The last cause of the error, with a hint if one is known; and whether one is known. The other causes only name
 /// layers of the client and repeat the address.
@@ -105,18 +130,17 @@ pub(super) fn explain(error: &etcd_client::Error) -> (String, bool) {
         source = cause.source();
     }
     let hints = [
-        ("UnknownIssuer", "check that etcd.ca is the CA that signed etcd's certificate"),
-        ("NotValidForName", "check that etcd's certificate includes the host of the endpoint"),
-        ("CertificateRequired", CLIENT_CERTIFICATE),
-        ("BadCertificate", CLIENT_CERTIFICATE),
-        ("UnknownCA", CLIENT_CERTIFICATE),
-        ("DecryptError", CLIENT_CERTIFICATE),
-        ("InvalidContentType", "no TLS there: check whether the endpoint must be http://"),
-        ("Connection refused", "check that etcd is running there"),
+        ("UnknownIssuer", Hint::Ca),
+        ("NotValidForName", Hint::Host),
+        ("CertificateRequired", Hint::ClientCertificate),
+        ("BadCertificate", Hint::ClientCertificate),
+        ("UnknownCA", Hint::ClientCertificate),
+        ("DecryptError", Hint::ClientCertificate),
+        ("InvalidContentType", Hint::NoTls),
+        ("Connection refused", Hint::NotRunning),
+        ("permission denied", Hint::Permission),
     ];
-    let known = hints.iter().find(|(sign, _)| text.contains(sign)).map(|(_, hint)| (*hint).to_owned());
-    let denied = text.contains("permission denied").then(|| RefusalCause::Permission.remedy());
-    match known.or(denied) {
+    match hints.iter().find(|(sign, _)| text.contains(sign)).map(|(_, hint)| hint) {
         Some(hint) => (format!("{last} ({hint})"), true),
         None => (last, false),
     }

@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::fs;
-use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
 
 /// Endpoints, certificates and user for etcd.
 #[derive(Debug, Clone, Default)]
@@ -46,22 +46,66 @@ impl fmt::Debug for Pem {
     }
 }
 
+/// A file with a certificate, a key or a password cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotRead {
+    /// The file has no line that starts with `-----BEGIN `: it is empty, or not in PEM format.
+    /// Remedy: convert the file to PEM: openssl x509 -inform der -in FILE for a certificate.
+    #[error("{} contains no PEM block", path.display())]
+    NoPem {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The user of this process may not read the file. The agent's service runs as root, but cannot read files that
+    /// only another user can read.
+    #[error(
+        "{0}: {reason}. The user of this process must own the file; for the agent: chown root: {0}",
+        path.display()
+    )]
+    NotPermitted {
+        /// The file.
+        path: PathBuf,
+        /// The error of the operating system.
+        reason: String,
+    },
+    /// The file does not exist, or the operating system cannot read it.
+    /// Remedy: check the path of the file.
+    #[error("{}: {reason}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The error of the operating system.
+        reason: String,
+    },
+    /// The file with the password has no characters before the line break at its end.
+    /// Remedy: write the password to the file.
+    #[error("{} is empty", path.display())]
+    NoPassword {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl NotRead {
+    fn unreadable(path: &Path, error: &io::Error) -> Self {
+        Self::Unreadable { path: path.to_owned(), reason: error.to_string() }
+    }
+}
+
 impl Pem {
     /// Reads the PEM text. The error includes the remedy.
-    pub fn read(&self) -> Result<Vec<u8>, String> {
+    pub fn read(&self) -> Result<Vec<u8>, NotRead> {
         let path = match self {
             Self::Inline(bytes) => return Ok(bytes.clone()),
             Self::File(path) => path,
         };
         match fs::read(path) {
             Ok(bytes) if String::from_utf8_lossy(&bytes).contains("-----BEGIN ") => Ok(bytes),
-            Ok(_) => Err(format!("{} contains no PEM block", path.display())),
-            // The agent's service runs as root, but cannot read files that only another user can read.
-            Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(format!(
-                "{0}: {error}. The user of this process must own the file; for the agent: chown root: {0}",
-                path.display()
-            )),
-            Err(error) => Err(format!("{}: {error}", path.display())),
+            Ok(_) => Err(NotRead::NoPem { path: path.clone() }),
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                Err(NotRead::NotPermitted { path: path.clone(), reason: error.to_string() })
+            }
+            Err(error) => Err(NotRead::unreadable(path, &error)),
         }
     }
 }
@@ -77,9 +121,9 @@ pub(super) struct Tls {
 
 impl EtcdConfig {
     /// Reads the certificates and the key.
-    pub(super) fn tls(&self) -> Result<Tls, String> {
+    pub(super) fn tls(&self) -> Result<Tls, NotRead> {
         let ca = self.ca.as_ref().map(Pem::read).transpose()?;
-        let read = |(certificate, key): &(Pem, Pem)| Ok::<_, String>((certificate.read()?, key.read()?));
+        let read = |(certificate, key): &(Pem, Pem)| Ok::<_, NotRead>((certificate.read()?, key.read()?));
         Ok(Tls { ca, identity: self.identity.as_ref().map(read).transpose()? })
     }
 
@@ -119,15 +163,15 @@ impl fmt::Debug for Password {
 
 impl Password {
     /// Reads the password, without the line break at its end.
-    pub fn read(&self) -> Result<String, String> {
+    pub fn read(&self) -> Result<String, NotRead> {
         match self {
             Self::Inline(password) => Ok(password.clone()),
             Self::File(path) => match fs::read_to_string(path) {
                 Ok(text) if text.trim_end_matches(['\r', '\n']).is_empty() => {
-                    Err(format!("{} is empty", path.display()))
+                    Err(NotRead::NoPassword { path: path.clone() })
                 }
                 Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
-                Err(error) => Err(format!("{}: {error}", path.display())),
+                Err(error) => Err(NotRead::unreadable(path, &error)),
             },
         }
     }
@@ -142,9 +186,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("password");
         let password = Password::File(path.clone());
-        assert!(password.read().unwrap_err().contains("password: No such file"));
+        assert!(password.read().unwrap_err().to_string().contains("password: No such file"));
         fs::write(&path, "\n").unwrap();
-        assert!(password.read().unwrap_err().contains("is empty"));
+        assert!(password.read().unwrap_err().to_string().contains("is empty"));
         fs::write(&path, " se cret \r\n").unwrap();
         assert_eq!(password.read().unwrap(), " se cret ");
         assert!(!format!("{:?}", Password::Inline("secret".to_owned())).contains("secret"));

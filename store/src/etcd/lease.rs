@@ -7,6 +7,7 @@ use polder_ipam::store::{Outcome, StoreError, Txn, Write};
 use tokio::time::timeout;
 
 use super::{Etcd, compare, write};
+use crate::reason::NoReply;
 use crate::writes::Written;
 
 /// A granted lease.
@@ -57,9 +58,9 @@ impl Etcd {
         match timeout(patience, renewal).await {
             // etcd does not return an error for an expired lease: its time to live is 0.
             Ok(Ok(Some(answer))) if answer.ttl() > 0 => Ok(()),
-            Ok(Ok(_)) => Err(self.no_answer("the lease expired".to_owned())),
-            Ok(Err(error)) => Err(self.no_answer(self.explain(&error))),
-            Err(_) => Err(self.no_answer("the lease was not renewed in time".to_owned())),
+            Ok(Ok(_)) => Err(self.no_answer(NoReply::LeaseExpired)),
+            Ok(Err(error)) => Err(StoreError::NoAnswer { store: self.name(), reason: self.explain(&error) }),
+            Err(_) => Err(self.no_answer(NoReply::LeaseNotRenewed)),
         }
     }
 

@@ -17,6 +17,7 @@ use super::answer::{is_without_users, refusal};
 use super::members::Member;
 use super::session::{AFTER_REFUSAL, AFTER_TIMEOUT, LoginState, NoLogin};
 use super::{Etcd, PATIENCE};
+use crate::reason::Unusable;
 
 /// Timeout for a login of the agent.
 const LOGIN_PATIENCE: Duration = Duration::from_secs(60);
@@ -33,14 +34,7 @@ impl Etcd {
             return self.log_in_for_request(member, known).await;
         }
         let deadline = Instant::now() + PATIENCE;
-        let slow = |_| StoreError::Unusable {
-            store: member.to_string(),
-            reason: format!(
-                "the login has taken more than {} s and continues: many clients may be logging in at once; \
-                 client certificates (etcd.cert) need no login",
-                PATIENCE.as_secs()
-            ),
-        };
+        let slow = |_| Unusable::SlowLogin { seconds: PATIENCE.as_secs() }.at(member.to_string());
         let mut turn = timeout_at(deadline, self.turn().lock_owned()).await.map_err(slow)?;
         if member.session.known() != known {
             return Ok(());
@@ -53,9 +47,7 @@ impl Etcd {
         });
         match timeout_at(deadline, login).await.map_err(slow)? {
             Ok(outcome) => outcome,
-            Err(panicked) => {
-                Err(StoreError::Unusable { store: member.to_string(), reason: panicked.to_string() })
-            }
+            Err(panicked) => Err(Unusable::LoginPanicked(panicked).at(member.to_string())),
         }
     }
 
@@ -75,10 +67,9 @@ impl Etcd {
     async fn log_in_now(&self, member: &Arc<Member>, patience: Duration) -> Result<(), NoLogin> {
         let Some(credentials) = self.credentials() else { return Ok(()) };
         let store = member.to_string();
-        let unusable = |reason| StoreError::Unusable { store: store.clone(), reason };
+        let unusable = |reason: Unusable| reason.at(store.as_str());
         let password = credentials.password.read();
-        let password =
-            password.map_err(|why| (unusable(format!("etcd.password_file: {why}")), Some(AFTER_REFUSAL)))?;
+        let password = password.map_err(|why| (unusable(Unusable::Password(why)), Some(AFTER_REFUSAL)))?;
         let mut client = member.client.clone();
         let user = credentials.user.clone();
         let error = match timeout(patience, client.update_user(Some((user, password)))).await {
@@ -90,13 +81,12 @@ impl Etcd {
             Ok(Err(error)) => error,
             Err(_) => {
                 self.leave(member);
-                let remedy = if self.is_of_one_request() {
-                    ": many clients may be logging in at once; a client certificate (--etcd-cert) needs no \
-                     login"
+                let seconds = patience.as_secs();
+                let reason = if self.is_of_one_request() {
+                    Unusable::NoLoginOfOperator { seconds }
                 } else {
-                    ""
+                    Unusable::NoLogin { seconds }
                 };
-                let reason = format!("no reply to the login within {} s{remedy}", patience.as_secs());
                 return Err((unusable(reason), Some(AFTER_TIMEOUT)));
             }
         };
@@ -112,10 +102,10 @@ impl Etcd {
             Some(_) => Err((self.failed(member, &error), Some(AFTER_REFUSAL))),
             None => {
                 self.leave(member);
-                let reason = self.explain(&error);
+                let cause = self.explain(&error);
                 // An error from etcd has cost it CPU time, so pause; a refused connection has not.
-                let pauses = reason.contains("etcdserver").then_some(AFTER_REFUSAL);
-                Err((unusable(format!("cannot log in: {reason}")), pauses))
+                let pauses = cause.contains("etcdserver").then_some(AFTER_REFUSAL);
+                Err((unusable(Unusable::LoginFailed { cause }), pauses))
             }
         }
     }

@@ -1,9 +1,12 @@
 //! Finds the addresses of etcd members: of the configured names, and of the names in a domain's SRV records.
 
+use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use domain::base::iana::Rcode;
+use domain::base::name::FromStrError;
+use domain::base::wire::ParseError;
 use domain::base::{Name, Rtype};
 use domain::rdata::Srv;
 use domain::resolv::StubResolver;
@@ -49,7 +52,84 @@ impl By {
 struct Failed {
     source: String,
     host: Option<String>,
-    why: String,
+    why: NoMembers,
+}
+
+/// Members of etcd were not found. Those of an earlier lookup are kept.
+#[derive(Debug, thiserror::Error)]
+enum NoMembers {
+    /// The name server did not return the SRV records of the domain.
+    /// Remedy: check `etcd.discovery_srv` and the records: `dig SRV NAME`.
+    #[error("cannot look up SRV records {name}: {why}")]
+    Records {
+        /// The name of the SRV records.
+        name: String,
+        /// The cause.
+        why: NoResult,
+    },
+    /// An SRV record points to a host of another domain. That member is not used.
+    /// Remedy: correct the SRV records of the domain.
+    #[error("SRV records {name} point to {host}: {why}")]
+    Target {
+        /// The name of the SRV records.
+        name: String,
+        /// The host in the record.
+        host: String,
+        /// The rule for hosts.
+        why: OtherDomain,
+    },
+    /// The host of an endpoint or of an SRV record has no address.
+    /// Remedy: check the name and the name servers in /etc/resolv.conf: `getent ahosts HOST`.
+    #[error("cannot look up host {host} of {origin}: {why}")]
+    Host {
+        /// The host name.
+        host: String,
+        /// The endpoint, or the name of the SRV records.
+        origin: String,
+        /// The cause.
+        why: NoResult,
+    },
+}
+
+/// A name server returned no result.
+#[derive(Debug, thiserror::Error)]
+enum NoResult {
+    /// The system's resolver failed, or no name server is reachable.
+    /// Remedy: check the name and the name servers in /etc/resolv.conf.
+    #[error(transparent)]
+    Resolver(#[from] io::Error),
+    /// No name server answered in time.
+    /// Remedy: check that the name servers in /etc/resolv.conf are reachable.
+    #[error("no reply within {} s", PATIENCE.as_secs())]
+    Timeout,
+    /// The name exists, but has no address.
+    /// Remedy: check the name.
+    #[error("no address found")]
+    NoAddress,
+    /// The name has no SRV records, or they mean that the service is not available (RFC 2782).
+    /// Remedy: create the records, or correct `etcd.discovery_srv`.
+    #[error("no records found")]
+    NoRecords,
+    /// The name server returned an error, for example SERVFAIL.
+    /// Remedy: check the name server and the zone of the domain.
+    #[error("the name server returned {0}")]
+    Code(Rcode),
+    /// The name of the SRV records is not a domain name.
+    /// Remedy: correct `etcd.discovery_srv`.
+    #[error(transparent)]
+    Name(#[from] FromStrError),
+    /// The answer of the name server cannot be decoded.
+    /// Remedy: check the name server.
+    #[error(transparent)]
+    Answer(#[from] ParseError),
+}
+
+/// An SRV record points to a host that is not in the domain.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("with TLS the host must be {domain} or end with .{domain} (etcd.discovery_srv): ignored")]
+struct OtherDomain {
+    /// The domain in the configuration.
+    domain: String,
 }
 
 impl Failed {
@@ -113,7 +193,7 @@ impl Lookup {
                     Err(failed) => {
                         let earlier =
                             self.last.iter().filter(|found| failed.concerns(found)).cloned().collect();
-                        problem = Some(failed.why);
+                        problem = Some(failed.why.to_string());
                         earlier
                     }
                 };
@@ -146,7 +226,7 @@ impl Source {
                         found.push(match check_target(scheme, domain, &host) {
                             Ok(()) => addresses(name, &Endpoint::of(scheme, &host, port)).await,
                             Err(why) => {
-                                let why = format!("SRV records {name} point to {host}: {why}");
+                                let why = NoMembers::Target { name: name.clone(), host: host.clone(), why };
                                 Err(Failed { source: name.clone(), host: Some(host), why })
                             }
                         });
@@ -154,7 +234,7 @@ impl Source {
                     found
                 }
                 Err(why) => {
-                    let why = format!("cannot look up SRV records {name}: {why}");
+                    let why = NoMembers::Records { name: name.clone(), why };
                     vec![Err(Failed { source: name.clone(), host: None, why })]
                 }
             },
@@ -164,13 +244,13 @@ impl Source {
 
 /// With TLS the certificate must name the target. A forged record must not choose a name for which another party has a
 /// certificate of the same CA, so the target must be in the domain.
-fn check_target(scheme: &str, domain: &str, host: &str) -> Result<(), String> {
+fn check_target(scheme: &str, domain: &str, host: &str) -> Result<(), OtherDomain> {
     let [domain, host] = [domain, host].map(|name| name.trim_end_matches('.').to_ascii_lowercase());
     let is_below = host.strip_suffix(&domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
     if scheme != "https" || is_below {
         return Ok(());
     }
-    Err(format!("with TLS the host must be {domain} or end with .{domain} (etcd.discovery_srv): ignored"))
+    Err(OtherDomain { domain })
 }
 
 /// The members with the endpoint's name. A trailing dot marks the name as complete for the name server; names in
@@ -189,24 +269,20 @@ async fn addresses(source: &str, endpoint: &Endpoint) -> Result<Vec<Found>, Fail
             })
             .collect()),
         Err(why) => {
-            let why = format!("cannot look up host {host} of {source}: {why}");
+            let why = NoMembers::Host { host: host.clone(), origin: source.to_owned(), why };
             Err(Failed { source: source.to_owned(), host: Some(host), why })
         }
     }
 }
 
 /// Resolves a name to its addresses, without duplicates.
-async fn resolve(name: &str, port: u16) -> Result<Vec<IpAddr>, String> {
-    let found = match timeout(PATIENCE, lookup_host((name, port))).await {
-        Ok(Ok(found)) => found,
-        Ok(Err(error)) => return Err(error.to_string()),
-        Err(_) => return Err(no_answer()),
-    };
+async fn resolve(name: &str, port: u16) -> Result<Vec<IpAddr>, NoResult> {
+    let found = timeout(PATIENCE, lookup_host((name, port))).await.map_err(|_| NoResult::Timeout)??;
     let mut addresses: Vec<IpAddr> = found.map(|address| address.ip().to_canonical()).collect();
     // Sort them: otherwise the order of the name server would look like a change of members.
     addresses.sort_unstable();
     addresses.dedup();
-    if addresses.is_empty() { Err("no address found".to_owned()) } else { Ok(addresses) }
+    if addresses.is_empty() { Err(NoResult::NoAddress) } else { Ok(addresses) }
 }
 
 /// Hosts and ports of the SRV records of that name, sorted by priority, then by host and port. Weights are ignored:
@@ -214,23 +290,20 @@ async fn resolve(name: &str, port: u16) -> Result<Vec<IpAddr>, String> {
 ///
 /// The system's resolver does not support SRV records. The name servers are those of `/etc/resolv.conf`, which is read
 /// each time because it may have changed.
-async fn records(name: &str) -> Result<Vec<(String, u16)>, String> {
-    let question = name.parse::<Name<Vec<u8>>>().map_err(|error| error.to_string())?;
+async fn records(name: &str) -> Result<Vec<(String, u16)>, NoResult> {
+    let question = name.parse::<Name<Vec<u8>>>()?;
     let resolver = StubResolver::new();
-    let answer = match timeout(PATIENCE, resolver.query((question, Rtype::SRV))).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(error)) => return Err(error.to_string()),
-        Err(_) => return Err(no_answer()),
-    };
+    let asked = timeout(PATIENCE, resolver.query((question, Rtype::SRV))).await;
+    let answer = asked.map_err(|_| NoResult::Timeout)??;
     match answer.header().rcode() {
         Rcode::NOERROR => {}
-        Rcode::NXDOMAIN => return Err("no records found".to_owned()),
-        other => return Err(format!("the name server returned {other}")),
+        Rcode::NXDOMAIN => return Err(NoResult::NoRecords),
+        other => return Err(NoResult::Code(other)),
     }
-    let section = answer.answer().map_err(|error| error.to_string())?;
+    let section = answer.answer()?;
     let mut targets = Vec::new();
     for record in section.limit_to_in::<Srv<_>>() {
-        let record = record.map_err(|error| error.to_string())?;
+        let record = record?;
         let srv = record.data();
         targets.push((srv.priority(), srv.target().to_string(), srv.port()));
     }
@@ -240,7 +313,7 @@ async fn records(name: &str) -> Result<Vec<(String, u16)>, String> {
     let targets: Vec<_> =
         targets.into_iter().filter(|(_, host, _)| host != "." && !host.is_empty()).collect();
     if targets.is_empty() {
-        return Err("no records found".to_owned());
+        return Err(NoResult::NoRecords);
     }
     // Add a trailing dot: without it, the resolver would try the search domains of `/etc/resolv.conf` first.
     let whole = |host: String| format!("{}.", host.trim_end_matches('.'));
@@ -250,10 +323,6 @@ async fn records(name: &str) -> Result<Vec<(String, u16)>, String> {
 /// Whether the text is a valid domain name.
 pub fn is_domain(text: &str) -> bool {
     !text.is_empty() && text != "." && !text.contains(['/', ':']) && text.parse::<Name<Vec<u8>>>().is_ok()
-}
-
-fn no_answer() -> String {
-    format!("no reply within {} s", PATIENCE.as_secs())
 }
 
 #[cfg(test)]
@@ -273,7 +342,7 @@ mod tests {
         let failed = |host: Option<&str>| Failed {
             source: "srv".to_owned(),
             host: host.map(str::to_owned),
-            why: String::new(),
+            why: NoMembers::Records { name: "srv".to_owned(), why: NoResult::NoRecords },
         };
         assert_eq!([&a, &b, &other].map(|found| failed(None).concerns(found)), [true, true, false]);
         assert_eq!([&a, &b, &other].map(|found| failed(Some("a")).concerns(found)), [true, false, false]);
@@ -303,7 +372,7 @@ mod tests {
             assert_eq!(check("https", good), Ok(()), "{good}");
         }
         for bad in ["etcd.example.net.", "badexample.org.", "org.", "example.org.evil.test."] {
-            assert!(check("https", bad).unwrap_err().contains(".example.org"), "{bad}");
+            assert!(check("https", bad).unwrap_err().to_string().contains(".example.org"), "{bad}");
             assert_eq!(check("http", bad), Ok(()), "{bad}");
         }
     }

@@ -19,6 +19,7 @@ use super::answer::explain;
 use super::config::{EtcdConfig, Tls};
 use super::lookup::{By, Found, Lookup};
 use super::session::Session;
+use crate::reason::Unusable;
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -205,8 +206,10 @@ impl Members {
             return Ok(Arc::clone(member));
         }
         self.0.left.notify_one();
-        let reason = known.problem.clone().unwrap_or_else(|| "no endpoint is configured".to_owned());
-        Err(StoreError::Unusable { store: self.name(), reason })
+        Err(match &known.problem {
+            Some(problem) => StoreError::Unusable { store: self.name(), reason: problem.clone() },
+            None => Unusable::NoEndpoint.at(self.name()),
+        })
     }
 
     /// Switches to the next member, unless another call has already left this one.
@@ -235,8 +238,7 @@ impl Shared {
         if !self.config.is_secure() {
             return Ok(None);
         }
-        let unusable = |reason| StoreError::Unusable { store: "etcd".to_owned(), reason };
-        self.config.tls().map(Some).map_err(unusable)
+        self.config.tls().map(Some).map_err(|why| Unusable::from(why).at("etcd"))
     }
 
     fn lock(&self) -> MutexGuard<'_, MemberList> {

@@ -5,6 +5,7 @@
 //! compacted, or the datastore was replaced or restored to an earlier state), it reads all entries again.
 
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::time::Duration;
 
 use etcd_client::{EventType, WatchOptions, WatchResponse};
@@ -16,7 +17,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
-use super::{Etcd, NOT_THROUGH_PROXIES, entry};
+use super::{Etcd, entry};
+use crate::reason::WatchEnded;
 
 /// Time without a message after which a progress report is requested.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
@@ -54,12 +56,12 @@ impl From<Interruption> for Ended {
 
 impl From<StoreError> for Ended {
     fn from(error: StoreError) -> Self {
-        broken(error.to_string())
+        broken(&error)
     }
 }
 
-fn broken(reason: String) -> Ended {
-    Interruption::Broken(reason).into()
+fn broken(reason: &impl Display) -> Ended {
+    Interruption::Broken(reason.to_string()).into()
 }
 
 struct Watcher {
@@ -109,7 +111,7 @@ impl Watcher {
             Ok(Err(error)) => return Err(self.etcd.failed(&member, &error).into()),
             Err(_) => {
                 self.etcd.leave(&member);
-                return Err(broken(format!("watch not opened within {} s", SILENCE.as_secs())));
+                return Err(broken(&WatchEnded::NotOpened { seconds: SILENCE.as_secs() }));
             }
         };
         let (mut heard, mut verified) = (Instant::now(), Instant::now());
@@ -121,7 +123,7 @@ impl Watcher {
             let said = tokio::select! {
                 // Cancel-safe: a message stays in the stream until it is read.
                 said = timeout_at(Instant::now() + PROGRESS_EVERY, stream.message()) => said,
-                _ = reconnections.changed() => return Err(broken("an address of this node was removed".to_owned())),
+                _ = reconnections.changed() => return Err(broken(&WatchEnded::AddressRemoved)),
             };
             match said {
                 Ok(Ok(Some(response))) => {
@@ -132,7 +134,7 @@ impl Watcher {
                 }
                 Ok(Ok(None)) => {
                     self.etcd.leave(&member);
-                    return Err(broken("the watch was closed".to_owned()));
+                    return Err(broken(&WatchEnded::Closed));
                 }
                 Ok(Err(error)) => return Err(self.etcd.failed(&member, &error).into()),
                 Err(_) if heard.elapsed() < SILENCE => {
@@ -144,16 +146,11 @@ impl Watcher {
                     self.etcd.leave(&member);
                     let mut client = member.client.clone();
                     let read = client.get(self.range.start.as_str(), None);
-                    let hint = match timeout_at(Instant::now() + PROBE_PATIENCE, read).await {
-                        Ok(Ok(_)) => {
-                            format!(
-                                ", but reads are answered; if this is an etcd grpc-proxy: \
-                                 {NOT_THROUGH_PROXIES}"
-                            )
-                        }
-                        _ => String::new(),
-                    };
-                    return Err(broken(format!("no watch messages for {} s{hint}", SILENCE.as_secs())));
+                    let seconds = SILENCE.as_secs();
+                    return Err(match timeout_at(Instant::now() + PROBE_PATIENCE, read).await {
+                        Ok(Ok(_)) => broken(&WatchEnded::Stalled { seconds }),
+                        _ => broken(&WatchEnded::Silent { seconds }),
+                    });
                 }
             }
         }

@@ -174,7 +174,10 @@ async fn one_that_cannot_be_made_gives_its_addresses_back_and_is_tried_again_muc
     harness.workshop.with(|state| state.is_broken = true);
     harness.serve();
     let endpoint = harness.after(LOOK / 2).await;
-    assert!(matches!(&endpoint, Endpoint::Without(why) if why.contains("does not exist")), "{endpoint:?}");
+    assert!(
+        matches!(&endpoint, Endpoint::Without(why) if why.to_string().contains("does not exist")),
+        "{endpoint:?}"
+    );
     assert!(!harness.workshop.with(|state| state.has_address));
     harness.workshop.with(|state| state.is_broken = false);
     assert!(matches!(harness.after(RETRY.saturating_sub(LOOK * 2)).await, Endpoint::Without(_)));
@@ -188,7 +191,7 @@ async fn where_no_address_is_to_spare_there_is_none_until_there_is_one() {
     harness.serve();
     let endpoint = harness.after(LOOK / 2).await;
     assert!(
-        matches!(&endpoint, Endpoint::Without(why) if why.contains("has a spare address")),
+        matches!(&endpoint, Endpoint::Without(why) if why.to_string().contains("has a spare address")),
         "{endpoint:?}"
     );
     harness.workshop.with(|state| state.is_full = false);

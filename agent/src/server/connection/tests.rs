@@ -43,7 +43,7 @@ impl RequestHandler for Fake {
                 *wiring = None;
                 Ok(Reply::Deleted)
             }
-            _ => Err(Refusal::new(RefusalKind::Missing, "there is none")),
+            _ => Err(Refusal { kind: RefusalKind::Missing, message: "there is none".to_owned() }),
         }
     }
 

@@ -1,11 +1,12 @@
 //! Lets this machine replace another as the node named in its ledger.
 
 use polder_api::NodeName;
-use polder_api::message::{Refusal, RefusalKind};
+use polder_api::message::{Refusal, RefusalKind, Refuse};
 use tracing::warn;
 
-use super::{OperatorHost, current, invalid};
-use crate::membership;
+use super::{OperatorHost, current};
+use crate::ledger::LedgerError;
+use crate::membership::{self, NotAdopted};
 use crate::record::{Alive, Boot};
 use crate::tasks::Me;
 
@@ -19,13 +20,24 @@ pub enum Adoption {
     InPlaceOf(Alive, String),
 }
 
+impl Refuse for NotAdopted {
+    fn kind(&self) -> RefusalKind {
+        RefusalKind::Invalid
+    }
+}
+
+impl Refuse for LedgerError {
+    fn kind(&self) -> RefusalKind {
+        RefusalKind::Failed
+    }
+}
+
 /// Checks whether this machine may become the node at an operator's request, and replace the machine named in the
 /// records.
 pub async fn adopt<H: OperatorHost>(host: &H, me: &Me, wanted: &NodeName) -> Result<Adoption, Refusal> {
     let view = current(host)?;
-    let identity = host.ledger(|ipam, _| ipam.identity()).await;
-    let identity = identity.map_err(|error| Refusal::new(RefusalKind::Failed, error.to_string()))?;
-    let other = membership::adopt(&view, &me.name, wanted, identity.as_ref(), me.life()).map_err(invalid)?;
+    let identity = host.ledger(|ipam, _| ipam.identity()).await?;
+    let other = membership::adopt(&view, &me.name, wanted, identity.as_ref(), me.life())?;
     let Some(other) = other else {
         return Ok(Adoption::Already(format!("this machine is already node {wanted}")));
     };

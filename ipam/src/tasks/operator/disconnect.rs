@@ -3,16 +3,16 @@
 
 use std::collections::BTreeSet;
 
-use polder_api::message::{Removal, Reply};
+use polder_api::message::{RefusalKind, Refuse, Removal, Reply};
 use polder_api::{Attachment, NodeName};
 
-use super::{OperatorHost, invalid, store_failed};
+use super::OperatorHost;
 use crate::key::{Key, Range};
 use crate::publication;
 use crate::store::StoreError;
 use crate::tasks::published::PublishedAddresses;
 use crate::tasks::records::Records;
-use crate::tasks::{Me, lease, ledger_failed};
+use crate::tasks::{Me, NotWritten, lease};
 
 /// The state of a node that is to be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,13 +27,94 @@ struct RemovalState {
     is_last: bool,
 }
 
+/// Why the removal of a node is not permitted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+enum NotAllowed {
+    /// The request has --dead, but the agent of the node is running.
+    #[error(
+        "node {node} is alive: its agent renews its lease. --dead is only for a machine that is gone for \
+         good; here it would let other nodes assign the addresses of running pods to new ones. If you mean an \
+         earlier machine of that name, add --earlier. If this machine is gone, wait {ttl} s and try again; \
+         otherwise omit --dead"
+    )]
+    Alive {
+        /// The node.
+        node: NodeName,
+        /// The TTL of the node's lease, in seconds.
+        ttl: u64,
+    },
+    /// The number of pods that the operator confirms is not the current one.
+    #[error(
+        "node {node} is alive and has {pods} pods, not {confirmed}: nothing was done. Give the number that \
+         polderctl node list shows"
+    )]
+    OtherNumber {
+        /// The node.
+        node: NodeName,
+        /// The number of its pods.
+        pods: u64,
+        /// The number in the request.
+        confirmed: u64,
+    },
+    /// The datastore did not show the node's lease and pods; a retry may succeed.
+    #[error("{error}. It is unknown whether node {node} is alive: try again")]
+    Unknown {
+        /// The node.
+        node: NodeName,
+        /// The error.
+        #[source]
+        error: StoreError,
+    },
+    /// The datastore did not show the node's lease and pods, until an operator corrects the cause.
+    /// Remedy: correct the error of the datastore, and repeat the command.
+    #[error("{error}. It is unknown whether node {node} is alive")]
+    Refused {
+        /// The node.
+        node: NodeName,
+        /// The error.
+        #[source]
+        error: StoreError,
+    },
+}
+
+impl Refuse for NotAllowed {
+    fn kind(&self) -> RefusalKind {
+        match self {
+            Self::Alive { .. } | Self::OtherNumber { .. } => RefusalKind::Invalid,
+            Self::Unknown { error, .. } | Self::Refused { error, .. } => error.kind(),
+        }
+    }
+}
+
 /// Why the node is not removed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 enum Objection {
     /// The request contradicts the state of the node.
-    Wrong(String),
-    /// The number of disconnected pods has to be confirmed.
-    Unconfirmed(String),
+    #[error(transparent)]
+    Wrong(NotAllowed),
+    /// The operator has to confirm the number of pods that would be disconnected.
+    #[error(
+        "node {node} is alive and has {pods} pods, which would lose their network at once. Drain the node in \
+         Kubernetes first, or confirm with: polderctl node remove {node} --disconnect-pods {pods}"
+    )]
+    Unconfirmed {
+        /// The node.
+        node: NodeName,
+        /// The number of its pods.
+        pods: u64,
+    },
+    /// The same, for the only node of the cluster.
+    #[error(
+        "node {node} is alive and has {pods} pods, which would lose their network at once. It is the last \
+         node of the cluster. Drain the node in Kubernetes first, or confirm with: polderctl node remove {node} \
+         --disconnect-pods {pods}"
+    )]
+    LastUnconfirmed {
+        /// The node.
+        node: NodeName,
+        /// The number of its pods.
+        pods: u64,
+    },
 }
 
 fn object(removal: &Removal, standing: RemovalState) -> Result<(), Objection> {
@@ -44,26 +125,16 @@ fn object(removal: &Removal, standing: RemovalState) -> Result<(), Objection> {
         return Ok(());
     }
     if *dead {
-        return Err(Objection::Wrong(format!(
-            "node {node} is alive: its agent renews its lease. --dead is only for a machine that is gone for \
-             good; here it would let other nodes assign the addresses of running pods to new ones. If you \
-             mean an earlier machine of that name, add --earlier. If this machine is gone, wait {} s and try \
-             again; otherwise omit --dead",
-            lease::ALIVE.as_secs()
-        )));
+        let ttl = lease::ALIVE.as_secs();
+        return Err(Objection::Wrong(NotAllowed::Alive { node: node.clone(), ttl }));
     }
-    let last = if is_last { " It is the last node of the cluster." } else { "" };
+    let node = node.clone();
     match disconnect_pods {
         Some(known) if *known == pods => Ok(()),
         None if pods == 0 => Ok(()),
-        Some(known) => Err(Objection::Wrong(format!(
-            "node {node} is alive and has {pods} pods, not {known}: nothing was done. Give the number that \
-             polderctl node list shows"
-        ))),
-        None => Err(Objection::Unconfirmed(format!(
-            "node {node} is alive and has {pods} pods, which would lose their network at once.{last} Drain the node in \
-             Kubernetes first, or confirm with: polderctl node remove {node} --disconnect-pods {pods}"
-        ))),
+        Some(known) => Err(Objection::Wrong(NotAllowed::OtherNumber { node, pods, confirmed: *known })),
+        None if is_last => Err(Objection::LastUnconfirmed { node, pods }),
+        None => Err(Objection::Unconfirmed { node, pods }),
     }
 }
 
@@ -75,19 +146,22 @@ pub async fn allow_removal<H: OperatorHost>(
     removal: &Removal,
 ) -> Result<(), Reply> {
     let unknown = |error: StoreError| {
-        let again = if error.is_lasting() { "" } else { ": try again" };
-        let problem = format!("{error}. It is unknown whether node {} is alive{again}", removal.node);
-        Reply::Refused(store_failed(&error, problem))
+        let node = removal.node.clone();
+        Reply::Refused(if error.is_lasting() {
+            NotAllowed::Refused { node, error }.into()
+        } else {
+            NotAllowed::Unknown { node, error }.into()
+        })
     };
     let identity = host.ledger(|ipam, _| ipam.identity()).await;
-    let identity = identity.map_err(|error| Reply::Refused(ledger_failed(&error)))?;
+    let identity = identity.map_err(|error| Reply::Refused(NotWritten(error).into()))?;
     let own_revision = publication::own_revision(&host.known(), &me.name, identity.as_ref(), me.life());
     // Another machine can have the name, while this one waits for it.
     let is_own = removal.node == me.name && own_revision.is_some();
     let standing = state_of(host, records, &removal.node, is_own).await.map_err(unknown)?;
     object(removal, standing).map_err(|objection| match objection {
-        Objection::Wrong(problem) => Reply::Refused(invalid(problem)),
-        Objection::Unconfirmed(message) => Reply::Unconfirmed { message, pods: standing.pods },
+        Objection::Wrong(problem) => Reply::Refused(problem.into()),
+        unconfirmed => Reply::Unconfirmed { message: unconfirmed.to_string(), pods: standing.pods },
     })
 }
 
@@ -130,7 +204,7 @@ mod tests {
     fn said(removal: &Removal, standing: RemovalState) -> String {
         match object(removal, standing) {
             Ok(()) => String::new(),
-            Err(Objection::Wrong(text) | Objection::Unconfirmed(text)) => text,
+            Err(objection) => objection.to_string(),
         }
     }
 

@@ -1,19 +1,69 @@
 //! Changes the cluster's pools and settings.
 
-use polder_api::message::Refusal;
+use polder_api::message::{Refusal, RefusalKind, Refuse};
 use polder_api::pool::{NewPool, PoolChange};
 use polder_api::rule;
 use tracing::info;
 
-use super::{ATTEMPTS, invalid, store_failed};
+use super::ATTEMPTS;
 use crate::cidr::ParseCidrError;
 use crate::pool::{InvalidPool, PoolState, usual_block_length};
 use crate::pools::{self, Decision, NotChanged};
 use crate::settings::ValidatedSettings;
-use crate::store::Outcome;
+use crate::store::{Outcome, StoreError};
 use crate::tasks::records::{Records, read_all};
 use crate::view::View;
 use crate::{Cidr, Pool, settings, special};
+
+/// Why the request for a pool is invalid, independent of the records of the cluster.
+#[derive(Debug, thiserror::Error)]
+enum NoPool {
+    /// The range is not a network prefix.
+    #[error(transparent)]
+    Cidr(#[from] ParseCidrError),
+    /// The block length does not fit the range.
+    /// Remedy: give another --block-length, or another range.
+    #[error("{0} (--block-length)")]
+    BlockLength(#[source] InvalidPool),
+    /// Pods cannot use addresses of the range.
+    #[error(transparent)]
+    Special(InvalidPool),
+}
+
+impl Refuse for NoPool {
+    fn kind(&self) -> RefusalKind {
+        RefusalKind::Invalid
+    }
+}
+
+impl Refuse for NotChanged {
+    fn kind(&self) -> RefusalKind {
+        RefusalKind::Invalid
+    }
+}
+
+/// Why a change of pools or settings has no result.
+#[derive(Debug, thiserror::Error)]
+enum NotCarriedOut {
+    /// The datastore failed, and the change was not made.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The datastore failed, and the change may have been made.
+    #[error("{0}; it is unknown whether the last attempt took effect: check before you try again")]
+    InDoubt(#[source] StoreError),
+    /// Others changed the same records in each attempt.
+    #[error("the records keep changing: try again")]
+    Contended,
+}
+
+impl Refuse for NotCarriedOut {
+    fn kind(&self) -> RefusalKind {
+        match self {
+            Self::Store(error) | Self::InDoubt(error) => error.kind(),
+            Self::Contended => RefusalKind::TryAgain,
+        }
+    }
+}
 
 /// Changes the pools, and returns a message with the result. `known` is the view of this node: it has the underlay
 /// addresses and the destinations that a pool must not cover.
@@ -55,16 +105,15 @@ fn with_warnings(done: String, warnings: &[String]) -> String {
 
 /// The requested pool; or why it is invalid, independent of the records of the cluster.
 pub fn parse_pool(new: NewPool) -> Result<Pool, Refusal> {
-    let cidr: Cidr = new.cidr.to_string().parse().map_err(|error: ParseCidrError| invalid(error))?;
+    let cidr: Cidr = new.cidr.to_string().parse().map_err(NoPool::Cidr)?;
     let length = new.block_length.unwrap_or_else(|| usual_block_length(new.purpose, cidr));
-    let mut pool = Pool::new(new.name, cidr, length, PoolState::Active)
-        .map_err(|error| invalid(format!("{error} (--block-length)")))?;
+    let mut pool = Pool::new(new.name, cidr, length, PoolState::Active).map_err(NoPool::BlockLength)?;
     pool.purpose = new.purpose;
     pool.nodes = new.nodes;
     match pool.check_use() {
         Ok(()) => Ok(pool),
-        Err(error @ InvalidPool::Special { .. }) => Err(invalid(error)),
-        Err(error) => Err(invalid(format!("{error} (--block-length)"))),
+        Err(error @ InvalidPool::Special { .. }) => Err(NoPool::Special(error).into()),
+        Err(error) => Err(NoPool::BlockLength(error).into()),
     }
 }
 
@@ -122,16 +171,11 @@ async fn carry_out(
             },
         }
     }
-    let unknown = match said {
-        Some(_) => "; it is unknown whether the last attempt took effect: check before you try again",
-        None => "",
-    };
+    let is_in_doubt = said.is_some();
     Err(match failure {
-        Some(error) => store_failed(&error, format!("{error}{unknown}")),
-        None => {
-            let problem = format!("the records keep changing: try again{unknown}");
-            Refusal::try_again(problem)
-        }
+        Some(error) if is_in_doubt => NotCarriedOut::InDoubt(error).into(),
+        Some(error) => NotCarriedOut::Store(error).into(),
+        None => NotCarriedOut::Contended.into(),
     })
 }
 
@@ -140,7 +184,7 @@ fn settle(said: Option<String>, refused: &NotChanged) -> Result<String, Refusal>
     match (said, refused) {
         // That attempt has removed the pool.
         (Some(done), NotChanged::Unknown(_)) => Ok(done),
-        _ => Err(invalid(refused)),
+        _ => Err(refused.clone().into()),
     }
 }
 

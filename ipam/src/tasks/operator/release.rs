@@ -3,27 +3,142 @@
 use std::net::IpAddr;
 
 use polder_api::ipam::Release;
-use polder_api::message::{Refusal, RefusalKind};
+use polder_api::message::{Refusal, RefusalKind, Refuse};
+use polder_api::{Attachment, NodeName};
 use tracing::info;
 
-use super::{ATTEMPTS, OperatorHost, invalid, store_failed};
+use super::{ATTEMPTS, OperatorHost};
+use crate::Block;
+use crate::cause::HostError;
 use crate::key::{Key, Range};
 use crate::node::Condition;
 use crate::record::{Holder, ReservationRecord};
+use crate::release::NotReleased;
 use crate::reservation;
 use crate::store::{Outcome, StoreError};
 use crate::tasks::orphan_collector::{self, Swept};
 use crate::tasks::published::PublishedAddresses;
 use crate::tasks::records::{Records, read_all};
-use crate::tasks::{Me, ledger_failed};
+use crate::tasks::{Me, NotWritten};
 use crate::view::View;
 
-fn refuse<T>(problem: impl ToString) -> Result<T, Refusal> {
-    Err(invalid(problem))
+/// Why an address is not released for an operator.
+#[derive(Debug, thiserror::Error)]
+enum NotFreed {
+    /// The reservation got another owner or holder during the request.
+    #[error("the reservation of {0} has changed: see polderctl ipam show {0}, and try again")]
+    Changed(IpAddr),
+    /// The datastore did not delete the reservation.
+    /// Remedy: correct the error of the datastore, and repeat the command.
+    #[error("cannot delete the reservation of {address}: {error}")]
+    Store {
+        /// The address.
+        address: IpAddr,
+        /// The error.
+        #[source]
+        error: StoreError,
+    },
+    /// Others changed the reservation in each attempt.
+    /// Remedy: repeat the command.
+    #[error("cannot delete the reservation of {0}: it keeps changing")]
+    Contended(IpAddr),
+    /// The pod that holds the reserved address has an interface on this node.
+    #[error(
+        "{address} is held by {attachment} on node {node}, and its interface exists: delete that pod first"
+    )]
+    HasInterface {
+        /// The address.
+        address: IpAddr,
+        /// The attachment that holds it.
+        attachment: Attachment,
+        /// The node of the attachment.
+        node: NodeName,
+    },
+    /// The node that holds the reserved address is alive and publishes the address as used.
+    #[error(
+        "{address} is held by {attachment} on node {node}, and that node is alive and reports it: delete that \
+         pod first"
+    )]
+    Reported {
+        /// The address.
+        address: IpAddr,
+        /// The attachment that holds it.
+        attachment: Attachment,
+        /// The node of the attachment.
+        node: NodeName,
+    },
+    /// The pod that holds the reserved address may still run, and the operator has not confirmed that it is gone.
+    #[error(
+        "{address} is held by {attachment} on node {node}: delete that pod; if you know that it and its node \
+         are gone for good, add --dead"
+    )]
+    Held {
+        /// The address.
+        address: IpAddr,
+        /// The attachment that holds it.
+        attachment: Attachment,
+        /// The node of the attachment.
+        node: NodeName,
+    },
+    /// The kernel did not list the interfaces of this node.
+    /// Remedy: check the error of the kernel in the text, and repeat the command.
+    #[error(transparent)]
+    Interface(HostError),
+    /// The attachment of the address cannot be checked or released.
+    #[error(transparent)]
+    Attachment(#[from] NotReleased),
+    /// A running pod of this node uses the address.
+    #[error("{address} is used by {attachment}, which is running: delete the pod")]
+    Running {
+        /// The address.
+        address: IpAddr,
+        /// The attachment that uses it.
+        attachment: Attachment,
+    },
+    /// The attachment of the address is locked by another request.
+    #[error("another ADD or DEL of {0} is running: try again")]
+    Busy(Attachment),
+    /// The pods of this node use the address as their gateway.
+    #[error("{0} is the gateway address of this node's pods: drain its pool instead")]
+    Gateway(IpAddr),
+    /// This node tests the paths to its peers with the address.
+    #[error("{0} is used by this node's probe endpoint: set probe_peers = false to remove it")]
+    Probe(IpAddr),
+    /// The address belongs to another node, whose ledger is needed.
+    #[error("{address} is in block {block} of node {node}: run this on that node")]
+    OtherNode {
+        /// The address.
+        address: IpAddr,
+        /// Its block.
+        block: Block,
+        /// The owner of the block.
+        node: NodeName,
+    },
+    /// Neither a reservation nor a block of this node has the address.
+    /// Remedy: none needed; check the address with polderctl ipam show.
+    #[error("{0} is neither reserved nor in a block of this node: there is nothing to release")]
+    Unknown(IpAddr),
 }
 
-fn failed(error: StoreError) -> Refusal {
-    store_failed(&error, error.to_string())
+impl Refuse for NotFreed {
+    fn kind(&self) -> RefusalKind {
+        match self {
+            Self::Store { error, .. } => error.kind(),
+            Self::Changed(_)
+            | Self::Contended(_)
+            | Self::Interface(_)
+            | Self::Attachment(_)
+            | Self::Busy(_) => RefusalKind::TryAgain,
+            Self::HasInterface { .. }
+            | Self::Reported { .. }
+            | Self::Held { .. }
+            | Self::Running { .. }
+            | Self::Gateway(_)
+            | Self::Probe(_)
+            | Self::OtherNode { .. } => RefusalKind::Invalid,
+            Self::Unknown(_) => RefusalKind::Missing,
+        }
+    }
 }
 
 /// Releases the address, and returns a message with the result.
@@ -38,7 +153,7 @@ pub async fn release<H: OperatorHost>(
     let mut failure = None;
     let mut meant: Option<ReservationRecord> = None;
     for _ in 0..ATTEMPTS {
-        let view = read_all(records).await.map_err(failed)?;
+        let view = read_all(records).await?;
         let found = view.reservations.get(&address);
         let is_meant = found
             .is_some_and(|found| meant.as_ref().is_none_or(|meant| is_the_same(meant, &found.record, dead)));
@@ -48,10 +163,7 @@ pub async fn release<H: OperatorHost>(
                 return Ok(format!("the reservation of {address} is deleted"));
             }
             if found.is_some() {
-                return Err(Refusal::try_again(format!(
-                    "the reservation of {address} has changed: see polderctl ipam show {address}, and try \
-                     again"
-                )));
+                return Err(NotFreed::Changed(address).into());
             }
             return of_a_block(host, me, &view, address).await;
         };
@@ -80,10 +192,9 @@ pub async fn release<H: OperatorHost>(
             }
         }
     }
-    let problem = format!("cannot delete the reservation of {address}");
     Err(match failure {
-        Some(error) => store_failed(&error, format!("{problem}: {error}")),
-        None => Refusal::try_again(format!("{problem}: it keeps changing")),
+        Some(error) => NotFreed::Store { address, error }.into(),
+        None => NotFreed::Contended(address).into(),
     })
 }
 
@@ -104,30 +215,27 @@ async fn check_gone<H: OperatorHost>(
     dead: bool,
 ) -> Result<(), Refusal> {
     let Holder { node, incarnation, boot_id, attachment } = holder;
-    let lives = |how: &str| {
-        refuse(format!("{address} is held by {attachment} on node {node}, and {how}: delete that pod first"))
-    };
+    let who = || (attachment.clone(), node.clone());
     // An existing interface overrides the operator's confirmation.
-    if *node == me.name && host.has_interface(attachment).await.map_err(Refusal::try_again)? {
-        return lives("its interface exists");
+    if *node == me.name && host.has_interface(attachment).await.map_err(NotFreed::Interface)? {
+        let (attachment, node) = who();
+        return Err(NotFreed::HasInterface { address, attachment, node }.into());
     }
     let registered = view.nodes.get(node).filter(|known| known.record.incarnation == *incarnation);
     if registered.is_some_and(|known| known.record.boot_id == *boot_id) {
         let alive = Range::single(Key::Alive(node.clone()).to_string());
-        let alive = !records.range(&alive).await.map_err(failed)?.entries.is_empty();
-        let published =
-            PublishedAddresses::read_range(records, &Key::addresses_of(node)).await.map_err(failed)?;
+        let alive = !records.range(&alive).await?.entries.is_empty();
+        let published = PublishedAddresses::read_range(records, &Key::addresses_of(node)).await?;
         if alive && published.all().any(|known| known == address) {
-            return lives("that node is alive and reports it");
+            let (attachment, node) = who();
+            return Err(NotFreed::Reported { address, attachment, node }.into());
         }
     }
     if dead {
         return Ok(());
     }
-    refuse(format!(
-        "{address} is held by {attachment} on node {node}: delete that pod; if you know that it and its node \
-         are gone for good, add --dead"
-    ))
+    let (attachment, node) = who();
+    Err(NotFreed::Held { address, attachment, node }.into())
 }
 
 /// Releases an address of one of this node's blocks, unless its pod is running.
@@ -138,43 +246,28 @@ async fn of_a_block<H: OperatorHost>(
     address: IpAddr,
 ) -> Result<String, Refusal> {
     let condition = host.ledger(move |ipam, now| ipam.condition(address, now)).await;
-    match condition.map_err(|error| ledger_failed(&error))? {
+    match condition.map_err(NotWritten)? {
         Some(Condition::Held(held)) => {
-            let attachment = &held.attachment;
-            match orphan_collector::sweep(host, attachment, "requested by an operator")
-                .await
-                .map_err(Refusal::try_again)?
-            {
+            let attachment = held.attachment;
+            let swept = orphan_collector::sweep(host, &attachment, "requested by an operator").await;
+            match swept.map_err(NotFreed::from)? {
                 Swept::Released => Ok(format!("{attachment} is released: {address} is in cool-down")),
-                Swept::Alive => {
-                    refuse(format!("{address} is used by {attachment}, which is running: delete the pod"))
-                }
-                Swept::Busy => Err(Refusal::try_again(format!(
-                    "another ADD or DEL of {attachment} is running: try again"
-                ))),
+                Swept::Alive => Err(NotFreed::Running { address, attachment }.into()),
+                Swept::Busy => Err(NotFreed::Busy(attachment).into()),
             }
         }
-        Some(Condition::Gateway) => {
-            refuse(format!("{address} is the gateway address of this node's pods: drain its pool instead"))
-        }
-        Some(Condition::Probe) => refuse(format!(
-            "{address} is used by this node's probe endpoint: set probe_peers = false to remove it"
-        )),
+        Some(Condition::Gateway) => Err(NotFreed::Gateway(address).into()),
+        Some(Condition::Probe) => Err(NotFreed::Probe(address).into()),
         Some(Condition::Freed(_) | Condition::Unused | Condition::Excluded) => {
             Ok(format!("{address} is not in use: there is nothing to release"))
         }
         None => {
             let claim = view.blocks.iter().find(|(block, _)| block.cidr().has(address));
-            match claim.map(|(block, claim)| (block, &claim.record.node)) {
+            match claim.map(|(block, claim)| (*block, &claim.record.node)) {
                 Some((block, node)) if *node != me.name => {
-                    refuse(format!("{address} is in block {block} of node {node}: run this on that node"))
+                    Err(NotFreed::OtherNode { address, block, node: node.clone() }.into())
                 }
-                _ => Err(Refusal::new(
-                    RefusalKind::Missing,
-                    format!(
-                        "{address} is neither reserved nor in a block of this node: there is nothing to release"
-                    ),
-                )),
+                _ => Err(NotFreed::Unknown(address).into()),
             }
         }
     }

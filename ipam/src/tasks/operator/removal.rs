@@ -1,16 +1,61 @@
 //! Removes a node from the cluster, for an operator.
 
 use polder_api::NodeName;
-use polder_api::message::{Refusal, Removal};
+use polder_api::message::{Refusal, RefusalKind, Refuse, Removal};
 use tracing::warn;
 
-use super::{ATTEMPTS, Knowledge, current, invalid, store_failed};
+use super::{ATTEMPTS, Knowledge, current};
 use crate::record::{Boot, FenceRecord, NodeRecord, PodsGone};
 use crate::removal::{self, NotRemoved, Vouched, blocks_of};
 use crate::store::{Outcome, StoreError};
 use crate::tasks::CATCH_UP;
 use crate::tasks::records::{Records, read_all};
 use crate::view::View;
+
+impl Refuse for NotRemoved {
+    fn kind(&self) -> RefusalKind {
+        RefusalKind::Invalid
+    }
+}
+
+/// Why a permitted removal was not made, or has no known result.
+#[derive(Debug, thiserror::Error)]
+enum NotCarriedOut {
+    /// The node is not the one that it was when the operator requested its removal.
+    #[error(
+        "the machine or the boot of node {0} has changed since its removal began: see polderctl node list, and \
+         try again"
+    )]
+    OtherNode(NodeName),
+    /// The node or others changed its record in each attempt.
+    #[error("the record of node {0} keeps changing: try again")]
+    Contended(NodeName),
+    /// The datastore failed, and the node was not removed.
+    /// Remedy: correct the error of the datastore, and repeat the command.
+    #[error("node {node} was not removed: {error}")]
+    Store {
+        /// The node.
+        node: NodeName,
+        /// The error.
+        #[source]
+        error: StoreError,
+    },
+    /// The datastore failed, and the node may have been removed.
+    #[error("{error}. It is unknown whether node {node} was removed: see polderctl node list")]
+    InDoubt {
+        /// The node.
+        node: NodeName,
+        /// The error.
+        #[source]
+        error: StoreError,
+    },
+}
+
+impl Refuse for NotCarriedOut {
+    fn kind(&self) -> RefusalKind {
+        RefusalKind::TryAgain
+    }
+}
 
 /// Removes the node. Returns a message that states what its blocks wait for. An attempt of unknown outcome is not
 /// repeated: meanwhile another machine may have become the node.
@@ -31,15 +76,12 @@ pub async fn remove_node(
         let found = view.nodes.get(&node).map(|known| &*known.record);
         let meant = meant.get_or_insert_with(|| found.cloned());
         if found.is_some_and(|found| is_another(meant.as_ref(), found)) {
-            return Err(Refusal::try_again(format!(
-                "the machine or the boot of node {node} has changed since its removal began: see polderctl \
-                 node list, and try again"
-            )));
+            return Err(NotCarriedOut::OtherNode(node).into());
         }
-        let change = removal::remove(&view, &node, vouched).map_err(invalid)?;
+        let change = removal::remove(&view, &node, vouched)?;
         let Some(change) = change else {
             // This view can be outdated: another machine may be the node by now.
-            let now = read_all(records).await.map_err(|error| store_failed(&error, error.to_string()))?;
+            let now = read_all(records).await?;
             if removal::remove(&now, &node, vouched) == Ok(None) {
                 return Ok(waits_for(&now, &node));
             }
@@ -56,10 +98,10 @@ pub async fn remove_node(
             }
             // The record has changed: wait for the view to show that.
             Ok(Outcome::Refused) => agent.known_otherwise(&view, CATCH_UP).await,
-            Err(error) => return failed(records, &node, vouched, &error).await,
+            Err(error) => return failed(records, node, vouched, error).await,
         }
     }
-    Err(Refusal::try_again(format!("the record of node {node} keeps changing: try again")))
+    Err(NotCarriedOut::Contended(node).into())
 }
 
 /// Whether the node of that name is not the one that the operator meant: then the operator's confirmation does not
@@ -71,13 +113,13 @@ fn is_another(meant: Option<&NodeRecord>, found: &NodeRecord) -> bool {
 /// The result of a removal that the datastore refused or did not answer.
 async fn failed(
     records: &impl Records,
-    node: &NodeName,
+    node: NodeName,
     vouched: Vouched,
-    error: &StoreError,
+    error: StoreError,
 ) -> Result<String, Refusal> {
     let is_made = if error.needs_look() && !error.is_unknown() {
-        read_all(records).await.ok().map(|now| match removal::remove(&now, node, vouched) {
-            Ok(None) | Err(NotRemoved::Already(_)) => Some(waits_for(&now, node)),
+        read_all(records).await.ok().map(|now| match removal::remove(&now, &node, vouched) {
+            Ok(None) | Err(NotRemoved::Already(_)) => Some(waits_for(&now, &node)),
             _ => None,
         })
     } else {
@@ -85,10 +127,8 @@ async fn failed(
     };
     match is_made {
         Some(Some(done)) => Ok(done),
-        Some(None) => Err(Refusal::try_again(format!("node {node} was not removed: {error}"))),
-        None => Err(Refusal::try_again(format!(
-            "{error}. It is unknown whether node {node} was removed: see polderctl node list"
-        ))),
+        Some(None) => Err(NotCarriedOut::Store { node, error }.into()),
+        None => Err(NotCarriedOut::InDoubt { node, error }.into()),
     }
 }
 
