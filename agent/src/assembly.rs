@@ -7,7 +7,7 @@ use std::sync::Arc;
 use polder_ipam::needed::Needed;
 use polder_ipam::record::Alive;
 use polder_ipam::registration::{Holdings, Registration};
-use polder_ipam::tasks::Me;
+use polder_ipam::tasks::OwnNode;
 use polder_ipam::view::View;
 use polder_netlink::nft::FilterSocket;
 use polder_store::{NodeIpam, Store};
@@ -205,7 +205,7 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
     let (to_engine, engine_wake) = bell();
     let (underlay_changed, underlay_wake) = bell();
 
-    let me = Me {
+    let me = OwnNode {
         name: config.node.clone(),
         machine_id: machine.machine_id,
         boot_id: machine.boot_id,

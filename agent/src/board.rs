@@ -13,7 +13,7 @@ use polder_ipam::Revision;
 use polder_ipam::peers::Problem;
 use polder_ipam::publication::Basis;
 use polder_ipam::registration::{Holdings, Registration};
-use polder_ipam::tasks::Me;
+use polder_ipam::tasks::OwnNode;
 use polder_ipam::view::{Source, View};
 use polder_ipam::{publication, readiness};
 use tokio::sync::watch;
@@ -82,7 +82,7 @@ impl Refuse for NoRecords {
 /// This node's identity and holdings, as published by the registrar.
 #[derive(Debug, Clone)]
 pub struct Membership {
-    me: Arc<Me>,
+    me: Arc<OwnNode>,
     registration: watch::Receiver<Registration>,
     holdings: watch::Receiver<Arc<Holdings>>,
 }
@@ -90,7 +90,7 @@ pub struct Membership {
 impl Membership {
     /// Reads the values that the registrar of node `me` publishes.
     pub fn new(
-        me: Me,
+        me: OwnNode,
         registration: watch::Receiver<Registration>,
         holdings: watch::Receiver<Arc<Holdings>>,
     ) -> Self {
@@ -98,7 +98,7 @@ impl Membership {
     }
 
     /// The node's identity.
-    pub fn me(&self) -> &Me {
+    pub fn me(&self) -> &OwnNode {
         &self.me
     }
 
@@ -125,7 +125,7 @@ impl Membership {
     /// The revision of the node's own record in the datastore; `None` if it does not exist or belongs to another
     /// machine.
     pub fn own_revision(&self, view: &View) -> Option<Revision> {
-        publication::own_revision(view, &self.me.name, self.holdings().identity.as_ref(), self.me.life())
+        publication::own_revision(view, &self.me.name, self.holdings().identity.as_ref(), self.me.boot())
     }
 }
 
@@ -261,7 +261,7 @@ impl Board {
     /// The current basis for the node's publications in the datastore.
     pub fn basis(&self) -> Basis {
         let (view, holdings, me) = (self.view(), self.holdings(), self.membership.me());
-        Basis::of(&view, &me.name, holdings.identity.as_ref(), me.life())
+        Basis::of(&view, &me.name, holdings.identity.as_ref(), me.boot())
     }
 
     /// Why an ADD would be refused. Empty if it would be served. Used by ADD and STATUS.

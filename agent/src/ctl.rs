@@ -53,9 +53,9 @@ macro_rules! commands {
 commands! {
     /// Show the state of this node: readiness, datastore, underlay, blocks, repairs and problems
     Status(status),
-    /// Check that all threads of the agent make progress, for a liveness probe (does not check node readiness)
+    /// Check that no thread of the agent is stuck, for a liveness probe (does not check whether the node is ready)
     Live(live),
-    /// Show what the next reconcile pass would change in the kernel (nothing, if there is no drift)
+    /// List the changes that the next pass would make to the kernel (none if there is no drift)
     Plan(plan),
     /// Remove everything that the agent created on this machine, and restore the previous kernel settings
     Uninstall(uninstall),

@@ -8,7 +8,7 @@ use std::os::fd::RawFd;
 use std::time::Duration;
 
 use nix::sys::socket::{SockaddrStorage, getpeername};
-use polder_ipam::needed::{Needed, What};
+use polder_ipam::needed::{Needed, NeededFor};
 use polder_store::etcd::config::EtcdConfig;
 use polder_store::etcd::endpoint::{Endpoint, UrlHost};
 use polder_store::etcd::lookup::{Found, Lookup};
@@ -60,7 +60,7 @@ fn needed(addresses: impl Iterator<Item = (String, IpAddr)>) -> Vec<Needed> {
     for (what, address) in elsewhere {
         by_address.entry(address).or_insert(what);
     }
-    by_address.into_iter().map(|(address, what)| Needed::host(address, What::Store(what))).collect()
+    by_address.into_iter().map(|(address, what)| Needed::host(address, NeededFor::Store(what))).collect()
 }
 
 /// The inputs of the task, and the value that it publishes.

@@ -8,16 +8,20 @@ use crate::config::ConfigError;
 pub const HELP: &str = "\
 Exit codes:
   0  done, or no problem was found
-  1  the command failed, or its answer is not available
+  1  the command failed or cannot answer, for example because the agent or etcd is unreachable
   2  an argument is invalid
-  3  a problem was found: see docs/polderctl.md for each command";
+  3  a problem was found:
+       status      the node is not ready, the datastore is unreachable, the last pass failed, or a problem is listed
+       plan        the next pass would change something
+       ipam check  a deviation is left, or a node was not checked
+       live        a thread of the agent is stuck";
 
 /// Exit codes of `polder-agent`, printed by `--help`.
 pub const AGENT_HELP: &str = "\
 Exit codes with --check-config, --print-config and --plan:
   0  the configuration is valid; with --plan, also: the node would become ready
-  1  the configuration file cannot be read; with --plan, also: an agent is already running,
-     or etcd or the kernel cannot be read
+  1  the configuration file cannot be read (78 without these flags); with --plan, also: an agent is
+     already running, or etcd or the kernel cannot be read
   2  an argument is invalid
   3  the configuration is invalid; with --plan, also: the node would not become ready
 

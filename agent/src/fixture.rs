@@ -11,7 +11,7 @@ use polder_ipam::membership::Proof;
 use polder_ipam::pool::{Labels, Pool, PoolState};
 use polder_ipam::record::{ClusterRecord, NodeRecord};
 use polder_ipam::registration::{Holdings, Registration};
-use polder_ipam::tasks::Me;
+use polder_ipam::tasks::OwnNode;
 use polder_ipam::view::{Source, Versioned, View};
 use tokio::sync::watch;
 
@@ -51,8 +51,8 @@ impl Fixture {
     }
 }
 
-pub(crate) fn me() -> Me {
-    Me {
+pub(crate) fn me() -> OwnNode {
+    OwnNode {
         name: "n1".parse().unwrap(),
         machine_id: MachineId::new("m1"),
         boot_id: BootId::new("b1"),
@@ -68,7 +68,7 @@ pub(crate) fn identity() -> NodeIdentity {
         node: me().name,
         cluster: ClusterId::new("c"),
         incarnation: Incarnation::new("i1"),
-        standing: MemberState::Member,
+        member_state: MemberState::Member,
     }
 }
 
@@ -78,7 +78,7 @@ pub(crate) fn cluster() -> ClusterRecord {
 
 /// The records of a cluster of one node, with a pool.
 pub(crate) fn view() -> View {
-    let Me { name, machine_id, boot_id, .. } = me();
+    let OwnNode { name, machine_id, boot_id, .. } = me();
     let record = NodeRecord {
         incarnation: identity().incarnation,
         machine_id,

@@ -15,7 +15,7 @@ use polder_api::NodeName;
 use polder_api::ipam::{Checked, DeviationStatus, NodeChecked, RepairMode};
 use polder_api::message::{Refusal, RefusalKind, Refuse};
 use polder_ipam::Revision;
-use polder_ipam::change::{Change, MOST_RECORDS, Speaker};
+use polder_ipam::change::{Change, MOST_RECORDS, Writer};
 use polder_ipam::ids::Nonce;
 use polder_ipam::invariants::{self, ClusterReport, Deviation, Invariant, Published, Repair};
 use polder_ipam::key::{Key, Name};
@@ -101,7 +101,7 @@ async fn ask(
 ) -> Result<Checked, NotChecked> {
     let started = Instant::now();
     let view = read_all(store).await?;
-    let alive = leases::living(store).await?;
+    let alive = leases::with_lease(store).await?;
     let members: BTreeSet<NodeName> = view.nodes.keys().cloned().collect();
     let unregistered = membership.own_revision(&view).is_none().then(|| membership.me().name.clone());
     let mut among = look(&view, store).await?;
@@ -225,7 +225,7 @@ async fn withdraw(store: &Store, view: &View, found: &Found) -> bool {
         return false;
     }
     let change = Change::WithdrawAddresses {
-        by: Speaker::Anybody(node.clone()),
+        by: Writer::Anybody(node.clone()),
         records: vec![(name.clone(), Some(*revision))],
     };
     matches!(store.commit(&change).await, Ok(Outcome::Applied { .. }))

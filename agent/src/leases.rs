@@ -15,32 +15,32 @@ use tokio::time::Instant;
 
 /// How long a lease must be missing before an agent counts as dead. An agent renews it within seconds after its start,
 /// or when the datastore is reachable again.
-const CONFIRM: Duration = Duration::from_secs(15);
+const MISSING_BEFORE_DEAD: Duration = Duration::from_secs(15);
 
 /// Maximum number of leases that are read one by one instead of the whole list.
-const ONE_BY_ONE: usize = 8;
+const MAX_SINGLE_READS: usize = 8;
 
 /// Maximum number of nodes that are reported one by one.
-const NAMED: usize = 10;
+const MAX_REPORTED: usize = 10;
 
 /// The nodes whose agents hold their leases.
-pub async fn living(store: &Store) -> Result<BTreeSet<NodeName>, StoreError> {
+pub async fn with_lease(store: &Store) -> Result<BTreeSet<NodeName>, StoreError> {
     Ok(publication::living(&store.range(&Key::all_alive()).await?))
 }
 
 /// Those of the given nodes whose agents hold their leases. A few are read one by one.
-pub async fn living_among(store: &Store, names: &[NodeName]) -> Result<BTreeSet<NodeName>, StoreError> {
-    if names.len() > ONE_BY_ONE {
-        return living(store).await;
+pub async fn with_lease_among(store: &Store, names: &[NodeName]) -> Result<BTreeSet<NodeName>, StoreError> {
+    if names.len() > MAX_SINGLE_READS {
+        return with_lease(store).await;
     }
-    let mut living = BTreeSet::new();
+    let mut with_lease = BTreeSet::new();
     for name in names {
         let key = Key::Alive(name.clone()).to_string();
         if !store.range(&Range::single(key)).await?.entries.is_empty() {
-            living.insert(name.clone());
+            with_lease.insert(name.clone());
         }
     }
-    Ok(living)
+    Ok(with_lease)
 }
 
 /// The lease state of the other nodes.
@@ -55,10 +55,10 @@ pub struct Leases {
 }
 
 impl Leases {
-    /// Applies a read of the datastore: `others` are all other nodes, `living` those with a lease.
-    fn take(&mut self, others: &BTreeSet<NodeName>, living: &BTreeSet<NodeName>, now: Instant) {
+    /// Applies a read of the datastore: `others` are all other nodes, `with_lease` those with a lease.
+    fn apply(&mut self, others: &BTreeSet<NodeName>, with_lease: &BTreeSet<NodeName>, now: Instant) {
         self.asked = Some(now);
-        let missing = others.difference(living);
+        let missing = others.difference(with_lease);
         self.missing =
             missing.map(|name| (name.clone(), self.missing.get(name).copied().unwrap_or(now))).collect();
         self.dead.retain(|name| self.missing.contains_key(name));
@@ -68,7 +68,7 @@ impl Leases {
 
     /// The state while the datastore is unreachable.
     #[must_use]
-    fn forgotten(&self) -> Self {
+    fn while_unreachable(&self) -> Self {
         Self { dead: self.dead.clone(), ..Self::default() }
     }
 
@@ -79,7 +79,7 @@ impl Leases {
     }
 
     /// Whether it is known that the node's agent is dead, or that it is alive.
-    pub fn are_sure_of(&self, name: &NodeName) -> bool {
+    pub fn is_decided_for(&self, name: &NodeName) -> bool {
         self.dead.contains(name) || self.are_known() && !self.missing.contains_key(name)
     }
 
@@ -97,13 +97,13 @@ impl Leases {
 
     /// The nodes whose agents are not alive, with the latest possible start time.
     pub fn not_alive(&self) -> impl Iterator<Item = (&NodeName, Instant)> {
-        let is_sure = |since: Instant| self.asked.is_some_and(|asked| asked - since >= CONFIRM);
+        let is_sure = |since: Instant| self.asked.is_some_and(|asked| asked - since >= MISSING_BEFORE_DEAD);
         self.missing.iter().map(|(name, since)| (name, *since)).filter(move |(_, since)| is_sure(*since))
     }
 
     /// Time of the next read; `pause` is the usual interval.
     fn next(&self, pause: Duration, now: Instant) -> Instant {
-        let unsure = self.missing.values().map(|since| *since + CONFIRM).filter(|at| *at > now).min();
+        let unsure = self.missing.values().map(|since| *since + MISSING_BEFORE_DEAD).filter(|at| *at > now).min();
         unsure.map_or(now + pause, |at| at.min(now + pause))
     }
 
@@ -112,7 +112,7 @@ impl Leases {
         let not_alive: Vec<_> = self.not_alive().collect();
         let mut problems: Vec<String> = not_alive
             .iter()
-            .take(NAMED)
+            .take(MAX_REPORTED)
             .map(|(name, since)| {
                 format!(
                     "node {name}: its agent is not alive (lease not renewed for at least {} s). Running pods there keep \
@@ -122,7 +122,7 @@ impl Leases {
                 )
             })
             .collect();
-        if let Some(more) = not_alive.len().checked_sub(NAMED).filter(|more| *more > 0) {
+        if let Some(more) = not_alive.len().checked_sub(MAX_REPORTED).filter(|more| *more > 0) {
             problems
                 .push(format!("the agents of {more} more nodes are not alive: see `polderctl node list`"));
         }
@@ -147,36 +147,36 @@ mod tests {
         let (start, all) = (Instant::now(), names(&["n2", "n3"]));
         let mut leases = Leases::default();
         assert!(!leases.are_known());
-        leases.take(&all, &names(&["n2"]), start);
+        leases.apply(&all, &names(&["n2"]), start);
         assert_eq!((leases.are_known(), not_alive(&leases)), (true, vec![]));
         assert_eq!(
-            leases.next(CONFIRM * 4, start),
-            start + CONFIRM,
+            leases.next(MISSING_BEFORE_DEAD * 4, start),
+            start + MISSING_BEFORE_DEAD,
             "it is looked again as soon as it counts"
         );
-        leases.take(&all, &all, start + CONFIRM / 2);
-        leases.take(&all, &names(&["n2"]), start + CONFIRM);
+        leases.apply(&all, &all, start + MISSING_BEFORE_DEAD / 2);
+        leases.apply(&all, &names(&["n2"]), start + MISSING_BEFORE_DEAD);
         assert_eq!(not_alive(&leases), Vec::<&str>::new(), "it was there in between");
-        assert_eq!(leases.next(CONFIRM / 3, start + CONFIRM), start + CONFIRM + CONFIRM / 3);
+        assert_eq!(leases.next(MISSING_BEFORE_DEAD / 3, start + MISSING_BEFORE_DEAD), start + MISSING_BEFORE_DEAD + MISSING_BEFORE_DEAD / 3);
     }
 
     #[test]
     fn an_agent_that_stays_away_is_named_with_what_to_do_until_it_is_back_or_removed() {
         let (start, all) = (Instant::now(), names(&["n2", "n3"]));
         let mut leases = Leases::default();
-        leases.take(&all, &names(&["n2"]), start);
-        leases.take(&all, &names(&["n2"]), start + CONFIRM);
+        leases.apply(&all, &names(&["n2"]), start);
+        leases.apply(&all, &names(&["n2"]), start + MISSING_BEFORE_DEAD);
         assert_eq!(not_alive(&leases), ["n3"]);
-        let problems = leases.problems(start + CONFIRM * 2);
+        let problems = leases.problems(start + MISSING_BEFORE_DEAD * 2);
         assert_eq!(problems.len(), 1);
         for sign in ["node n3", "at least 30 s", "polderctl node remove n3 --dead"] {
             assert!(problems[0].contains(sign), "{problems:?}");
         }
         let mut back = leases.clone();
-        back.take(&all, &all, start + CONFIRM * 2);
-        assert_eq!(back.problems(start + CONFIRM * 2), Vec::<String>::new());
-        leases.take(&names(&["n2"]), &names(&["n2"]), start + CONFIRM * 2);
-        assert_eq!(leases.problems(start + CONFIRM * 2), Vec::<String>::new());
+        back.apply(&all, &all, start + MISSING_BEFORE_DEAD * 2);
+        assert_eq!(back.problems(start + MISSING_BEFORE_DEAD * 2), Vec::<String>::new());
+        leases.apply(&names(&["n2"]), &names(&["n2"]), start + MISSING_BEFORE_DEAD * 2);
+        assert_eq!(leases.problems(start + MISSING_BEFORE_DEAD * 2), Vec::<String>::new());
     }
 
     #[test]
@@ -184,29 +184,29 @@ mod tests {
         let (start, all) = (Instant::now(), names(&["n2", "n3"]));
         let n3 = "n3".parse().unwrap();
         let mut leases = Leases::default();
-        assert!(!leases.are_sure_of(&n3));
-        leases.take(&all, &names(&["n2"]), start);
-        assert!(leases.dead().is_empty() && !leases.are_sure_of(&n3));
-        leases.take(&all, &names(&["n2"]), start + CONFIRM);
+        assert!(!leases.is_decided_for(&n3));
+        leases.apply(&all, &names(&["n2"]), start);
+        assert!(leases.dead().is_empty() && !leases.is_decided_for(&n3));
+        leases.apply(&all, &names(&["n2"]), start + MISSING_BEFORE_DEAD);
         assert_eq!(*leases.dead(), names(&["n3"]));
-        leases = leases.forgotten();
-        assert!(!leases.are_known() && leases.are_sure_of(&n3));
-        leases.take(&all, &names(&["n2"]), start + CONFIRM * 2);
+        leases = leases.while_unreachable();
+        assert!(!leases.are_known() && leases.is_decided_for(&n3));
+        leases.apply(&all, &names(&["n2"]), start + MISSING_BEFORE_DEAD * 2);
         assert_eq!((leases.dead(), not_alive(&leases)), (&names(&["n3"]), vec![]));
-        leases.take(&all, &all, start + CONFIRM * 3);
-        assert!(leases.dead().is_empty() && leases.are_sure_of(&n3));
+        leases.apply(&all, &all, start + MISSING_BEFORE_DEAD * 3);
+        assert!(leases.dead().is_empty() && leases.is_decided_for(&n3));
     }
 
     #[test]
     fn of_many_some_are_named_and_the_others_counted() {
         let start = Instant::now();
         let all: BTreeSet<NodeName> =
-            (0..NAMED + 2).map(|number| format!("n{number}").parse().unwrap()).collect();
+            (0..MAX_REPORTED + 2).map(|number| format!("n{number}").parse().unwrap()).collect();
         let mut leases = Leases::default();
-        leases.take(&all, &BTreeSet::new(), start);
-        leases.take(&all, &BTreeSet::new(), start + CONFIRM);
-        let problems = leases.problems(start + CONFIRM);
-        assert_eq!(problems.len(), NAMED + 1);
-        assert!(problems[NAMED].contains("2 more nodes"), "{problems:?}");
+        leases.apply(&all, &BTreeSet::new(), start);
+        leases.apply(&all, &BTreeSet::new(), start + MISSING_BEFORE_DEAD);
+        let problems = leases.problems(start + MISSING_BEFORE_DEAD);
+        assert_eq!(problems.len(), MAX_REPORTED + 1);
+        assert!(problems[MAX_REPORTED].contains("2 more nodes"), "{problems:?}");
     }
 }

@@ -76,7 +76,7 @@ impl Machine {
     }
 
     /// Machine id and boot id, for a comparison with records.
-    pub fn life(&self) -> Boot<'_> {
+    pub fn boot(&self) -> Boot<'_> {
         Boot { machine_id: &self.machine_id, boot_id: &self.boot_id }
     }
 }

@@ -19,7 +19,7 @@ use polder_ipam::pool::BlockRequest;
 use polder_ipam::registration::Registration;
 use polder_ipam::store::{Contents, Outcome, StoreError};
 use polder_ipam::tasks::operator::{Knowledge, OperatorHost};
-use polder_ipam::tasks::{CLAIM_PATIENCE, Host, NotNow, PodHost, Records, Requests, Unreserved, Workload};
+use polder_ipam::tasks::{CLAIM_PATIENCE, Host, RetryReason, PodHost, Records, Requests, NotHandedOver, ReservationRequest};
 use polder_ipam::view::View;
 use polder_netlink::nft::FilterSocket;
 use polder_store::ledger::Sqlite;
@@ -140,13 +140,13 @@ impl Requests for Node {
 
     async fn reserve(
         &self,
-        wanted: Workload,
+        wanted: ReservationRequest,
         owner: String,
         attachment: &Attachment,
-    ) -> Result<IpAddr, Unreserved> {
+    ) -> Result<IpAddr, NotHandedOver> {
         let (reply, mut answer) = oneshot::channel();
         let request = ReserveRequest { wanted, owner, attachment: attachment.clone(), reply };
-        let stopping = || NotNow::Unavailable(Unavailable::Stopping);
+        let stopping = || RetryReason::Unavailable(Unavailable::Stopping);
         let asked = async {
             self.calls.reservations.send(request).await.map_err(|_| stopping())?;
             (&mut answer).await.map_err(|_| stopping())?
@@ -154,7 +154,7 @@ impl Requests for Node {
         timeout(CLAIM_PATIENCE, asked).await.unwrap_or_else(|_| {
             // From here on the registrar can detect that the requester gave up. An answer received before counts.
             answer.close();
-            let too_slow = || NotNow::Unavailable(Unavailable::TooSlow);
+            let too_slow = || RetryReason::Unavailable(Unavailable::TooSlow);
             answer.try_recv().unwrap_or_else(|_| Err(too_slow().into()))
         })
     }

@@ -408,7 +408,7 @@ impl<P: Pings> Prober<P> {
             return;
         }
         let names: Vec<NodeName> = suspects.into_keys().collect();
-        let living = timeout(STORE_PATIENCE, leases::living_among(&self.task.store, &names))
+        let living = timeout(STORE_PATIENCE, leases::with_lease_among(&self.task.store, &names))
             .await
             .ok()
             .and_then(Result::ok);
@@ -454,7 +454,7 @@ impl<P: Pings> Prober<P> {
         let now = Instant::now();
         let since = *self.silent_since.get_or_insert(now);
         self.ask_at = Some(now + ASK_AGAIN);
-        let living = match leases::living(&self.task.store).await {
+        let living = match leases::with_lease(&self.task.store).await {
             Ok(living) => living,
             Err(_) if now - since < PATIENCE => return Err(NotProbed::Unasked),
             Err(_) => return Ok(()),

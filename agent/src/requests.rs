@@ -6,7 +6,7 @@ use polder_api::Attachment;
 use polder_api::message::{RefusalKind, Refuse};
 use polder_ipam::claim::NoClaim;
 use polder_ipam::pool::BlockRequest;
-use polder_ipam::tasks::{Unreserved, Workload};
+use polder_ipam::tasks::{NotHandedOver, ReservationRequest};
 use tokio::sync::oneshot;
 
 /// A request to the engine for the changes of the next pass.
@@ -58,11 +58,11 @@ pub struct ClaimRequest {
 #[derive(Debug)]
 pub struct ReserveRequest {
     /// The pod that the address is reserved for.
-    pub wanted: Workload,
+    pub wanted: ReservationRequest,
     /// `namespace/name` of the pod.
     pub owner: String,
     /// The pod's attachment.
     pub attachment: Attachment,
     /// The channel for the answer.
-    pub reply: oneshot::Sender<Result<IpAddr, Unreserved>>,
+    pub reply: oneshot::Sender<Result<IpAddr, NotHandedOver>>,
 }

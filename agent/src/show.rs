@@ -12,7 +12,7 @@ use polder_ipam::node::Condition;
 use polder_ipam::pool::{Purpose, format_labels};
 use polder_ipam::record::PodsGone;
 use polder_ipam::removal::blocks_of;
-use polder_ipam::tasks::ledger_failed;
+use polder_ipam::tasks::NotWritten;
 use polder_ipam::tasks::published::PublishedAddresses;
 use polder_ipam::view::{Versioned, View};
 use polder_ipam::{Cidr, Moment, Pool};
@@ -25,7 +25,7 @@ use crate::reporter::Reporter;
 /// Reports what records and ledger contain about the subject.
 pub async fn show(reporter: &Reporter, subject: Subject) -> Result<Shown, Refusal> {
     let (facts, counts) = reporter.ipam.run(|ipam| (ipam.facts(now()), ipam.counts(now()))).await;
-    let mut facts = facts.map_err(|error| ledger_failed(&error))?;
+    let mut facts = facts.map_err(NotWritten)?;
     // The probe endpoint does not count as a used address, as in `status`.
     for (owned, counted) in &mut facts.blocks {
         let of_block = counts.iter().find(|(known, _)| known.block == owned.block);
@@ -260,7 +260,7 @@ impl Lookup<'_> {
     async fn address(&self, address: IpAddr) -> Result<AddressStatus, Refusal> {
         let at = self.now;
         let condition = self.reporter.ipam.run(move |ipam| ipam.condition(address, at)).await;
-        Ok(match condition.map_err(|error| ledger_failed(&error))? {
+        Ok(match condition.map_err(NotWritten)? {
             Some(condition) => self.own(address, condition),
             None => {
                 self.reporter.board().records.read()?;

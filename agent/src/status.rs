@@ -199,7 +199,7 @@ pub async fn nodes(reporter: &Reporter) -> Result<Vec<NodeStatus>, Refusal> {
     let view = reporter.board().records.read()?;
     let pass = reporter.board().pass();
     // Leases are not watched, because they change all the time: they are read now.
-    let alive = leases::living(&reporter.store).await.ok();
+    let alive = leases::with_lease(&reporter.store).await.ok();
     let node = |(name, known): (&NodeName, &polder_ipam::view::Versioned<_>)| {
         let record: &record::NodeRecord = &known.record;
         NodeStatus {

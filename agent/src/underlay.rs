@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use polder_api::{Family, PerFamily};
 use polder_ipam::Cidr;
 use polder_ipam::cause::HostError;
-use polder_ipam::needed::{Needed, What};
+use polder_ipam::needed::{Needed, NeededFor};
 use polder_netlink::IfIndex;
 use polder_netlink::address::Address;
 use polder_netlink::route::Lookup;
@@ -172,24 +172,24 @@ impl UnderlayInputs {
             }
             let range = Cidr::around(route.destination.ip(), route.destination.prefix());
             let gateways = route.gateways.iter().copied().filter(is_elsewhere);
-            needed.extend(gateways.map(|gateway| Needed::host(gateway, What::Gateway)));
+            needed.extend(gateways.map(|gateway| Needed::host(gateway, NeededFor::Gateway)));
             let is_network = route.gateways.is_empty() && range.length() > 0 && is_elsewhere(&range.first());
             if let Some(interface) = route.index.and_then(name).filter(|_| is_network && !is_pods(range)) {
-                needed.push(Needed { range, what: What::Network(interface) });
+                needed.push(Needed { range, what: NeededFor::Network(interface) });
             }
         }
         let routers =
             self.network.routes.iter().filter_map(|(_, way)| way.next_hop.router()).filter(is_elsewhere);
-        needed.extend(routers.map(|router| Needed::host(router, What::Gateway)));
+        needed.extend(routers.map(|router| Needed::host(router, NeededFor::Gateway)));
         let in_a_network = |range: Cidr| {
             needed
                 .iter()
-                .any(|network| matches!(network.what, What::Network(_)) && network.range.covers(range))
+                .any(|network| matches!(network.what, NeededFor::Network(_)) && network.range.covers(range))
         };
         let alone = self.network.addresses.iter().filter_map(|found| {
             let address = found.address.ip();
             let (interface, _) = self.network.interfaces.get(&found.index)?;
-            let own = Needed::host(address, What::Own(interface.clone()));
+            let own = Needed::host(address, NeededFor::Own(interface.clone()));
             (is_elsewhere(&address) && !in_a_network(own.range) && !is_pods(own.range)).then_some(own)
         });
         let alone: Vec<Needed> = alone.take(OWN_ADDRESSES).collect();

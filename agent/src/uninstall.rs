@@ -201,7 +201,7 @@ pub fn uninstall(places: &NodePaths, attached: Attached) -> anyhow::Result<Vec<S
 /// has no other nodes.
 fn is_member(ledger: Option<&Sqlite>, own_store: &Path) -> bool {
     let identity = ledger.and_then(|ledger| ledger.identity().ok().flatten());
-    let was_removed = identity.is_some_and(|identity| identity.standing == MemberState::Removed);
+    let was_removed = identity.is_some_and(|identity| identity.member_state == MemberState::Removed);
     !was_removed && !own_store.exists()
 }
 

@@ -146,7 +146,7 @@ mod tests {
         let (mut client, mut agent) = connected();
         assert!(client.holds());
         // `holds` has no side effect: the next request still waits for its reply.
-        let refusal = Reply::Refused(Refusal::new(RefusalKind::Missing, "nothing"));
+        let refusal = Reply::Refused(Refusal { kind: RefusalKind::Missing, message: "nothing".to_owned() });
         let answer = refusal.clone();
         let agent = std::thread::spawn(move || {
             frame::read::<Question>(&mut agent).unwrap();

@@ -78,7 +78,7 @@ words! {
         /// Confirmed by the node, which disconnected them.
         Confirmed = "confirmed",
         /// Declared by an operator (`--dead`).
-        Vouched = "vouched",
+        ConfirmedByOperator = "vouched",
     }
 }
 

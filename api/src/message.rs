@@ -310,15 +310,3 @@ impl<E: Refuse> From<E> for Refusal {
         Self { kind: error.kind(), message: error.to_string() }
     }
 }
-
-impl Refusal {
-    /// A refusal of `kind` with a message.
-    pub fn new(kind: RefusalKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
-    }
-
-    /// A refusal of kind `TryAgain`.
-    pub fn try_again(message: impl fmt::Display) -> Self {
-        Self::new(RefusalKind::TryAgain, message.to_string())
-    }
-}

@@ -44,11 +44,11 @@ mutants! {
     /// A machine without a ledger treats a fence with its name and boot id as its own, and confirms the removal.
     FenceMatchedByBootId,
     /// A machine takes over a node with only its ledger as proof, which may be a copy.
-    CopyIsBelieved,
+    CopyIsAccepted,
     /// A removed node's blocks are released although its pods are not confirmed to be gone.
-    SilenceConfirms,
+    UnconfirmedCountsAsGone,
     /// A removed node's blocks are released without cool-down.
-    RemovedBlocksDoNotRest,
+    RemovedBlocksSkipCoolDown,
     /// A block is released although addresses of it are used.
     UsedBlockIsSpare,
     /// A claim that the datastore has lost is not restored.
@@ -87,7 +87,7 @@ mutants! {
     /// A watch that did not report a deletion is trusted.
     WatchIsBelieved,
     /// A node takes over its record from another boot without checking whether that boot is still alive.
-    DoubleIsIgnored,
+    NameConflictIsIgnored,
     /// A node treats its record as its own even if it is from another boot or machine.
     AnyBootIsOwn,
     /// The key `alive/NODE` is written even if the node's record has changed.

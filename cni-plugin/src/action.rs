@@ -109,7 +109,7 @@ pub enum FileAction {
     #[error("register this ADD as in progress")]
     Mark,
     /// ADD enables IPv6 on the host end, because new interfaces of this host have it disabled.
-    /// Remedy: mount /proc/sys writable for the runtime, or set net.ipv6.conf.default.disable_ipv6 to 0.
+    /// Remedy: mount /proc/sys writable for the runtime, or set `net.ipv6.conf.default.disable_ipv6` to 0.
     #[error("set {path} to 0")]
     EnableIpv6 {
         /// The file of the setting.

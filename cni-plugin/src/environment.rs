@@ -34,7 +34,7 @@ pub enum BadEnvironment {
         problem: InvalidName,
     },
     /// A part of `CNI_ARGS` has no equals sign, or more than one.
-    /// Remedy: write CNI_ARGS as KEY=VALUE pairs, separated by semicolons.
+    /// Remedy: write `CNI_ARGS` as KEY=VALUE pairs, separated by semicolons.
     #[error("CNI_ARGS contains {text:?}, which is not KEY=VALUE")]
     NotPair {
         /// The part.
@@ -52,7 +52,7 @@ pub enum BadEnvironment {
     #[error("{}", joined(.0))]
     Several(Vec<BadEnvironment>),
     /// The IPAM plugin of the network configuration is not installed on this node.
-    /// Remedy: install the plugin in a directory of CNI_PATH, or correct ipam.type.
+    /// Remedy: install the plugin in a directory of `CNI_PATH`, or correct ipam.type.
     #[error("ipam.type: plugin {plugin} not found in CNI_PATH ({})", listed(folders))]
     NoPlugin {
         /// The name of the plugin.

@@ -31,7 +31,7 @@ pub enum BadConfig {
         problem: serde_json::Error,
     },
     /// The name of the IPAM plugin is not a file name.
-    /// Remedy: set ipam.type to the file name of a plugin in CNI_PATH, without a directory.
+    /// Remedy: set ipam.type to the file name of a plugin in `CNI_PATH`, without a directory.
     #[error("ipam.type: {plugin:?} is not a plugin name")]
     NotPluginName {
         /// The value of `ipam.type`.

@@ -155,7 +155,7 @@ mod tests {
             node: "n1".parse().unwrap(),
             cluster: ClusterId::new(cluster),
             incarnation: Incarnation::new("i1"),
-            standing: MemberState::Member,
+            member_state: MemberState::Member,
         }
     }
 

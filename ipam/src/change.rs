@@ -55,11 +55,11 @@ pub enum Change {
         fence: FenceRecord,
     },
     /// Confirms for an operator that the pods of removed nodes are gone.
-    VouchForNode(Vec<Confirmation>),
+    ConfirmByOperator(Vec<Confirmation>),
     /// Confirms for a removed node that its pods are gone.
     ConfirmRemoval(Confirmation),
     /// Releases the blocks and reserved addresses of a removed node, or a part of them.
-    InheritFrom(Inheritance),
+    ReleaseRemoved(RemovedHoldings),
     /// Deletes the fence of a removed node that holds nothing else.
     ForgetFence {
         /// The node that deletes it.
@@ -70,7 +70,7 @@ pub enum Change {
     /// Claims a block for a node. Also restores a claim of the node that the datastore has lost.
     ClaimBlock(Claim),
     /// Releases blocks.
-    GiveBackBlocks {
+    ReleaseBlocks {
         /// The node that claimed them.
         by: Member,
         /// The blocks, with the revisions of their claims.
@@ -80,14 +80,14 @@ pub enum Change {
     /// datastore has lost the record.
     HandOverAddress(HandOver),
     /// Clears the holder of a reserved address. The workload keeps the reservation.
-    LetGoAddress {
+    ReleaseAddress {
         /// The node of the pod that held it.
         by: Member,
         /// The address.
-        let_go: LetGo,
+        released: AddressRelease,
     },
     /// Deletes the reservation of an address.
-    GiveUpAddress {
+    DeleteReservation {
         /// The address.
         address: IpAddr,
         /// The revision of its reservation.
@@ -140,21 +140,21 @@ pub enum Change {
         /// The node.
         by: Member,
         /// The owners to write, by address.
-        say: Vec<(IpAddr, AddressRecord)>,
+        publish: Vec<(IpAddr, AddressRecord)>,
         /// The records to delete.
         withdraw: Vec<Name>,
     },
     /// Deletes published owners of addresses.
     WithdrawAddresses {
         /// The required state of the node.
-        by: Speaker,
+        by: Writer,
         /// The records to delete; with a revision if the record must be unchanged.
         records: Vec<(Name, Option<Revision>)>,
     },
     /// Writes the sign of life of a node, which exists while its lease is valid.
-    SignOfLife(Sign),
+    WriteLease(LeaseWrite),
     /// Restores the sign of life of a node, if it was deleted.
-    RestoreSignOfLife(Sign),
+    RestoreLease(LeaseWrite),
     /// Requests a check on all nodes.
     AskInspection(InspectionRecord),
     /// Ends the check on all nodes.
@@ -186,7 +186,7 @@ pub struct Member {
 
 /// The sign of life of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sign {
+pub struct LeaseWrite {
     /// The node.
     pub by: Member,
     /// The machine and its boot.
@@ -195,7 +195,7 @@ pub struct Sign {
 
 /// The state of a node that a deletion of its published addresses requires.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Speaker {
+pub enum Writer {
     /// The node is registered, and its record is unchanged.
     Node(Member),
     /// No node has that name. Any node may delete the addresses.
@@ -226,7 +226,7 @@ pub struct Confirmation {
 
 /// Blocks and reserved addresses of a removed node, to be released.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Inheritance {
+pub struct RemovedHoldings {
     /// The node that releases them.
     pub by: Member,
     /// The removed node.
@@ -234,7 +234,7 @@ pub struct Inheritance {
     /// Its blocks, with the revisions of their claims.
     pub blocks: Vec<(Block, Revision)>,
     /// The reserved addresses held by its pods.
-    pub addresses: Vec<LetGo>,
+    pub addresses: Vec<AddressRelease>,
 }
 
 /// A claim of a block. Not applied if the block, a part of it, or a larger range of the pool around it is claimed.
@@ -269,7 +269,7 @@ pub struct HandOver {
 
 /// A reserved address whose holder is cleared.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LetGo {
+pub struct AddressRelease {
     /// The address.
     pub address: IpAddr,
     /// Its reservation, without the holder.
@@ -297,7 +297,7 @@ impl fmt::Display for Change {
             Self::RegisterNode { node, .. } => write!(f, "register node {node}"),
             Self::TakeOverNode { node, .. } => write!(f, "take over node {node}"),
             Self::RemoveNode { fence, .. } => write!(f, "remove node {}", fence.node),
-            Self::VouchForNode(words) => {
+            Self::ConfirmByOperator(words) => {
                 let nodes = words.iter().map(|word| (&word.record.node, &word.incarnation));
                 list(
                     f,
@@ -308,17 +308,17 @@ impl fmt::Display for Change {
             Self::ConfirmRemoval(Confirmation { record, .. }) => {
                 write!(f, "confirm the removal of node {}", record.node)
             }
-            Self::InheritFrom(what) => {
+            Self::ReleaseRemoved(what) => {
                 write!(f, "release the blocks and reservations of removed node {}", what.fence.node)
             }
             Self::ForgetFence { fence, .. } => write!(f, "delete the fence of node {}", fence.node),
             Self::ClaimBlock(claim) => write!(f, "claim block {}", claim.block),
-            Self::GiveBackBlocks { blocks, .. } => {
+            Self::ReleaseBlocks { blocks, .. } => {
                 list(f, "release block", blocks.iter().map(|(block, _)| block))
             }
             Self::HandOverAddress(what) => write!(f, "hand over {}", what.address),
-            Self::LetGoAddress { let_go, .. } => write!(f, "clear the holder of {}", let_go.address),
-            Self::GiveUpAddress { address, .. } => write!(f, "delete the reservation of {address}"),
+            Self::ReleaseAddress { released, .. } => write!(f, "clear the holder of {}", released.address),
+            Self::DeleteReservation { address, .. } => write!(f, "delete the reservation of {address}"),
             Self::AddPool { pool, .. } => write!(f, "add pool {}", pool.name),
             Self::ReplacePool { pool, .. } => write!(f, "change pool {}", pool.name),
             Self::RemovePool { name, .. } => write!(f, "remove pool {name}"),
@@ -328,8 +328,8 @@ impl fmt::Display for Change {
             Self::WithdrawAddresses { records, .. } => {
                 list(f, "withdraw", records.iter().map(|(name, _)| name))
             }
-            Self::SignOfLife(Sign { by, .. }) => write!(f, "write the sign of life of node {}", by.node),
-            Self::RestoreSignOfLife(Sign { by, .. }) => {
+            Self::WriteLease(LeaseWrite { by, .. }) => write!(f, "write the sign of life of node {}", by.node),
+            Self::RestoreLease(LeaseWrite { by, .. }) => {
                 write!(f, "restore the sign of life of node {}", by.node)
             }
             Self::AskInspection(_) => write!(f, "request a check on all nodes"),

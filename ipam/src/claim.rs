@@ -24,7 +24,7 @@ mod none;
 pub use none::{Exhausted, NoClaim, Taken, Unavailable};
 
 /// Maximum number of blocks released in one change, which also needs room for the records that it depends on.
-pub const AT_ONCE: usize = MOST_RECORDS - 2;
+pub const MAX_PER_CHANGE: usize = MOST_RECORDS - 2;
 
 /// Number of addresses of one family. A node with fewer free ones claims another block in advance; it keeps twice as
 /// many free when it releases a block.
@@ -73,7 +73,7 @@ pub struct Claimant<'a> {
     /// The identity in its ledger; `None` before the first registration.
     pub identity: Option<&'a NodeIdentity>,
     /// The machine id and boot id of this machine.
-    pub life: Boot<'a>,
+    pub boot: Boot<'a>,
     /// The cluster's records, as last read.
     pub view: &'a View,
     /// Whether no block is claimed: the datastore lost records, and their owners are restoring them.
@@ -93,14 +93,14 @@ impl Claimant<'_> {
             return Err(Unavailable::Unregistered.into());
         };
         // A claim based on the record of another incarnation or machine would belong to that one.
-        if node.record.incarnation != identity.incarnation || Boot::from(&*node.record) != self.life {
+        if node.record.incarnation != identity.incarnation || Boot::from(&*node.record) != self.boot {
             return Err(Unavailable::OtherLife.into());
         }
         if let Some(away) = Unavailable::away(view) {
             return Err(away.into());
         }
         if holds_off(self.hold_off) {
-            return Err(Unavailable::Caution.into());
+            return Err(Unavailable::HoldOff.into());
         }
         let (pool, block) = next_block(view, self.me, self.labels, wanted, lost)?;
         let by = Member { node: identity.node.clone(), revision: node.revision };

@@ -39,7 +39,7 @@ pub struct NodeIdentity {
     /// Id of the cluster.
     pub cluster: ClusterId,
     /// Whether the node still belongs to the cluster.
-    pub standing: MemberState,
+    pub member_state: MemberState,
 }
 
 /// Whether a node belongs to its cluster.

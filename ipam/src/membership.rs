@@ -10,7 +10,7 @@ use polder_api::{Family, Mac, NodeName, PerFamily, rule};
 
 use crate::cause::SharedError;
 use crate::change::{Change, Claim, HandOver, Member};
-use crate::claim::{AT_ONCE, NoClaim, Preconditions, holds_off};
+use crate::claim::{MAX_PER_CHANGE, NoClaim, Preconditions, holds_off};
 use crate::ids::{BootId, MachineId};
 use crate::ledger::{MemberState, NodeIdentity, OwnedBlock};
 use crate::moment::Moment;
@@ -36,7 +36,7 @@ pub struct MembershipInputs<'a> {
     /// The node's name.
     pub me: &'a NodeName,
     /// The machine id and boot id of this machine.
-    pub life: Boot<'a>,
+    pub boot: Boot<'a>,
     /// The evidence required that this machine is the node of its ledger.
     pub proof: Proof,
     /// The machine that this one replaces, as requested with `polderctl node adopt`.
@@ -178,7 +178,7 @@ fn decide(facts: &MembershipInputs<'_>) -> Result<Step, Step> {
         let silent = |reason: &String| Waiting::Silent(SharedError::new(reason.clone()));
         return Err(Step::Wait(view.lost.as_ref().map_or(Waiting::Records, silent)));
     }
-    if let Some(identity) = facts.own.identity.as_ref().filter(|own| own.standing == MemberState::Removed) {
+    if let Some(identity) = facts.own.identity.as_ref().filter(|own| own.member_state == MemberState::Removed) {
         return Ok(identity::leave(facts, identity));
     }
     let Some(cluster) = &view.cluster else { return Err(Step::Bootstrap) };
@@ -188,13 +188,13 @@ fn decide(facts: &MembershipInputs<'_>) -> Result<Step, Step> {
     }
     let me = register(facts, identity)?;
     let gone = reconcile(facts, identity, &me)?;
-    give_back(facts, identity, &me)?;
+    release_blocks(facts, identity, &me)?;
     let needs = needs(facts);
     if let Some(step) = needs.step {
         return Ok(step);
     }
     reservations(facts, identity, &me)?;
-    if let Some(change) = facts.quarantine.over(view, &me, facts.now) {
+    if let Some(change) = facts.quarantine.next_change(view, &me, facts.now) {
         return Ok(commit(change));
     }
     Ok(needs.reason.or(gone).map_or(Step::Settled, Step::Wait))
@@ -206,8 +206,8 @@ fn register(facts: &MembershipInputs<'_>, identity: &NodeIdentity) -> Result<Mem
     let presence = facts.presence.as_ref().map_err(|reason| Step::Wait(reason.clone().into()))?;
     let record = NodeRecord {
         incarnation: identity.incarnation.clone(),
-        machine_id: facts.life.machine_id.clone(),
-        boot_id: facts.life.boot_id.clone(),
+        machine_id: facts.boot.machine_id.clone(),
+        boot_id: facts.boot.boot_id.clone(),
         underlay: presence.underlay.clone(),
         gateways: facts.own.gateways.clone(),
         probes: facts.own.probes.clone(),
@@ -284,7 +284,7 @@ fn put_back_pools(facts: &MembershipInputs<'_>, me: &Member) -> Result<(), Step>
 }
 
 /// Releases blocks that are not needed, many per change: a node can have thousands.
-fn give_back(facts: &MembershipInputs<'_>, identity: &NodeIdentity, me: &Member) -> Result<(), Step> {
+fn release_blocks(facts: &MembershipInputs<'_>, identity: &NodeIdentity, me: &Member) -> Result<(), Step> {
     let is_own = |claim: &Versioned<BlockRecord>| claim.record.incarnation == identity.incarnation;
     let leaving = facts.own.blocks.iter().filter(|owned| owned.leaving).map(|owned| owned.block);
     let (claimed, gone): (Vec<Block>, Vec<Block>) =
@@ -294,8 +294,8 @@ fn give_back(facts: &MembershipInputs<'_>, identity: &NodeIdentity, me: &Member)
     }
     if !claimed.is_empty() {
         let known = |block: Block| (block, facts.view.blocks[&block].revision);
-        let blocks = claimed.into_iter().take(AT_ONCE).map(known).collect();
-        return Err(commit(Change::GiveBackBlocks { by: me.clone(), blocks }));
+        let blocks = claimed.into_iter().take(MAX_PER_CHANGE).map(known).collect();
+        return Err(commit(Change::ReleaseBlocks { by: me.clone(), blocks }));
     }
     // While other nodes restore lost records, this node's claims can be needed as evidence.
     if facts.own.spare.is_empty() || facts.hold_off {
@@ -328,7 +328,7 @@ fn needs(facts: &MembershipInputs<'_>) -> Needs {
                     None
                 }
                 None if holds_off(facts.hold_off) => {
-                    reason.get_or_insert(Waiting::Caution);
+                    reason.get_or_insert(Waiting::HoldOff);
                     None
                 }
                 None => Some(Step::Claim(BlockRequest::Any(family, None))),
@@ -355,9 +355,9 @@ fn reservations(facts: &MembershipInputs<'_>, identity: &NodeIdentity, me: &Memb
         let Some(holder) = known.record.holder.as_ref().filter(mine) else { continue };
         let held = facts.own.strays.iter().any(|stray| stray.address == *address);
         let wanted = held || facts.own.expected.contains(address);
-        if !wanted || holder.boot_id != *facts.life.boot_id {
-            let let_go = reservation::let_go(*address, known);
-            return Err(commit(Change::LetGoAddress { by: me.clone(), let_go }));
+        if !wanted || holder.boot_id != *facts.boot.boot_id {
+            let released = reservation::released(*address, known);
+            return Err(commit(Change::ReleaseAddress { by: me.clone(), released }));
         }
     }
     for stray in &facts.own.strays {
@@ -376,7 +376,7 @@ fn reservations(facts: &MembershipInputs<'_>, identity: &NodeIdentity, me: &Memb
         let holder = Holder {
             node: facts.me.clone(),
             incarnation: identity.incarnation.clone(),
-            boot_id: facts.life.boot_id.clone(),
+            boot_id: facts.boot.boot_id.clone(),
             attachment: stray.attachment.clone(),
         };
         let generation = known.map_or(1, |known| known.record.generation + 1);

@@ -15,12 +15,12 @@ pub struct Needed {
     /// The addresses. A host is a range of one.
     pub range: Cidr,
     /// The kind; its text follows the range in messages.
-    pub what: What,
+    pub what: NeededFor,
 }
 
 /// The kind of a needed address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum What {
+pub enum NeededFor {
     /// A member of etcd, or a host that the agent needs to find it; the text describes it.
     Store(String),
     /// The next hop of a route of the host.
@@ -33,25 +33,25 @@ pub enum What {
 
 impl Needed {
     /// A single host.
-    pub fn host(address: IpAddr, what: What) -> Self {
+    pub fn host(address: IpAddr, what: NeededFor) -> Self {
         Self { range: Cidr::around(address, Family::of(address).bits()), what }
     }
 
     /// Whether it is a single host: packets to it use the most specific route.
     pub fn is_host(&self) -> bool {
-        !matches!(self.what, What::Network(_))
+        !matches!(self.what, NeededFor::Network(_))
     }
 }
 
 impl fmt::Display for Needed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.what {
-            What::Store(what) => write!(f, "{}, {what}", self.range.first()),
-            What::Gateway => write!(f, "{}, a gateway of this node's routes", self.range.first()),
-            What::Network(interface) => {
+            NeededFor::Store(what) => write!(f, "{}, {what}", self.range.first()),
+            NeededFor::Gateway => write!(f, "{}, a gateway of this node's routes", self.range.first()),
+            NeededFor::Network(interface) => {
                 write!(f, "{}, the network of this node's interface {interface}", self.range)
             }
-            What::Own(interface) => {
+            NeededFor::Own(interface) => {
                 write!(f, "{}, the address of this node's interface {interface}", self.range.first())
             }
         }
@@ -83,10 +83,10 @@ mod tests {
 
     fn needed() -> Vec<Needed> {
         vec![
-            Needed { range: cidr("10.10.1.0/24"), what: What::Network("eth0".to_owned()) },
-            Needed::host("10.10.1.254".parse().unwrap(), What::Gateway),
-            Needed::host("10.10.1.200".parse().unwrap(), What::Store("the address of etcd".to_owned())),
-            Needed::host("10.99.0.5".parse().unwrap(), What::Store("the address of etcd".to_owned())),
+            Needed { range: cidr("10.10.1.0/24"), what: NeededFor::Network("eth0".to_owned()) },
+            Needed::host("10.10.1.254".parse().unwrap(), NeededFor::Gateway),
+            Needed::host("10.10.1.200".parse().unwrap(), NeededFor::Store("the address of etcd".to_owned())),
+            Needed::host("10.99.0.5".parse().unwrap(), NeededFor::Store("the address of etcd".to_owned())),
         ]
     }
 

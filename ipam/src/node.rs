@@ -27,7 +27,7 @@ pub struct NodeIpam<L> {
     /// Reserved addresses that are being handed over to this node, each with its attachment.
     expected: BTreeSet<(IpAddr, Attachment)>,
     /// Addresses of attachments that were released before their ADD ended: the plugin may still create the interface.
-    overtaken: BTreeMap<Attachment, Vec<IpAddr>>,
+    deleted_meanwhile: BTreeMap<Attachment, Vec<IpAddr>>,
     /// The last attachment of each address that is in cool-down. Not in the ledger: empty after an agent start.
     last: BTreeMap<IpAddr, Attachment>,
     /// Blocks that were claimed recently, with the time of the claim: the requester has not allocated its address yet.
@@ -107,7 +107,7 @@ impl<L: Ledger> NodeIpam<L> {
             inactive,
             ledger,
             expected: BTreeSet::new(),
-            overtaken: BTreeMap::new(),
+            deleted_meanwhile: BTreeMap::new(),
             last: BTreeMap::new(),
             fresh: BTreeMap::new(),
             low_water: LOW_WATER,
@@ -400,7 +400,7 @@ impl<L: Ledger> NodeIpam<L> {
     /// Releases the addresses of an attachment whose interface is gone; their cool-down starts. Succeeds if it does not
     /// exist.
     pub fn release(&mut self, attachment: &Attachment, now: Moment) -> Result<(), LedgerError> {
-        self.overtaken.remove(attachment);
+        self.deleted_meanwhile.remove(attachment);
         let Some(released) = self.attachments.get(attachment) else { return Ok(()) };
         let gone = self.attachments.values().filter(|one| goes_with(one, released));
         for attachment in gone.map(|one| one.attachment.clone()).collect::<Vec<_>>() {

@@ -8,7 +8,7 @@ use polder_api::NodeName;
 use polder_api::rule;
 
 use crate::Revision;
-use crate::change::{Change, Member, Sign, Speaker};
+use crate::change::{Change, Member, LeaseWrite, Writer};
 use crate::key::{Key, Name};
 use crate::ledger::{AttachmentEntry, NodeIdentity};
 use crate::record::{AddressRecord, Boot, NodeRecord, encode};
@@ -26,8 +26,8 @@ pub struct Published {
 
 rule! {
     /// Whether the record was written on that machine in that boot.
-    fn is_of(record: &NodeRecord, life: Boot<'_>) -> bool {
-        Boot::from(record) == life
+    fn is_of(record: &NodeRecord, boot: Boot<'_>) -> bool {
+        Boot::from(record) == boot
     }
     AnyBootIsOwn => true
 }
@@ -39,13 +39,13 @@ pub fn own_revision(
     view: &View,
     me: &NodeName,
     identity: Option<&NodeIdentity>,
-    life: Boot<'_>,
+    boot: Boot<'_>,
 ) -> Option<Revision> {
     let own = view
         .nodes
         .get(me)
         .filter(|own| identity.is_some_and(|identity| identity.incarnation == own.record.incarnation))
-        .filter(|own| is_of(&own.record, life));
+        .filter(|own| is_of(&own.record, boot));
     own.filter(|_| view.source == Source::Store).map(|own| own.revision)
 }
 
@@ -61,14 +61,14 @@ pub struct Basis {
 
 impl Basis {
     /// The basis according to this view and the node's identity.
-    pub fn of(view: &View, me: &NodeName, identity: Option<&NodeIdentity>, life: Boot<'_>) -> Self {
-        Self { revision: own_revision(view, me, identity, life), losses: view.losses }
+    pub fn of(view: &View, me: &NodeName, identity: Option<&NodeIdentity>, boot: Boot<'_>) -> Self {
+        Self { revision: own_revision(view, me, identity, boot), losses: view.losses }
     }
 }
 
 /// The sign of life of a node in one boot of its machine. `revision` is the revision of its record.
-pub fn sign_of_life(me: &NodeName, life: Boot<'_>, revision: Revision) -> Sign {
-    Sign { by: Member { node: me.clone(), revision }, alive: life.into() }
+pub fn sign_of_life(me: &NodeName, boot: Boot<'_>, revision: Revision) -> LeaseWrite {
+    LeaseWrite { by: Member { node: me.clone(), revision }, alive: boot.into() }
 }
 
 /// The nodes with a sign of life.
@@ -118,14 +118,14 @@ pub fn publish(by: &Member, published: &Published, wanted: &Published, most: usi
     parts.extend(new.filter_map(|(address, record)| Some(Part::Say(*address, record.clone()?))));
     let mut changes = Vec::new();
     while !parts.is_empty() {
-        let (mut say, mut withdraw) = (Vec::new(), Vec::new());
+        let (mut publish, mut withdraw) = (Vec::new(), Vec::new());
         for part in parts.drain(..parts.len().min(most)) {
             match part {
                 Part::Withdraw(name) => withdraw.push(name),
-                Part::Say(address, record) => say.push((address, record)),
+                Part::Say(address, record) => publish.push((address, record)),
             }
         }
-        changes.push(Change::PublishAddresses { by: by.clone(), say, withdraw });
+        changes.push(Change::PublishAddresses { by: by.clone(), publish, withdraw });
     }
     changes
 }
@@ -136,7 +136,7 @@ pub fn forget(node: &NodeName, published: &Contents, most: usize) -> Vec<Change>
     let names: Vec<_> =
         published.entries.iter().map(|entry| (Name::from(entry.key.as_str()), None)).collect();
     let part = |part: &[_]| {
-        let by = Speaker::Anybody(node.clone());
+        let by = Writer::Anybody(node.clone());
         Change::WithdrawAddresses { by, records: part.to_vec() }
     };
     names.chunks(most).map(part).collect()
@@ -169,7 +169,7 @@ mod tests {
             node: me(),
             cluster: ClusterId::new("c"),
             incarnation: Incarnation::new(incarnation),
-            standing: MemberState::Member,
+            member_state: MemberState::Member,
         }
     }
 
@@ -194,18 +194,18 @@ mod tests {
     #[test]
     fn the_own_record_counts_only_in_its_incarnation_boot_and_machine_and_from_the_store() {
         let (ours, alive) = (identity("i1"), alive());
-        let life = Boot::from(&alive);
-        assert_eq!(own_revision(&view(), &me(), Some(&ours), life), Some(Revision::new(7)));
+        let boot = Boot::from(&alive);
+        assert_eq!(own_revision(&view(), &me(), Some(&ours), boot), Some(Revision::new(7)));
         let later = Alive { boot_id: BootId::new("b2"), ..alive.clone() };
         let elsewhere = Alive { machine_id: MachineId::new("m2"), ..alive.clone() };
         for other in [later, elsewhere] {
             assert_eq!(own_revision(&view(), &me(), Some(&ours), Boot::from(&other)), None);
         }
-        assert_eq!(own_revision(&view(), &me(), Some(&identity("i2")), life), None);
-        assert_eq!(own_revision(&view(), &me(), None, life), None);
+        assert_eq!(own_revision(&view(), &me(), Some(&identity("i2")), boot), None);
+        assert_eq!(own_revision(&view(), &me(), None, boot), None);
         let mut remembered = view();
         remembered.source = Source::Snapshot;
-        assert_eq!(own_revision(&remembered, &me(), Some(&ours), life), None);
+        assert_eq!(own_revision(&remembered, &me(), Some(&ours), boot), None);
     }
 
     fn record(container: &str) -> AddressRecord {
@@ -226,7 +226,7 @@ mod tests {
         let (published, wanted) = (said(0..2), said(1..2 + MOST_RECORDS));
         let changes = publish(&ours, &published, &wanted, MOST_RECORDS);
         let sizes = changes.iter().map(|change| match change {
-            Change::PublishAddresses { by, say, withdraw } if *by == ours => (say.len(), withdraw.len()),
+            Change::PublishAddresses { by, publish, withdraw } if *by == ours => (publish.len(), withdraw.len()),
             other => panic!("{other}"),
         });
         assert_eq!(sizes.collect::<Vec<_>>(), [(MOST_RECORDS - 1, 1), (1, 0)]);
@@ -251,10 +251,10 @@ mod tests {
             &said(0..2),
             MOST_RECORDS,
         );
-        let [Change::PublishAddresses { say, withdraw, .. }] = changes.as_slice() else {
+        let [Change::PublishAddresses { publish, withdraw, .. }] = changes.as_slice() else {
             panic!("{changes:?}")
         };
-        assert_eq!(say, &[(IpAddr::from([10, 0, 0, 1]), record("a"))]);
+        assert_eq!(publish, &[(IpAddr::from([10, 0, 0, 1]), record("a"))]);
         assert_eq!(withdraw, &[Name::from("/polder/v1/addresses/n1/x")]);
     }
 
@@ -266,7 +266,7 @@ mod tests {
         let sizes =
             forget(&me(), &Contents { revision: Revision::new(1), entries }, 2).into_iter().map(|change| {
                 match change {
-                    Change::WithdrawAddresses { by, records } if by == Speaker::Anybody(me()) => {
+                    Change::WithdrawAddresses { by, records } if by == Writer::Anybody(me()) => {
                         records.len()
                     }
                     other => panic!("{other}"),

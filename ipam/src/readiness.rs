@@ -158,7 +158,7 @@ mod tests {
             node: "n1".parse().unwrap(),
             cluster: ClusterId::new("c"),
             incarnation: Incarnation::new("i"),
-            standing: MemberState::Member,
+            member_state: MemberState::Member,
         };
         Holdings { identity: Some(identity), blocks: Vec::new(), gateways: addresses(gateways) }
     }

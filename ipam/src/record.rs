@@ -250,8 +250,8 @@ impl<'a> From<&'a Alive> for Boot<'a> {
 }
 
 impl From<Boot<'_>> for Alive {
-    fn from(life: Boot<'_>) -> Self {
-        Self { boot_id: life.boot_id.clone(), machine_id: life.machine_id.clone() }
+    fn from(boot: Boot<'_>) -> Self {
+        Self { boot_id: boot.boot_id.clone(), machine_id: boot.machine_id.clone() }
     }
 }
 

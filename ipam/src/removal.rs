@@ -14,7 +14,7 @@ use polder_api::rule;
 use sha2::{Digest, Sha256};
 
 use crate::Revision;
-use crate::change::{Change, Confirmation, Fence, Inheritance, MOST_RECORDS, Member};
+use crate::change::{Change, Confirmation, Fence, RemovedHoldings, MOST_RECORDS, Member};
 use crate::ids::Incarnation;
 use crate::moment::Moment;
 use crate::pool::Block;
@@ -24,7 +24,7 @@ use crate::view::{Versioned, View};
 
 /// Whether an operator confirms that the node and all its pods are gone permanently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Vouched {
+pub enum OperatorConfirmation {
     /// No: the node has to confirm it.
     No,
     /// Yes.
@@ -65,15 +65,15 @@ pub enum NotRemoved {
 }
 
 /// Removes the node, or confirms that the pods of a removed node are gone. `None` if there is nothing to change.
-pub fn remove(view: &View, name: &NodeName, vouched: Vouched) -> Result<Option<Change>, NotRemoved> {
-    let pods = match vouched {
-        Vouched::No => PodsGone::Unknown,
-        Vouched::Yes | Vouched::Earlier => PodsGone::Vouched,
+pub fn remove(view: &View, name: &NodeName, confirmed: OperatorConfirmation) -> Result<Option<Change>, NotRemoved> {
+    let pods = match confirmed {
+        OperatorConfirmation::No => PodsGone::Unknown,
+        OperatorConfirmation::Yes | OperatorConfirmation::Earlier => PodsGone::ConfirmedByOperator,
     };
     let of_name = || view.fences.iter().filter(|(_, fence)| fence.record.node == *name);
-    let mut silent = of_name().filter(|(_, fence)| fence.record.pods == PodsGone::Unknown);
-    if let (Some(node), true) = (view.nodes.get(name), vouched != Vouched::Earlier) {
-        if let (Vouched::Yes, Some((_, fence))) = (vouched, silent.next()) {
+    let mut unconfirmed = of_name().filter(|(_, fence)| fence.record.pods == PodsGone::Unknown);
+    if let (Some(node), true) = (view.nodes.get(name), confirmed != OperatorConfirmation::Earlier) {
+        if let (OperatorConfirmation::Yes, Some((_, fence))) = (confirmed, unconfirmed.next()) {
             return Err(NotRemoved::Ambiguous {
                 node: name.clone(),
                 earlier: Boot::from(&*fence.record).to_string(),
@@ -84,21 +84,21 @@ pub fn remove(view: &View, name: &NodeName, vouched: Vouched) -> Result<Option<C
         let fence = FenceRecord { node: name.clone(), machine_id, boot_id, pods };
         return Ok(Some(Change::RemoveNode { incarnation, revision: node.revision, fence }));
     }
-    let silent: Vec<_> = silent.collect();
-    match (silent.is_empty(), vouched) {
+    let unconfirmed: Vec<_> = unconfirmed.collect();
+    match (unconfirmed.is_empty(), confirmed) {
         (true, _) if of_name().next().is_none() => Err(NotRemoved::Unknown(name.clone())),
         (true, _) => Ok(None),
-        (false, Vouched::No) => Err(NotRemoved::Already(name.clone())),
-        (false, Vouched::Yes | Vouched::Earlier) => {
-            let word = |(incarnation, fence)| confirm_by_operator(incarnation, fence);
-            Ok(Some(Change::VouchForNode(silent.into_iter().map(word).collect())))
+        (false, OperatorConfirmation::No) => Err(NotRemoved::Already(name.clone())),
+        (false, OperatorConfirmation::Yes | OperatorConfirmation::Earlier) => {
+            let confirmation = |(incarnation, fence)| confirm_by_operator(incarnation, fence);
+            Ok(Some(Change::ConfirmByOperator(unconfirmed.into_iter().map(confirmation).collect())))
         }
     }
 }
 
 /// An operator's confirmation that the pods of a removed node are gone.
 pub fn confirm_by_operator(incarnation: &Incarnation, fence: &Versioned<FenceRecord>) -> Confirmation {
-    gone(incarnation, fence, PodsGone::Vouched)
+    gone(incarnation, fence, PodsGone::ConfirmedByOperator)
 }
 
 /// A removed node's own confirmation that its pods are gone.
@@ -113,7 +113,7 @@ fn gone(incarnation: &Incarnation, fence: &Versioned<FenceRecord>, pods: PodsGon
 
 /// The number of records released in one change. The change needs room for the fence and for the record of the node
 /// that releases them.
-const AT_ONCE: usize = MOST_RECORDS - 2;
+const MAX_PER_CHANGE: usize = MOST_RECORDS - 2;
 
 /// The number of fences kept for removed nodes that hold nothing else. If such a node returns, or its ledger is an
 /// older copy, its fence shows that it owns nothing any more.
@@ -121,17 +121,17 @@ pub const FENCES_KEPT: usize = 1_000;
 
 /// The blocks and addresses of a removed node that one change releases; the rest follows in later changes. `None` if
 /// nothing is left to release. The fence stays.
-pub fn give_back(view: &View, by: &Member, incarnation: &Incarnation) -> Option<Inheritance> {
+pub fn release_removed(view: &View, by: &Member, incarnation: &Incarnation) -> Option<RemovedHoldings> {
     let fence = fence(incarnation, view.fences.get(incarnation)?);
-    let blocks: Vec<_> = blocks_of(view, incarnation).take(AT_ONCE).collect();
-    let room = AT_ONCE - blocks.len();
+    let blocks: Vec<_> = blocks_of(view, incarnation).take(MAX_PER_CHANGE).collect();
+    let room = MAX_PER_CHANGE - blocks.len();
     let held = view.reservations.iter().filter(|(_, known)| {
         known.record.holder.as_ref().is_some_and(|holder| holder.incarnation == *incarnation)
     });
     let addresses: Vec<_> =
-        held.take(room).map(|(address, known)| reservation::let_go(*address, known)).collect();
+        held.take(room).map(|(address, known)| reservation::released(*address, known)).collect();
     let is_nothing = blocks.is_empty() && addresses.is_empty();
-    (!is_nothing).then(|| Inheritance { by: by.clone(), fence, blocks, addresses })
+    (!is_nothing).then(|| RemovedHoldings { by: by.clone(), fence, blocks, addresses })
 }
 
 fn fence(incarnation: &Incarnation, known: &Versioned<FenceRecord>) -> Fence {
@@ -163,22 +163,22 @@ pub struct Quarantine {
 
 /// The delay per node: each node waits this long for every node before it, in an order that depends on the removed
 /// node.
-const TURN: Duration = Duration::from_secs(10);
+const DELAY_PER_RANK: Duration = Duration::from_secs(10);
 
 rule! {
     /// Whether the pods of a removed node are gone: a confirmation is required.
     fn are_gone(pods: PodsGone) -> bool {
         pods != PodsGone::Unknown
     }
-    SilenceConfirms => true
+    UnconfirmedCountsAsGone => true
 }
 
 rule! {
     /// The cool-down of a removed node's blocks after its pods are gone, given the cool-down of addresses.
-    fn rest_of_removed(rest: Duration) -> Duration {
+    fn cool_down_of_removed(rest: Duration) -> Duration {
         rest
     }
-    RemovedBlocksDoNotRest => Duration::ZERO
+    RemovedBlocksSkipCoolDown => Duration::ZERO
 }
 
 impl Quarantine {
@@ -200,41 +200,41 @@ impl Quarantine {
 
     /// The change that this node is to make now: release blocks and addresses of a removed node, or, if none holds
     /// any, delete the oldest fence above [`FENCES_KEPT`].
-    pub fn over(&self, view: &View, by: &Member, now: Moment) -> Option<Change> {
+    pub fn next_change(&self, view: &View, by: &Member, now: Moment) -> Option<Change> {
         let is_my_turn = |incarnation: &Incarnation| {
             let since = self.gone.get(incarnation);
-            let rest = rest_of_removed(self.rest);
-            since.is_some_and(|since| now.since(*since) >= rest + TURN * place(view, &by.node, incarnation))
+            let rest = cool_down_of_removed(self.rest);
+            since.is_some_and(|since| now.since(*since) >= rest + DELAY_PER_RANK * rank(view, &by.node, incarnation))
         };
         let holders = holders(view);
-        let (held, spent): (Vec<_>, Vec<_>) = view
+        let (held, empty_fences): (Vec<_>, Vec<_>) = view
             .fences
             .iter()
             .filter(|(incarnation, _)| self.gone.contains_key(*incarnation))
             .partition(|(incarnation, _)| holders.contains(*incarnation));
         let mut held = held.into_iter().filter(|(incarnation, _)| is_my_turn(incarnation));
         if let Some((incarnation, _)) = held.next() {
-            return give_back(view, by, incarnation).map(Change::InheritFrom);
+            return release_removed(view, by, incarnation).map(Change::ReleaseRemoved);
         }
-        let (incarnation, oldest) = spent
+        let (incarnation, oldest) = empty_fences
             .iter()
             .min_by_key(|(_, fence)| fence.revision)
-            .filter(|(incarnation, _)| spent.len() > FENCES_KEPT && is_my_turn(incarnation))?;
+            .filter(|(incarnation, _)| empty_fences.len() > FENCES_KEPT && is_my_turn(incarnation))?;
         Some(Change::ForgetFence { by: by.clone(), fence: fence(incarnation, oldest) })
     }
 }
 
 /// The number of nodes before `me` in the order of release.
-fn place(view: &View, me: &NodeName, incarnation: &Incarnation) -> u32 {
-    let lot = |name: &NodeName| {
+fn rank(view: &View, me: &NodeName, incarnation: &Incarnation) -> u32 {
+    let rank_hash = |name: &NodeName| {
         let mut hash = Sha256::new();
         hash.update(incarnation.as_str());
         hash.update([0]);
         hash.update(name.as_str());
         hash.finalize()
     };
-    let own = lot(me);
-    let before = view.nodes.keys().filter(|name| lot(name) < own).count();
+    let own = rank_hash(me);
+    let before = view.nodes.keys().filter(|name| rank_hash(name) < own).count();
     u32::try_from(before).unwrap_or(u32::MAX)
 }
 
@@ -272,7 +272,7 @@ mod tests {
             let mut quarantine = Quarantine::new(rest);
             quarantine.observe(&view, Moment::BOOT);
             let by = Member { node: "me".parse().unwrap(), revision: Revision::new(7) };
-            quarantine.over(&view, &by, Moment::BOOT + after)
+            quarantine.next_change(&view, &by, Moment::BOOT + after)
         };
         assert_eq!(forgotten(FENCES_KEPT, rest), None);
         let Some(Change::ForgetFence { fence, .. }) = forgotten(FENCES_KEPT + 1, rest) else {
@@ -296,16 +296,16 @@ mod tests {
         let entries = vec![entry("fences/n/old", fence), entry("nodes/n", node)];
         view.apply(Update::Loaded(Contents { revision: Revision::new(5), entries }));
         let name: NodeName = "n".parse().unwrap();
-        let refused = remove(&view, &name, Vouched::Yes).unwrap_err().to_string();
+        let refused = remove(&view, &name, OperatorConfirmation::Yes).unwrap_err().to_string();
         assert!(
             refused.contains("m1") && refused.contains("m2") && refused.contains("--earlier"),
             "{refused}"
         );
-        let change = |vouched| remove(&view, &name, vouched).unwrap().unwrap();
-        let Change::VouchForNode(words) = change(Vouched::Earlier) else { panic!("not vouched for") };
-        let words: Vec<_> = words.iter().map(|word| (word.incarnation.as_str(), word.record.pods)).collect();
-        assert_eq!(words, [("old", PodsGone::Vouched)]);
-        let Change::RemoveNode { incarnation, fence, .. } = change(Vouched::No) else {
+        let change = |confirmed| remove(&view, &name, confirmed).unwrap().unwrap();
+        let Change::ConfirmByOperator(confirmations) = change(OperatorConfirmation::Earlier) else { panic!("not vouched for") };
+        let confirmations: Vec<_> = confirmations.iter().map(|confirmation| (confirmation.incarnation.as_str(), confirmation.record.pods)).collect();
+        assert_eq!(confirmations, [("old", PodsGone::ConfirmedByOperator)]);
+        let Change::RemoveNode { incarnation, fence, .. } = change(OperatorConfirmation::No) else {
             panic!("not removed")
         };
         assert_eq!((incarnation.as_str(), fence.pods), ("new", PodsGone::Unknown));

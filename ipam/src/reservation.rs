@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use polder_api::{NodeName, PoolName, rule};
 
 use crate::Revision;
-use crate::change::{Change, HandOver, LetGo, Member};
+use crate::change::{Change, HandOver, AddressRelease, Member};
 use crate::pool::{Labels, Pool, PoolState, Purpose};
 use crate::record::{Holder, NodeRecord, PodsGone, ReservationRecord};
 use crate::view::{Versioned, View};
@@ -187,7 +187,7 @@ fn check_gone(
     }
     if let Some(fence) = view.fences.get(&last.incarnation) {
         return match fence.record.pods {
-            PodsGone::Confirmed | PodsGone::Vouched => Ok(()),
+            PodsGone::Confirmed | PodsGone::ConfirmedByOperator => Ok(()),
             PodsGone::Unknown => held(Until::Confirmed),
         };
     }
@@ -200,14 +200,14 @@ fn check_gone(
 }
 
 /// The reservation without a holder: the workload keeps the address.
-pub fn let_go(address: IpAddr, known: &Versioned<ReservationRecord>) -> LetGo {
+pub fn released(address: IpAddr, known: &Versioned<ReservationRecord>) -> AddressRelease {
     let record = ReservationRecord { holder: None, ..(*known.record).clone() };
-    LetGo { address, record, revision: known.revision }
+    AddressRelease { address, record, revision: known.revision }
 }
 
 /// Deletes the reservation of an address. The caller checks that no pod holds it.
 pub fn give_up(address: IpAddr, known: &Versioned<ReservationRecord>) -> Change {
-    Change::GiveUpAddress { address, revision: known.revision }
+    Change::DeleteReservation { address, revision: known.revision }
 }
 
 /// The address for a workload that requests none: its reserved address in the pool, or the first free one.

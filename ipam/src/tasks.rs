@@ -45,14 +45,14 @@ use crate::view::View;
 
 pub use self::attach::{Caller, add, lease};
 pub use self::claims::could_claim;
-pub use self::hand_over::{NotNow, Unreserved, Workload};
-pub use self::pods::{CLAIM_PATIENCE, LastAdd, NotWritten, PodHost, Requests, ledger_failed, refuse};
+pub use self::hand_over::{RetryReason, NotHandedOver, ReservationRequest};
+pub use self::pods::{CLAIM_PATIENCE, LastAdd, NotWritten, PodHost, Requests};
 pub use self::records::Records;
 pub use self::registrar::{Decided, Registrar, RegistrarState};
 
 /// The identity and settings of the node, constant while its agent runs.
 #[derive(Debug, Clone)]
-pub struct Me {
+pub struct OwnNode {
     /// The name under which this agent registers.
     pub name: NodeName,
     /// The machine id, compared with the records of the datastore.
@@ -69,9 +69,9 @@ pub struct Me {
     pub cooldown: Duration,
 }
 
-impl Me {
+impl OwnNode {
     /// The machine id and the boot id, for comparison with records.
-    pub fn life(&self) -> Boot<'_> {
+    pub fn boot(&self) -> Boot<'_> {
         Boot { machine_id: &self.machine_id, boot_id: &self.boot_id }
     }
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::Cidr;
 use crate::Revision;
-use crate::change::{Change, Claim, Confirmation, Inheritance, LetGo, MOST_RECORDS, Member, Sign, Speaker};
+use crate::change::{Change, Claim, Confirmation, RemovedHoldings, AddressRelease, MOST_RECORDS, Member, LeaseWrite, Writer};
 use crate::ids::Incarnation;
 use crate::key::{Key, Name, Range};
 use crate::pool::{Block, Pool};
@@ -35,15 +35,15 @@ pub fn transaction(change: &Change) -> Txn {
             draft.delete(&Key::Node(fence.node.clone()), *revision);
             draft.replace(Key::Fence(fence.node.clone(), incarnation.clone()), Revision::ABSENT, fence);
         }
-        Change::VouchForNode(words) => words.iter().for_each(|word| draft.confirm(word)),
-        Change::ConfirmRemoval(word) => draft.confirm(word),
-        Change::InheritFrom(what) => draft.inherit(what),
+        Change::ConfirmByOperator(words) => words.iter().for_each(|confirmation| draft.confirm(confirmation)),
+        Change::ConfirmRemoval(confirmation) => draft.confirm(confirmation),
+        Change::ReleaseRemoved(what) => draft.release_removed(what),
         Change::ForgetFence { by, fence } => {
             draft.delete(&Key::Fence(fence.node.clone(), fence.incarnation.clone()), fence.revision);
             draft.only_if(is_member(by));
         }
         Change::ClaimBlock(claim) => draft.claim(claim),
-        Change::GiveBackBlocks { by, blocks } => {
+        Change::ReleaseBlocks { by, blocks } => {
             blocks.iter().for_each(|(block, revision)| draft.delete(&Key::Block(*block), *revision));
             draft.only_if(is_member(by));
         }
@@ -58,11 +58,11 @@ pub fn transaction(change: &Change) -> Txn {
                 what.out_of.iter().map(|(pool, revision)| unchanged(&Key::Pool(pool.clone()), *revision));
             draft.only_if(pool);
         }
-        Change::LetGoAddress { by, let_go } => {
-            draft.let_go(let_go);
+        Change::ReleaseAddress { by, released } => {
+            draft.released(released);
             draft.only_if(is_member(by));
         }
-        Change::GiveUpAddress { address, revision } => draft.delete(&Key::Reservation(*address), *revision),
+        Change::DeleteReservation { address, revision } => draft.delete(&Key::Reservation(*address), *revision),
         Change::AddPool { by, pool, as_of } => {
             draft.replace(Key::Pool(pool.name.clone()), Revision::ABSENT, &PoolRecord::from(pool));
             let ranges =
@@ -87,22 +87,22 @@ pub fn transaction(change: &Change) -> Txn {
             }
         }
         Change::ReplaceSettings { record, revision } => draft.replace(Key::Cluster, *revision, record),
-        Change::PublishAddresses { by, say, withdraw } => {
+        Change::PublishAddresses { by, publish, withdraw } => {
             draft.only_if(is_member(by));
             withdraw.iter().for_each(|name| draft.take_away(name));
-            say.iter().for_each(|(address, record)| {
+            publish.iter().for_each(|(address, record)| {
                 draft.put(&Key::Address(by.node.clone(), *address), record);
             });
         }
         Change::WithdrawAddresses { by, records } => {
-            draft.only_if(may_say(by));
+            draft.only_if(may_write(by));
             for (name, revision) in records {
                 draft.only_if(revision.map(|revision| unchanged(name, revision)));
                 draft.take_away(name);
             }
         }
-        Change::SignOfLife(sign) => draft.sign(sign),
-        Change::RestoreSignOfLife(sign) => {
+        Change::WriteLease(sign) => draft.sign(sign),
+        Change::RestoreLease(sign) => {
             draft.only_if([Compare::absent(&Key::Alive(sign.by.node.clone()))]);
             draft.sign(sign);
         }
@@ -138,7 +138,7 @@ pub fn trace(change: &Change) -> Option<Entry> {
 struct Draft(Txn);
 
 impl Draft {
-    fn sign(&mut self, Sign { by, alive }: &Sign) {
+    fn sign(&mut self, LeaseWrite { by, alive }: &LeaseWrite) {
         self.only_if(sign_of_a_member(by));
         self.put(&Key::Alive(by.node.clone()), alive);
     }
@@ -167,8 +167,8 @@ impl Draft {
         self.0.writes.push(Write::Delete { key: key.to_string() });
     }
 
-    fn confirm(&mut self, word: &Confirmation) {
-        let Confirmation { incarnation, record, revision } = word;
+    fn confirm(&mut self, confirmation: &Confirmation) {
+        let Confirmation { incarnation, record, revision } = confirmation;
         self.replace(Key::Fence(record.node.clone(), incarnation.clone()), *revision, record);
     }
 
@@ -180,16 +180,16 @@ impl Draft {
         self.put(&Key::Block(claim.block), &claim.record);
     }
 
-    fn inherit(&mut self, what: &Inheritance) {
+    fn release_removed(&mut self, what: &RemovedHoldings) {
         let fence = Key::Fence(what.fence.node.clone(), what.fence.incarnation.clone());
         self.only_if([unchanged(&fence, what.fence.revision)]);
         what.blocks.iter().for_each(|(block, revision)| self.delete(&Key::Block(*block), *revision));
-        what.addresses.iter().for_each(|let_go| self.let_go(let_go));
+        what.addresses.iter().for_each(|released| self.released(released));
         self.only_if(is_member(&what.by));
     }
 
-    fn let_go(&mut self, let_go: &LetGo) {
-        self.replace(Key::Reservation(let_go.address), let_go.revision, &let_go.record);
+    fn released(&mut self, released: &AddressRelease) {
+        self.replace(Key::Reservation(released.address), released.revision, &released.record);
     }
 }
 
@@ -210,10 +210,10 @@ fn is_member(by: &Member) -> Option<Compare> {
     unless(Mutant::WriteIgnoresNode, record_of(by))
 }
 
-fn may_say(by: &Speaker) -> Option<Compare> {
+fn may_write(by: &Writer) -> Option<Compare> {
     match by {
-        Speaker::Node(member) => is_member(member),
-        Speaker::Anybody(node) => Some(Compare::absent(&Key::Node(node.clone()))),
+        Writer::Node(member) => is_member(member),
+        Writer::Anybody(node) => Some(Compare::absent(&Key::Node(node.clone()))),
     }
 }
 

@@ -32,7 +32,7 @@ impl Protocol for NetfilterMessage {
     const NUMBER: isize = NETLINK_NETFILTER;
 
     fn decode(message: &[u8]) -> Result<NetlinkMessage<Self>, DecodeError> {
-        decode::undigested(message).unwrap_or_else(|| NetlinkMessage::deserialize(message))
+        decode::with_raw_attributes(message).unwrap_or_else(|| NetlinkMessage::deserialize(message))
     }
 }
 
@@ -365,18 +365,17 @@ impl FilterSocket {
     /// changes the positions: a dump of several messages can miss elements (`nft_rhash_walk` in
     /// `net/netfilter/nft_set_hash.c`). It is repeated until two dumps are equal.
     fn elements(&mut self, table: &Table, set: &Set) -> Result<BTreeSet<Element>, Error> {
-        let mut before = None;
+        let mut found = BTreeSet::new();
         for _ in 0..DUMPS {
             let message = encode::get_elements(table.name, set);
             let messages = self.dump(message, |message| Some(decode::elements(&message)))?;
             let is_one = messages.len() < 2;
             let messages: Vec<_> = messages.into_iter().collect::<Result<_, _>>()?;
-            let found = Some(messages.into_iter().flatten().collect());
+            let before = std::mem::replace(&mut found, messages.into_iter().flatten().collect());
             if is_one || found == before {
-                return Ok(found.unwrap_or_default());
+                break;
             }
-            before = found;
         }
-        Ok(before.unwrap_or_default())
+        Ok(found)
     }
 }

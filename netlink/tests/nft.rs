@@ -4,8 +4,7 @@
 
 mod common;
 
-use std::thread::yield_now;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::{POD_MAC, in_a_new_namespace, ip, network, run};
 use polder_api::Family;

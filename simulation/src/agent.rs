@@ -24,7 +24,7 @@ use polder_ipam::recovery::{self, LivingPod, NotRestored};
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::store::{Contents, Outcome, StoreError, position};
 use polder_ipam::tasks::publisher::run as run_publisher;
-use polder_ipam::tasks::{CATCH_UP, Me, orphan_collector, tombstones};
+use polder_ipam::tasks::{CATCH_UP, OwnNode, orphan_collector, tombstones};
 use polder_ipam::transaction::transaction;
 use polder_ipam::view::View;
 use polder_ipam::{Moment, Pool};
@@ -143,7 +143,7 @@ impl SimHost {
     }
 
     /// The identity of the node.
-    pub fn me(&self) -> Rc<Me> {
+    pub fn me(&self) -> Rc<OwnNode> {
         self.agent(|agent| Rc::clone(&agent.me))
     }
 
@@ -288,9 +288,9 @@ pub fn start(world: &Shared, index: usize) -> bool {
 }
 
 /// The identity of the node on that machine, in the current boot.
-fn me(machine: &Machine, proof: Proof, pools: Vec<Pool>) -> Me {
+fn me(machine: &Machine, proof: Proof, pools: Vec<Pool>) -> OwnNode {
     let ClusterRecord { backend, attach, vxlan, masquerade, .. } = settings::first_settings();
-    Me {
+    OwnNode {
         name: machine.name.clone(),
         machine_id: machine.machine_id.clone(),
         boot_id: machine.boot_id.clone(),

@@ -7,7 +7,7 @@ use polder_ipam::ids::{Incarnation, MachineId};
 use polder_ipam::ledger::Ledger;
 use polder_ipam::pool::PoolState;
 use polder_ipam::record::{Boot, PodsGone};
-use polder_ipam::removal::Vouched;
+use polder_ipam::removal::OperatorConfirmation;
 
 use crate::container::Container;
 use crate::fault::Fault;
@@ -178,7 +178,7 @@ fn remove_again(world: &mut World) {
         })
     };
     if let Some(name) = world.machines.iter().find(is_older).map(|machine| machine.name.clone()) {
-        operator::remove_node(world, &name, Vouched::Yes);
+        operator::remove_node(world, &name, OperatorConfirmation::Yes);
     }
     let is_gone = |id: &MachineId| {
         world.machines.iter().any(|machine| machine.is_destroyed && machine.machine_id == *id)
@@ -186,7 +186,7 @@ fn remove_again(world: &mut World) {
     let mut nodes = world.truth.nodes.iter();
     let gone = nodes.find(|(_, node)| is_gone(&node.record.machine_id)).map(|(name, _)| name.clone());
     if let Some(name) = gone {
-        operator::remove_node(world, &name, Vouched::Yes);
+        operator::remove_node(world, &name, OperatorConfirmation::Yes);
     }
 }
 
@@ -206,7 +206,7 @@ fn vouch(world: &mut World) {
     };
     let forgotten = silent().map(|(_, fence)| &fence.record.node).find(|name| is_forgotten(name)).cloned();
     if let Some(name) = forgotten {
-        operator::remove_node(world, &name, Vouched::Earlier);
+        operator::remove_node(world, &name, OperatorConfirmation::Earlier);
     }
 }
 

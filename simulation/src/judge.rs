@@ -84,7 +84,7 @@ fn node(world: &World, machine: &Machine, strictness: Strictness) -> NodeFacts {
             let holders = world.truth.reservations.values().filter_map(|known| known.record.holder.as_ref());
             held.chain(holders.map(|holder| &holder.attachment))
                 .filter(|attachment| !interfaces.contains_key(attachment))
-                .chain(&machine.kernel.overtaken)
+                .chain(&machine.kernel.deleted_meanwhile)
                 .cloned()
                 .collect()
         }
@@ -92,7 +92,7 @@ fn node(world: &World, machine: &Machine, strictness: Strictness) -> NodeFacts {
     let serves = machine.agent.as_ref().is_some_and(|agent| !agent.is_forbidden());
     // A removed node does not keep its guarantees.
     let is_removed = ledger.as_ref().and_then(|ledger| ledger.identity.as_ref());
-    let is_removed = is_removed.is_some_and(|identity| identity.standing == MemberState::Removed);
+    let is_removed = is_removed.is_some_and(|identity| identity.member_state == MemberState::Removed);
     NodeFacts {
         name: machine.name.clone(),
         boot_id: machine.boot_id.clone(),

@@ -39,7 +39,7 @@ use polder_ipam::node::NodeIpam;
 use polder_ipam::pool::Labels;
 use polder_ipam::record::{FenceRecord, PodsGone};
 use polder_ipam::store::{Compare, Txn};
-use polder_ipam::tasks::Me;
+use polder_ipam::tasks::OwnNode;
 use polder_ipam::transaction::transaction;
 use polder_ipam::view::View;
 use stateright::{Model, Property};
@@ -90,8 +90,8 @@ impl Space {
     }
 
     /// The identity of the node on a machine.
-    fn me(&self, machine: &Machine) -> Me {
-        Me {
+    fn me(&self, machine: &Machine) -> OwnNode {
+        OwnNode {
             name: machine.name.clone(),
             machine_id: machine.machine_id(),
             boot_id: machine.boot_id(),
@@ -109,7 +109,7 @@ impl Space {
             Some(Flaw::IgnoresFences) => Arc::make_mut(&mut view).fences.clear(),
             Some(Flaw::NeedsNoConfirmation) => {
                 for known in Arc::make_mut(&mut view).fences.values_mut() {
-                    Arc::make_mut(&mut known.record).pods = PodsGone::Vouched;
+                    Arc::make_mut(&mut known.record).pods = PodsGone::ConfirmedByOperator;
                 }
             }
             Some(Flaw::NeedsNoProof) if matches!(job, Job::HandOver(..)) => {
@@ -124,7 +124,7 @@ impl Space {
 
     /// The modified ledger that a task uses; `None` if it uses the machine's own.
     fn bend_ledger(&self, machine: &Machine, job: &Job) -> Option<NodeIpam<Memory>> {
-        let identity = machine.identity().filter(|identity| identity.standing == MemberState::Removed)?;
+        let identity = machine.identity().filter(|identity| identity.member_state == MemberState::Removed)?;
         if self.flaw != Some(Flaw::ConfirmsFirst) || !matches!(job, Job::Decide) {
             return None;
         }
@@ -149,7 +149,7 @@ impl Space {
             node: machine.name.clone(),
             incarnation,
             cluster,
-            standing: MemberState::Removed,
+            member_state: MemberState::Removed,
         })
     }
 

@@ -15,7 +15,7 @@ use polder_api::{Attachment, Backend, NodeName, PoolName};
 use polder_ipam::ledger::Ledger as _;
 use polder_ipam::pool::PoolState;
 use polder_ipam::record::{Boot, Holder};
-use polder_ipam::removal::Vouched;
+use polder_ipam::removal::OperatorConfirmation;
 use polder_ipam::tasks::operator::{self, Adoption};
 
 use crate::agent::{SimHost, spawn};
@@ -204,7 +204,7 @@ async fn adopt(hand: SimHost, name: NodeName) {
         }
         // The machine has no ledger of that node.
         Err(Refusal { kind: RefusalKind::Invalid, .. }) => hand.with(|world| {
-            remove_node(world, &name, Vouched::Yes);
+            remove_node(world, &name, OperatorConfirmation::Yes);
         }),
         Ok(Adoption::Already(_)) | Err(_) => {}
     }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use polder_api::Attachment;
 use polder_ipam::claim::NoClaim;
 use polder_ipam::pool::BlockRequest;
-use polder_ipam::tasks::{Unreserved, Workload};
+use polder_ipam::tasks::{NotHandedOver, ReservationRequest};
 
 /// A reply slot, shared by the task that answers and the task that waits.
 #[derive(Debug)]
@@ -58,11 +58,11 @@ pub struct ClaimRequest {
 #[derive(Debug, Clone)]
 pub struct ReserveRequest {
     /// The requested address, or the pool of the requested address.
-    pub wanted: Workload,
+    pub wanted: ReservationRequest,
     /// Owner of the reservation, as namespace/name.
     pub owner: String,
     /// The pod's attachment.
     pub attachment: Attachment,
     /// The reply slot.
-    pub reply: Reply<Result<IpAddr, Unreserved>>,
+    pub reply: Reply<Result<IpAddr, NotHandedOver>>,
 }

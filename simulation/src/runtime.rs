@@ -67,7 +67,7 @@ pub fn add(world: &Shared, container: usize) {
             let this = &mut world.containers[container];
             this.plugins.retain(|plugin| *plugin != number);
             // An ADD that hung for so long that a DEL overtook it guarantees nothing.
-            let is_overtaken = machine.kernel.overtaken.contains(&this.attachment);
+            let is_overtaken = machine.kernel.deleted_meanwhile.contains(&this.attachment);
             if let (Some(addresses), true, false) = (&added, this.is_wanted, is_overtaken) {
                 this.is_attached = true;
                 machine.promised.insert(this.attachment.clone(), addresses.clone());
@@ -111,8 +111,8 @@ async fn wire(hand: &SimHost, request: AddRequest) -> Option<Vec<IpAddr>> {
         }
         if is_made && !machine.disk.names(&attachment) {
             // Its DEL timed out waiting for the lock and continued. Only a DEL may do so.
-            let is_free = kernel.overtaken.contains(&attachment);
-            machine.kernel.overtaken.insert(attachment.clone());
+            let is_free = kernel.deleted_meanwhile.contains(&attachment);
+            machine.kernel.deleted_meanwhile.insert(attachment.clone());
             if is_free {
                 world.count(LATE_INTERFACE);
             } else {

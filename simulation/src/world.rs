@@ -19,7 +19,7 @@ use polder_ipam::node::NodeIpam;
 use polder_ipam::publication::Basis;
 use polder_ipam::record::{Alive, Boot};
 use polder_ipam::registration::{Holdings, Registration};
-use polder_ipam::tasks::Me;
+use polder_ipam::tasks::OwnNode;
 use polder_ipam::view::View;
 use polder_ipam::{Cidr, Moment, Pool};
 
@@ -96,7 +96,7 @@ pub struct Kernel {
     pub gateways: Vec<IpAddr>,
     /// The attachments whose DEL did not wait for the end of the ADD. The next pass deletes an interface that is
     /// created afterwards.
-    pub overtaken: BTreeSet<Attachment>,
+    pub deleted_meanwhile: BTreeSet<Attachment>,
     /// The attachments whose interfaces plugins are creating.
     pub marked: InFlight,
 }
@@ -119,7 +119,7 @@ impl Machine {
     /// Whether the kernel has an interface that is not in the ledger any more, because the DEL overtook the ADD.
     pub fn has_overtaken(&self) -> bool {
         let is_there = |attachment: &&Attachment| self.kernel.interfaces.contains_key(attachment);
-        self.kernel.overtaken.iter().filter(is_there).any(|attachment| !self.disk.names(attachment))
+        self.kernel.deleted_meanwhile.iter().filter(is_there).any(|attachment| !self.disk.names(attachment))
     }
 }
 
@@ -129,7 +129,7 @@ pub struct Agent {
     /// The agent's number.
     pub epoch: u64,
     /// The identity of the node.
-    pub me: Rc<Me>,
+    pub me: Rc<OwnNode>,
     /// The node's addresses.
     pub ipam: NodeIpam<Disk>,
     /// The agent's view of the cluster.

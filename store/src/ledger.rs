@@ -130,12 +130,12 @@ impl Ledger for Sqlite {
         let found = self.rows("SELECT node, incarnation, cluster, removed FROM identity", |row| {
             let (Text(node), incarnation, cluster) =
                 (row.get(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?);
-            let standing = if row.get(3)? { MemberState::Removed } else { MemberState::Member };
+            let member_state = if row.get(3)? { MemberState::Removed } else { MemberState::Member };
             Ok(NodeIdentity {
                 node,
                 incarnation: Incarnation::new(incarnation),
                 cluster: ClusterId::new(cluster),
-                standing,
+                member_state,
             })
         })?;
         Ok(found.into_iter().next())
@@ -148,7 +148,7 @@ impl Ledger for Sqlite {
                 identity.node.as_str(),
                 identity.incarnation.as_str(),
                 identity.cluster.as_str(),
-                identity.standing == MemberState::Removed
+                identity.member_state == MemberState::Removed
             ],
         )
     }

@@ -34,9 +34,9 @@ struct Arguments {
 enum Command {
     /// Install the CNI plugins polder and polder-ipam into the container runtime's plugin directory, and exit
     ///
-    /// Also installs loopback if the directory has no such plugin. Each file is written under a temporary name with its
-    /// final mode, and then renamed: the runtime always finds either the old or the new plugin. Run this before the
-    /// agent, because the agent writes the CNI configuration that names the plugins.
+    /// Also installs loopback if the directory has no such plugin. Each file is replaced atomically: the runtime always
+    /// finds the complete old or the complete new plugin. Run this before the agent, because the agent writes the CNI
+    /// configuration that names the plugins.
     InstallPlugins {
         /// Plugin directory of the container runtime
         #[arg(long, value_name = "DIR", default_value = plugins::USUAL_FOLDER)]

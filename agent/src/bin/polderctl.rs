@@ -16,10 +16,10 @@ use tokio::signal::unix::{SignalKind, signal};
 #[command(name = "polderctl", version, after_help = exit::HELP)]
 struct Arguments {
     /// Unix socket of the agent [default: /run/polder/agent.sock]
-    #[arg(long, value_name = "PATH", global = true)]
+    #[arg(long, value_name = "PATH", global = true, help_heading = "Global options")]
     socket: Option<PathBuf>,
     /// Output format
-    #[arg(short, value_enum, default_value_t = Output::Table, global = true)]
+    #[arg(short, value_enum, default_value_t = Output::Table, global = true, help_heading = "Global options")]
     output: Output,
     #[command(flatten)]
     credentials: CredentialArguments,

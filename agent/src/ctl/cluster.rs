@@ -20,7 +20,8 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 pub struct Changes {
-    /// Path to pods of other nodes: auto, direct or vxlan. Traffic continues and no packet is lost
+    /// Path to pods on other nodes: direct (routes only), vxlan (tunnels only), auto (direct on the same link, otherwise
+    /// vxlan). A change loses no packets
     #[arg(long)]
     backend: Option<Backend>,
     /// UDP port of VXLAN tunnels, 1 to 65535. Tunnels are interrupted until all nodes have applied the change
@@ -29,13 +30,16 @@ pub struct Changes {
     /// VXLAN network identifier, 1 to 16777215. Tunnels are interrupted until all nodes have applied the change
     #[arg(long, value_name = "VNI")]
     vxlan_vni: Option<u32>,
-    /// Use the node's address as source for pod traffic to outside the cluster. Existing connections do not change
+    /// Replace the source address of pod packets to destinations outside the cluster by the node's address. Existing
+    /// connections do not change
     #[arg(long, value_name = "on|off")]
     masquerade: Option<Switch>,
-    /// Destinations without masquerade, in addition to the pools: the complete list of ranges, or none
+    /// Destinations, in addition to the pools, that see the pod's source address. Replaces the current list; none
+    /// empties it
     #[arg(long, value_name = "CIDR[,CIDR]|none", value_parser = ranges)]
     masquerade_except: Option<Ranges>,
-    /// Attachment of pods to their node: bridge or routed. Fixed at cluster creation, a change is refused
+    /// Attachment of pods to their node: bridge or routed. It is set when the cluster is created; another value than the
+    /// current one is refused
     #[arg(long, value_name = "KIND", value_parser = attachment)]
     attach: Option<AttachMode>,
 }

@@ -12,7 +12,10 @@ const PASSWORD: &str = "POLDERCTL_ETCD_PASSWORD";
 
 /// Credentials for commands that change the cluster.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Operator credentials for etcd (used by commands that change the cluster)")]
+#[command(
+    next_help_heading = "Operator credentials for etcd (only for node remove, cluster set, pool add/drain/remove, ipam \
+                         check/release)"
+)]
 pub struct CredentialArguments {
     /// Client certificate, used instead of the certificate of this node's agent
     #[arg(long, value_name = "FILE", env = "POLDERCTL_ETCD_CERT", hide_env_values = true, global = true)]

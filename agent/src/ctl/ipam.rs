@@ -15,23 +15,23 @@ use crate::exit::Exit;
 /// Subcommands of `polderctl ipam`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Show which node or pod holds an address, a block or a pool, since when and why
+    /// Show owner, state and use of an address, pod, block, node or pool, or of the whole cluster
     Show {
-        /// cluster, pool NAME, block CIDR, node NAME, pod NAMESPACE/NAME, or an IP address [default: cluster]
+        /// One of: cluster, pool NAME, block CIDR, node NAME, pod NAMESPACE/NAME, ADDRESS [default: cluster]
         #[arg(num_args = 0..=2, value_name = "WHAT")]
         subject: Vec<String>,
     },
     /// Compare the cluster's records with the ledger and the kernel of every node, and print deviations
     Check {
-        /// Repair the deviations that can be repaired without taking anything from a running pod
+        /// Also repair deviations, except where a repair would affect a running pod
         #[arg(long)]
         repair: bool,
     },
-    /// Release a reserved address, or the address of a pod of this node that no longer exists
+    /// Release a reserved address, or the address of a deleted pod of this node
     Release {
         /// Address to release
         address: IpAddr,
-        /// Confirm that the pod that holds the address is gone for good
+        /// Declare that the pod that holds the reserved address is permanently gone
         #[arg(long)]
         dead: bool,
     },

@@ -15,26 +15,30 @@ use super::{Printed, Render, Run, Session, print, table};
 pub enum Command {
     /// List the nodes, with the path from this node to each
     List,
-    /// Remove a node permanently. The node disconnects its pods; its blocks are released once it confirms
+    /// Remove a node permanently: it disconnects its pods and confirms this, then its blocks are released
     Remove {
         /// Name of the node
         name: NodeName,
-        /// Confirm that the node and its pods are gone for good: do not wait for the node's confirmation
+        /// Declare that the machine and its pods are permanently gone: release its blocks without waiting for the node
+        /// (refused while the node is alive)
         #[arg(long)]
         dead: bool,
-        /// Confirm that a running node disconnects this many pods: must be its current number of pods
+        /// Current number of pods of the node, to confirm that they lose their network (needed if the node is alive and
+        /// has pods; at a terminal, the command asks for it)
         #[arg(long, value_name = "NUMBER")]
         disconnect_pods: Option<u64>,
-        /// With --dead: confirm it for an earlier, removed machine of this name, not for the current one
+        /// With --dead: declare this for an earlier machine of this name that is already removed; the current node of
+        /// this name is not changed
         #[arg(long, requires = "dead")]
         earlier: bool,
     },
-    /// Take over a node on this machine, which must have the node's ledger. Confirms that the previous machine is gone
-    /// for good
+    /// Let this machine continue as an existing node. It must have the node's ledger, and the previous machine must be
+    /// permanently gone
     ///
-    /// Run it on the machine that takes over. It is needed if both the machine ID and the boot ID have changed, because
-    /// the agent then cannot tell a restart from a copied disk. The agent takes the node over when no other machine is
-    /// alive under its name. A machine without the ledger joins as a new node instead: run polderctl node remove first.
+    /// Run it on the machine that continues as the node. It is needed if both the machine ID and the boot ID have
+    /// changed, because the agent then cannot distinguish a restart from a copied disk. The agent continues as the node
+    /// as soon as no other machine with this node name is alive. A machine without the ledger joins as a new node
+    /// instead: run polderctl node remove first.
     Adopt {
         /// Name of the node
         name: NodeName,

@@ -1,4 +1,4 @@
-//! `polderctl plan`: what the next reconcile pass would change in the kernel.
+//! `polderctl plan`: the changes that the next pass would make to the kernel.
 
 use clap::Args;
 use polder_api::ask;

@@ -14,9 +14,9 @@ use super::{Printed, Render, Run, Session, Usage, print, table};
 pub enum Command {
     /// List the pools, with the number of blocks and addresses in use
     List,
-    /// Add a pool. A draining pool becomes active again if it is added again with the same arguments
+    /// Add a pool, or reactivate a draining pool (with its original arguments)
     Add(PoolArguments),
-    /// Assign no more addresses of a pool to new pods. Existing pods keep theirs; empty blocks are released
+    /// Stop assigning addresses of a pool to new pods. Existing pods keep theirs; empty blocks are released
     Drain {
         /// Name of the pool
         name: PoolName,
@@ -38,10 +38,11 @@ pub struct PoolArguments {
     /// Prefix length of the blocks [default: 26 for IPv4, 122 for IPv6]
     #[arg(long, value_name = "BITS")]
     block_length: Option<u8>,
-    /// Restrict the pool to nodes with all of these labels in their configuration [default: all nodes]
+    /// Use the pool only on nodes with all of these labels in section `[labels]` of agent.toml (not Kubernetes labels),
+    /// separated by commas [default: all nodes]
     #[arg(long, value_name = "LABEL=VALUE", value_delimiter = ',', value_parser = label)]
     nodes: Vec<(String, String)>,
-    /// Use the pool only for addresses that workloads reserve by name: no node claims blocks of it
+    /// Use the pool only for reservations (addresses kept for one pod name): no node claims blocks of it
     #[arg(long)]
     reservations: bool,
 }

@@ -27,13 +27,14 @@ pub struct Command {
     /// Name of this node, if the agent was started with --node
     #[arg(long, value_name = "NAME")]
     node: Option<NodeName>,
-    /// Disconnect pods that are still attached; without this flag, uninstall refuses if there are any
+    /// Also disconnect pods that are still attached. Without this flag, uninstall fails if a pod is attached
     #[arg(long)]
     with_pods: bool,
     /// Also delete the CNI plugins from this directory
     #[arg(long, value_name = "DIR")]
     cni_bin_dir: Option<PathBuf>,
-    /// When done, keep running until SIGTERM. For a DaemonSet, which restarts containers that end
+    /// After the removal, wait for SIGTERM before exiting. For a DaemonSet, because Kubernetes restarts its containers
+    /// when they exit
     #[arg(long)]
     stay: bool,
 }

@@ -217,7 +217,7 @@ impl<D: Datapath> Engine<D> {
         let leases = self.tools.leases.borrow();
         validated.problems.iter().any(|problem| match &problem.fault {
             Fault::OfAnother { identity: UniqueAddress::Underlay(_), owner } => {
-                *owner != self.tools.config.node && !leases.are_sure_of(owner)
+                *owner != self.tools.config.node && !leases.is_decided_for(owner)
             }
             _ => false,
         })

@@ -2,7 +2,7 @@
 
 use polder_api::IfName;
 use polder_ipam::Revision;
-use polder_ipam::change::{Change, Member, Speaker};
+use polder_ipam::change::{Change, Member, Writer};
 use polder_ipam::key::Name;
 use polder_ipam::ledger::{AttachmentEntry, LedgerError};
 use polder_ipam::record::AddressRecord;
@@ -85,7 +85,7 @@ async fn commit(node: &Node, change: Change) -> Result<(), NotRepaired> {
 /// Deletes the published record, if it still has that revision.
 async fn withdraw(node: &Node, key: &str, revision: Revision) -> Result<(), NotRepaired> {
     let records = vec![(Name::from(key), Some(revision))];
-    commit(node, Change::WithdrawAddresses { by: Speaker::Node(me(node)?), records }).await
+    commit(node, Change::WithdrawAddresses { by: Writer::Node(me(node)?), records }).await
 }
 
 /// Publishes that the attachment has the address, with the attachment locked so that it cannot be released meanwhile.
@@ -97,8 +97,8 @@ async fn publish(node: &Node, held: &AttachmentEntry, address: std::net::IpAddr)
         return Ok(());
     }
     let record = AddressRecord { attachment: held.attachment.clone(), pod: held.pod.clone() };
-    let (say, withdraw) = (vec![(address, record)], Vec::new());
-    commit(node, Change::PublishAddresses { by: me(node)?, say, withdraw }).await
+    let (publish, withdraw) = (vec![(address, record)], Vec::new());
+    commit(node, Change::PublishAddresses { by: me(node)?, publish, withdraw }).await
 }
 
 /// Adds a running pod to the ledger.

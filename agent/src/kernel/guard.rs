@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use polder_api::Family;
 use polder_ipam::Cidr;
-use polder_ipam::needed::{Needed, What, reached_by};
+use polder_ipam::needed::{Needed, NeededFor, reached_by};
 use polder_netlink::{Error, route};
 
 use super::Kernel;
@@ -32,7 +32,7 @@ impl Guard {
     pub fn new(needed: &[Needed], nodes: impl Iterator<Item = IpAddr>) -> Self {
         // The kernel looks up its own addresses before all routes of Polder.
         let needed_all = needed;
-        let routed = || needed_all.iter().filter(|needed| !matches!(needed.what, What::Own(_)));
+        let routed = || needed_all.iter().filter(|needed| !matches!(needed.what, NeededFor::Own(_)));
         Self {
             ranges: routed().map(|needed| (needed.range, reached_by(needed_all, needed.range))).collect(),
             hosts: routed().filter(|needed| needed.is_host()).map(|needed| needed.range.first()).collect(),
@@ -95,18 +95,18 @@ mod tests {
     fn needed() -> Vec<Needed> {
         let network = |range: &str, interface: &str| Needed {
             range: range.parse().unwrap(),
-            what: What::Network(interface.to_owned()),
+            what: NeededFor::Network(interface.to_owned()),
         };
         let etcd = |address: &str| {
-            Needed::host(address.parse().unwrap(), What::Store("the address of etcd".to_owned()))
+            Needed::host(address.parse().unwrap(), NeededFor::Store("the address of etcd".to_owned()))
         };
         vec![
             network("10.10.1.0/24", "eth0"),
             network("172.17.0.0/16", "docker0"),
             etcd("10.10.1.200"),
             etcd("10.99.0.5"),
-            Needed::host("10.10.1.254".parse().unwrap(), What::Gateway),
-            Needed::host("10.98.0.1".parse().unwrap(), What::Own("lo".to_owned())),
+            Needed::host("10.10.1.254".parse().unwrap(), NeededFor::Gateway),
+            Needed::host("10.98.0.1".parse().unwrap(), NeededFor::Own("lo".to_owned())),
         ]
     }
 

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use super::{CONFIRM, Leases, living};
+use super::{MISSING_BEFORE_DEAD, Leases, with_lease};
 use crate::board::Records;
 
 /// Longest time between two reads in a cluster of normal size.
@@ -75,8 +75,8 @@ impl Task {
     /// Resets the state and returns the time of the next read: leases may be missing only because the datastore was
     /// unreachable.
     fn forget(&self) -> Instant {
-        self.leases.send_modify(|leases| *leases = Arc::new(leases.forgotten()));
-        Instant::now() + CONFIRM
+        self.leases.send_modify(|leases| *leases = Arc::new(leases.while_unreachable()));
+        Instant::now() + MISSING_BEFORE_DEAD
     }
 
     /// Reads the leases, if there are other nodes.
@@ -84,11 +84,11 @@ impl Task {
         let me = &self.node;
         let others: BTreeSet<NodeName> =
             self.records.view().nodes.keys().filter(|name| *name != me).cloned().collect();
-        let answer = if others.is_empty() { Ok(BTreeSet::new()) } else { living(&self.store).await };
+        let answer = if others.is_empty() { Ok(BTreeSet::new()) } else { with_lease(&self.store).await };
         // Without an answer the state is unknown, also that of leases that were missing before.
-        let Ok(living) = answer else { return known.forgotten() };
+        let Ok(with_lease) = answer else { return known.while_unreachable() };
         let mut leases = known.clone();
-        leases.take(&others, &living, Instant::now());
+        leases.apply(&others, &with_lease, Instant::now());
         leases
     }
 
@@ -180,7 +180,7 @@ mod tests {
             assert!(timeout(time, &mut running).await.is_err(), "it has ended");
             told.borrow().not_alive().map(|(name, _)| name.to_string()).collect::<Vec<_>>()
         };
-        assert_eq!(go_on(resync * 2 + CONFIRM).await, ["n3"], "this node itself is not asked for");
+        assert_eq!(go_on(resync * 2 + MISSING_BEFORE_DEAD).await, ["n3"], "this node itself is not asked for");
         write(Write::Delete { key: lease("n2") }).await;
         assert_eq!(go_on(resync * 2).await, ["n2", "n3"]);
         for node in ["n2", "n3"] {

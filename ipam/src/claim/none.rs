@@ -87,7 +87,7 @@ pub enum Unavailable {
     /// Records were lost; their owners may still restore them.
     /// Remedy: none, it is temporary; find out who restored or emptied etcd.
     #[error("the datastore lost records, and their owners are restoring them")]
-    Caution,
+    HoldOff,
     /// Error of the datastore.
     #[error(transparent)]
     Store(#[from] StoreError),

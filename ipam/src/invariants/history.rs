@@ -257,10 +257,10 @@ impl Records {
 }
 
 /// I9: a machine that reports itself alive as a node has the machine id and boot id of the node's record.
-pub fn check_sign_of_life(me: &NodeName, life: Boot<'_>, record: Option<&NodeRecord>) -> Option<Deviation> {
-    let is_own = record.is_some_and(|record| Boot::from(record) == life);
+pub fn check_sign_of_life(me: &NodeName, boot: Boot<'_>, record: Option<&NodeRecord>) -> Option<Deviation> {
+    let is_own = record.is_some_and(|record| Boot::from(record) == boot);
     let what =
-        || format!("machine {} reports that it is alive as {me}, but it is not that node", life.machine_id);
+        || format!("machine {} reports that it is alive as {me}, but it is not that node", boot.machine_id);
     (!is_own).then(|| deviation(Invariant::Fenced, Some(me), what(), "report it"))
 }
 

@@ -52,7 +52,7 @@ fn node(name: &str, block: &str) -> NodeFacts {
         node: name.parse().unwrap(),
         incarnation: Incarnation::new(format!("i-{name}")),
         cluster: ClusterId::new("c"),
-        standing: MemberState::Member,
+        member_state: MemberState::Member,
     };
     NodeFacts {
         name: identity.node.clone(),

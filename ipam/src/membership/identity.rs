@@ -56,7 +56,7 @@ rule! {
     fn ledger_is_proof(facts: &MembershipInputs<'_>) -> bool {
         facts.proof == Proof::Ledger
     }
-    CopyIsBelieved => true
+    CopyIsAccepted => true
 }
 
 rule! {
@@ -69,10 +69,10 @@ rule! {
 
 rule! {
     /// Whether the record is from another boot or machine, which may still be alive.
-    fn is_of_another(life: Boot<'_>, record: &NodeRecord) -> bool {
-        Kinship::of(life, record.into()) != Kinship::Same
+    fn is_of_another(boot: Boot<'_>, record: &NodeRecord) -> bool {
+        Kinship::of(boot, record.into()) != Kinship::Same
     }
-    DoubleIsIgnored => false
+    NameConflictIsIgnored => false
 }
 
 rule! {
@@ -83,7 +83,7 @@ rule! {
     }
     FenceMatchedByBootId => {
         let is_open = |fence: &FenceRecord| {
-            fence.node == *facts.me && fence.boot_id == *facts.life.boot_id && fence.pods == PodsGone::Unknown
+            fence.node == *facts.me && fence.boot_id == *facts.boot.boot_id && fence.pods == PodsGone::Unknown
         };
         let mut fences = facts.view.fences.iter();
         fences.find(|(_, fence)| is_open(&fence.record)).map(|(incarnation, _)| incarnation)
@@ -92,7 +92,7 @@ rule! {
 
 /// Whether the record is another machine's, and only an operator can permit this machine to take it over.
 pub(super) fn is_strangers(facts: &MembershipInputs<'_>, record: &NodeRecord) -> bool {
-    Kinship::of(facts.life, record.into()) == Kinship::Stranger && !ledger_is_proof(facts)
+    Kinship::of(facts.boot, record.into()) == Kinship::Stranger && !ledger_is_proof(facts)
 }
 
 /// The next step of a removed node.
@@ -118,7 +118,7 @@ pub(super) fn leave(facts: &MembershipInputs<'_>, identity: &NodeIdentity) -> St
 /// Whether this machine can confirm for the removed one that its pods are gone. A machine with the ledger but two other
 /// ids can have a copy of it, while the pods still run.
 fn could_confirm(facts: &MembershipInputs<'_>, fence: &FenceRecord) -> bool {
-    Kinship::of(facts.life, fence.into()) != Kinship::Stranger || ledger_is_proof(facts)
+    Kinship::of(facts.boot, fence.into()) != Kinship::Stranger || ledger_is_proof(facts)
 }
 
 /// The identity in the node's ledger, or the step that determines it.
@@ -135,7 +135,7 @@ pub(super) fn identify<'a>(
     }
     // Checked first: this ledger's incarnation was removed, even if another machine has the name now.
     if view.source == Source::Store && was_removed(view, &identity.incarnation) {
-        return Err(Step::Identify(NodeIdentity { standing: MemberState::Removed, ..identity.clone() }));
+        return Err(Step::Identify(NodeIdentity { member_state: MemberState::Removed, ..identity.clone() }));
     }
     if identity.node != **me {
         let (ledger, me) = (identity.node.clone(), (*me).clone());
@@ -160,7 +160,7 @@ pub(super) fn identify<'a>(
 fn prove(facts: &MembershipInputs<'_>, node: &Versioned<NodeRecord>) -> Option<Step> {
     let (me, other) = (facts.me, Boot::from(&*node.record));
     let is_adopted = facts.adopted.is_some_and(|adopted| Boot::from(adopted) == other);
-    let kinship = Kinship::of(facts.life, other);
+    let kinship = Kinship::of(facts.boot, other);
     let is_left = kinship != Kinship::Stranger || is_adopted || ledger_is_proof(facts);
     if facts.view.source != Source::Store {
         let is_proven = matches!(kinship, Kinship::Same | Kinship::Rebooted) || ledger_is_proof(facts);
@@ -168,14 +168,14 @@ fn prove(facts: &MembershipInputs<'_>, node: &Versioned<NodeRecord>) -> Option<S
             .then(|| Step::Conflict(Conflict::Unasked { me: me.clone(), other: other.into() }.into()));
     }
     is_double(facts, node).or_else(|| {
-        let stranger = || Conflict::Stranger { me: me.clone(), other: other.into(), own: facts.life.into() };
+        let stranger = || Conflict::Stranger { me: me.clone(), other: other.into(), own: facts.boot.into() };
         (!is_left).then(|| Step::Conflict(stranger().into()))
     })
 }
 
 /// The step that prevents taking the record over from another boot or machine: that one may still be alive.
 fn is_double(facts: &MembershipInputs<'_>, node: &Versioned<NodeRecord>) -> Option<Step> {
-    if !is_of_another(facts.life, &node.record) || facts.view.source != Source::Store {
+    if !is_of_another(facts.boot, &node.record) || facts.view.source != Source::Store {
         return None;
     }
     match &facts.double {
@@ -187,7 +187,7 @@ fn is_double(facts: &MembershipInputs<'_>, node: &Versioned<NodeRecord>) -> Opti
 
 fn alive(facts: &MembershipInputs<'_>, other: &Alive) -> Conflict {
     let (me, other) = (facts.me.clone(), other.clone());
-    if other.machine_id == *facts.life.machine_id {
+    if other.machine_id == *facts.boot.machine_id {
         Conflict::OtherBoot { me, other }
     } else {
         Conflict::OtherMachine { me, other }
@@ -200,24 +200,24 @@ fn introduce(
     cluster: &ClusterRecord,
     registered: Option<&Versioned<NodeRecord>>,
 ) -> Step {
-    let become_one = |incarnation: &Incarnation, standing| {
+    let become_one = |incarnation: &Incarnation, member_state| {
         let (node, incarnation) = (facts.me.clone(), incarnation.clone());
-        Step::Identify(NodeIdentity { node, incarnation, cluster: cluster.id.clone(), standing })
+        Step::Identify(NodeIdentity { node, incarnation, cluster: cluster.id.clone(), member_state })
     };
     if let Some(node) = registered {
-        return match Kinship::of(facts.life, (&*node.record).into()) {
+        return match Kinship::of(facts.boot, (&*node.record).into()) {
             // Its ledger is lost. In the same boot, no other can be alive: it is this node.
             Kinship::Same | Kinship::Rebooted => is_double(facts, node)
                 .unwrap_or_else(|| become_one(&node.record.incarnation, MemberState::Member)),
             Kinship::OneKernel | Kinship::Stranger => {
-                let (other, own) = (Boot::from(&*node.record).into(), facts.life.into());
+                let (other, own) = (Boot::from(&*node.record).into(), facts.boot.into());
                 Step::Conflict(Conflict::Taken { me: facts.me.clone(), other, own }.into())
             }
         };
     }
     let mut others = facts.view.nodes.iter();
-    if let Some((name, _)) = others.find(|(_, node)| node.record.machine_id == *facts.life.machine_id) {
-        let (machine_id, registered) = (facts.life.machine_id.clone(), name.clone());
+    if let Some((name, _)) = others.find(|(_, node)| node.record.machine_id == *facts.boot.machine_id) {
+        let (machine_id, registered) = (facts.boot.machine_id.clone(), name.clone());
         return Step::Conflict(Conflict::Clone { machine_id, registered }.into());
     }
     let mut removed = facts.view.fences.iter().filter(|(_, fence)| fence.record.node == *facts.me);
@@ -264,7 +264,7 @@ pub fn adopt(
     me: &NodeName,
     wanted: &NodeName,
     identity: Option<&NodeIdentity>,
-    life: Boot<'_>,
+    boot: Boot<'_>,
 ) -> Result<Option<Alive>, NotAdopted> {
     if me != wanted {
         return Err(NotAdopted::Name { me: me.clone(), wanted: wanted.clone() });
@@ -274,5 +274,5 @@ pub fn adopt(
         return Err(NotAdopted::Ledger(me.clone()));
     }
     let other = Boot::from(&*node.record);
-    Ok((other != life).then(|| other.into()))
+    Ok((other != boot).then(|| other.into()))
 }

@@ -39,7 +39,7 @@ pub enum Waiting {
     /// Records were lost; their owners may still restore them.
     /// Remedy: none, it is temporary; find out who restored or emptied etcd.
     #[error("the datastore lost records: no claims until their owners have restored them")]
-    Caution,
+    HoldOff,
 }
 
 /// Why the node's record cannot be written yet.

@@ -39,7 +39,7 @@ fn identity() -> NodeIdentity {
         node: name(),
         incarnation: Incarnation::new("i1"),
         cluster: ClusterId::new("c"),
-        standing: MemberState::Member,
+        member_state: MemberState::Member,
     }
 }
 
@@ -77,7 +77,7 @@ fn step_of_boot(boot_id: &str, double: NameConflict, view: &View, own: NodeHoldi
     quarantine.observe(view, Moment::BOOT);
     next(&MembershipInputs {
         me: &name(),
-        life: Boot { machine_id: &MachineId::new("m"), boot_id: &BootId::new(boot_id) },
+        boot: Boot { machine_id: &MachineId::new("m"), boot_id: &BootId::new(boot_id) },
         proof: Proof::Machine,
         adopted: None,
         labels: &Labels::new(),
@@ -132,7 +132,7 @@ fn a_block_is_given_back_only_by_a_node_that_is_not_removed() {
         ..NodeHoldings::default()
     };
     let view = view(vec![claim(block, "i1")]);
-    let Some(Change::GiveBackBlocks { blocks, .. }) = change(step(&view, own)) else {
+    let Some(Change::ReleaseBlocks { blocks, .. }) = change(step(&view, own)) else {
         panic!("not given back")
     };
     assert_eq!(blocks, [(block, NODE_REVISION)]);
@@ -156,7 +156,7 @@ fn thousands_of_blocks_go_back_in_few_changes() {
         let Some(change) = change(step(&claimed, own)) else { panic!("not given back") };
         let txn = transaction(&change);
         assert!(txn.writes.len().max(txn.compares.len()) <= MOST_RECORDS, "{}", txn.compares.len());
-        let Change::GiveBackBlocks { blocks: back, .. } = change else { panic!("{change}") };
+        let Change::ReleaseBlocks { blocks: back, .. } = change else { panic!("{change}") };
         let back: Vec<Block> = back.into_iter().map(|(block, _)| block).collect();
         // Blocks without a claim are removed from the ledger in one step.
         let own = NodeHoldings { blocks: back.iter().map(owned).collect(), ..NodeHoldings::default() };
@@ -211,10 +211,10 @@ fn a_reserved_address_is_let_go_only_by_a_node_that_is_not_removed() {
         pool("10.1.0.0/24", crate::pool::Purpose::Reservations),
         (Key::Reservation(address), encode(&record)),
     ]);
-    let Some(Change::LetGoAddress { let_go, .. }) = change(step(&view, NodeHoldings::default())) else {
+    let Some(Change::ReleaseAddress { released, .. }) = change(step(&view, NodeHoldings::default())) else {
         panic!("not let go")
     };
-    assert_eq!((let_go.address, let_go.record.holder), (address, None));
+    assert_eq!((released.address, released.record.holder), (address, None));
 }
 
 #[test]
@@ -224,12 +224,12 @@ fn a_removed_nodes_blocks_are_given_back_only_by_a_node_that_is_not_removed_itse
         node: gone.clone(),
         machine_id: MachineId::new("m2"),
         boot_id: BootId::new("b2"),
-        pods: PodsGone::Vouched,
+        pods: PodsGone::ConfirmedByOperator,
     };
     let block = Block::new("10.0.0.0/26".parse().unwrap());
     let view =
         view(vec![(Key::Fence(gone.clone(), Incarnation::new("i2")), encode(&fence)), claim(block, "i2")]);
-    let Some(Change::InheritFrom(what)) = change(step(&view, NodeHoldings::default())) else {
+    let Some(Change::ReleaseRemoved(what)) = change(step(&view, NodeHoldings::default())) else {
         panic!("not given back")
     };
     assert_eq!((what.fence.node, what.blocks), (gone, vec![(block, NODE_REVISION)]));

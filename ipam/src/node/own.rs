@@ -8,7 +8,7 @@ use polder_api::{Attachment, Family, rule};
 use super::{FRESH, NodeIpam};
 use crate::allocator::Counts;
 use crate::allocator::Rest;
-use crate::claim::AT_ONCE;
+use crate::claim::MAX_PER_CHANGE;
 use crate::ledger::{Ledger, LedgerError, NodeIdentity, OwnedBlock};
 use crate::moment::Moment;
 use crate::pool::{Block, Pool};
@@ -127,7 +127,7 @@ impl<L: Ledger> NodeIpam<L> {
             strays: strays.collect(),
             expected: {
                 let expected = self.expected.iter().map(|(address, _)| address);
-                expected.chain(self.overtaken.values().flatten()).copied().collect()
+                expected.chain(self.deleted_meanwhile.values().flatten()).copied().collect()
             },
             spare: self.spare(now),
             idle_gateways: self.idle_gateways(now),
@@ -147,7 +147,7 @@ impl<L: Ledger> NodeIpam<L> {
     }
 
     /// Blocks that the node does not need, without used addresses and without addresses in cool-down: at most
-    /// [`AT_ONCE`].
+    /// [`MAX_PER_CHANGE`].
     fn spare(&self, now: Moment) -> Vec<Block> {
         let mut free: BTreeMap<_, u64> = BTreeMap::new();
         for (_, pool, counts) in self.allocator.blocks(now) {
@@ -166,7 +166,7 @@ impl<L: Ledger> NodeIpam<L> {
             }
             free.insert(pool, left);
             spare.push(block);
-            if spare.len() == AT_ONCE {
+            if spare.len() == MAX_PER_CHANGE {
                 break;
             }
         }
@@ -324,18 +324,18 @@ impl<L: Ledger> NodeIpam<L> {
     ) -> Result<(), LedgerError> {
         let Some(held) = self.attachments.get(attachment).cloned() else { return Ok(()) };
         self.release(attachment, now)?;
-        self.overtaken.insert(held.attachment, held.addresses);
+        self.deleted_meanwhile.insert(held.attachment, held.addresses);
         Ok(())
     }
 
     /// The attachments that were released before their ADD ended.
-    pub fn overtaken(&self) -> impl Iterator<Item = &Attachment> {
-        self.overtaken.keys()
+    pub fn deleted_meanwhile(&self) -> impl Iterator<Item = &Attachment> {
+        self.deleted_meanwhile.keys()
     }
 
     /// Whether the attachment was released before its ADD ended.
     pub fn is_overtaken(&self, attachment: &Attachment) -> bool {
-        self.overtaken.contains_key(attachment)
+        self.deleted_meanwhile.contains_key(attachment)
     }
 
     /// Stops expecting the address for this attachment. Another attachment may still expect it.

@@ -57,7 +57,7 @@ impl<L: Ledger> NodeIpam<L> {
         if let Some(held) = self.probe() {
             return Ok(Some(held.clone()));
         }
-        if self.identity()?.is_none_or(|identity| identity.standing != MemberState::Member) {
+        if self.identity()?.is_none_or(|identity| identity.member_state != MemberState::Member) {
             return Ok(None);
         }
         let requested: Vec<IpAddr> = families.iter().filter_map(|family| self.place(*family, now)).collect();
@@ -159,7 +159,7 @@ mod tests {
             node: "n1".parse().unwrap(),
             incarnation: Incarnation::new("i"),
             cluster: ClusterId::new("c"),
-            standing: MemberState::Member,
+            member_state: MemberState::Member,
         })
         .unwrap();
         for (pool, block) in pools {
@@ -244,7 +244,7 @@ mod tests {
         let pool = pool("p", "10.0.0.0/24", 26, PoolState::Active);
         let mut node = node(&[(&pool, "10.0.0.0/26")]);
         let identity = node.identity().unwrap().unwrap();
-        node.identify(&NodeIdentity { standing: MemberState::Removed, ..identity }).unwrap();
+        node.identify(&NodeIdentity { member_state: MemberState::Removed, ..identity }).unwrap();
         assert_eq!(taken(&mut node), Vec::<String>::new());
     }
 }

@@ -233,16 +233,16 @@ fn a_reserved_address_keeps_its_pool() {
 
 #[test]
 fn a_pool_over_what_this_node_has_to_reach_is_refused_with_what_that_is() {
-    use crate::needed::{Needed, What};
+    use crate::needed::{Needed, NeededFor};
 
     let mut view = Cluster::new().view();
     view.own = vec!["10.1.0.1".parse().unwrap()];
     view.needed = vec![
-        Needed { range: "10.1.0.0/24".parse().unwrap(), what: What::Network("eth0".to_owned()) },
-        Needed::host("10.1.0.254".parse().unwrap(), What::Gateway),
+        Needed { range: "10.1.0.0/24".parse().unwrap(), what: NeededFor::Network("eth0".to_owned()) },
+        Needed::host("10.1.0.254".parse().unwrap(), NeededFor::Gateway),
         Needed::host(
             "10.9.0.5".parse().unwrap(),
-            What::Store("the address of etcd (etcd.example)".to_owned()),
+            NeededFor::Store("the address of etcd (etcd.example)".to_owned()),
         ),
     ];
     for (cidr, sign) in [

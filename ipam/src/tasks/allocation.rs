@@ -7,7 +7,7 @@ use polder_api::{Attachment, Family, Pod, PoolName};
 
 use self::reason::NotAllocated;
 use super::attach::CallerGone;
-use super::{Caller, LastAdd, Me, NotWritten, PodHost, Workload, teardown};
+use super::{Caller, LastAdd, OwnNode, NotWritten, PodHost, ReservationRequest, teardown};
 use crate::allocator::{Counts, Refused, Rest};
 use crate::capacity::{Foreign, OwnShare};
 use crate::claim::NoClaim;
@@ -23,7 +23,7 @@ mod reason;
 #[derive(Debug)]
 pub(super) struct Allocation<'a, H, C> {
     pub(super) host: &'a H,
-    pub(super) me: &'a Me,
+    pub(super) me: &'a OwnNode,
     pub(super) caller: &'a C,
     /// The view of the cluster on which the request was admitted.
     pub(super) view: &'a View,
@@ -192,14 +192,14 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
             self.check_labels(found)?;
             match found.purpose {
                 Purpose::Blocks => requested.push(*address),
-                Purpose::Reservations => workloads.push(Workload::Address(*address)),
+                Purpose::Reservations => workloads.push(ReservationRequest::Address(*address)),
             }
         }
         let named = pool.and_then(|name| self.view.pools.get(name)).map(|known| &known.record);
         if let (Some(pool), true) = (named, addresses.is_empty()) {
             self.check_labels(pool)?;
             if pool.purpose == Purpose::Reservations {
-                workloads.push(Workload::Pool(pool.name.clone()));
+                workloads.push(ReservationRequest::Pool(pool.name.clone()));
             }
         }
         let mut reserved = Vec::new();
@@ -224,7 +224,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
     }
 
     /// Requests the hand-over of a reserved address to the pod.
-    async fn reserve(&self, request: &AddRequest, wanted: Workload) -> Result<IpAddr, NotAllocated> {
+    async fn reserve(&self, request: &AddRequest, wanted: ReservationRequest) -> Result<IpAddr, NotAllocated> {
         let Some(pod) = &request.pod else { return Err(NotAllocated::Nameless) };
         Ok(self.host.reserve(wanted, pod.to_string(), &request.attachment).await?)
     }

@@ -5,7 +5,7 @@ use polder_api::message::{AddRequest, Refusal, RefusalKind, Refuse};
 use tracing::info;
 
 use super::allocation::{Allocated, Allocation};
-use super::{LastAdd, Me, PodHost, teardown, tombstones};
+use super::{LastAdd, OwnNode, PodHost, teardown, tombstones};
 use crate::cause::HostError;
 use crate::ledger::{AttachmentEntry, Kind};
 use crate::readiness::smallest_mtu;
@@ -134,7 +134,7 @@ async fn admit<H: PodHost>(
 /// created.
 pub async fn add<H: PodHost>(
     host: &H,
-    me: &Me,
+    me: &OwnNode,
     request: AddRequest,
     caller: &impl Caller,
 ) -> Result<(AttachmentEntry, H::Lock), Refusal> {
@@ -182,7 +182,7 @@ async fn already_there<H: PodHost>(host: &H, held: AttachmentEntry) -> Result<At
 /// namespace is gone.
 pub async fn lease<H: PodHost>(
     host: &H,
-    me: &Me,
+    me: &OwnNode,
     request: AddRequest,
     caller: &impl Caller,
 ) -> Result<(AttachmentEntry, H::Lock), Refusal> {

@@ -52,7 +52,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
                 me: &self.me.name,
                 labels: &self.me.labels,
                 identity: identity.as_ref(),
-                life: self.me.life(),
+                boot: self.me.boot(),
                 view: &view,
                 hold_off: self.holds_off(&view),
             };

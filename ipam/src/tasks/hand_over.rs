@@ -17,11 +17,11 @@ use crate::reservation::{self, Denied};
 use crate::view::View;
 
 /// The longest wait for a changed view before the next attempt.
-const FASTER: Duration = Duration::from_millis(500);
+const VIEW_WAIT: Duration = Duration::from_millis(500);
 
 /// The requested reserved address.
 #[derive(Debug, Clone)]
-pub enum Workload {
+pub enum ReservationRequest {
     /// This address.
     Address(IpAddr),
     /// The address that the workload has in this pool, or any free address of the pool.
@@ -30,16 +30,16 @@ pub enum Workload {
 
 /// The workload gets no address now.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Unreserved {
+pub enum NotHandedOver {
     /// Not now: the request can be repeated.
     #[error(transparent)]
-    TryAgain(#[from] NotNow),
+    TryAgain(#[from] RetryReason),
     /// The records do not allow it.
     #[error(transparent)]
     Denied(#[from] Denied),
 }
 
-impl Refuse for Unreserved {
+impl Refuse for NotHandedOver {
     fn kind(&self) -> RefusalKind {
         match self {
             Self::Denied(Denied::Exhausted { .. }) => RefusalKind::PoolExhausted,
@@ -54,7 +54,7 @@ impl Refuse for Unreserved {
 
 /// Why no address is handed over now.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum NotNow {
+pub enum RetryReason {
     /// The records cannot be read.
     /// Remedy: correct the error of the datastore; the runtime repeats the ADD.
     #[error("a reserved address needs the datastore: {0}")]
@@ -81,10 +81,10 @@ impl<H: RegistrarHost> Registrar<'_, H> {
     /// ADD no longer waits. In that case the address is unused, and the membership rules release it.
     pub async fn serve_reservation(
         &self,
-        wanted: &Workload,
+        wanted: &ReservationRequest,
         owner: &str,
         attachment: &Attachment,
-        answer: impl FnOnce(Result<IpAddr, Unreserved>) -> bool,
+        answer: impl FnOnce(Result<IpAddr, NotHandedOver>) -> bool,
     ) {
         let came = self.hand_over(wanted, owner, attachment).await;
         if let Err(why) = &came {
@@ -107,10 +107,10 @@ impl<H: RegistrarHost> Registrar<'_, H> {
     /// on, until it is used or given up.
     pub(super) async fn hand_over(
         &self,
-        wanted: &Workload,
+        wanted: &ReservationRequest,
         owner: &str,
         attachment: &Attachment,
-    ) -> Result<IpAddr, Unreserved> {
+    ) -> Result<IpAddr, NotHandedOver> {
         for _ in 0..ATTEMPTS {
             let view = self.host.view();
             let prepared = self.prepare(&view, wanted, owner, attachment).await?;
@@ -118,50 +118,50 @@ impl<H: RegistrarHost> Registrar<'_, H> {
             // Before the attempt: the membership rules release every address that is not expected.
             let whose = attachment.clone();
             self.host.ledger(move |ipam, _| ipam.expect(address, &whose)).await;
-            let outcome = self.carry_over(&prepared).await;
+            let outcome = self.commit_hand_over(&prepared).await;
             if let Ok(true) = outcome {
                 info!(%address, owner, %attachment, generation = prepared.record.generation, "handed over");
                 return Ok(address);
             }
             self.give_up(address, attachment).await;
             outcome?;
-            self.host.changed(&view, FASTER).await;
+            self.host.changed(&view, VIEW_WAIT).await;
         }
-        Err(NotNow::Contended.into())
+        Err(RetryReason::Contended.into())
     }
 
     async fn prepare(
         &self,
         view: &View,
-        wanted: &Workload,
+        wanted: &ReservationRequest,
         owner: &str,
         attachment: &Attachment,
-    ) -> Result<HandOver, Unreserved> {
+    ) -> Result<HandOver, NotHandedOver> {
         if let Some(away) = Unavailable::away(view) {
-            return Err(NotNow::Away(away).into());
+            return Err(RetryReason::Away(away).into());
         }
         if self.holds_off(view) {
-            return Err(NotNow::Unavailable(Unavailable::Caution).into());
+            return Err(RetryReason::Unavailable(Unavailable::HoldOff).into());
         }
-        let (identity, held, overtaken) = self
+        let (identity, held, deleted_meanwhile) = self
             .host
             .ledger(|ipam, _| {
                 let held: BTreeSet<Attachment> =
                     ipam.attachments().map(|held| held.attachment.clone()).collect();
-                let overtaken: BTreeSet<Attachment> = ipam.overtaken().cloned().collect();
-                (ipam.identity(), held, overtaken)
+                let deleted_meanwhile: BTreeSet<Attachment> = ipam.deleted_meanwhile().cloned().collect();
+                (ipam.identity(), held, deleted_meanwhile)
             })
             .await;
-        let identity = identity.map_err(Unavailable::from).map_err(NotNow::from)?;
-        let identity = identity.filter(|identity| identity.standing == MemberState::Member);
+        let identity = identity.map_err(Unavailable::from).map_err(RetryReason::from)?;
+        let identity = identity.filter(|identity| identity.member_state == MemberState::Member);
         let (Some(identity), Some(node)) = (identity, view.nodes.get(&self.me.name)) else {
-            return Err(NotNow::Unavailable(Unavailable::Unregistered).into());
+            return Err(RetryReason::Unavailable(Unavailable::Unregistered).into());
         };
         let address = match wanted {
-            Workload::Address(address) => *address,
-            Workload::Pool(name) => match view.pools.get(name) {
+            ReservationRequest::Address(address) => *address,
+            ReservationRequest::Pool(name) => match view.pools.get(name) {
                 Some(pool) => reservation::choose(view, pool, owner)?,
-                None => return Err(NotNow::PoolGone(name.clone()).into()),
+                None => return Err(RetryReason::PoolGone(name.clone()).into()),
             },
         };
         let holder = Holder {
@@ -170,7 +170,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
             boot_id: self.me.boot_id.clone(),
             attachment: attachment.clone(),
         };
-        let goes_on = |last: &Attachment| overtaken.contains(last) || self.host.is_wired_from_before(last);
+        let goes_on = |last: &Attachment| deleted_meanwhile.contains(last) || self.host.is_wired_from_before(last);
         // The interface is deleted before the ledger entry, so an attachment that is not in the ledger has no
         // interface, unless its ADD is still running.
         let is_gone = |last: &Holder| {
@@ -179,20 +179,20 @@ impl<H: RegistrarHost> Registrar<'_, H> {
         };
         match reservation::hand_over(view, address, owner, &holder, node.revision, &is_gone) {
             Err(Denied::Held { holder, .. }) if goes_on(&holder.attachment) => {
-                Err(NotNow::AddGoesOn(holder.attachment).into())
+                Err(RetryReason::AddGoesOn(holder.attachment).into())
             }
             prepared => Ok(prepared?),
         }
     }
 
     /// Carries out a hand-over. Returns true if it was made, false if the records have changed.
-    async fn carry_over(&self, prepared: &HandOver) -> Result<bool, Unreserved> {
+    async fn commit_hand_over(&self, prepared: &HandOver) -> Result<bool, NotHandedOver> {
         match attempt(self.host, &prepared.clone().into()).await {
             Ended::Made(_) => Ok(true),
             Ended::Refused => Ok(false),
             // If it is made later, the membership rules release the address once the view shows it.
             Ended::NotMade(error) | Ended::Failed(error) => {
-                Err(NotNow::Unavailable(Unavailable::Store(error)).into())
+                Err(RetryReason::Unavailable(Unavailable::Store(error)).into())
             }
         }
     }

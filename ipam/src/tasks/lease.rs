@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tracing::debug;
 
-use crate::change::{Change, Sign};
+use crate::change::{Change, LeaseWrite};
 use crate::store::{Outcome, StoreError};
 
 /// A node whose agent has not renewed its lease for this long is not alive. Nothing is ever freed because of that.
@@ -58,7 +58,7 @@ enum Lost {
 }
 
 /// Keeps the sign in the datastore. Never ends; after it is dropped, the sign is deleted within `ttl`.
-pub async fn hold<S: LeaseStore>(store: &S, sign: &Sign, ttl: Duration) {
+pub async fn hold<S: LeaseStore>(store: &S, sign: &LeaseWrite, ttl: Duration) {
     loop {
         if let Err(error) = hold_once(store, sign, ttl).await {
             debug!(node = %sign.by.node, %error, "lease lost");
@@ -68,10 +68,10 @@ pub async fn hold<S: LeaseStore>(store: &S, sign: &Sign, ttl: Duration) {
 }
 
 /// Keeps the sign under one lease, until that lease is lost.
-async fn hold_once<S: LeaseStore>(store: &S, sign: &Sign, ttl: Duration) -> Result<(), Lost> {
+async fn hold_once<S: LeaseStore>(store: &S, sign: &LeaseWrite, ttl: Duration) -> Result<(), Lost> {
     let every = ttl / 3;
     let mut lease = store.grant(ttl).await?;
-    match store.put(&lease, &Change::SignOfLife(sign.clone())).await {
+    match store.put(&lease, &Change::WriteLease(sign.clone())).await {
         Ok(Outcome::Applied { .. }) => {}
         not_put => {
             // It may have been put: revoke the lease to delete it.
@@ -93,9 +93,9 @@ async fn hold_once<S: LeaseStore>(store: &S, sign: &Sign, ttl: Duration) -> Resu
 
 /// Checks whether the sign could be put: etcd also refuses a transaction because of a put that would not take effect.
 /// Writes nothing if the sign exists.
-async fn ask<S: LeaseStore>(store: &S, lease: &S::Lease, sign: &Sign) {
+async fn ask<S: LeaseStore>(store: &S, lease: &S::Lease, sign: &LeaseWrite) {
     let node = &sign.by.node;
-    match store.put(lease, &Change::RestoreSignOfLife(sign.clone())).await {
+    match store.put(lease, &Change::RestoreLease(sign.clone())).await {
         Ok(Outcome::Refused) => {}
         Ok(Outcome::Applied { .. }) => {
             debug!(%node, "the sign of life was deleted: restored it");

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::Attachment;
-use polder_api::message::{Refusal, RefusalKind, Refuse};
+use polder_api::message::{RefusalKind, Refuse};
 
 use super::{ATTEMPTS, PodHost};
 use crate::Revision;
@@ -47,12 +47,6 @@ pub trait Knowledge {
 pub trait OperatorHost: PodHost + Knowledge {
     /// Whether the attachment has an interface on this node.
     fn has_interface(&self, attachment: &Attachment) -> impl Future<Output = Result<bool, HostError>>;
-}
-
-/// The answer to a request that failed in the datastore: another attempt is offered only for an error that may end
-/// without an operator.
-pub fn store_failed(error: &StoreError, message: impl Into<String>) -> Refusal {
-    Refusal::new(error.kind(), message)
 }
 
 /// Another attempt is offered only for an error that may end without an operator.

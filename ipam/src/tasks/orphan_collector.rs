@@ -47,7 +47,7 @@ pub async fn run<H: PodHost>(host: &H, leaving: Vec<Attachment>, grace: Duration
 
 /// Deletes what plugins created after the release of their attachments, unless that was done already.
 pub(super) async fn end_overtaken<H: PodHost>(host: &H) {
-    let all = host.ledger(|ipam, _| ipam.overtaken().cloned().collect::<Vec<_>>()).await;
+    let all = host.ledger(|ipam, _| ipam.deleted_meanwhile().cloned().collect::<Vec<_>>()).await;
     for attachment in all {
         if let Some(_lock) = host.try_lock(&attachment) {
             teardown::release_for(host, &attachment, LastAdd::Ended, teardown::MADE_LATE).await;

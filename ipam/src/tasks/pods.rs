@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use polder_api::message::{Refusal, RefusalKind, Refuse};
+use polder_api::message::{RefusalKind, Refuse};
 use polder_api::{Attachment, Family};
 
-use super::{Host, Unreserved, Workload};
+use super::{Host, NotHandedOver, ReservationRequest};
 use crate::cause::HostError;
 use crate::claim::NoClaim;
 use crate::ledger::{AttachmentEntry, Ledger, LedgerError};
@@ -29,10 +29,10 @@ pub trait Requests {
     /// Requests a reserved address for the pod `owner` (`namespace/name`), and waits for it.
     fn reserve(
         &self,
-        wanted: Workload,
+        wanted: ReservationRequest,
         owner: String,
         attachment: &Attachment,
-    ) -> impl Future<Output = Result<IpAddr, Unreserved>>;
+    ) -> impl Future<Output = Result<IpAddr, NotHandedOver>>;
 }
 
 /// The environment of the tasks that add and release pods, in addition to [`Host`].
@@ -133,11 +133,6 @@ impl LastAdd {
     }
 }
 
-/// Returns a refusal as an error.
-pub fn refuse<T>(kind: RefusalKind, message: impl Into<String>) -> Result<T, Refusal> {
-    Err(Refusal::new(kind, message))
-}
-
 /// The node's ledger cannot be read or written. The request changed nothing in it.
 /// Remedy: check the disk of the agent's state directory: free space, a read-only mount, I/O errors in the kernel log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -148,9 +143,4 @@ impl Refuse for NotWritten {
     fn kind(&self) -> RefusalKind {
         RefusalKind::Failed
     }
-}
-
-/// The refusal of a request that failed because of the ledger.
-pub fn ledger_failed(error: &LedgerError) -> Refusal {
-    NotWritten(error.clone()).into()
 }

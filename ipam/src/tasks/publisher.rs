@@ -7,7 +7,7 @@ use tracing::debug;
 
 use super::lease::{self, ALIVE, LeaseStore};
 use super::race::race;
-use super::{Host, Me};
+use super::{Host, OwnNode};
 use crate::change::Member;
 use crate::key::Key;
 use crate::publication::{self, Basis, Published};
@@ -42,14 +42,14 @@ pub trait PublisherHost: Host {
 
 /// Runs for ever. Restarts whenever the node's own record was written, or the datastore lost records: published records
 /// may be among the lost ones, or may have reappeared.
-pub async fn run<H: PublisherHost>(host: &H, me: &Me) {
+pub async fn run<H: PublisherHost>(host: &H, me: &OwnNode) {
     loop {
         let basis = host.basis();
         let Some(revision) = basis.revision else {
             host.changed(basis).await;
             continue;
         };
-        let sign = publication::sign_of_life(&me.name, me.life(), revision);
+        let sign = publication::sign_of_life(&me.name, me.boot(), revision);
         let work = race(lease::hold(host.leases(), &sign, ALIVE), publish(host, &sign.by));
         // Dropped changes may have been made: the next iteration reads the records again.
         race(host.changed(basis), work).await;

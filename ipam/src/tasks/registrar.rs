@@ -11,9 +11,9 @@ use std::time::Duration;
 use polder_api::{Attachment, NodeName, PerFamily};
 use tracing::{info, warn};
 
-use super::{Ended, Me, NotReleased, RegistrarHost, attempt};
+use super::{Ended, OwnNode, NotReleased, RegistrarHost, attempt};
 use crate::bootstrap::{Proposal, propose};
-use crate::change::{Change, Claim, Inheritance};
+use crate::change::{Change, Claim, RemovedHoldings};
 use crate::claim::NoClaim;
 use crate::key::{Key, Range};
 use crate::ledger::{LedgerError, MemberState, NodeIdentity, OwnedBlock};
@@ -37,7 +37,7 @@ pub(super) const CAUTION: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Registrar<'a, H> {
     pub(super) host: &'a H,
-    pub(super) me: &'a Me,
+    pub(super) me: &'a OwnNode,
     state: RegistrarState,
 }
 
@@ -77,7 +77,7 @@ impl Decided {
 
 impl RegistrarState {
     /// The state of a registrar that has not run yet.
-    pub fn new(me: &Me) -> Self {
+    pub fn new(me: &OwnNode) -> Self {
         Self { quarantine: Quarantine::new(me.cooldown), losses: 0, lost_at: None, round: Round::new() }
     }
 }
@@ -90,12 +90,12 @@ impl Round {
 
 impl<'a, H: RegistrarHost> Registrar<'a, H> {
     /// A registrar that has not run yet.
-    pub fn new(host: &'a H, me: &'a Me) -> Self {
+    pub fn new(host: &'a H, me: &'a OwnNode) -> Self {
         Self::with(host, me, RegistrarState::new(me))
     }
 
     /// A registrar with the state of an earlier one.
-    pub const fn with(host: &'a H, me: &'a Me, state: RegistrarState) -> Self {
+    pub const fn with(host: &'a H, me: &'a OwnNode, state: RegistrarState) -> Self {
         Self { host, me, state }
     }
 
@@ -213,7 +213,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         self.publish_holdings(own.identity.clone(), &own.blocks, &own.gateways);
         let step = membership::next(&MembershipInputs {
             me: &self.me.name,
-            life: self.me.life(),
+            boot: self.me.boot(),
             proof: self.me.proof,
             adopted: self.host.adopted().as_ref(),
             labels: &self.me.labels,
@@ -235,7 +235,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         match step {
             Step::Bootstrap => self.bootstrap().await?,
             Step::Identify(identity) => {
-                if identity.standing == MemberState::Removed {
+                if identity.member_state == MemberState::Removed {
                     warn!(node = %identity.node, "this node was removed from the cluster");
                 }
                 self.host.ledger(move |ipam, _| ipam.identify(&identity)).await?;
@@ -307,7 +307,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             Ended::NotMade(error) | Ended::Failed(error) => return Err(error.into()),
         };
         match change {
-            Change::InheritFrom(Inheritance { fence, .. }) | Change::ForgetFence { fence, .. } => {
+            Change::ReleaseRemoved(RemovedHoldings { fence, .. }) | Change::ForgetFence { fence, .. } => {
                 info!(node = %fence.node, "released the blocks and reservations of a removed node");
                 self.forget_addresses(&fence.node).await?;
             }
@@ -339,7 +339,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             self.publish(Registration::Unproven(Unproven::Asking(node.clone())));
         }
         let found = self.host.range(&Range::single(Key::Alive(node.clone()).to_string())).await?;
-        self.state.round.double = NameConflict::read(found.entries.first(), self.me.life());
+        self.state.round.double = NameConflict::read(found.entries.first(), self.me.boot());
         Ok(())
     }
 
@@ -349,7 +349,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             let held = ipam.attachments().chain(ipam.probe()).map(|held| &held.attachment);
             // Includes attachments released before their ADD ended: no pass deletes an interface that their plugin
             // still creates.
-            held.chain(ipam.overtaken()).cloned().collect()
+            held.chain(ipam.deleted_meanwhile()).cloned().collect()
         };
         let mut problem = None;
         for attachment in self.host.ledger(all).await {

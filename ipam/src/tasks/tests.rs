@@ -3,7 +3,7 @@
 mod fake;
 mod lease;
 mod operator;
-mod overtaken;
+mod deleted_meanwhile;
 mod pods;
 mod publisher;
 mod registrar;

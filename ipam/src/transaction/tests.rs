@@ -7,7 +7,7 @@ use polder_api::ipam::RepairMode;
 
 use super::*;
 use crate::Revision;
-use crate::change::{Fence, HandOver, Inheritance};
+use crate::change::{Fence, HandOver, RemovedHoldings};
 use crate::ids::{BootId, ClusterId, MachineId, Nonce};
 use crate::pool::PoolState;
 use crate::record::{
@@ -57,7 +57,7 @@ fn fence_record() -> FenceRecord {
         node: name(),
         machine_id: MachineId::new("m"),
         boot_id: BootId::new("b"),
-        pods: PodsGone::Vouched,
+        pods: PodsGone::ConfirmedByOperator,
     }
 }
 
@@ -69,8 +69,8 @@ fn reservation() -> ReservationRecord {
     ReservationRecord { owner: "default/db".to_owned(), holder: None, generation: 1 }
 }
 
-fn let_go() -> LetGo {
-    LetGo { address: ADDRESS, record: reservation(), revision: Revision::new(9) }
+fn released() -> AddressRelease {
+    AddressRelease { address: ADDRESS, record: reservation(), revision: Revision::new(9) }
 }
 
 fn cluster() -> ClusterRecord {
@@ -134,12 +134,12 @@ fn what_is_put_is_the_record_of_the_change() {
         deviations: Vec::new(),
         left_out: 0,
     };
-    let word =
+    let confirmation =
         Confirmation { incarnation: incarnation(), record: fence_record(), revision: Revision::new(3) };
     let hand_over =
         HandOver { by: me(), address: ADDRESS, record: reservation(), before: None, out_of: None };
-    let inherit = Inheritance { by: me(), fence: fence(), blocks: Vec::new(), addresses: vec![let_go()] };
-    let (pool_record, sign) = (encode(&PoolRecord::from(&pool())), Sign { by: me(), alive: alive.clone() });
+    let release_removed = RemovedHoldings { by: me(), fence: fence(), blocks: Vec::new(), addresses: vec![released()] };
+    let (pool_record, sign) = (encode(&PoolRecord::from(&pool())), LeaseWrite { by: me(), alive: alive.clone() });
     let changes: Vec<(Change, Vec<Vec<u8>>)> = vec![
         (claim().into(), vec![encode(&claim().record)]),
         (Change::RegisterNode { node: name(), record: node(), before: None }, vec![encode(&node())]),
@@ -155,10 +155,10 @@ fn what_is_put_is_the_record_of_the_change() {
             },
             vec![encode(&fence_record())],
         ),
-        (Change::ConfirmRemoval(word.clone()), vec![encode(&fence_record())]),
-        (Change::VouchForNode(vec![word]), vec![encode(&fence_record())]),
-        (Change::InheritFrom(inherit), vec![encode(&reservation())]),
-        (Change::LetGoAddress { by: me(), let_go: let_go() }, vec![encode(&reservation())]),
+        (Change::ConfirmRemoval(confirmation.clone()), vec![encode(&fence_record())]),
+        (Change::ConfirmByOperator(vec![confirmation]), vec![encode(&fence_record())]),
+        (Change::ReleaseRemoved(release_removed), vec![encode(&reservation())]),
+        (Change::ReleaseAddress { by: me(), released: released() }, vec![encode(&reservation())]),
         (hand_over.into(), vec![encode(&reservation())]),
         (Change::AddPool { by: None, pool: pool(), as_of: Revision::new(50) }, vec![pool_record.clone()]),
         (Change::ReplacePool { pool: pool(), revision: Revision::new(4) }, vec![pool_record.clone()]),
@@ -168,11 +168,11 @@ fn what_is_put_is_the_record_of_the_change() {
         ),
         (Change::ReplaceSettings { record: cluster(), revision: Revision::new(4) }, vec![encode(&cluster())]),
         (
-            Change::PublishAddresses { by: me(), say: vec![(ADDRESS, said.clone())], withdraw: Vec::new() },
+            Change::PublishAddresses { by: me(), publish: vec![(ADDRESS, said.clone())], withdraw: Vec::new() },
             vec![encode(&said)],
         ),
-        (Change::SignOfLife(sign.clone()), vec![encode(&alive)]),
-        (Change::RestoreSignOfLife(sign), vec![encode(&alive)]),
+        (Change::WriteLease(sign.clone()), vec![encode(&alive)]),
+        (Change::RestoreLease(sign), vec![encode(&alive)]),
         (Change::AskInspection(inspection.clone()), vec![encode(&inspection)]),
         (
             Change::AnswerInspection { node: name(), record: answered.clone(), asked: Revision::new(8) },
@@ -219,20 +219,20 @@ fn a_node_is_removed_as_it_was_seen_and_the_word_about_its_pods_is_for_that_fenc
     let remove =
         Change::RemoveNode { incarnation: incarnation(), revision: Revision::new(7), fence: fence_record() };
     check(remove, &["nodes/n1@7", "no fences/n1/i"], &["-nodes/n1", "fences/n1/i"]);
-    let word =
+    let confirmation =
         Confirmation { incarnation: incarnation(), record: fence_record(), revision: Revision::new(3) };
-    check(Change::ConfirmRemoval(word.clone()), &["fences/n1/i@3"], &["fences/n1/i"]);
-    let other = Confirmation { incarnation: Incarnation::new("j"), ..word.clone() };
+    check(Change::ConfirmRemoval(confirmation.clone()), &["fences/n1/i@3"], &["fences/n1/i"]);
+    let other = Confirmation { incarnation: Incarnation::new("j"), ..confirmation.clone() };
     let both = ["fences/n1/i", "fences/n1/j"];
-    check(Change::VouchForNode(vec![word, other]), &["fences/n1/i@3", "fences/n1/j@3"], &both);
+    check(Change::ConfirmByOperator(vec![confirmation, other]), &["fences/n1/i@3", "fences/n1/j@3"], &both);
 }
 
 #[test]
 fn what_a_removed_node_had_goes_back_by_a_member_and_while_its_fence_says_so() {
     let blocks = vec![(block("10.0.0.0/26"), Revision::new(5))];
-    let inherit = Inheritance { by: me(), fence: fence(), blocks, addresses: vec![let_go()] };
+    let release_removed = RemovedHoldings { by: me(), fence: fence(), blocks, addresses: vec![released()] };
     check(
-        Change::InheritFrom(inherit),
+        Change::ReleaseRemoved(release_removed),
         &["fences/gone/i@3", "blocks/4-0a000000-26@5", "reservations/10.1.0.5@9", "nodes/n1@7"],
         &["-blocks/4-0a000000-26", "reservations/10.1.0.5"],
     );
@@ -244,16 +244,16 @@ fn what_a_removed_node_had_goes_back_by_a_member_and_while_its_fence_says_so() {
 fn what_a_node_lets_go_of_rests_on_its_record_and_on_that_it_has_it() {
     let blocks = vec![(block("10.0.0.0/26"), Revision::new(5)), (block("10.0.0.64/26"), Revision::new(6))];
     check(
-        Change::GiveBackBlocks { by: me(), blocks },
+        Change::ReleaseBlocks { by: me(), blocks },
         &["blocks/4-0a000000-26@5", "blocks/4-0a000040-26@6", "nodes/n1@7"],
         &["-blocks/4-0a000000-26", "-blocks/4-0a000040-26"],
     );
     check(
-        Change::LetGoAddress { by: me(), let_go: let_go() },
+        Change::ReleaseAddress { by: me(), released: released() },
         &["reservations/10.1.0.5@9", "nodes/n1@7"],
         &["reservations/10.1.0.5"],
     );
-    let give_up = Change::GiveUpAddress { address: ADDRESS, revision: Revision::new(9) };
+    let give_up = Change::DeleteReservation { address: ADDRESS, revision: Revision::new(9) };
     check(give_up, &["reservations/10.1.0.5@9"], &["-reservations/10.1.0.5"]);
 }
 
@@ -315,31 +315,31 @@ fn who_has_an_address_is_said_by_the_node_and_withdrawn_by_others_only_when_it_i
     let record = AddressRecord { attachment: "net/a/eth0".parse().unwrap(), pod: None };
     let stray = || Name::from("/polder/v1/addresses/n1/x");
     check(
-        Change::PublishAddresses { by: me(), say: vec![(ADDRESS, record)], withdraw: vec![stray()] },
+        Change::PublishAddresses { by: me(), publish: vec![(ADDRESS, record)], withdraw: vec![stray()] },
         &["nodes/n1@7"],
         &["-addresses/n1/x", "addresses/n1/10.1.0.5"],
     );
     let withdraw = |by, revision| Change::WithdrawAddresses { by, records: vec![(stray(), revision)] };
     let written = ["-addresses/n1/x"];
     check(
-        withdraw(Speaker::Node(me()), Some(Revision::new(5))),
+        withdraw(Writer::Node(me()), Some(Revision::new(5))),
         &["nodes/n1@7", "addresses/n1/x@5"],
         &written,
     );
     check(
-        withdraw(Speaker::Anybody(name()), Some(Revision::new(5))),
+        withdraw(Writer::Anybody(name()), Some(Revision::new(5))),
         &["no nodes/n1", "addresses/n1/x@5"],
         &written,
     );
-    check(withdraw(Speaker::Anybody(name()), None), &["no nodes/n1"], &written);
+    check(withdraw(Writer::Anybody(name()), None), &["no nodes/n1"], &written);
 }
 
 #[test]
 fn a_sign_of_life_rests_on_the_record_of_whose_it_is() {
     let alive = Alive { boot_id: BootId::new("b"), machine_id: MachineId::new("m") };
-    let sign = Sign { by: me(), alive };
-    check(Change::SignOfLife(sign.clone()), &["nodes/n1@7"], &["alive/n1"]);
-    check(Change::RestoreSignOfLife(sign), &["no alive/n1", "nodes/n1@7"], &["alive/n1"]);
+    let sign = LeaseWrite { by: me(), alive };
+    check(Change::WriteLease(sign.clone()), &["nodes/n1@7"], &["alive/n1"]);
+    check(Change::RestoreLease(sign), &["no alive/n1", "nodes/n1@7"], &["alive/n1"]);
 }
 
 #[test]

@@ -133,7 +133,7 @@ fn a_pool_around_the_nodes_own_address_is_refused_as_long_as_that_is_so() {
 }
 
 fn needing(address: &str) -> Vec<Needed> {
-    let what = needed::What::Store("the address of etcd".to_owned());
+    let what = needed::NeededFor::Store("the address of etcd".to_owned());
     vec![Needed::host(address.parse().unwrap(), what)]
 }
 

@@ -93,7 +93,7 @@ fn comment(data: &[u8]) -> Option<String> {
 /// The library's decoder formats the whole message as text for each element, for an error message that is not needed:
 /// with 10,000 elements that takes four seconds. It also fails on unknown attributes in chains and rules of other
 /// programs.
-pub(super) fn undigested(message: &[u8]) -> Option<Result<NetlinkMessage<NetfilterMessage>, DecodeError>> {
+pub(super) fn with_raw_attributes(message: &[u8]) -> Option<Result<NetlinkMessage<NetfilterMessage>, DecodeError>> {
     let header = NetlinkHeader::parse(&NetlinkBuffer::new(&message)).ok()?;
     let [subsys, message_type] = header.message_type.to_be_bytes();
     let subsys = NetfilterSubsystem::from(subsys);
@@ -123,7 +123,7 @@ pub(super) fn body(message: &NetfilterMessage, of_type: u8) -> Option<Vec<u8>> {
 pub(super) fn elements(message: &NetfilterMessage) -> Result<Vec<Element>, Error> {
     keys(message, |key, ends_range| {
         let element = key.and_then(Element::with_key).ok_or(Error::ElementKey)?;
-        Ok(if ends_range { element.behind_range() } else { element })
+        Ok(if ends_range { element.range_end() } else { element })
     })
 }
 

@@ -41,7 +41,7 @@ impl Element {
     }
 
     /// The same key, as end of a range.
-    pub(super) fn behind_range(self) -> Self {
+    pub(super) fn range_end(self) -> Self {
         Self { ends_range: true, ..self }
     }
 
@@ -90,7 +90,7 @@ impl Element {
         merged
             .into_iter()
             .flat_map(|(first, behind)| {
-                let end = behind.map(|behind| Self::address(behind).behind_range());
+                let end = behind.map(|behind| Self::address(behind).range_end());
                 std::iter::once(Self::address(first)).chain(end)
             })
             .collect()

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use polder_api::Attachment;
 use polder_ipam::claim::{NoClaim, Unavailable};
 use polder_ipam::pool::BlockRequest;
-use polder_ipam::tasks::{CLAIM_PATIENCE, NotNow, Requests, Unreserved, Workload};
+use polder_ipam::tasks::{CLAIM_PATIENCE, RetryReason, Requests, NotHandedOver, ReservationRequest};
 
 use super::SimHost;
 use super::host::millis;
@@ -30,16 +30,16 @@ impl Requests for SimHost {
 
     async fn reserve(
         &self,
-        wanted: Workload,
+        wanted: ReservationRequest,
         owner: String,
         attachment: &Attachment,
-    ) -> Result<IpAddr, Unreserved> {
+    ) -> Result<IpAddr, NotHandedOver> {
         let (reply, attachment) = (Reply::default(), attachment.clone());
         self.agent(|agent| {
             agent.reservations.push_back(ReserveRequest { wanted, owner, attachment, reply: reply.clone() });
             agent.news = true;
         });
-        let too_slow = || Err(NotNow::Unavailable(Unavailable::TooSlow).into());
+        let too_slow = || Err(RetryReason::Unavailable(Unavailable::TooSlow).into());
         wait(self, &reply).await.unwrap_or_else(too_slow)
     }
 }

@@ -213,7 +213,7 @@ impl PodHost for SimHost {
             if self.clock() >= until {
                 self.with(|world| {
                     if self.overtakes {
-                        world.machines[self.machine].kernel.overtaken.insert(attachment.clone());
+                        world.machines[self.machine].kernel.deleted_meanwhile.insert(attachment.clone());
                     }
                     world.count(IMPATIENT);
                 });

@@ -3,7 +3,7 @@
 
 use polder_ipam::ledger::Ledger;
 use polder_ipam::record::PodsGone;
-use polder_ipam::removal::Vouched;
+use polder_ipam::removal::OperatorConfirmation;
 
 use super::store::cut;
 use crate::agent;
@@ -37,7 +37,7 @@ impl Schedule {
         let name = world.machines[machine].name.clone();
         world.machines[machine].is_destroyed = true;
         world.machines[machine].ledger_is_whole = false;
-        operator::remove_node(&mut world, &name, Vouched::Yes);
+        operator::remove_node(&mut world, &name, OperatorConfirmation::Yes);
         add_machine(&mut world, name);
         true
     }
@@ -66,7 +66,7 @@ impl Schedule {
             let is_removed = {
                 let mut world = self.world.borrow_mut();
                 let name = world.machines[machine].name.clone();
-                operator::remove_node(&mut world, &name, Vouched::No)
+                operator::remove_node(&mut world, &name, OperatorConfirmation::No)
             };
             if is_removed {
                 self.world.borrow_mut().count(RIVAL_OF_SILENT);
@@ -155,7 +155,7 @@ impl Schedule {
         self.reboot(machine);
         let name = self.world.borrow().machines[machine].name.clone();
         self.lose_ledger(machine);
-        if !operator::remove_node(&mut self.world.borrow_mut(), &name, Vouched::Yes) {
+        if !operator::remove_node(&mut self.world.borrow_mut(), &name, OperatorConfirmation::Yes) {
             return false;
         }
         self.start_agents();

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use polder_ipam::Block;
-use polder_ipam::removal::Vouched;
+use polder_ipam::removal::OperatorConfirmation;
 
 use super::machine::{Container, Who};
 
@@ -57,7 +57,7 @@ pub enum Action {
     /// The ledger of a removed node is deleted, and its agent is restarted.
     Rejoin(Who),
     /// An operator removes the node that has the machine's name.
-    Remove(Who, Vouched),
+    Remove(Who, OperatorConfirmation),
     /// Time passes, longer than any cool-down.
     Rest,
 }
@@ -143,11 +143,11 @@ impl fmt::Display for Action {
             Self::BeginCopied(who) => write!(f, "{} is started with a copy of a ledger", m(who)),
             Self::Adopt(who) => write!(f, "the operator says that {} is in place of another machine", m(who)),
             Self::Rejoin(who) => write!(f, "{} is started again without its ledger", m(who)),
-            Self::Remove(who, Vouched::No) => write!(f, "the operator removes the node named as {}", m(who)),
-            Self::Remove(who, Vouched::Yes) => {
+            Self::Remove(who, OperatorConfirmation::No) => write!(f, "the operator removes the node named as {}", m(who)),
+            Self::Remove(who, OperatorConfirmation::Yes) => {
                 write!(f, "the operator removes the node named as {}, and vouches that it is gone", m(who))
             }
-            Self::Remove(who, Vouched::Earlier) => {
+            Self::Remove(who, OperatorConfirmation::Earlier) => {
                 write!(f, "the operator vouches that all removed nodes named as {} are gone", m(who))
             }
             Self::Rest => f.write_str("time passes"),

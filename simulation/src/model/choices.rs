@@ -5,7 +5,7 @@ use std::sync::Arc;
 use polder_ipam::ids::Incarnation;
 use polder_ipam::ledger::MemberState;
 use polder_ipam::record::{NodeRecord, PodsGone};
-use polder_ipam::removal::Vouched;
+use polder_ipam::removal::OperatorConfirmation;
 
 use super::action::{Action, Fate, Whose};
 use super::cluster::Cluster;
@@ -36,9 +36,9 @@ pub(super) fn choices(cluster: &Cluster, actions: &mut Vec<Action>) {
     actions.extend((0..cluster.late.len()).map(Action::Arrive));
     if cluster.left.removals > 0 {
         for who in [0, 1] {
-            actions.push(Action::Remove(who, Vouched::No));
+            actions.push(Action::Remove(who, OperatorConfirmation::No));
             if may_vouch(cluster, who) {
-                actions.push(Action::Remove(who, Vouched::Yes));
+                actions.push(Action::Remove(who, OperatorConfirmation::Yes));
             }
         }
     }
@@ -63,7 +63,7 @@ fn agent(cluster: &Cluster, who: Who, machine: &Machine, actions: &mut Vec<Actio
                 actions.push(Action::Decide(who));
             }
             let is_member =
-                machine.identity().is_some_and(|identity| identity.standing == MemberState::Member);
+                machine.identity().is_some_and(|identity| identity.member_state == MemberState::Member);
             if is_member && agent.may_serve() {
                 if left.appetite > 0 {
                     actions.push(Action::Wish(who));
@@ -159,7 +159,7 @@ fn faults(cluster: &Cluster, who: Who, machine: &Machine, actions: &mut Vec<Acti
     {
         actions.push(Action::Adopt(who));
     }
-    let removed = || machine.identity().is_some_and(|identity| identity.standing == MemberState::Removed);
+    let removed = || machine.identity().is_some_and(|identity| identity.member_state == MemberState::Removed);
     if left.rejoins > 0 && !machine.agent.may_serve() && removed() && machine.ipam.blocks().is_empty() {
         actions.push(Action::Rejoin(who));
     }

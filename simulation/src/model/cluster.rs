@@ -130,8 +130,8 @@ impl Cluster {
             let known = self.removed.get(incarnation).copied();
             let remains = match (fence.record.pods, known) {
                 (PodsGone::Unknown, _) => Remains::Unknown,
-                (PodsGone::Confirmed | PodsGone::Vouched, Some(Remains::Cold)) => Remains::Cold,
-                (PodsGone::Confirmed | PodsGone::Vouched, _) => Remains::Warm,
+                (PodsGone::Confirmed | PodsGone::ConfirmedByOperator, Some(Remains::Cold)) => Remains::Cold,
+                (PodsGone::Confirmed | PodsGone::ConfirmedByOperator, _) => Remains::Warm,
             };
             if remains == Remains::Warm && self.pods_of(incarnation) > 0 {
                 self.breaks(Broken::ConfirmedEarly);

@@ -28,7 +28,7 @@ use polder_ipam::release::NotReleased;
 use polder_ipam::reservation::Denied;
 use polder_ipam::store::{Contents, Outcome, StoreError};
 use polder_ipam::tasks::{
-    Host, LastAdd, Me, PodHost, Records, RegistrarHost, RegistrarState, Requests, Unreserved, Workload,
+    Host, LastAdd, OwnNode, PodHost, Records, RegistrarHost, RegistrarState, Requests, NotHandedOver, ReservationRequest,
     teardown,
 };
 use polder_ipam::view::View;
@@ -131,12 +131,12 @@ impl ModelHost<'_> {
     }
 
     /// The identity of the node.
-    pub(super) fn me(&self) -> Me {
+    pub(super) fn me(&self) -> OwnNode {
         self.with(|scene| scene.play.space.me(&scene.left.machine))
     }
 
     /// The state that the registrar keeps between steps.
-    pub(super) fn registrar_state(&self, me: &Me) -> RegistrarState {
+    pub(super) fn registrar_state(&self, me: &OwnNode) -> RegistrarState {
         self.read(|machine| machine.agent.state.clone()).unwrap_or_else(|| RegistrarState::new(me))
     }
 
@@ -147,7 +147,7 @@ impl ModelHost<'_> {
 
     /// Answers the ADD that waits for the registrar. Returns false if none waits for this answer.
     pub(super) fn answer(&self, answer: Answer) -> bool {
-        if let Answer::Address(Err(Unreserved::Denied(Denied::Held { .. }))) = answer {
+        if let Answer::Address(Err(NotHandedOver::Denied(Denied::Held { .. }))) = answer {
             self.with(|scene| scene.count(Happening::Denied));
         }
         self.with(|scene| scene.machine().agent.answer(answer))
@@ -303,7 +303,7 @@ impl Requests for ModelHost<'_> {
     /// [`super::Action::AllocationRequest`] chooses when to claim ahead.
     fn claim_ahead(&self, _: BlockRequest) {}
 
-    async fn reserve(&self, wanted: Workload, _: String, _: &Attachment) -> Result<IpAddr, Unreserved> {
+    async fn reserve(&self, wanted: ReservationRequest, _: String, _: &Attachment) -> Result<IpAddr, NotHandedOver> {
         match self.wait(Wait::Address(wanted)).await {
             Answer::Address(address) => address,
             other => unreachable!("{other:?}"),

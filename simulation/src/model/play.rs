@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use polder_ipam::membership::adopt;
 use polder_ipam::record::Boot;
-use polder_ipam::removal::{self, Vouched};
+use polder_ipam::removal::{self, OperatorConfirmation};
 use polder_ipam::store::Outcome;
 use polder_ipam::transaction::transaction;
 
@@ -98,9 +98,9 @@ impl Play<'_> {
                 self.machine(who).forget();
                 true
             }
-            Action::Remove(who, vouched) => {
+            Action::Remove(who, confirmed) => {
                 self.cluster.left.removals -= 1;
-                self.remove(who, vouched)
+                self.remove(who, confirmed)
             }
             Action::Rest => {
                 self.cluster.left.ticks -= 1;
@@ -209,9 +209,9 @@ impl Play<'_> {
         true
     }
 
-    fn remove(&mut self, who: Who, vouched: Vouched) -> bool {
+    fn remove(&mut self, who: Who, confirmed: OperatorConfirmation) -> bool {
         let name = self.cluster.machines[who].name.clone();
-        let Ok(Some(change)) = removal::remove(&self.cluster.truth.view, &name, vouched) else {
+        let Ok(Some(change)) = removal::remove(&self.cluster.truth.view, &name, confirmed) else {
             return false;
         };
         let txn = Arc::new(transaction(&change));

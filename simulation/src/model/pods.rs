@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use polder_api::message::{AddRequest, AddressSource};
 use polder_api::{Attachment, Mac, Pod};
 use polder_ipam::claim::Unavailable;
-use polder_ipam::tasks::NotNow;
+use polder_ipam::tasks::RetryReason;
 
 use super::action::Whose;
 use super::cluster::Broken;
@@ -73,7 +73,7 @@ impl Play<'_> {
     pub(super) fn give_up(&mut self, who: Who) -> bool {
         let agent = &mut self.machine(who).agent;
         let has_waited = agent.answer(Answer::Block(Err(Unavailable::TooSlow.into())))
-            || agent.answer(Answer::Address(Err(NotNow::Unavailable(Unavailable::TooSlow).into())));
+            || agent.answer(Answer::Address(Err(RetryReason::Unavailable(Unavailable::TooSlow).into())));
         self.go_on_refused(who);
         has_waited
     }

@@ -112,10 +112,10 @@ fn no_address_is_lost(_: &Space, cluster: &Cluster) -> bool {
 fn nothing_is_kept_for_nobody(_: &Space, cluster: &Cluster) -> bool {
     running(cluster).all(|machine| {
         let Agent { adding, registrar, locked, .. } = &machine.agent;
-        let mut overtaken = machine.ipam.overtaken().peekable();
-        if overtaken.peek().is_some() {
+        let mut deleted_meanwhile = machine.ipam.deleted_meanwhile().peekable();
+        if deleted_meanwhile.peek().is_some() {
             // An overtaken attachment stays only until the task that locks it is done.
-            return overtaken.all(|attachment| locked.contains(attachment));
+            return deleted_meanwhile.all(|attachment| locked.contains(attachment));
         }
         let own = machine.ipam.own(machine.now(cluster.tick)).expect("a ledger in memory");
         let is_handing_over =

@@ -114,9 +114,9 @@ impl Play<'_> {
     fn note_made(&self, who: Who, change: &Change) {
         match change {
             Change::ClaimBlock(_) => self.count(Happening::Claimed),
-            Change::InheritFrom(_) | Change::ForgetFence { .. } => self.count(Happening::Inherited),
+            Change::ReleaseRemoved(_) | Change::ForgetFence { .. } => self.count(Happening::Inherited),
             Change::ConfirmRemoval(_) => self.count(Happening::Confirmed),
-            Change::LetGoAddress { .. } => self.count(Happening::LetGo),
+            Change::ReleaseAddress { .. } => self.count(Happening::LetGo),
             Change::RegisterNode { .. } | Change::TakeOverNode { .. } if who == 2 => {
                 self.count(Happening::Registered);
             }

@@ -17,7 +17,7 @@ use polder_ipam::key::Range;
 use polder_ipam::membership::Step;
 use polder_ipam::pool::BlockRequest;
 use polder_ipam::store::{Contents, Outcome, StoreError, Txn};
-use polder_ipam::tasks::{Decided, Unreserved, Workload};
+use polder_ipam::tasks::{Decided, NotHandedOver, ReservationRequest};
 
 use super::machine::Machine;
 
@@ -36,7 +36,7 @@ pub enum Job {
         for_add: bool,
     },
     /// The registrar reserves an address for a workload, and hands it over to the attachment.
-    HandOver(Workload, Attachment),
+    HandOver(ReservationRequest, Attachment),
     /// The agent serves an ADD.
     Add(AddRequest),
     /// The agent serves a DEL.
@@ -72,7 +72,7 @@ pub enum Wait {
     /// A block from the registrar.
     Block(BlockRequest),
     /// A reserved address from the registrar.
-    Address(Workload),
+    Address(ReservationRequest),
     /// Its turn; the registrar has answered already.
     Turn(Box<Answer>),
     /// The interface of a pod is removed.
@@ -95,7 +95,7 @@ pub enum Answer {
     /// The result of a request for a block.
     Block(Result<(), NoClaim>),
     /// The result of a request for a reserved address.
-    Address(Result<IpAddr, Unreserved>),
+    Address(Result<IpAddr, NotHandedOver>),
     /// Continue.
     GoOn,
 }

@@ -13,7 +13,7 @@ use polder_api::pool::PoolChange;
 use polder_ipam::Revision;
 use polder_ipam::change::Change;
 use polder_ipam::key::Range;
-use polder_ipam::removal::Vouched;
+use polder_ipam::removal::OperatorConfirmation;
 use polder_ipam::store::{Contents, Outcome, StoreError};
 use polder_ipam::tasks::Records;
 use polder_ipam::tasks::operator::{self, Knowledge};
@@ -58,10 +58,10 @@ pub fn change_pools(world: &mut World, change: PoolChange) -> bool {
     at_once(operator::change_pools(&desk, &known, change)).is_ok()
 }
 
-/// Removes a node; returns whether it is removed. `vouched` states whether the operator confirms that the pods are
+/// Removes a node; returns whether it is removed. `confirmed` states whether the operator confirms that the pods are
 /// gone.
-pub fn remove_node(world: &mut World, name: &NodeName, vouched: Vouched) -> bool {
-    let (dead, earlier) = (vouched != Vouched::No, vouched == Vouched::Earlier);
+pub fn remove_node(world: &mut World, name: &NodeName, confirmed: OperatorConfirmation) -> bool {
+    let (dead, earlier) = (confirmed != OperatorConfirmation::No, confirmed == OperatorConfirmation::Earlier);
     let removal = Removal { node: name.clone(), dead, disconnect_pods: None, earlier };
     let desk = Desk(RefCell::new(world));
     at_once(operator::remove_node(&desk, &desk, removal)).is_ok()

@@ -71,7 +71,7 @@ fn take(ledger: &mut impl Ledger, step: &Step) -> Result<Vec<AttachmentEntry>, L
             node: format!("n{name}").parse().unwrap(),
             incarnation: Incarnation::new(format!("i{name}")),
             cluster: ClusterId::new("c"),
-            standing: if removed { MemberState::Removed } else { MemberState::Member },
+            member_state: if removed { MemberState::Removed } else { MemberState::Member },
         }),
         Step::Boot(id) => return ledger.enter_boot(&BootId::new(format!("boot-{id}"))),
         Step::AddBlock(number) => ledger.add_block(&OwnedBlock {

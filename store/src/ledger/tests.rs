@@ -38,7 +38,7 @@ fn everything_is_there_after_opening_again() {
         node: "n1".parse().unwrap(),
         incarnation: Incarnation::new("i"),
         cluster: ClusterId::new("c"),
-        standing: MemberState::Member,
+        member_state: MemberState::Member,
     };
     let owned = owned();
     let (one, two) = (held("one", &["10.0.0.2", "fd00::2"]), held("two", &["10.0.0.3"]));

@@ -118,13 +118,13 @@ fn attach(lab: &Lab) -> Vec<Pod> {
 fn prove(lab: &Lab, pods: &[Pod], pairs: &[Pair<'_>], mtu: usize) -> anyhow::Result<Vec<String>> {
     let servers = listen(pods);
     let mut table = Table::new();
-    table.load_style(NOTHING).set_header(["FROM", "TO", "PATH", "ROUND TRIP", "SOURCE SEEN", ""]);
+    table.load_style(NOTHING).set_header(["FROM", "TO", "PATH", "ROUND TRIP", "SOURCE AT RECEIVER", ""]);
     let mut problems = Vec::new();
     for pair in pairs {
         let (round_trip, seen, verdict) = match pair.check(mtu) {
             Ok(seen) => {
                 let sources: Vec<_> = seen.sources.iter().map(ToString::to_string).collect();
-                (seen.round_trip, sources.join(", "), "its own")
+                (seen.round_trip, sources.join(", "), "unchanged")
             }
             Err(problem) => {
                 problems.push(problem);

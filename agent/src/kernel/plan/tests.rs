@@ -482,14 +482,14 @@ fn a_bridge_that_filters_vlans_is_set_back_and_not_made_anew() {
 
 #[test]
 fn a_route_that_takes_etcd_away_goes_before_the_records_are_known() {
-    use polder_ipam::needed::{Needed, What};
+    use polder_ipam::needed::{Needed, NeededFor};
 
     use crate::kernel::guard::Guard;
 
     let world = lone(&[]);
     let model = Model::of(&world);
     let mut desired = world.desired(&BTreeSet::new());
-    let etcd = Needed::host("10.99.0.5".parse().unwrap(), What::Store("the address of etcd".to_owned()));
+    let etcd = Needed::host("10.99.0.5".parse().unwrap(), NeededFor::Store("the address of etcd".to_owned()));
     desired.guard = Guard::new(&[etcd], std::iter::empty());
     let mut actual = model.actual(&desired.table);
     let unreachable = OwnRoute { target: RouteTarget::Unreachable, source: None, mtu: None };

@@ -35,7 +35,7 @@ impl Case {
         let quarantine = Quarantine::new(DEFAULT_COOL_DOWN);
         next(&MembershipInputs {
             me: &name(),
-            life: Boot { machine_id: &MachineId::new(self.machine_id), boot_id: &BootId::new(self.boot_id) },
+            boot: Boot { machine_id: &MachineId::new(self.machine_id), boot_id: &BootId::new(self.boot_id) },
             proof: self.proof,
             adopted: self.adopted.as_ref(),
             labels: &Labels::new(),
@@ -128,11 +128,11 @@ fn a_fence_is_matched_by_the_ledger_alone_and_before_all_else() {
     // Another machine has the name by now.
     let view = view(vec![fence("i0", "m0", "b0")]);
     let Step::Identify(removed) = case(Some("i0"), "m0", "b0").step(&view) else { panic!("it is removed") };
-    assert_eq!((removed.incarnation.as_str(), removed.standing), ("i0", MemberState::Removed));
+    assert_eq!((removed.incarnation.as_str(), removed.member_state), ("i0", MemberState::Removed));
     // A machine without a ledger, with the name and the boot id of the removed one.
     let view = without_node(vec![fence("i1", "m", "b")]);
     let Step::Identify(fresh) = case(None, "m2", "b").step(&view) else { panic!("it joins anew") };
-    assert_eq!((fresh.incarnation.as_str(), fresh.standing), ("i2", MemberState::Member));
+    assert_eq!((fresh.incarnation.as_str(), fresh.member_state), ("i2", MemberState::Member));
     // If it has addresses but no identity in its ledger, it disconnects its pods first.
     let own = NodeHoldings { gateways: vec!["10.0.0.1".parse().unwrap()], ..NodeHoldings::default() };
     assert_eq!(case(None, "m", "b").step_of(&view, own), Step::CutOff);
@@ -142,7 +142,7 @@ fn a_fence_is_matched_by_the_ledger_alone_and_before_all_else() {
 fn only_the_machine_that_was_removed_confirms_that_its_pods_are_gone() {
     let view = without_node(vec![fence("i1", "m", "b")]);
     let removed = || NodeHoldings {
-        identity: Some(NodeIdentity { standing: MemberState::Removed, ..identity() }),
+        identity: Some(NodeIdentity { member_state: MemberState::Removed, ..identity() }),
         ..NodeHoldings::default()
     };
     for (machine_id, boot_id, confirms) in

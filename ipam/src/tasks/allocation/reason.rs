@@ -10,7 +10,7 @@ use crate::capacity::{Foreign, OwnShare, REMEDY};
 use crate::cause::HostError;
 use crate::claim::{Exhausted, NoClaim};
 use crate::node::AllocateError;
-use crate::tasks::{NotWritten, Unreserved};
+use crate::tasks::{NotWritten, NotHandedOver};
 
 /// Why an attachment gets no addresses.
 #[derive(Debug, thiserror::Error)]
@@ -104,7 +104,7 @@ pub(super) enum NotAllocated {
     Nameless,
     /// No reserved address is handed over to the pod.
     #[error(transparent)]
-    Unreserved(#[from] Unreserved),
+    NotHandedOver(#[from] NotHandedOver),
     /// The requested pool does not exist.
     /// Remedy: request a pool that polderctl pool list shows.
     #[error("there is no pool {0}")]
@@ -180,7 +180,7 @@ impl Refuse for NotAllocated {
     fn kind(&self) -> RefusalKind {
         match self {
             Self::Ledger(error) => error.kind(),
-            Self::Unreserved(why) => why.kind(),
+            Self::NotHandedOver(why) => why.kind(),
             Self::NoFamily(_) => RefusalKind::Failed,
             Self::NotClaimed { error, .. } => match **error {
                 NoClaim::Exhausted(_) => RefusalKind::AddressTaken,

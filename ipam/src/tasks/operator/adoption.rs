@@ -8,7 +8,7 @@ use super::{OperatorHost, current};
 use crate::ledger::LedgerError;
 use crate::membership::{self, NotAdopted};
 use crate::record::{Alive, Boot};
-use crate::tasks::Me;
+use crate::tasks::OwnNode;
 
 /// The result of an operator's request to adopt a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,10 +34,10 @@ impl Refuse for LedgerError {
 
 /// Checks whether this machine may become the node at an operator's request, and replace the machine named in the
 /// records.
-pub async fn adopt<H: OperatorHost>(host: &H, me: &Me, wanted: &NodeName) -> Result<Adoption, Refusal> {
+pub async fn adopt<H: OperatorHost>(host: &H, me: &OwnNode, wanted: &NodeName) -> Result<Adoption, Refusal> {
     let view = current(host)?;
     let identity = host.ledger(|ipam, _| ipam.identity()).await?;
-    let other = membership::adopt(&view, &me.name, wanted, identity.as_ref(), me.life())?;
+    let other = membership::adopt(&view, &me.name, wanted, identity.as_ref(), me.boot())?;
     let Some(other) = other else {
         return Ok(Adoption::Already(format!("this machine is already node {wanted}")));
     };

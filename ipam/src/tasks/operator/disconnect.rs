@@ -12,7 +12,7 @@ use crate::publication;
 use crate::store::StoreError;
 use crate::tasks::published::PublishedAddresses;
 use crate::tasks::records::Records;
-use crate::tasks::{Me, NotWritten, lease};
+use crate::tasks::{OwnNode, NotWritten, lease};
 
 /// The state of a node that is to be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,9 +117,9 @@ enum Objection {
     },
 }
 
-fn object(removal: &Removal, standing: RemovalState) -> Result<(), Objection> {
+fn object(removal: &Removal, state: RemovalState) -> Result<(), Objection> {
     let Removal { node, dead, disconnect_pods, earlier } = removal;
-    let RemovalState { is_member, is_alive, pods, is_last } = standing;
+    let RemovalState { is_member, is_alive, pods, is_last } = state;
     // With `earlier`, the request is about an earlier machine of that name, not the one that is alive.
     if !is_member || !is_alive || *earlier {
         return Ok(());
@@ -141,7 +141,7 @@ fn object(removal: &Removal, standing: RemovalState) -> Result<(), Objection> {
 /// Succeeds if the node may be removed; otherwise returns the answer to the request.
 pub async fn allow_removal<H: OperatorHost>(
     host: &H,
-    me: &Me,
+    me: &OwnNode,
     records: &impl Records,
     removal: &Removal,
 ) -> Result<(), Reply> {
@@ -155,13 +155,13 @@ pub async fn allow_removal<H: OperatorHost>(
     };
     let identity = host.ledger(|ipam, _| ipam.identity()).await;
     let identity = identity.map_err(|error| Reply::Refused(NotWritten(error).into()))?;
-    let own_revision = publication::own_revision(&host.known(), &me.name, identity.as_ref(), me.life());
+    let own_revision = publication::own_revision(&host.known(), &me.name, identity.as_ref(), me.boot());
     // Another machine can have the name, while this one waits for it.
     let is_own = removal.node == me.name && own_revision.is_some();
-    let standing = state_of(host, records, &removal.node, is_own).await.map_err(unknown)?;
-    object(removal, standing).map_err(|objection| match objection {
+    let state = state_of(host, records, &removal.node, is_own).await.map_err(unknown)?;
+    object(removal, state).map_err(|objection| match objection {
         Objection::Wrong(problem) => Reply::Refused(problem.into()),
-        unconfirmed => Reply::Unconfirmed { message: unconfirmed.to_string(), pods: standing.pods },
+        unconfirmed => Reply::Unconfirmed { message: unconfirmed.to_string(), pods: state.pods },
     })
 }
 
@@ -201,8 +201,8 @@ mod tests {
         Removal { node: "n1".parse().unwrap(), dead, disconnect_pods, earlier: false }
     }
 
-    fn said(removal: &Removal, standing: RemovalState) -> String {
-        match object(removal, standing) {
+    fn said(removal: &Removal, state: RemovalState) -> String {
+        match object(removal, state) {
             Ok(()) => String::new(),
             Err(objection) => objection.to_string(),
         }

@@ -19,7 +19,7 @@ use crate::store::{Outcome, StoreError};
 use crate::tasks::orphan_collector::{self, Swept};
 use crate::tasks::published::PublishedAddresses;
 use crate::tasks::records::{Records, read_all};
-use crate::tasks::{Me, NotWritten};
+use crate::tasks::{OwnNode, NotWritten};
 use crate::view::View;
 
 /// Why an address is not released for an operator.
@@ -144,7 +144,7 @@ impl Refuse for NotFreed {
 /// Releases the address, and returns a message with the result.
 pub async fn release<H: OperatorHost>(
     host: &H,
-    me: &Me,
+    me: &OwnNode,
     records: &impl Records,
     release: Release,
 ) -> Result<String, Refusal> {
@@ -207,7 +207,7 @@ fn is_the_same(meant: &ReservationRecord, now: &ReservationRecord, dead: bool) -
 /// has confirmed it (`dead`).
 async fn check_gone<H: OperatorHost>(
     host: &H,
-    me: &Me,
+    me: &OwnNode,
     records: &impl Records,
     view: &View,
     address: IpAddr,
@@ -241,7 +241,7 @@ async fn check_gone<H: OperatorHost>(
 /// Releases an address of one of this node's blocks, unless its pod is running.
 async fn of_a_block<H: OperatorHost>(
     host: &H,
-    me: &Me,
+    me: &OwnNode,
     view: &View,
     address: IpAddr,
 ) -> Result<String, Refusal> {

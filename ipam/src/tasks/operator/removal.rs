@@ -6,7 +6,7 @@ use tracing::warn;
 
 use super::{ATTEMPTS, Knowledge, current};
 use crate::record::{Boot, FenceRecord, NodeRecord, PodsGone};
-use crate::removal::{self, NotRemoved, Vouched, blocks_of};
+use crate::removal::{self, NotRemoved, OperatorConfirmation, blocks_of};
 use crate::store::{Outcome, StoreError};
 use crate::tasks::CATCH_UP;
 use crate::tasks::records::{Records, read_all};
@@ -65,10 +65,10 @@ pub async fn remove_node(
     removal: Removal,
 ) -> Result<String, Refusal> {
     let Removal { node, dead, earlier, .. } = removal;
-    let vouched = match (dead, earlier) {
-        (false, _) => Vouched::No,
-        (true, false) => Vouched::Yes,
-        (true, true) => Vouched::Earlier,
+    let confirmed = match (dead, earlier) {
+        (false, _) => OperatorConfirmation::No,
+        (true, false) => OperatorConfirmation::Yes,
+        (true, true) => OperatorConfirmation::Earlier,
     };
     let mut meant = None;
     for _ in 0..ATTEMPTS {
@@ -78,11 +78,11 @@ pub async fn remove_node(
         if found.is_some_and(|found| is_another(meant.as_ref(), found)) {
             return Err(NotCarriedOut::OtherNode(node).into());
         }
-        let change = removal::remove(&view, &node, vouched)?;
+        let change = removal::remove(&view, &node, confirmed)?;
         let Some(change) = change else {
             // This view can be outdated: another machine may be the node by now.
             let now = read_all(records).await?;
-            if removal::remove(&now, &node, vouched) == Ok(None) {
+            if removal::remove(&now, &node, confirmed) == Ok(None) {
                 return Ok(waits_for(&now, &node));
             }
             agent.known_otherwise(&view, CATCH_UP).await;
@@ -98,7 +98,7 @@ pub async fn remove_node(
             }
             // The record has changed: wait for the view to show that.
             Ok(Outcome::Refused) => agent.known_otherwise(&view, CATCH_UP).await,
-            Err(error) => return failed(records, node, vouched, error).await,
+            Err(error) => return failed(records, node, confirmed, error).await,
         }
     }
     Err(NotCarriedOut::Contended(node).into())
@@ -114,11 +114,11 @@ fn is_another(meant: Option<&NodeRecord>, found: &NodeRecord) -> bool {
 async fn failed(
     records: &impl Records,
     node: NodeName,
-    vouched: Vouched,
+    confirmed: OperatorConfirmation,
     error: StoreError,
 ) -> Result<String, Refusal> {
     let is_made = if error.needs_look() && !error.is_unknown() {
-        read_all(records).await.ok().map(|now| match removal::remove(&now, &node, vouched) {
+        read_all(records).await.ok().map(|now| match removal::remove(&now, &node, confirmed) {
             Ok(None) | Err(NotRemoved::Already(_)) => Some(waits_for(&now, &node)),
             _ => None,
         })
@@ -134,7 +134,7 @@ async fn failed(
 
 fn waits_for(view: &View, node: &NodeName) -> String {
     let standings = standings(view).into_iter().filter(|(name, _)| name == node);
-    let standings: Vec<String> = standings.map(|(_, standing)| standing).collect();
+    let standings: Vec<String> = standings.map(|(_, member_state)| member_state).collect();
     if standings.is_empty() {
         format!("node {node} is removed, and nothing of it is left")
     } else {
@@ -144,7 +144,7 @@ fn waits_for(view: &View, node: &NodeName) -> String {
 
 /// The removed nodes that still have blocks or unconfirmed pods, with a text that states what their blocks wait for.
 pub fn standings(view: &View) -> Vec<(NodeName, String)> {
-    let standing = |fence: &FenceRecord, blocks: usize| match fence.pods {
+    let member_state = |fence: &FenceRecord, blocks: usize| match fence.pods {
         PodsGone::Unknown => {
             // Without this option, the command would be about the machine that has the name now.
             let earlier = if view.nodes.contains_key(&fence.node) { " --earlier" } else { "" };
@@ -155,14 +155,14 @@ pub fn standings(view: &View) -> Vec<(NodeName, String)> {
                 fence.node
             )
         }
-        PodsGone::Confirmed | PodsGone::Vouched => {
+        PodsGone::Confirmed | PodsGone::ConfirmedByOperator => {
             format!("removed, and its pods are gone: its {blocks} blocks are in cool-down")
         }
     };
     let fences = view.fences.iter().filter_map(|(incarnation, fence)| {
         let (record, blocks) = (&*fence.record, blocks_of(view, incarnation).count());
         (blocks > 0 || record.pods == PodsGone::Unknown)
-            .then(|| (record.node.clone(), standing(record, blocks)))
+            .then(|| (record.node.clone(), member_state(record, blocks)))
     });
     fences.collect()
 }

@@ -130,7 +130,7 @@ impl State {
     /// Removes the node from the cluster.
     pub(super) fn remove_node(&mut self) {
         let identity = self.ipam.identity().unwrap().unwrap();
-        let Me { name, machine_id, boot_id, .. } = me();
+        let OwnNode { name, machine_id, boot_id, .. } = me();
         self.entries.remove(&Key::Node(name.clone()).to_string());
         let fence = FenceRecord { node: name.clone(), machine_id, boot_id, pods: PodsGone::Unknown };
         self.revision = self.revision.next();
@@ -398,8 +398,8 @@ pub(super) fn pool_of(name: &str, cidr: &str, block_length: u8) -> Pool {
     Pool::new(name.parse().unwrap(), cidr.parse().unwrap(), block_length, PoolState::Active).unwrap()
 }
 
-pub(super) fn me() -> Me {
-    Me {
+pub(super) fn me() -> OwnNode {
+    OwnNode {
         name: "n1".parse().unwrap(),
         machine_id: MachineId::new("m1"),
         boot_id: BootId::new("b1"),

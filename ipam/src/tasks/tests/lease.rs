@@ -6,7 +6,7 @@ use std::future::pending;
 use super::fake::{me, until_it_waits};
 use super::*;
 use crate::Revision;
-use crate::change::Sign;
+use crate::change::LeaseWrite;
 use crate::publication::sign_of_life;
 use crate::store::Outcome;
 use crate::store::refusal::{Refusal, RefusalCause};
@@ -58,8 +58,8 @@ impl LeaseStore for Store {
 
     async fn put(&self, (): &(), change: &Change) -> Result<Outcome, StoreError> {
         let (what, outcome) = match change {
-            Change::SignOfLife(_) => ("put", Outcome::Applied { revision: Revision::new(9) }),
-            Change::RestoreSignOfLife(_) => ("restore", Outcome::Refused),
+            Change::WriteLease(_) => ("put", Outcome::Applied { revision: Revision::new(9) }),
+            Change::RestoreLease(_) => ("restore", Outcome::Refused),
             other => panic!("{other}"),
         };
         self.note(format!("{what} as of {}", sign(change).by.revision));
@@ -92,9 +92,9 @@ impl LeaseStore for Store {
     }
 }
 
-fn sign(change: &Change) -> &Sign {
+fn sign(change: &Change) -> &LeaseWrite {
     match change {
-        Change::SignOfLife(sign) | Change::RestoreSignOfLife(sign) => sign,
+        Change::WriteLease(sign) | Change::RestoreLease(sign) => sign,
         other => panic!("{other}"),
     }
 }
@@ -103,7 +103,7 @@ fn sign(change: &Change) -> &Sign {
 fn asked(fails: Fails, pauses: usize) -> Vec<String> {
     let store = Store { fails: RefCell::new(fails), pauses: RefCell::new(pauses), asked: RefCell::default() };
     let me = me();
-    until_it_waits(hold(&store, &sign_of_life(&me.name, me.life(), Revision::new(7)), ALIVE));
+    until_it_waits(hold(&store, &sign_of_life(&me.name, me.boot(), Revision::new(7)), ALIVE));
     store.asked.into_inner()
 }
 

@@ -99,10 +99,10 @@ fn nothing_is_claimed_or_handed_over_by_a_view_that_tells_of_a_loss_before_a_rou
     let (fake, mut registrar) = registered();
     fake.with(|state| Arc::make_mut(&mut state.view).losses += 1);
     let refused = at_once(registrar.claim(any())).unwrap_err();
-    assert_eq!(refused, Unavailable::Caution.into());
-    let wanted = Workload::Address("10.9.0.1".parse().unwrap());
+    assert_eq!(refused, Unavailable::HoldOff.into());
+    let wanted = ReservationRequest::Address("10.9.0.1".parse().unwrap());
     let refused = at_once(registrar.hand_over(&wanted, "d/web", &attachment("c1"))).unwrap_err();
-    assert_eq!(refused, NotNow::Unavailable(Unavailable::Caution).into());
+    assert_eq!(refused, RetryReason::Unavailable(Unavailable::HoldOff).into());
     at_once(registrar.run_once());
     fake.with(|state| state.clock += 1000 * CAUTION.as_secs() - 1);
     assert!(at_once(registrar.claim(any())).is_err(), "owners are putting them back");
@@ -129,26 +129,26 @@ fn with_reserved_pool() -> (Fake, Registrar<'static, Fake>) {
 #[test]
 fn a_reserved_address_is_expected_until_it_is_given_up_and_one_whose_answer_is_lost_is_found() {
     let (fake, registrar) = with_reserved_pool();
-    let wanted = Workload::Pool(RESERVED.parse().unwrap());
+    let wanted = ReservationRequest::Pool(RESERVED.parse().unwrap());
     let hand_over = |name: &str| at_once(registrar.hand_over(&wanted, name, &attachment("c1")));
     let expected =
         || fake.with(|state| state.ipam.own(Moment::from_millis(state.clock)).unwrap().expected.len());
     fake.with(|state| state.fates.push_back(Fate::Lost));
-    assert!(matches!(hand_over("d/web"), Err(Unreserved::TryAgain(_))));
+    assert!(matches!(hand_over("d/web"), Err(NotHandedOver::TryAgain(_))));
     assert_eq!(expected(), 0);
     fake.with(|state| state.fates.push_back(Fate::Unanswered));
     let address = hand_over("d/web").unwrap();
     assert_eq!(expected(), 1);
     fake.with(State::load);
-    let other = Workload::Address(address);
+    let other = ReservationRequest::Address(address);
     let refused = at_once(registrar.hand_over(&other, "d/db", &attachment("c2"))).unwrap_err();
-    assert!(matches!(refused, Unreserved::Denied(Denied::Foreign { .. })), "{refused}");
+    assert!(matches!(refused, NotHandedOver::Denied(Denied::Foreign { .. })), "{refused}");
 }
 
 #[test]
 fn a_reserved_address_that_comes_too_late_for_its_add_is_let_go() {
     let (fake, mut registrar) = with_reserved_pool();
-    let wanted = Workload::Pool(RESERVED.parse().unwrap());
+    let wanted = ReservationRequest::Pool(RESERVED.parse().unwrap());
     let pod = attachment("c1");
     let holders = || {
         fake.records(|key, value| match key {

@@ -33,10 +33,10 @@ impl Requests for Fake {
 
     async fn reserve(
         &self,
-        wanted: Workload,
+        wanted: ReservationRequest,
         owner: String,
         attachment: &Attachment,
-    ) -> Result<IpAddr, Unreserved> {
+    ) -> Result<IpAddr, NotHandedOver> {
         let me = me();
         Registrar::new(self, &me).hand_over(&wanted, &owner, attachment).await
     }

@@ -22,7 +22,7 @@ impl Fake {
 fn basis(state: &State) -> Basis {
     let me = me();
     let identity = state.ipam.identity().unwrap();
-    Basis::of(&state.view, &me.name, identity.as_ref(), me.life())
+    Basis::of(&state.view, &me.name, identity.as_ref(), me.boot())
 }
 
 impl PublisherHost for Fake {
@@ -62,7 +62,7 @@ impl LeaseStore for Fake {
 
     async fn put(&self, (): &(), change: &Change) -> Result<Outcome, StoreError> {
         self.with(|state| {
-            if let Change::SignOfLife(sign) = change {
+            if let Change::WriteLease(sign) = change {
                 state.signs.push(sign.by.revision);
             }
             Ok(state.commit(&transaction(change)))

@@ -40,7 +40,7 @@ fn rewrite(state: &mut State, change: impl FnOnce(&mut NodeRecord)) {
 
 #[test]
 fn a_node_is_removed_although_it_writes_its_record_meanwhile() {
-    for (dead, pods) in [(false, PodsGone::Unknown), (true, PodsGone::Vouched)] {
+    for (dead, pods) in [(false, PodsGone::Unknown), (true, PodsGone::ConfirmedByOperator)] {
         let (fake, _) = registered();
         let written = |state: &mut State| rewrite(state, |record| record.mtu = 1400);
         fake.with(|state| state.fates.push_back(Fate::After(Box::new(written))));
@@ -143,9 +143,9 @@ fn who_asks_for_the_removal_of_this_node_has_to_know_how_many_pods_it_has() {
 #[test]
 fn a_machine_adopts_the_node_of_its_ledger_that_another_machine_is_and_no_other() {
     let (fake, _) = registered();
-    let adopted = |me: &Me| at_once(adopt(&fake, me, &me.name));
+    let adopted = |me: &OwnNode| at_once(adopt(&fake, me, &me.name));
     assert!(matches!(adopted(&me()), Ok(Adoption::Already(words)) if words.contains("already node n1")));
-    let moved = Me { machine_id: MachineId::new("m2"), boot_id: BootId::new("b2"), ..me() };
+    let moved = OwnNode { machine_id: MachineId::new("m2"), boot_id: BootId::new("b2"), ..me() };
     let Ok(Adoption::InPlaceOf(other, _)) = adopted(&moved) else { panic!("not adopted") };
     assert_eq!((other.machine_id.as_str(), other.boot_id.as_str()), ("m1", "b1"));
     let other = at_once(adopt(&fake, &moved, &"n2".parse().unwrap())).unwrap_err();

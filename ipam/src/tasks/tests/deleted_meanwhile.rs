@@ -19,7 +19,7 @@ impl Caller for Waits {
 
 /// A node with a pod that has a reserved address and was released by a DEL while its ADD is running. The lock stands
 /// for the plugin.
-fn overtaken() -> (Fake, Registrar<'static, Fake>, Lock) {
+fn deleted_meanwhile() -> (Fake, Registrar<'static, Fake>, Lock) {
     let (fake, registrar) = registered();
     let mut pool = pool_of("kept", "10.9.0.0/28", 28);
     pool.purpose = Purpose::Reservations;
@@ -70,14 +70,14 @@ fn is_held(fake: &Fake) -> bool {
 fn assert_kept_for_its_add(fake: &Fake, registrar: &mut Registrar<'static, Fake>) {
     at_once(registrar.run_once());
     assert!(is_held(fake));
-    let wanted = Workload::Pool("kept".parse().unwrap());
+    let wanted = ReservationRequest::Pool("kept".parse().unwrap());
     let refused = at_once(registrar.hand_over(&wanted, "d/web", &attachment("c2"))).unwrap_err();
-    assert_eq!(refused, NotNow::AddGoesOn(attachment("c1")).into());
+    assert_eq!(refused, RetryReason::AddGoesOn(attachment("c1")).into());
 }
 
 #[test]
 fn what_a_plugin_makes_after_its_del_goes_when_it_ends_and_its_reserved_address_is_held_until_then() {
-    let (fake, mut registrar, lock) = overtaken();
+    let (fake, mut registrar, lock) = deleted_meanwhile();
     assert_kept_for_its_add(&fake, &mut registrar);
     make(&fake);
     at_once(teardown::abandoned(&fake, &attachment("c1")));
@@ -89,7 +89,7 @@ fn what_a_plugin_makes_after_its_del_goes_when_it_ends_and_its_reserved_address_
 
 #[test]
 fn the_sweeper_deletes_what_nobody_else_has_and_not_while_the_add_goes_on() {
-    let (fake, mut registrar, lock) = overtaken();
+    let (fake, mut registrar, lock) = deleted_meanwhile();
     make(&fake);
     let sweep = || {
         fake.with(|state| state.sleeps = 1);
@@ -106,7 +106,7 @@ fn the_sweeper_deletes_what_nobody_else_has_and_not_while_the_add_goes_on() {
 
 #[test]
 fn what_is_added_again_after_such_a_del_stays() {
-    let (fake, _, lock) = overtaken();
+    let (fake, _, lock) = deleted_meanwhile();
     make(&fake);
     drop(lock);
     let (_, lock) = at_once(add(&fake, &me(), request("c1"), &Waits)).unwrap();
@@ -121,7 +121,7 @@ fn what_is_added_again_after_such_a_del_stays() {
 
 #[test]
 fn another_del_after_the_end_of_the_add_ends_it_too() {
-    let (fake, mut registrar, lock) = overtaken();
+    let (fake, mut registrar, lock) = deleted_meanwhile();
     make(&fake);
     drop(lock);
     at_once(teardown::del(&fake, &attachment("c1"))).unwrap();
@@ -132,7 +132,7 @@ fn another_del_after_the_end_of_the_add_ends_it_too() {
 
 #[test]
 fn a_removed_node_says_that_its_pods_are_gone_only_when_no_add_can_make_an_interface() {
-    let (fake, mut registrar, lock) = overtaken();
+    let (fake, mut registrar, lock) = deleted_meanwhile();
     fake.with(State::remove_node);
     at_once(registrar.run_once());
     assert!(!fake.is_confirmed(), "its plugin can still make the interface");
@@ -144,7 +144,7 @@ fn a_removed_node_says_that_its_pods_are_gone_only_when_no_add_can_make_an_inter
 
 /// The node after a restart of its agent, while the plugin is still running.
 fn restarted() -> (Fake, Registrar<'static, Fake>) {
-    let (fake, registrar, lock) = overtaken();
+    let (fake, registrar, lock) = deleted_meanwhile();
     drop(lock);
     fake.with(|state| {
         // The agent lost this with its memory.
