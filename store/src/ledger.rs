@@ -108,7 +108,7 @@ impl Sqlite {
 
     /// Executes one statement as a transaction.
     fn execute(&mut self, statement: &str, parameters: impl Params) -> Result<(), LedgerError> {
-        self.database.execute(statement, parameters).map(drop).map_err(failed)
+        execute(&self.database, statement, parameters).map(drop).map_err(failed)
     }
 
     fn rows<T>(
@@ -119,6 +119,15 @@ impl Sqlite {
         let rows = || self.database.prepare_cached(select)?.query_map([], read)?.collect::<Result<_, _>>();
         rows().map_err(failed)
     }
+}
+
+/// Executes a statement, which is compiled once per connection. Returns the number of changed rows.
+fn execute(
+    database: &Connection,
+    statement: &str,
+    parameters: impl Params,
+) -> Result<usize, rusqlite::Error> {
+    database.prepare_cached(statement)?.execute(parameters)
 }
 
 fn failed(error: rusqlite::Error) -> LedgerError {
@@ -160,14 +169,18 @@ impl Ledger for Sqlite {
         }
         let (void, blocks) = (self.attachments()?, self.blocks()?);
         self.change(|transaction| {
-            transaction
-                .execute("INSERT OR REPLACE INTO boot (one, id) VALUES (1, ?1)", params![id.as_str()])?;
+            execute(
+                transaction,
+                "INSERT OR REPLACE INTO boot (one, id) VALUES (1, ?1)",
+                params![id.as_str()],
+            )?;
             for held in &void {
                 end(transaction, &held.attachment, &blocks, Moment::BOOT)?;
             }
             // The kernel has its initial values again, which may differ from the saved ones.
-            transaction.execute("DELETE FROM sysctls", [])?;
-            transaction.execute(
+            execute(transaction, "DELETE FROM sysctls", [])?;
+            execute(
+                transaction,
                 "UPDATE addresses SET freed_ms = ?1 WHERE freed_ms IS NOT NULL",
                 params![millis(Moment::BOOT)],
             )?;
@@ -198,7 +211,7 @@ impl Ledger for Sqlite {
     fn cool_down(&mut self, addresses: &[IpAddr], freed: Moment) -> Result<(), LedgerError> {
         self.change(|transaction| {
             for address in addresses {
-                transaction.execute(
+                execute(transaction,
                     "INSERT INTO addresses (address, freed_ms) VALUES (?1, ?2)
                      ON CONFLICT (address) DO UPDATE SET freed_ms = excluded.freed_ms WHERE freed_ms IS NOT NULL",
                     params![address.to_string(), millis(freed)],
@@ -229,7 +242,7 @@ impl Ledger for Sqlite {
                     return Err(constraint(format!("{address} of block {block} is in use")));
                 }
             }
-            transaction.execute("DELETE FROM blocks WHERE block = ?1", params![block.to_string()])?;
+            execute(transaction, "DELETE FROM blocks WHERE block = ?1", params![block.to_string()])?;
             Ok(())
         })
     }
@@ -244,7 +257,8 @@ impl Ledger for Sqlite {
     fn add_gateway(&mut self, address: IpAddr) -> Result<(), LedgerError> {
         self.change(|transaction| {
             end_rest(transaction, address)?;
-            transaction.execute(
+            execute(
+                transaction,
                 "INSERT INTO addresses (address, gateway) VALUES (?1, 1)",
                 params![address.to_string()],
             )?;
@@ -254,7 +268,8 @@ impl Ledger for Sqlite {
 
     fn remove_gateway(&mut self, address: IpAddr, freed: Moment) -> Result<(), LedgerError> {
         self.change(|transaction| {
-            transaction.execute(
+            execute(
+                transaction,
                 "UPDATE addresses SET gateway = 0, freed_ms = ?2 WHERE address = ?1 AND gateway = 1",
                 params![address.to_string(), millis(freed)],
             )?;
@@ -265,14 +280,19 @@ impl Ledger for Sqlite {
     fn replace_gateway(&mut self, old: IpAddr, new: IpAddr, freed: Moment) -> Result<(), LedgerError> {
         let gateways = self.gateways()?.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         self.change(|transaction| {
-            transaction
-                .execute("UPDATE attachments SET gateways = ?1 WHERE gateways = ''", params![gateways])?;
-            transaction.execute(
+            execute(
+                transaction,
+                "UPDATE attachments SET gateways = ?1 WHERE gateways = ''",
+                params![gateways],
+            )?;
+            execute(
+                transaction,
                 "UPDATE addresses SET gateway = 0, freed_ms = ?2 WHERE address = ?1 AND gateway = 1",
                 params![old.to_string(), millis(freed)],
             )?;
             end_rest(transaction, new)?;
-            transaction.execute(
+            execute(
+                transaction,
                 "INSERT INTO addresses (address, gateway) VALUES (?1, 1)",
                 params![new.to_string()],
             )?;
@@ -322,7 +342,8 @@ impl Ledger for Sqlite {
     fn add_attachment(&mut self, held: &AttachmentEntry) -> Result<(), LedgerError> {
         let pod = held.pod.as_ref();
         self.change(|transaction| {
-            transaction.execute(
+            execute(
+                transaction,
                 "INSERT INTO attachments
                  (attachment, netns, mac, mtu, pod_namespace, pod_name, pod_uid, kind, since_ms, gateways)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
@@ -342,7 +363,8 @@ impl Ledger for Sqlite {
             let id = transaction.last_insert_rowid();
             for address in &held.addresses {
                 end_rest(transaction, *address)?;
-                transaction.execute(
+                execute(
+                    transaction,
                     "INSERT INTO addresses (address, attachment) VALUES (?1, ?2)",
                     params![address.to_string(), id],
                 )?;
@@ -407,20 +429,21 @@ fn end(
     for address in
         addresses.iter().filter(|address| !blocks.iter().any(|own| own.block.cidr().has(**address)))
     {
-        transaction.execute("DELETE FROM addresses WHERE address = ?1", params![address.to_string()])?;
+        execute(transaction, "DELETE FROM addresses WHERE address = ?1", params![address.to_string()])?;
     }
-    transaction.execute(
+    execute(
+        transaction,
         &format!("UPDATE addresses SET attachment = NULL, freed_ms = ?2 WHERE {of_attachment}"),
         params![key, millis(freed)],
     )?;
-    transaction.execute("DELETE FROM attachments WHERE attachment = ?1", params![key])?;
+    execute(transaction, "DELETE FROM attachments WHERE attachment = ?1", params![key])?;
     Ok(())
 }
 
 /// Ends the cool-down of an address that is allocated again. Does not change an address in use.
 fn end_rest(transaction: &Transaction<'_>, address: IpAddr) -> Result<(), rusqlite::Error> {
     let delete = "DELETE FROM addresses WHERE address = ?1 AND freed_ms IS NOT NULL";
-    transaction.execute(delete, params![address.to_string()]).map(|_| ())
+    execute(transaction, delete, params![address.to_string()]).map(|_| ())
 }
 
 /// The error of SQLite for a violated constraint of the tables.

@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use polder_ipam::ledger::LedgerError;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 
+/// Number of compiled statements that a connection keeps: more than the program has. The default is 16.
+const STATEMENTS: usize = 64;
+
 /// A file cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -86,6 +89,7 @@ fn open(path: &Path, layouts: &[Step]) -> Result<(Connection, usize, usize), rus
     database.pragma_update(None, "journal_mode", "WAL")?;
     database.pragma_update(None, "synchronous", "NORMAL")?;
     database.pragma_update(None, "foreign_keys", true)?;
+    database.set_prepared_statement_cache_capacity(STATEMENTS);
     let found = database.pragma_query_value(None, "user_version", |row| row.get::<_, u32>(0))? as usize;
     if found > layouts.len() {
         let needed = readable_by(&database)?.unwrap_or(found);
