@@ -37,15 +37,15 @@ pub struct Network {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotWritten {
     /// The engine has not written the file yet.
-    ///
-    /// Remedy: none, the agent writes it once the node can attach pods. `polderctl status` shows what is missing.
-    #[error("the CNI configuration is not written yet")]
+    #[error(
+        "the CNI configuration is not written yet: wait for the next pass, because nothing else prevents readiness"
+    )]
     NotYet,
     /// The file cannot be written.
     #[error(
-        "the CNI configuration {} cannot be written: {error}. Without it the runtime finds no network. Make the directory \
-         writable for polder-agent (in a container: mount that directory of the host, writable), or set cni_conf_dir in \
-         the configuration to the directory that the runtime reads",
+        "the CNI configuration {} cannot be written ({error}): make its directory writable for polder-agent (in a \
+         container: mount that directory of the host writable), or set cni_conf_dir to the directory that the \
+         container runtime reads",
         file.display()
     )]
     Refused {
@@ -88,7 +88,8 @@ impl<'a> Conflist<'a> {
         {
             warn!(
                 file = %self.written.display(), %error,
-                "cannot save a copy of the CNI configuration: a plugin that is later removed from cni.chain stays in the \
+                "cannot save a copy of the CNI configuration: a plugin that is later removed from cni.chain stays in \
+                 the \
                  configuration, as if other software had added it"
             );
         }

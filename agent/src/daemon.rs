@@ -61,7 +61,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Ok(anchor) => anchor,
         Err(error) => {
             let table = ruleset::ANCHOR;
-            warn!(%error, "nftables.keep_nat has no effect, because table inet {table} cannot be created: delete a table of that name");
+            warn!(%error, "nftables.keep_nat has no effect, because table inet {table} cannot be created: delete a \
+                           table of that name");
             features.owned_tables = false;
             None
         }

@@ -238,8 +238,10 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
         Ok(changes) => dry.kernel = changes,
         Err(_) if matches!(board.registration(), Registration::Removed(_)) => {
             dry.obstacles.push(format!(
-                "this node was removed from the cluster: an agent that starts here disconnects its pods ({pods}), deletes \
-                 the node's own addresses from the bridge, and serves no pods. To let this machine join again, delete {}",
+                "this node was removed from the cluster: an agent that starts here disconnects its pods ({pods}), \
+                 deletes \
+                 the node's own addresses from the bridge, and serves no pods. To let this machine join again, \
+                 delete {}",
                 state.display()
             ));
         }

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_api::{Family, PerFamily};
+use polder_api::{Backend, Family, PerFamily};
 use polder_ipam::Cidr;
 use polder_ipam::ledger::{AttachmentEntry, Kind};
 use polder_ipam::record::{AttachMode, ClusterRecord};
@@ -85,16 +85,26 @@ pub fn problems(there: &Surroundings, gaps: &[Gap], needs: &Needs) -> Vec<String
         AttachMode::Routed => None,
     };
     let gaps = gaps.iter().map(ToString::to_string);
-    // The kernel uses the stricter of "all" and the device's setting.
-    let sources = there.filters_all_sources.then(|| {
-        "net.ipv4.conf.all.rp_filter is not 0: packets between two nodes are lost when they take different paths in \
-         each direction. Set it to 0 (`sysctl -w net.ipv4.conf.all.rp_filter=0`), and to 1 only on the interfaces that \
-         need it"
-            .to_owned()
-    });
+    let sources = there.source_checks.iter().map(|name| source_check(name));
     let routing = routing::problems(&there.routing, &needs.pods).into_iter();
     let packets = filters.chain(tunnels).chain(routing);
     packets.chain(legacy).chain(neighbours).chain(ports).chain(gaps).chain(sources).collect()
+}
+
+/// The problem with the `rp_filter` of all interfaces, or of this uplink.
+fn source_check(name: &str) -> String {
+    match name {
+        "all" => "net.ipv4.conf.all.rp_filter is not 0: the kernel can drop packets between two nodes that use \
+                  different interfaces in each direction. Run `sysctl -w net.ipv4.conf.all.rp_filter=0` and make it \
+                  persistent; set 1 only on the interfaces that need the filter"
+            .to_owned(),
+        // With dots in the name, `sysctl` needs the path with slashes.
+        _ => format!(
+            "rp_filter of {name} is 1 (strict): while a peer uses the direct path and this node still uses the tunnel \
+             to it, the kernel drops the peer's packets. Run `sysctl -w net/ipv4/conf/{name}/rp_filter=2` and make it \
+             persistent"
+        ),
+    }
 }
 
 /// The inputs of the host check, and the value that it publishes.
@@ -126,6 +136,7 @@ pub trait HostChecks {
     fn surroundings(
         &self,
         pools: Vec<(Cidr, u8)>,
+        uplinks: BTreeSet<String>,
         closed: bool,
     ) -> impl Future<Output = Result<Surroundings, Error>> + Send;
 
@@ -158,8 +169,13 @@ impl HostChecks for OnHost {
         self.looker.ipam.run(move |ipam| ipam.attachments().filter(is_lease).cloned().collect()).await
     }
 
-    async fn surroundings(&self, pools: Vec<(Cidr, u8)>, closed: bool) -> Result<Surroundings, Error> {
-        self.kernel.run(move |kernel| kernel.surroundings(&pools, closed)).await
+    async fn surroundings(
+        &self,
+        pools: Vec<(Cidr, u8)>,
+        uplinks: BTreeSet<String>,
+        closed: bool,
+    ) -> Result<Surroundings, Error> {
+        self.kernel.run(move |kernel| kernel.surroundings(&pools, &uplinks, closed)).await
     }
 
     async fn gaps(&self) -> Vec<Gap> {
@@ -203,7 +219,9 @@ impl<S: HostChecks> Task<S> {
             pods,
         };
         let (asked, closed) = (needs.pods.pools.clone(), !needs.closed_tunnels.is_empty());
-        let there = match self.survey.surroundings(asked, closed).await {
+        // With one kind of path, both directions use the same interface.
+        let checked = if cluster.backend == Backend::Auto { needs.uplinks.clone() } else { BTreeSet::new() };
+        let there = match self.survey.surroundings(asked, checked, closed).await {
             Ok(there) => there,
             // Other programs may change their rules during the read: keep the last result.
             Err(error) => {
@@ -313,7 +331,12 @@ mod tests {
             Vec::new()
         }
 
-        async fn surroundings(&self, _: Vec<(Cidr, u8)>, _: bool) -> Result<Surroundings, Error> {
+        async fn surroundings(
+            &self,
+            _: Vec<(Cidr, u8)>,
+            _: BTreeSet<String>,
+            _: bool,
+        ) -> Result<Surroundings, Error> {
             self.with(|state| {
                 state.looks += 1;
                 if state.is_unreadable {
@@ -360,7 +383,7 @@ mod tests {
         watcher.send_replace(Arc::new(cluster()));
         survey.with(|state| {
             state.insides.push("a pod has no route".to_owned());
-            state.there.filters_all_sources = true;
+            state.there.source_checks = vec!["all".to_owned()];
         });
         go_on(EVERY / 2).await;
         let said = told.borrow().clone();
@@ -372,7 +395,7 @@ mod tests {
         survey.with(|state| state.is_unreadable = false);
         go_on(EVERY).await;
         assert_eq!(*told.borrow(), said[..1]);
-        survey.with(|state| state.there.filters_all_sources = false);
+        survey.with(|state| state.there.source_checks.clear());
         go_on(EVERY).await;
         assert!(told.borrow().is_empty());
         assert_eq!(survey.with(|state| state.looks), 4);

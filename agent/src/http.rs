@@ -64,7 +64,8 @@ async fn listen(address: SocketAddr, unserved: &watch::Sender<Option<String>>) -
             }
             Err(error) => {
                 let problem = format!(
-                    "health and metrics are not served at {address}: {error}. Set another address with http or --http; ss -ltnp \
+                    "health and metrics are not served at {address}: {error}. Set another address with http or \
+                     --http; ss -ltnp \
                      shows which process listens where"
                 );
                 if set_if_changed(unserved, Some(problem.clone())) {

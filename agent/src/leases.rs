@@ -103,7 +103,8 @@ impl Leases {
 
     /// Time of the next read; `pause` is the usual interval.
     fn next(&self, pause: Duration, now: Instant) -> Instant {
-        let unsure = self.missing.values().map(|since| *since + MISSING_BEFORE_DEAD).filter(|at| *at > now).min();
+        let unsure =
+            self.missing.values().map(|since| *since + MISSING_BEFORE_DEAD).filter(|at| *at > now).min();
         unsure.map_or(now + pause, |at| at.min(now + pause))
     }
 
@@ -115,7 +116,8 @@ impl Leases {
             .take(MAX_REPORTED)
             .map(|(name, since)| {
                 format!(
-                    "node {name}: its agent is not alive (lease not renewed for at least {} s). Running pods there keep \
+                    "node {name}: its agent is not alive (lease not renewed for at least {} s). Running pods there \
+                     keep \
                      their network; new pods get none, and the node receives no changes. Check polder-agent on {name}; \
                      if the machine is permanently gone, run `polderctl node remove {name} --dead`",
                     (now - *since).as_secs()
@@ -157,7 +159,10 @@ mod tests {
         leases.apply(&all, &all, start + MISSING_BEFORE_DEAD / 2);
         leases.apply(&all, &names(&["n2"]), start + MISSING_BEFORE_DEAD);
         assert_eq!(not_alive(&leases), Vec::<&str>::new(), "it was there in between");
-        assert_eq!(leases.next(MISSING_BEFORE_DEAD / 3, start + MISSING_BEFORE_DEAD), start + MISSING_BEFORE_DEAD + MISSING_BEFORE_DEAD / 3);
+        assert_eq!(
+            leases.next(MISSING_BEFORE_DEAD / 3, start + MISSING_BEFORE_DEAD),
+            start + MISSING_BEFORE_DEAD + MISSING_BEFORE_DEAD / 3
+        );
     }
 
     #[test]

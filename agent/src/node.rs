@@ -19,7 +19,9 @@ use polder_ipam::pool::BlockRequest;
 use polder_ipam::registration::Registration;
 use polder_ipam::store::{Contents, Outcome, StoreError};
 use polder_ipam::tasks::operator::{Knowledge, OperatorHost};
-use polder_ipam::tasks::{CLAIM_PATIENCE, Host, RetryReason, PodHost, Records, Requests, NotHandedOver, ReservationRequest};
+use polder_ipam::tasks::{
+    CLAIM_PATIENCE, Host, NotHandedOver, PodHost, Records, Requests, ReservationRequest, RetryReason,
+};
 use polder_ipam::view::View;
 use polder_netlink::nft::FilterSocket;
 use polder_store::ledger::Sqlite;
@@ -207,7 +209,8 @@ impl PodHost for Node {
                 self.pods.kernel.run(move |kernel| kernel.forget_pod(&table, mac, &addresses)).await;
             // Harmless until the next pass deletes them: no other pod has that MAC address with that address.
             if let Err(error) = forgotten {
-                warn!(attachment = %held.attachment, %error, "not all kernel entries of a released pod are deleted yet");
+                warn!(attachment = %held.attachment, %error, "not all kernel entries of a released pod are deleted \
+                                                              yet");
             }
         }
         self.forget_connections(held.addresses.clone());

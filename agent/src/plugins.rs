@@ -43,7 +43,8 @@ pub enum InstallError {
     InContainer(PathBuf),
     /// A plugin cannot be written.
     #[error(
-        "cannot write {}: make it writable (in a container: mount that directory of the host, writable), or set --to to \
+        "cannot write {}: make it writable (in a container: mount that directory of the host, writable), or set --to \
+         to \
          the directory where the runtime looks for plugins",
         path.display()
     )]

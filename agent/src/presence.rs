@@ -143,7 +143,8 @@ pub fn problems<'a>(attachments: impl Iterator<Item = &'a AttachmentEntry>) -> V
     }
     let problem = |(count, why)| {
         format!(
-            "cannot check whether {count} pods that other plugins attached still exist, so their addresses are released \
+            "cannot check whether {count} pods that other plugins attached still exist, so their addresses are \
+             released \
              only by DEL: {why}"
         )
     };

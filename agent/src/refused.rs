@@ -92,7 +92,8 @@ mod tests {
         let text =
             text(RefusalCause::NoSpace, "etcdserver: mvcc: database space exceeded", &[Topic::Alive], 7_261);
         for part in [
-            "etcd at http://10.0.0.1:2379 has refused all writes for 2 h 1 min: etcdserver: mvcc: database space exceeded:",
+            "etcd at http://10.0.0.1:2379 has refused all writes for 2 h 1 min: etcdserver: mvcc: database space \
+             exceeded:",
             "no new block",
             "not published",
             "no lease",

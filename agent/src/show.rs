@@ -283,7 +283,8 @@ impl Lookup<'_> {
                 let why = if held.leaving { "is being released" } else { "uses it" };
                 (AddressStanding::Used, format!("the attachment in this node's ledger {why}"))
             }
-            Condition::Gateway => (AddressStanding::Gateway, "it is the node's own address, the gateway of its pods".to_owned()),
+            Condition::Gateway => (AddressStanding::Gateway, "it is the node's own address, the gateway of its \
+                                                              pods".to_owned()),
             Condition::Probe => (AddressStanding::Probe, PROBE.to_owned()),
             Condition::Freed(moment) => {
                 status.since = Some(ago(moment));
@@ -291,13 +292,15 @@ impl Lookup<'_> {
                 let left = rest.as_secs();
                 match left {
                     0 => (AddressStanding::Free, "it was released, and its cool-down is over".to_owned()),
-                    _ => (AddressStanding::Resting, format!("it was released, and is in cool-down for another {left} s")),
+                    _ => (AddressStanding::Resting, format!("it was released, and is in cool-down for another {left} \
+                                                             s")),
                 }
             }
             Condition::Unused => (AddressStanding::Free, "it has not been used since the block was claimed".to_owned()),
             Condition::Excluded => (
                 AddressStanding::Excluded,
-                "it is never allocated: the first or last of its pool, kept for the gateway of its block, or in a block \
+                "it is never allocated: the first or last of its pool, kept for the gateway of its block, or in a \
+                 block \
                  that is being released"
                     .to_owned(),
             ),
@@ -409,7 +412,8 @@ impl Lookup<'_> {
             ));
         }
         refused::is_of_all(&self.reporter.store).then(|| {
-            format!("the datastore refuses writes, so node {node} may not have published it: run polderctl on node {node}")
+            format!("the datastore refuses writes, so node {node} may not have published it: run polderctl on node \
+                     {node}")
         })
     }
 

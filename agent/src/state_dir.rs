@@ -40,8 +40,11 @@ pub enum StateNotLocked {
         errno: Errno,
     },
     /// Another process has locked the directory.
-    /// Remedy: stop the other polder-agent, or set another `state_dir` for an agent of another network namespace.
-    #[error("state_dir {}: another polder-agent uses it", folder.display())]
+    #[error(
+        "state_dir {}: another polder-agent uses it: stop that agent, or set another state_dir if this agent is for \
+         another network namespace",
+        folder.display()
+    )]
     InUse {
         /// The directory.
         folder: PathBuf,

@@ -22,6 +22,7 @@ use crate::refused;
 use crate::repair::Repair;
 use crate::reporter::Reporter;
 use crate::underlay::{Other, Underlay};
+use polder_ipam::membership::Waiting;
 use polder_ipam::peers::{Fault, Problem};
 use polder_ipam::tasks::operator;
 use polder_ipam::view::{Source, View};
@@ -120,10 +121,10 @@ fn preceding(reporter: &Reporter) -> Option<String> {
     let conflist = config.conflist();
     let other = conflist.preceding()?;
     Some(format!(
-        "the container runtime may use {} instead of {}: most runtimes use the first file by name. Delete that file if \
-         its network is no longer used, or set cni.file to a name that sorts before it",
-        other.display(),
-        config.cni_file.display()
+        "the container runtime may use {other} instead of {own}, because {other} is the first file by name: delete \
+         {other} if its network is no longer used, or set cni.file to a name that sorts before it",
+        other = other.display(),
+        own = config.cni_file.display()
     ))
 }
 
@@ -152,8 +153,8 @@ fn repair(repair: &Repair) -> RepairStatus {
 fn store(reporter: &Reporter, view: &View) -> StoreStatus {
     let store = reporter.store.name();
     let waiting = || match view.source {
-        Source::Nowhere => Some("the records are being loaded".to_owned()),
-        Source::Snapshot => Some("using the saved snapshot".to_owned()),
+        Source::Nowhere => Some(Waiting::Records.to_string()),
+        Source::Snapshot => Some(Waiting::Away.to_string()),
         Source::Store => None,
     };
     match view.lost.clone().or_else(waiting) {
@@ -167,7 +168,7 @@ fn problems(reporter: &Reporter, view: &View, pass: Option<&Pass>) -> Vec<String
         return view
             .refused
             .iter()
-            .map(|(key, reason)| format!("record {key} is refused: {reason}"))
+            .map(|(key, reason)| format!("etcd record {key} is ignored: {reason}"))
             .collect();
     };
     let unreachable = pass.paths.iter().filter_map(|((node, family), reached)| match &reached.path {
@@ -178,11 +179,16 @@ fn problems(reporter: &Reporter, view: &View, pass: Option<&Pass>) -> Vec<String
     let rests = |problem: &&Problem| matches!(problem.fault, Fault::Rests(_));
     let refused = pass.problems.iter().filter(|problem| !rests(problem)).map(ToString::to_string);
     let mtu = reporter.config.mtu.filter(|mtu| *mtu > pass.mtu).map(|mtu| {
-        format!("mtu {mtu} in the configuration exceeds what the underlay supports: pods use {}", pass.mtu)
+        format!(
+            "mtu = {mtu} in agent.toml exceeds the MTU of {} bytes that the underlay permits, which pods use instead: \
+             lower mtu, or raise the MTU of the underlay interfaces",
+            pass.mtu
+        )
     });
     let verdicts = reporter.told.verdicts.borrow().clone();
-    let closed =
-        verdicts.iter().filter_map(|(key, verdict)| probe::problem(key, *verdict, pass.paths.get(key)?));
+    let closed = verdicts.iter().filter_map(|(key, verdict)| {
+        probe::problem(key, *verdict, pass.paths.get(key)?, &view.cluster.as_ref()?.record)
+    });
     let has_tunnels = view.cluster.as_ref().is_some_and(|cluster| cluster.record.backend.uses_tunnels());
     let direct = direct::problem(&reporter.told.direct.borrow(), has_tunnels);
     refused

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 /// The name is not valid: kind of name, given text and rule.
+///
+/// Remedy: use a name that the rule in the text permits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{kind} {given:?} is not valid: {rule}")]
 pub struct InvalidName {

@@ -83,9 +83,9 @@ impl Largest {
 
 impl fmt::Display for Largest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let named: Vec<_> = self.named.iter().map(|(name, count)| format!("{name} has {count}")).collect();
+        let named: Vec<_> = self.named.iter().map(|(name, count)| format!("{name}: {count}")).collect();
         f.write_str(&named.join(", "))?;
-        if self.others == 0 { Ok(()) } else { write!(f, ", others {}", self.others) }
+        if self.others == 0 { Ok(()) } else { write!(f, ", others: {}", self.others) }
     }
 }
 
@@ -93,8 +93,8 @@ impl fmt::Display for Largest {
 /// Remedy: add a pool with polderctl pool add, or remove nodes that are gone with polderctl node remove.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[error(
-    "pool {pool} ({cidr}) has no free block: all {} ({} addresses) are claimed: {owners}{}",
-    claimed.total, addresses(*cidr), held_back(claimed.resting)
+    "pool {pool} ({cidr}) has no free block (claimed {} of {}; {owners}{}{})",
+    u128::from(claimed.owned + claimed.resting), claimed.total, of_removed(claimed.resting), unusable(claimed.free())
 )]
 pub struct AllClaimed {
     /// The name of the pool.
@@ -115,15 +115,18 @@ impl AllClaimed {
     }
 }
 
-fn addresses(cidr: Cidr) -> u128 {
-    let bits = u32::from(cidr.family().bits() - cidr.length());
-    1_u128.checked_shl(bits).unwrap_or(u128::MAX)
-}
-
-fn held_back(resting: u64) -> String {
+fn of_removed(resting: u64) -> String {
     match resting {
         0 => String::new(),
-        resting => format!("; {resting} of them are held back because their nodes were removed"),
+        resting => format!("; of removed nodes: {resting}, see polderctl node list"),
+    }
+}
+
+/// Blocks that overlap addresses that the node needs, or that another node has just claimed.
+fn unusable(free: u128) -> String {
+    match free {
+        0 => String::new(),
+        free => format!("; not usable on this node: {free}"),
     }
 }
 
@@ -223,9 +226,10 @@ fn or_none(labels: &Labels) -> String {
 }
 
 /// No address of this family is left in the node's blocks of the requested pools.
+/// Remedy: see the text that follows; usually, add a pool with polderctl pool add.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "no free {family} address: this node has {}: {} used, {} in cool-down, {} never assigned, {} free",
+    "no {family} address of this node is available (total {}: {} used, {} in cool-down, {} excluded, {} free)",
     total(counts), counts.used, counts.resting, counts.excluded, counts.free
 )]
 pub struct OwnShare {
@@ -245,15 +249,18 @@ pub fn own_share(family: Family, counts: Counts) -> String {
 }
 
 /// The remedy when no address is left.
-pub const REMEDY: &str = "Add a pool with polderctl pool add, or remove nodes that are gone with polderctl \
-                          node remove; the address of a deleted pod can be used again after 10 s";
+pub const REMEDY: &str = "Add a pool with polderctl pool add, or remove nodes that are permanently gone with polderctl \
+                          node remove. While no address is available, the address of a deleted pod is reused after \
+                          10 s";
 
 /// A warning before a shortage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
     /// The level that is reached, in percent.
     pub level: u8,
-    /// The counted blocks or addresses, as text.
+    /// The pool or the node.
+    subject: String,
+    /// The counted blocks or addresses, with a verb.
     what: String,
     used: u64,
     total: u128,
@@ -261,10 +268,10 @@ pub struct Warning {
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { level, what, used, total } = self;
+        let Self { level, subject, what, used, total } = self;
         write!(
             f,
-            "{what}: {used} of {total}, more than {level} %. Add a pool with polderctl pool add before none \
+            "{subject}: {used} of {total} {what} (at least {level} %). Add a pool with polderctl pool add before none \
              is left"
         )
     }
@@ -285,8 +292,9 @@ pub fn warnings(view: &View, labels: &Labels, own: &PerFamily<Counts>) -> Vec<Wa
         let claimed = Claimed::of(view, &pool.record);
         let used = claimed.owned + claimed.resting;
         if let Some(level) = level(used, claimed.total).filter(|_| claimed.total > 1) {
-            let what = format!("blocks of pool {} ({}) are claimed", pool.record.name, pool.record.cidr());
-            warnings.push(Warning { level, what, used, total: claimed.total });
+            let subject = format!("pool {} ({})", pool.record.name, pool.record.cidr());
+            let what = "blocks are claimed".to_owned();
+            warnings.push(Warning { level, subject, what, used, total: claimed.total });
         }
     }
     for (family, counts) in own.both() {
@@ -294,8 +302,9 @@ pub fn warnings(view: &View, labels: &Labels, own: &PerFamily<Counts>) -> Vec<Wa
         let is_left = of_family.map(|pool| Claimed::of(view, &pool.record).free()).any(|free| free > 0);
         let (used, total) = (counts.used, u128::from(counts.used + counts.resting + counts.free));
         if let Some(level) = level(used, total).filter(|_| !is_left) {
-            let what = format!("{family} addresses of this node are used, and no block is left to claim");
-            warnings.push(Warning { level, what, used, total });
+            let subject = "this node".to_owned();
+            let what = format!("{family} addresses are used, and no block is left to claim");
+            warnings.push(Warning { level, subject, what, used, total });
         }
     }
     warnings
@@ -344,8 +353,7 @@ mod tests {
         let view = cluster(record("10.0.0.0/27", 30), &owners);
         assert_eq!(
             AllClaimed::of(&view, pool(&view)).to_string(),
-            "pool p (10.0.0.0/27) has no free block: all 8 (32 addresses) are claimed: n2 has 3, n5 has 2, n1 has 1, \
-             others 2"
+            "pool p (10.0.0.0/27) has no free block (claimed 8 of 8; n2: 3, n5: 2, n1: 1, others: 2)"
         );
     }
 
@@ -402,7 +410,10 @@ mod tests {
         };
         assert_eq!(said(&last, used(7)), [] as [&str; 0], "a pool of one block never had another");
         let warning = said(&last, used(8));
-        assert!(warning[0].contains("8 of 10, more than 80 %") && warning.len() == 1, "{warning:?}");
+        assert!(
+            warning[0].contains("this node: 8 of 10 IPv4 addresses are used") && warning.len() == 1,
+            "{warning:?}"
+        );
         let another = cluster(record("10.0.0.0/24", 28), &["n1"]);
         assert_eq!(said(&another, used(8)), [] as [&str; 0]);
     }

@@ -328,7 +328,9 @@ impl fmt::Display for Change {
             Self::WithdrawAddresses { records, .. } => {
                 list(f, "withdraw", records.iter().map(|(name, _)| name))
             }
-            Self::WriteLease(LeaseWrite { by, .. }) => write!(f, "write the sign of life of node {}", by.node),
+            Self::WriteLease(LeaseWrite { by, .. }) => {
+                write!(f, "write the sign of life of node {}", by.node)
+            }
             Self::RestoreLease(LeaseWrite { by, .. }) => {
                 write!(f, "restore the sign of life of node {}", by.node)
             }

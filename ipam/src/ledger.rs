@@ -27,6 +27,11 @@ impl LedgerError {
     pub fn new(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self(SharedError::new(reason))
     }
+
+    /// The error of the database.
+    pub fn reason(&self) -> &SharedError {
+        &self.0
+    }
 }
 
 /// Identity of the node that the ledger belongs to.

@@ -178,7 +178,8 @@ fn decide(facts: &MembershipInputs<'_>) -> Result<Step, Step> {
         let silent = |reason: &String| Waiting::Silent(SharedError::new(reason.clone()));
         return Err(Step::Wait(view.lost.as_ref().map_or(Waiting::Records, silent)));
     }
-    if let Some(identity) = facts.own.identity.as_ref().filter(|own| own.member_state == MemberState::Removed) {
+    if let Some(identity) = facts.own.identity.as_ref().filter(|own| own.member_state == MemberState::Removed)
+    {
         return Ok(identity::leave(facts, identity));
     }
     let Some(cluster) = &view.cluster else { return Err(Step::Bootstrap) };

@@ -47,7 +47,12 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "record {} is not applied: {}", self.key, self.fault)
+        let Self { key, fault } = self;
+        if fault.is_partial() {
+            write!(f, "etcd record {key}: {fault}")
+        } else {
+            write!(f, "etcd record {key} is ignored: {fault}")
+        }
     }
 }
 
@@ -85,15 +90,15 @@ pub struct ValidatedRecords {
 
 /// Validates the records from the view of node `me`. `dead` contains the nodes whose agents are known not to be alive.
 pub fn validate(view: &View, me: &NodeName, dead: &BTreeSet<NodeName>) -> ValidatedRecords {
-    let mut problems: Vec<Problem> = view
-        .refused
-        .iter()
-        .chain(&view.doubtful)
-        .map(|(key, reason)| Problem {
-            key: key.clone(),
-            fault: Fault::Refused(SharedError::new(reason.clone())),
-        })
-        .collect();
+    let problem = |fault: fn(SharedError) -> Fault| {
+        move |(key, reason): (&String, &String)| {
+            let fault = fault(SharedError::new(reason.clone()));
+            Problem { key: key.clone(), fault }
+        }
+    };
+    let refused = view.refused.iter().map(problem(Fault::Refused));
+    let mut problems: Vec<Problem> =
+        refused.chain(view.doubtful.iter().map(problem(Fault::Doubtful))).collect();
     let nodes = believable_nodes(view, me, dead, &mut problems);
     let mut blocks = believable_blocks(view, &nodes, &mut problems);
     let own_blocks = blocks.remove(me).unwrap_or_default();

@@ -8,7 +8,7 @@ use polder_api::NodeName;
 use polder_api::rule;
 
 use crate::Revision;
-use crate::change::{Change, Member, LeaseWrite, Writer};
+use crate::change::{Change, LeaseWrite, Member, Writer};
 use crate::key::{Key, Name};
 use crate::ledger::{AttachmentEntry, NodeIdentity};
 use crate::record::{AddressRecord, Boot, NodeRecord, encode};
@@ -226,7 +226,9 @@ mod tests {
         let (published, wanted) = (said(0..2), said(1..2 + MOST_RECORDS));
         let changes = publish(&ours, &published, &wanted, MOST_RECORDS);
         let sizes = changes.iter().map(|change| match change {
-            Change::PublishAddresses { by, publish, withdraw } if *by == ours => (publish.len(), withdraw.len()),
+            Change::PublishAddresses { by, publish, withdraw } if *by == ours => {
+                (publish.len(), withdraw.len())
+            }
             other => panic!("{other}"),
         });
         assert_eq!(sizes.collect::<Vec<_>>(), [(MOST_RECORDS - 1, 1), (1, 0)]);
@@ -266,9 +268,7 @@ mod tests {
         let sizes =
             forget(&me(), &Contents { revision: Revision::new(1), entries }, 2).into_iter().map(|change| {
                 match change {
-                    Change::WithdrawAddresses { by, records } if by == Writer::Anybody(me()) => {
-                        records.len()
-                    }
+                    Change::WithdrawAddresses { by, records } if by == Writer::Anybody(me()) => records.len(),
                     other => panic!("{other}"),
                 }
             });

@@ -33,16 +33,14 @@ pub struct ReadinessInputs<'a> {
 #[derive(Debug, thiserror::Error)]
 enum Obstacle {
     /// The node has not read the settings of the cluster, or has no identity yet.
-    /// Remedy: none, the agent waits for them; if it persists, see polderctl status.
-    #[error("the cluster settings are missing")]
+    #[error("the cluster has no settings yet: start an agent whose configuration has [bootstrap]")]
     NoSettings,
     /// The cluster has no pool for blocks, or this node cannot use any; the refused records are listed.
-    /// Remedy: add a pool with polderctl pool add, or correct the refused records.
-    #[error("there is no pool to take addresses from{}", listed(.0))]
+    #[error("no pool is usable on this node: add one with polderctl pool add{}", listed(.0))]
     NoPool(Vec<(String, String)>),
     /// The node has no gateway address of a family of the cluster, because its registration is not complete.
     /// Remedy: correct the cause in the text if it persists.
-    #[error("the node has no {family} block: {why}")]
+    #[error("the node has no {family} block yet: {why}")]
     NoBlock {
         /// The family.
         family: Family,
@@ -51,16 +49,18 @@ enum Obstacle {
         why: Pending,
     },
     /// The node has no gateway address of a family of the cluster, and claims a block for it.
-    /// Remedy: none, the agent claims a block within seconds.
-    #[error("the node has no {0} block: claiming one")]
+    #[error("the node has no {0} block yet: wait a few seconds, the agent claims one")]
     Claiming(Family),
     /// The kernel does not have the gateway address yet.
-    /// Remedy: none, the next pass configures it; if it persists, see polderctl status.
-    #[error("the {0} gateway address is not configured yet")]
-    NoGateway(Family),
+    #[error(
+        "{0} gateway address {1} is not configured yet: the next pass configures it. If this persists, see polderctl \
+         status"
+    )]
+    NoGateway(Family, IpAddr),
     /// The MTU of the underlay, less the tunnel headers, is below the minimum of the address families.
     #[error(
-        "the underlay leaves pods an MTU of {mtu}, but they need {smallest}: raise the underlay MTU by {}",
+        "pods would have an MTU of {mtu} bytes, but need at least {smallest}: raise the MTU of the underlay interfaces \
+         by {} bytes, and mtu in agent.toml if it is set",
         smallest - mtu
     )]
     Mtu {
@@ -73,7 +73,7 @@ enum Obstacle {
 
 fn listed(refused: &[(String, String)]) -> String {
     let all: Vec<_> =
-        refused.iter().map(|(key, reason)| format!("; record {key} is refused: {reason}")).collect();
+        refused.iter().map(|(key, reason)| format!("; etcd record {key} is ignored: {reason}")).collect();
     all.concat()
 }
 
@@ -101,14 +101,14 @@ pub fn obstacles(facts: &ReadinessInputs<'_>) -> Vec<String> {
         obstacles.push(Obstacle::NoPool(refused.map(|(key, why)| (key.clone(), why.clone())).collect()));
     }
     for family in &families {
-        let has = |all: &[IpAddr]| all.iter().any(|address| Family::of(*address) == *family);
-        if !has(&holdings.gateways) {
-            obstacles.push(match pending.cloned() {
+        let of_family = |all: &[IpAddr]| all.iter().copied().find(|address| Family::of(*address) == *family);
+        match (of_family(&holdings.gateways), of_family(gateways)) {
+            (None, _) => obstacles.push(match pending.cloned() {
                 Some(why) => Obstacle::NoBlock { family: *family, why },
                 None => Obstacle::Claiming(*family),
-            });
-        } else if !has(gateways) {
-            obstacles.push(Obstacle::NoGateway(*family));
+            }),
+            (Some(own), None) => obstacles.push(Obstacle::NoGateway(*family, own)),
+            (Some(_), Some(_)) => {}
         }
     }
     let smallest = smallest_mtu(&families);
@@ -237,7 +237,7 @@ mod tests {
             "disconnecting its pods",
         );
         says(found(|facts, it| ReadinessInputs { view: &it.no_cluster, ..facts }), "etcd does not answer");
-        says(found(|facts, it| ReadinessInputs { holdings: &it.nobody, ..facts }), "settings are missing");
+        says(found(|facts, it| ReadinessInputs { holdings: &it.nobody, ..facts }), "has no settings yet");
         says(
             found(|facts, it| ReadinessInputs { holdings: &it.nobody, registration: &it.waiting, ..facts }),
             "registration continues",
@@ -245,17 +245,17 @@ mod tests {
         says(found(|facts, it| ReadinessInputs { underlay: Err(&it.no_underlay), ..facts }), "no uplink");
         says(
             found(|facts, it| ReadinessInputs { view: &it.no_pool, ..facts }),
-            "pools/p is refused: no range",
+            "pools/p is ignored: no range",
         );
         says(
             found(|facts, it| ReadinessInputs { holdings: &it.one_gateway, ..facts }),
-            "no IPv6 block: claiming one",
+            "no IPv6 block yet: wait a few seconds",
         );
         says(
             found(|facts, _| ReadinessInputs { gateways: &facts.gateways[..1], ..facts }),
-            "IPv6 gateway address",
+            "IPv6 gateway address fd00::1 is not configured yet",
         );
-        says(found(|facts, _| ReadinessInputs { mtu: 1230, ..facts }), "raise the underlay MTU by 50");
+        says(found(|facts, _| ReadinessInputs { mtu: 1230, ..facts }), "underlay interfaces by 50 bytes");
         says(found(|facts, it| ReadinessInputs { failures: &it.failures, ..facts }), "no bridge");
     }
 }

@@ -21,6 +21,6 @@ pub enum NotReleased {
     Interface(#[from] HostError),
     /// Its interface is deleted, but the ledger cannot be written.
     /// Remedy: check the disk of the agent's state directory; the agent retries.
-    #[error("cannot write the ledger: {0}")]
+    #[error("cannot write the ledger: {}", .0.reason())]
     Addresses(#[from] LedgerError),
 }

@@ -14,7 +14,7 @@ use polder_api::rule;
 use sha2::{Digest, Sha256};
 
 use crate::Revision;
-use crate::change::{Change, Confirmation, Fence, RemovedHoldings, MOST_RECORDS, Member};
+use crate::change::{Change, Confirmation, Fence, MOST_RECORDS, Member, RemovedHoldings};
 use crate::ids::Incarnation;
 use crate::moment::Moment;
 use crate::pool::Block;
@@ -65,7 +65,11 @@ pub enum NotRemoved {
 }
 
 /// Removes the node, or confirms that the pods of a removed node are gone. `None` if there is nothing to change.
-pub fn remove(view: &View, name: &NodeName, confirmed: OperatorConfirmation) -> Result<Option<Change>, NotRemoved> {
+pub fn remove(
+    view: &View,
+    name: &NodeName,
+    confirmed: OperatorConfirmation,
+) -> Result<Option<Change>, NotRemoved> {
     let pods = match confirmed {
         OperatorConfirmation::No => PodsGone::Unknown,
         OperatorConfirmation::Yes | OperatorConfirmation::Earlier => PodsGone::ConfirmedByOperator,
@@ -204,7 +208,9 @@ impl Quarantine {
         let is_my_turn = |incarnation: &Incarnation| {
             let since = self.gone.get(incarnation);
             let rest = cool_down_of_removed(self.rest);
-            since.is_some_and(|since| now.since(*since) >= rest + DELAY_PER_RANK * rank(view, &by.node, incarnation))
+            since.is_some_and(|since| {
+                now.since(*since) >= rest + DELAY_PER_RANK * rank(view, &by.node, incarnation)
+            })
         };
         let holders = holders(view);
         let (held, empty_fences): (Vec<_>, Vec<_>) = view
@@ -302,8 +308,13 @@ mod tests {
             "{refused}"
         );
         let change = |confirmed| remove(&view, &name, confirmed).unwrap().unwrap();
-        let Change::ConfirmByOperator(confirmations) = change(OperatorConfirmation::Earlier) else { panic!("not vouched for") };
-        let confirmations: Vec<_> = confirmations.iter().map(|confirmation| (confirmation.incarnation.as_str(), confirmation.record.pods)).collect();
+        let Change::ConfirmByOperator(confirmations) = change(OperatorConfirmation::Earlier) else {
+            panic!("not vouched for")
+        };
+        let confirmations: Vec<_> = confirmations
+            .iter()
+            .map(|confirmation| (confirmation.incarnation.as_str(), confirmation.record.pods))
+            .collect();
         assert_eq!(confirmations, [("old", PodsGone::ConfirmedByOperator)]);
         let Change::RemoveNode { incarnation, fence, .. } = change(OperatorConfirmation::No) else {
             panic!("not removed")

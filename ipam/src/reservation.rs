@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use polder_api::{NodeName, PoolName, rule};
 
 use crate::Revision;
-use crate::change::{Change, HandOver, AddressRelease, Member};
+use crate::change::{AddressRelease, Change, HandOver, Member};
 use crate::pool::{Labels, Pool, PoolState, Purpose};
 use crate::record::{Holder, NodeRecord, PodsGone, ReservationRecord};
 use crate::view::{Versioned, View};
@@ -26,7 +26,10 @@ pub enum Denied {
         owner: String,
     },
     /// It belongs to the workload, but its last pod may still use it.
-    #[error("{address} is still held by {} on node {}: {}", holder.attachment, holder.node, until.for_holder(*address, holder))]
+    ///
+    /// Remedy: the text names the event to wait for, and the command if it needs an operator.
+    #[error("{address} is still held by {} on node {}: \
+             {}", holder.attachment, holder.node, until.for_holder(*address, holder))]
     Held {
         /// The address.
         address: IpAddr,
@@ -36,6 +39,8 @@ pub enum Denied {
         until: Until,
     },
     /// It cannot be reserved.
+    ///
+    /// Remedy: request another address of a pool for reservations.
     #[error("{address} cannot be reserved: {reason}")]
     Unfit {
         /// The address.
@@ -102,11 +107,13 @@ impl Until {
         match self {
             Self::Deleted => "the address is assigned again when that pod is gone".to_owned(),
             Self::DeletedElsewhere => format!(
-                "the address is assigned again when that pod is gone. If the machine of node {node} is gone for good, run \
+                "the address is assigned again when that pod is gone. If the machine of node {node} is gone for \
+                 good, run \
                  polderctl node remove {node} --dead"
             ),
             Self::Confirmed => format!(
-                "node {node} was removed, and has not confirmed that its pods are gone. If its machine is gone for good, run \
+                "node {node} was removed, and has not confirmed that its pods are gone. If its machine is gone for \
+                 good, run \
                  polderctl node remove {node} --dead"
             ),
             Self::Unknown => format!(

@@ -26,6 +26,8 @@ pub enum InvalidSettings {
     #[error("invalid VXLAN port 0: use 1 to 65535")]
     Port,
     /// An exception is not a valid network prefix.
+    ///
+    /// Remedy: write it as ADDRESS/LENGTH, without bits set behind the length, for example 10.0.0.0/8.
     #[error("masquerade exception {0}")]
     Exception(#[from] ParseCidrError),
 }

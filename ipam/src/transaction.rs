@@ -9,7 +9,9 @@ use serde::Serialize;
 
 use crate::Cidr;
 use crate::Revision;
-use crate::change::{Change, Claim, Confirmation, RemovedHoldings, AddressRelease, MOST_RECORDS, Member, LeaseWrite, Writer};
+use crate::change::{
+    AddressRelease, Change, Claim, Confirmation, LeaseWrite, MOST_RECORDS, Member, RemovedHoldings, Writer,
+};
 use crate::ids::Incarnation;
 use crate::key::{Key, Name, Range};
 use crate::pool::{Block, Pool};
@@ -20,104 +22,104 @@ const _: () = assert!(MOST_RECORDS <= LARGEST_TXN, "etcd would refuse the larges
 
 /// The transaction that applies the change, or nothing.
 pub fn transaction(change: &Change) -> Txn {
-    let mut draft = Draft::default();
+    let mut txn = Draft::default();
     match change {
         Change::RegisterNode { node, record, before } => {
-            draft.replace(Key::Node(node.clone()), before.unwrap_or(Revision::ABSENT), record);
+            txn.replace(Key::Node(node.clone()), before.unwrap_or(Revision::ABSENT), record);
             if before.is_none() {
-                draft.only_if(was_not_removed(node, &record.incarnation));
+                txn.only_if(was_not_removed(node, &record.incarnation));
             }
         }
         Change::TakeOverNode { node, record, before } => {
-            draft.replace(Key::Node(node.clone()), *before, record);
+            txn.replace(Key::Node(node.clone()), *before, record);
         }
         Change::RemoveNode { incarnation, revision, fence } => {
-            draft.delete(&Key::Node(fence.node.clone()), *revision);
-            draft.replace(Key::Fence(fence.node.clone(), incarnation.clone()), Revision::ABSENT, fence);
+            txn.delete(&Key::Node(fence.node.clone()), *revision);
+            txn.replace(Key::Fence(fence.node.clone(), incarnation.clone()), Revision::ABSENT, fence);
         }
-        Change::ConfirmByOperator(words) => words.iter().for_each(|confirmation| draft.confirm(confirmation)),
-        Change::ConfirmRemoval(confirmation) => draft.confirm(confirmation),
-        Change::ReleaseRemoved(what) => draft.release_removed(what),
+        Change::ConfirmByOperator(words) => words.iter().for_each(|confirmation| txn.confirm(confirmation)),
+        Change::ConfirmRemoval(confirmation) => txn.confirm(confirmation),
+        Change::ReleaseRemoved(what) => txn.release_removed(what),
         Change::ForgetFence { by, fence } => {
-            draft.delete(&Key::Fence(fence.node.clone(), fence.incarnation.clone()), fence.revision);
-            draft.only_if(is_member(by));
+            txn.delete(&Key::Fence(fence.node.clone(), fence.incarnation.clone()), fence.revision);
+            txn.only_if(is_member(by));
         }
-        Change::ClaimBlock(claim) => draft.claim(claim),
+        Change::ClaimBlock(claim) => txn.claim(claim),
         Change::ReleaseBlocks { by, blocks } => {
-            blocks.iter().for_each(|(block, revision)| draft.delete(&Key::Block(*block), *revision));
-            draft.only_if(is_member(by));
+            blocks.iter().for_each(|(block, revision)| txn.delete(&Key::Block(*block), *revision));
+            txn.only_if(is_member(by));
         }
         Change::HandOverAddress(what) => {
-            draft.only_if(is_member(&what.by));
-            draft.replace(
+            txn.only_if(is_member(&what.by));
+            txn.replace(
                 Key::Reservation(what.address),
                 what.before.unwrap_or(Revision::ABSENT),
                 &what.record,
             );
             let pool =
                 what.out_of.iter().map(|(pool, revision)| unchanged(&Key::Pool(pool.clone()), *revision));
-            draft.only_if(pool);
+            txn.only_if(pool);
         }
         Change::ReleaseAddress { by, released } => {
-            draft.released(released);
-            draft.only_if(is_member(by));
+            txn.released(released);
+            txn.only_if(is_member(by));
         }
-        Change::DeleteReservation { address, revision } => draft.delete(&Key::Reservation(*address), *revision),
+        Change::DeleteReservation { address, revision } => txn.delete(&Key::Reservation(*address), *revision),
         Change::AddPool { by, pool, as_of } => {
-            draft.replace(Key::Pool(pool.name.clone()), Revision::ABSENT, &PoolRecord::from(pool));
+            txn.replace(Key::Pool(pool.name.clone()), Revision::ABSENT, &PoolRecord::from(pool));
             let ranges =
                 [Key::all_pools(), Key::all_nodes(), Key::all_reservations(), Key::blocks_in(pool.cidr())];
-            draft.only_if(ranges.map(|range| nothing_newer(range, *as_of)));
-            draft.only_if(by.iter().filter_map(is_member));
+            txn.only_if(ranges.map(|range| nothing_newer(range, *as_of)));
+            txn.only_if(by.iter().filter_map(is_member));
         }
         Change::ReplacePool { pool, revision } => {
-            draft.replace(Key::Pool(pool.name.clone()), *revision, &PoolRecord::from(pool));
+            txn.replace(Key::Pool(pool.name.clone()), *revision, &PoolRecord::from(pool));
         }
         Change::RemovePool { name, cidr, revision, as_of } => {
-            draft.delete(&Key::Pool(name.clone()), *revision);
-            draft.only_if(nothing_claimed_of(*cidr));
-            draft.only_if([nothing_newer(Key::all_reservations(), *as_of)]);
+            txn.delete(&Key::Pool(name.clone()), *revision);
+            txn.only_if(nothing_claimed_of(*cidr));
+            txn.only_if([nothing_newer(Key::all_reservations(), *as_of)]);
         }
         Change::MakeCluster { record, pools } => {
-            draft.replace(Key::Cluster, Revision::ABSENT, record);
+            txn.replace(Key::Cluster, Revision::ABSENT, record);
             if let Some(pools) = pools {
-                draft.only_if([Compare::Empty(Key::all_pools())]);
-                let put = |pool: &Pool| draft.put(&Key::Pool(pool.name.clone()), &PoolRecord::from(pool));
+                txn.only_if([Compare::Empty(Key::all_pools())]);
+                let put = |pool: &Pool| txn.put(&Key::Pool(pool.name.clone()), &PoolRecord::from(pool));
                 pools.iter().for_each(put);
             }
         }
-        Change::ReplaceSettings { record, revision } => draft.replace(Key::Cluster, *revision, record),
+        Change::ReplaceSettings { record, revision } => txn.replace(Key::Cluster, *revision, record),
         Change::PublishAddresses { by, publish, withdraw } => {
-            draft.only_if(is_member(by));
-            withdraw.iter().for_each(|name| draft.take_away(name));
+            txn.only_if(is_member(by));
+            withdraw.iter().for_each(|name| txn.take_away(name));
             publish.iter().for_each(|(address, record)| {
-                draft.put(&Key::Address(by.node.clone(), *address), record);
+                txn.put(&Key::Address(by.node.clone(), *address), record);
             });
         }
         Change::WithdrawAddresses { by, records } => {
-            draft.only_if(may_write(by));
+            txn.only_if(may_write(by));
             for (name, revision) in records {
-                draft.only_if(revision.map(|revision| unchanged(name, revision)));
-                draft.take_away(name);
+                txn.only_if(revision.map(|revision| unchanged(name, revision)));
+                txn.take_away(name);
             }
         }
-        Change::WriteLease(sign) => draft.sign(sign),
+        Change::WriteLease(sign) => txn.sign(sign),
         Change::RestoreLease(sign) => {
-            draft.only_if([Compare::absent(&Key::Alive(sign.by.node.clone()))]);
-            draft.sign(sign);
+            txn.only_if([Compare::absent(&Key::Alive(sign.by.node.clone()))]);
+            txn.sign(sign);
         }
-        Change::AskInspection(record) => draft.put(&Key::Inspection, record),
-        Change::EndInspection { revision } => draft.delete(&Key::Inspection, *revision),
+        Change::AskInspection(record) => txn.put(&Key::Inspection, record),
+        Change::EndInspection { revision } => txn.delete(&Key::Inspection, *revision),
         Change::AnswerInspection { node, record, asked } => {
-            draft.only_if([unchanged(&Key::Inspection, *asked)]);
-            draft.put(&Key::Answer(node.clone()), record);
+            txn.only_if([unchanged(&Key::Inspection, *asked)]);
+            txn.put(&Key::Answer(node.clone()), record);
         }
         Change::ForgetAnswers(names) => {
-            draft.only_if([Compare::absent(&Key::Inspection)]);
-            names.iter().for_each(|name| draft.take_away(name));
+            txn.only_if([Compare::absent(&Key::Inspection)]);
+            names.iter().for_each(|name| txn.take_away(name));
         }
     }
-    let Draft(txn) = draft;
+    let Draft(txn) = txn;
     debug_assert!(txn.compares.len().max(txn.writes.len()) <= LARGEST_TXN, "too large: {change}");
     txn
 }

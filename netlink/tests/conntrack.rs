@@ -13,7 +13,8 @@ fn the_connections_of_an_address_are_forgotten_and_no_others() {
     namespace::in_a_new_one(|| {
         RouteSocket::open().unwrap().execute_all([link::change("lo").up().into()]).unwrap();
         // Connections are followed only where a rule needs it.
-        let rules = "add table inet t; add chain inet t c { type filter hook input priority 0; }; add rule inet t c ct state new counter";
+        let rules = "add table inet t; add chain inet t c { type filter hook input priority 0; }; add rule inet t c \
+                     ct state new counter";
         assert!(Command::new("nft").arg(rules).status().unwrap().success());
         let mut socket = FilterSocket::open().unwrap();
         for loopback in ["127.0.0.5", "::1"] {

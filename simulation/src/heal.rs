@@ -173,8 +173,9 @@ fn remove_again(world: &mut World) {
         let is_anew = || world.machines.iter().all(is_gone);
         machine.agent.as_ref().filter(|_| !machine.is_destroyed).is_some_and(|agent| {
             let says = |sign| agent.last_step.contains(sign);
-            let is_told = says("is registered as incarnation") || says("has no ledger of it");
-            is_same && says("is registered as incarnation") || is_told && is_anew()
+            let is_older = says("does not belong to the registered node");
+            let is_told = is_older || says("has no ledger of node");
+            is_same && is_older || is_told && is_anew()
         })
     };
     if let Some(name) = world.machines.iter().find(is_older).map(|machine| machine.name.clone()) {

@@ -16,7 +16,8 @@ const STATEMENTS: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The file cannot be opened, created or upgraded: no permission, no space, or it is not a database.
-    #[error("cannot open {}: check that the agent can write in {}", path.display(), path.parent().unwrap_or(path).display())]
+    #[error("cannot open {}: check that the agent can write in \
+             {}", path.display(), path.parent().unwrap_or(path).display())]
     Unusable {
         /// The file.
         path: PathBuf,
@@ -25,7 +26,8 @@ pub enum OpenError {
         source: rusqlite::Error,
     },
     /// The file was written by a later release.
-    #[error("{} has layout {found}, but this release supports {known}: go back to the release that wrote it", path.display())]
+    #[error("{} has layout {found}, but this release supports {known}: go back to the release that wrote \
+             it", path.display())]
     Layout {
         /// The file.
         path: PathBuf,
@@ -68,7 +70,8 @@ pub(crate) fn open_database(path: &Path, layouts: &[Step]) -> Result<Connection,
     match open(path, layouts) {
         Ok((database, found, needed)) if needed <= layouts.len() => {
             if found > layouts.len() {
-                tracing::warn!(file = %path.display(), found, known = layouts.len(), "the file was written by a later release");
+                tracing::warn!(file = %path.display(), found, known = layouts.len(), "the file was written by a \
+                                                                                      later release");
             }
             Ok(database)
         }
@@ -101,7 +104,8 @@ fn open(path: &Path, layouts: &[Step]) -> Result<(Connection, usize, usize), rus
         missing.iter().try_for_each(|step| transaction.execute_batch(step.sql()))?;
         transaction.execute_batch(
             "-- Exactly one row: the earliest layout whose release can work with the file.
-             CREATE TABLE IF NOT EXISTS readable (one INTEGER PRIMARY KEY CHECK (one = 1), since INTEGER NOT NULL) STRICT;",
+             CREATE TABLE IF NOT EXISTS readable (one INTEGER PRIMARY KEY CHECK (one = 1), since INTEGER NOT NULL) \
+             STRICT;",
         )?;
         transaction.execute(
             "INSERT OR REPLACE INTO readable (one, since) VALUES (1, ?1)",

@@ -16,11 +16,13 @@ pub const DEEDS: [Deed; 35] = [
     ("deletes all routes", "ip -$F route flush proto 84"),
     (
         "turns a route away",
-        "ip -$F route replace blackhole $(ip -$F route show proto 84 | sed 's/^unreachable //' | pick | cut -d' ' -f1) proto 84",
+        "ip -$F route replace blackhole $(ip -$F route show proto 84 | sed 's/^unreachable //' | pick | cut -d' ' \
+         -f1) proto 84",
     ),
     (
         "bends a route",
-        "ip -$F route change $(ip -$F route show proto 84 | sed 's/^unreachable //' | pick | cut -d' ' -f1) dev polder0 proto 84 metric 84",
+        "ip -$F route change $(ip -$F route show proto 84 | sed 's/^unreachable //' | pick | cut -d' ' -f1) dev \
+         polder0 proto 84 metric 84",
     ),
     ("adds a route of ours to nowhere", "ip -$F route add $(net 7) dev polder0 proto 84"),
     (
@@ -53,7 +55,8 @@ pub const DEEDS: [Deed; 35] = [
     ),
     (
         "deletes an address",
-        "ip -$F address delete $(ip -$F -o address show dev polder0 scope global | pick | awk '{print $4}') dev polder0",
+        "ip -$F address delete $(ip -$F -o address show dev polder0 scope global | pick | awk '{print $4}') dev \
+         polder0",
     ),
     ("adds an address", "ip -$F address add $(host 6) dev polder0"),
     ("sets the bridge down", "ip link set polder0 down"),
@@ -158,7 +161,8 @@ pub fn commit(deed: &(&str, &str), worker: &Worker, random: &mut Random) -> Stri
     let (number, family) = (random.below(1000), if random.chance(50) { 4 } else { 6 });
     worker.node.shell(&format!(
         "F={family}\n\
-         pick() {{ lines=$(cat); count=$(echo \"$lines\" | wc -l); echo \"$lines\" | sed -n \"$(({number} % count + 1))p\"; }}\n\
+         pick() {{ lines=$(cat); count=$(echo \"$lines\" | wc -l); echo \"$lines\" | sed -n \"$(({number} % count + \
+         1))p\"; }}\n\
          host() {{ if [ $F = 4 ]; then echo 10.244.255.$1; else echo fd00:244::ffff:$1; fi; }}\n\
          net() {{ if [ $F = 4 ]; then echo 10.244.25$1.0/26; else echo fd00:244:0:f$1::/122; fi; }}\n\
          ports() {{ ls /sys/class/net | grep '^pld[0-9a-f]*$'; }}\n\

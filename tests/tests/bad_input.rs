@@ -352,7 +352,8 @@ fn an_mtu_that_the_underlay_does_not_carry_is_named_and_not_used() {
     lab.start_agents();
     let status = lab.workers[0].status();
     assert_eq!(status["mtu"], 1450);
-    let problem = "mtu 9000 in the configuration exceeds what the underlay supports: pods use 1450";
+    let problem = "mtu = 9000 in agent.toml exceeds the MTU of 1450 bytes that the underlay permits, which pods use \
+                   instead: lower mtu, or raise the MTU of the underlay interfaces";
     assert_eq!(status["problems"][0], problem);
 }
 

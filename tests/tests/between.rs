@@ -235,7 +235,8 @@ fn routes_and_rules_of_others_that_cut_pods_off_are_named_with_the_command_that_
         let own = pods[0].v4();
         // Table 100 would block the host's own packets to etcd.
         worker.node.shell(&format!(
-            "ip route add 10.244.0.0/18 via 10.10.1.254; ip route add {own}/32 dev lo table 101; ip rule add pref 51 fwmark 1 \
+            "ip route add 10.244.0.0/18 via 10.10.1.254; ip route add {own}/32 dev lo table 101; ip rule add pref 51 \
+             fwmark 1 \
              lookup 100; ip rule add pref 52 from 10.10.1.1 lookup 101; ip rule add pref 53 oif eth0 lookup 101; \
              ip route add blackhole default metric 4000"
         ));
@@ -344,7 +345,8 @@ fn a_rule_of_others_that_drops_pods_packets_by_address_or_interface_is_named_wha
         worker.node.write(
             "/run/others.nft",
             &format!(
-                "table inet mine {{\nchain c {{\ntype filter hook forward priority -200\nip daddr {to} tcp dport 25 drop\n\
+                "table inet mine {{\nchain c {{\ntype filter hook forward priority -200\nip daddr {to} tcp dport 25 \
+                 drop\n\
                  ip daddr 192.0.2.0/24 drop\nip daddr != 10.0.0.0/8 ip saddr 10.244.0.0/16 tcp dport 25 drop\n\
                  ip saddr 10.244.255.255 drop\n}}\n}}\n"
             ),

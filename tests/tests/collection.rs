@@ -108,7 +108,7 @@ fn gc_names_every_address_that_a_ledger_does_not_let_go() {
     worker.node.shell("dd if=/dev/zero of=/var/lib/polder/full bs=4k 2>/dev/null || true");
     let error = message(gc(worker, &json!({}), Some(&[&kept])));
     assert_names(&error, "polder", &[&a, &b], &[&kept]);
-    assert!(error.contains("cannot write the ledger"), "{error}");
+    assert!(error.contains("cannot use the ledger"), "{error}");
     let links = worker.node.run("ip", &["-o", "link"]);
     assert_eq!(links.matches(": pld").count(), 1, "the interfaces are gone nevertheless: {links}");
     worker.node.run("rm", &["/var/lib/polder/full"]);

@@ -104,7 +104,10 @@ fn the_agent_runs_as_its_manifest_says_and_pods_of_all_nodes_reach_each_other() 
         assert_eq!(worker.http("/livez").0, 200);
         assert_eq!(worker.http("/readyz"), (200, "ok\n".to_owned()));
         let status = kubelet.runtime.exec_program(&agent.id, &["polderctl", "status"]);
-        assert!(status.output.contains("not inspected from inside"), "{status:?}");
+        assert!(
+            status.output.contains("changes inside pods' network namespaces are not detected"),
+            "{status:?}"
+        );
         assert!(status.output.contains("needs SYS_ADMIN"), "{status:?}");
         assert!(!status.output.contains("/run/netns"), "pods' namespaces are not seen: {status:?}");
         kubelet.runtime.wait_for_network();

@@ -165,7 +165,10 @@ fn a_pod_with_an_address_that_another_had_is_reached_at_once_and_gets_nothing_of
     let others: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("other")).collect();
     let worker = &lab.workers[0];
     // The kernel tracks connections only if a rule needs it.
-    worker.node.shell("nft 'add table ip followed; add chain ip followed every { type filter hook prerouting priority 0; }; add rule ip followed every ct state new counter'");
+    worker.node.shell(
+        "nft 'add table ip followed; add chain ip followed every { type filter hook prerouting \
+                       priority 0; }; add rule ip followed every ct state new counter'",
+    );
     let first = worker.pod("first");
     let address = first.v4();
     {

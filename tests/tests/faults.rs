@@ -262,7 +262,8 @@ impl Site {
                 let other = address(segment, 150 + host, false);
                 let (from, to) = if begins { (own, other) } else { (other, own) };
                 format!(
-                    "ip address delete {from}/24 dev eth0; ip address add {to}/24 dev eth0; ip route replace default via {router}"
+                    "ip address delete {from}/24 dev eth0; ip address add {to}/24 dev eth0; ip route replace default \
+                     via {router}"
                 )
             }
         };

@@ -220,3 +220,25 @@ fn an_endpoint_whose_interface_is_deleted_is_made_again() {
     wait_until_probed(&lab.workers[0], "n2", "answers");
     wait_until_probed(&lab.workers[1], "n1", "answers");
 }
+
+#[test]
+fn a_strict_source_check_of_the_uplink_is_reported_where_two_nodes_can_use_different_paths() {
+    let mut lab = lab(Topology::one_segment(1));
+    lab.start_agents();
+    let worker = &lab.workers[0];
+    worker.node.shell("sysctl -qw net.ipv4.conf.eth0.rp_filter=1");
+    let said = problem(worker, "rp_filter of eth0 is 1");
+    assert!(said.contains("sysctl -w net/ipv4/conf/eth0/rp_filter=2"), "{said}");
+    worker.node.shell("sysctl -qw net/ipv4/conf/eth0/rp_filter=2");
+    wait_for_no_problem(worker);
+    worker.node.shell("sysctl -qw net.ipv4.conf.eth0.rp_filter=1");
+    problem(worker, "rp_filter of eth0 is 1");
+    worker.ctl(&["cluster", "set", "--backend", "vxlan"]);
+    wait_for_no_problem(worker);
+}
+
+fn wait_for_no_problem(worker: &Worker) {
+    worker.wait_for_status("no problem", |status| {
+        status["problems"].as_array().is_some_and(Vec::is_empty).then_some(())
+    });
+}

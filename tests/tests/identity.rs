@@ -120,7 +120,8 @@ fn a_machine_that_shares_a_boot_id_does_not_confirm_that_the_pods_of_another_of_
     lab.workers[1].start();
     let told = reason(&lab.workers[1], "was removed from the cluster");
     assert!(
-        told.contains("Another machine is node n2 now") && told.contains("do not change that one"),
+        told.contains("The name n2 now belongs to another machine")
+            && told.contains("do not change that machine"),
         "{told}"
     );
     assert!(!told.contains("node remove"), "{told}");
@@ -193,7 +194,7 @@ fn a_copied_ledger_takes_a_node_over_only_on_an_operators_word() {
     // The original machine starts again. It is no longer the node.
     lab.workers[0].start();
     let told = reason(&lab.workers[0], "node n1 is alive as another machine");
-    assert!(told.contains("has replaced it"), "{told}");
+    assert!(told.contains("has replaced this one"), "{told}");
     let copy = lab.workers[1].node.read("/etc/machine-id").unwrap();
     assert_eq!(machine_of(&lab, "n1"), copy.trim());
 }
@@ -210,7 +211,7 @@ fn a_copy_of_a_removed_nodes_ledger_does_not_confirm_for_it() {
     lab.workers[2].start();
     reason(&lab.workers[2], "machine id and boot id both differ");
     lab.workers[0].ctl(&["node", "remove", "n2"]);
-    reason(&lab.workers[2], "cannot confirm for the removed machine");
+    reason(&lab.workers[2], "cannot confirm that the pods of the removed machine");
     assert_eq!(fences(&lab, "n2"), ["unknown"]);
     lab.workers[1].start();
     wait::until_true("the original to confirm", || fences(&lab, "n2") == ["confirmed"]);
@@ -239,7 +240,9 @@ fn a_machine_that_was_made_anew_says_what_lets_it_join() {
     set_machine_id(&lab.workers[1], 'a');
     lab.workers[1].start();
     let told = reason(&lab.workers[1], "node n2 is registered as another machine");
-    for sign in ["has no ledger of it", "polderctl node remove n2 --dead", "also on this one", "--node"] {
+    for sign in
+        ["has no ledger of node n2", "polderctl node remove n2 --dead", "or on this machine", "--node"]
+    {
         assert!(told.contains(sign), "{told} does not say {sign}");
     }
     let error = lab.workers[1].try_ctl(&["node", "adopt", "n2"]).unwrap_err();

@@ -186,8 +186,12 @@ fn an_agent_that_would_refuse_the_configuration_is_not_installed() {
     fs::write(machine.path(CONFIGURATION), "store = \"embedded\"\n").unwrap();
     let agent = machine.release("second").join("polder-agent");
     // A stand-in: no release refuses a configuration yet that another accepts.
-    fs::write(&agent, "#!/bin/sh\n[ \"$1\" = --version ] && echo polder-agent 9 || { echo polder-agent: no such key; exit 3; }\n")
-        .unwrap();
+    fs::write(
+        &agent,
+        "#!/bin/sh\n[ \"$1\" = --version ] && echo polder-agent 9 || { echo polder-agent: no such key; \
+                       exit 3; }\n",
+    )
+    .unwrap();
     let files = machine.files();
     let text = refused(&mut machine.installing("second"));
     assert!(text.contains("no such key") && text.contains("nothing was changed"), "{text}");

@@ -75,7 +75,8 @@ fn assert_forgotten(number: usize) {
     let traces = [known.clone(), addresses("gateways")].concat();
     let everything = |worker: &Worker| {
         worker.node.shell(
-            "ip route; ip -6 route; ip neigh show nud permanent; bridge fdb show dev polder.vx; nft list table inet polder",
+            "ip route; ip -6 route; ip neigh show nud permanent; bridge fdb show dev polder.vx; nft list table inet \
+             polder",
         )
     };
     for worker in &lab.workers {

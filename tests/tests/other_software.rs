@@ -103,7 +103,8 @@ fn a_filter_like_dockers_is_named_and_the_commands_that_are_named_let_pods_throu
     // Not reported: a chain that accepts by policy and drops only TCP port 25 from eth0.
     nft(
         &lab.workers[0],
-        "table inet others {\nchain watch {\ntype filter hook forward priority 10\niifname \"eth0\" tcp dport 25 drop\n}\n}\n",
+        "table inet others {\nchain watch {\ntype filter hook forward priority 10\niifname \"eth0\" tcp dport 25 \
+         drop\n}\n}\n",
     );
     assert_eq!(cut_off(&pods, Families::DUAL), Vec::<String>::new());
     wait_for_no_problem(&lab.workers[0]);
@@ -145,7 +146,8 @@ fn firewalld(zones: &str, policies: &str) -> String {
          chain filter_FWD_public {{\njump policies_pre\nreject with icmpx admin-prohibited\n}}\n\
          chain filter_FORWARD_ZONES {{\n{zones}\ngoto filter_FWD_public\n}}\n\
          chain filter_FORWARD {{\ntype filter hook forward priority filter + 10; policy accept;\n\
-         ct state {{ established, related }} accept\nct status dnat accept\niifname \"lo\" accept\nct state invalid drop\n\
+         ct state {{ established, related }} accept\nct status dnat accept\niifname \"lo\" accept\nct state invalid \
+         drop\n\
          jump filter_FORWARD_ZONES\nreject with icmpx admin-prohibited\n}}\n}}\n"
     )
 }

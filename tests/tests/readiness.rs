@@ -266,7 +266,7 @@ fn a_way_that_loses_long_packets_is_named() {
     let port = |mtu: &str| lab.fabric.node().run("ip", &["link", "set", "n2-1", "mtu", mtu]);
     port("1400");
     let narrow = problem(&lab.workers[0], "packets of 1450 bytes do not reach");
-    assert!(narrow.contains("node n2") && narrow.contains("Set mtu"), "{narrow}");
+    assert!(narrow.contains("node n2") && narrow.contains("lower mtu"), "{narrow}");
     assert_eq!(probed(&lab.workers[0], "n2"), "narrow");
     lab.workers.iter().for_each(Worker::wait_until_ready);
     port("1500");

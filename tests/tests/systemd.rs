@@ -151,7 +151,10 @@ fn as_a_service_the_agent_does_its_work_with_what_the_unit_leaves_it_and_pods_ou
     assert_pod_reaches_its_node(&machine);
 
     // With a wrong configuration, systemd does not try again.
-    machine.shell("echo no_such_key = 1 | cat - /etc/polder/agent.toml >/tmp/wrong; cp /tmp/wrong /etc/polder/agent.toml");
+    machine.shell(
+        "echo no_such_key = 1 | cat - /etc/polder/agent.toml >/tmp/wrong; cp /tmp/wrong \
+                   /etc/polder/agent.toml",
+    );
     assert!(!machine.attempt("systemctl restart polder-agent").status.success());
     assert_eq!(
         (property(&machine, "ActiveState"), property(&machine, "ExecMainStatus")),
@@ -168,7 +171,8 @@ fn what_is_ordered_after_the_agent_comes_up_while_the_agent_waits_for_etcd() {
     let machine = booted();
     machine.shell(
         "printf '%s\n' '[etcd]' 'endpoints = [\"http://192.0.2.20:2379\"]' >/etc/polder/agent.toml
-         printf '%s\n' '[Unit]' 'Wants=polder-agent.service' '[Service]' 'Type=oneshot' 'ExecStart=/bin/sh -c \"polderctl status >/run/seen 2>&1; true\"' \
+         printf '%s\n' '[Unit]' 'Wants=polder-agent.service' '[Service]' 'Type=oneshot' 'ExecStart=/bin/sh \
+         -c \"polderctl status >/run/seen 2>&1; true\"' \
              >/run/systemd/system/kubelet.service
          systemctl daemon-reload
          systemctl start kubelet",
@@ -218,7 +222,8 @@ fn scripts_install_upgrades_an_agent_that_runs_and_takes_everything_away_when_no
     machine.shell("ip netns delete a; systemctl stop polder-agent");
     machine.shell(&install("--uninstall"));
     let left = machine.shell(
-        "ls -d /usr/local/bin/polder* /usr/local/libexec/polder /usr/local/lib/systemd/system/polder* /opt/cni/bin/polder* \
+        "ls -d /usr/local/bin/polder* /usr/local/libexec/polder /usr/local/lib/systemd/system/polder* \
+         /opt/cni/bin/polder* \
              /etc/cni/net.d/* /var/lib/polder/* /run/polder /sys/class/net/polder* 2>/dev/null || true",
     );
     assert_eq!(left, "");

@@ -56,7 +56,10 @@ fn a_pod_whose_namespace_has_no_ipv6_by_default_gets_it_on_its_interface() {
     let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let netns = worker.namespace("a");
-    worker.node.shell("nsenter --net=/run/netns/a sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
+    worker.node.shell(
+        "nsenter --net=/run/netns/a sysctl -qw net.ipv6.conf.all.disable_ipv6=1 \
+                       net.ipv6.conf.default.disable_ipv6=1",
+    );
     let conf = Worker::netconf("1.1.0");
     let result = worker.cni("ADD", "a", &netns, &conf).unwrap();
     let pod = Pod::new(&worker.node, "a", &netns, conf, result);

@@ -74,7 +74,8 @@ fn start_log() {
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     if let Some((text, error)) = unusable {
         warn!(
-            "environment variable RUST_LOG: invalid filter {text:?} ({error}), using level {LEVEL}: set a level such as debug, or \
+            "environment variable RUST_LOG: invalid filter {text:?} ({error}), using level {LEVEL}: set a level such \
+             as debug, or \
              a filter such as polder_agent=debug,warn"
         );
     }
@@ -100,12 +101,10 @@ fn install_plugins(from: Option<PathBuf>, to: PathBuf) -> ExitCode {
 #[derive(Debug, thiserror::Error)]
 enum Stopped {
     /// The program got SIGTERM.
-    /// Remedy: none, nothing was changed. Run the command again if the plan is needed.
-    #[error("terminated")]
+    #[error("terminated by SIGTERM before the plan was complete; nothing was changed: run the command again")]
     Terminated,
     /// The program got SIGINT, for example by Ctrl-C.
-    /// Remedy: none, nothing was changed. Run the command again if the plan is needed.
-    #[error("interrupted")]
+    #[error("interrupted by SIGINT before the plan was complete; nothing was changed: run the command again")]
     Interrupted,
 }
 

@@ -133,7 +133,10 @@ impl<'de> Deserialize<'de> for PoolFile {
             type Value = PoolTable;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a range like \"10.244.0.0/16\", or a table with cidr, name, block_length, purpose and nodes")
+                f.write_str(
+                    "a range like \"10.244.0.0/16\", or a table with cidr, name, block_length, purpose and \
+                             nodes",
+                )
             }
 
             fn visit_str<E: serde::de::Error>(self, cidr: &str) -> Result<PoolTable, E> {

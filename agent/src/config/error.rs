@@ -173,14 +173,13 @@ pub enum InvalidVariable {
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidValue {
     /// A released address would be allocated again while other nodes may still send to its last pod.
-    ///
-    /// Remedy: set at least that number of seconds, or remove the key: the default is 60.
-    #[error("the cool-down must be at least {least} s", least = SHORTEST_COOL_DOWN.as_secs())]
+    #[error(
+        "the cool-down is too short: set at least {least} s, or remove the key (default: 60 s)",
+        least = SHORTEST_COOL_DOWN.as_secs()
+    )]
     CoolDown,
     /// The number of seconds is 0.
-    ///
-    /// Remedy: set 1 or more, or remove the key to use the default.
-    #[error("must be at least 1")]
+    #[error("0 s is too short: set at least 1, or remove the key to use the default")]
     Zero,
     /// The MTU of the pods is too small or too large.
     #[error("{mtu} is out of range: use {least} to {most}", least = MTU_RANGE.start(), most = MTU_RANGE.end())]

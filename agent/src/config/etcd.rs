@@ -31,23 +31,18 @@ pub enum InvalidEtcd {
     #[error("TLS needs the CA that signed etcd's certificate: set the path of its PEM file")]
     NoCa,
     /// The password is set twice.
-    #[error(
-        "etcd.password is also set: remove one of them. set the password of etcd.user in etcd.password_file or in \
-         etcd.password"
-    )]
+    #[error("etcd.password is also set: remove one of them")]
     TwoPasswords,
     /// A password belongs to a user.
     #[error("a password is set without a user: set etcd.user")]
     NoUser,
     /// A user is set without a password. etcd authenticates the user with a password.
-    ///
-    /// Remedy: set one of the two keys, or remove `etcd.user`.
-    #[error("set the password of etcd.user in etcd.password_file or in etcd.password")]
+    #[error(
+        "etcd.user is set without a password: set etcd.password_file or etcd.password, or remove etcd.user"
+    )]
     NoPassword,
     /// The value is an empty string.
-    ///
-    /// Remedy: set a value, or remove `etcd.user` and the password if etcd has no authentication.
-    #[error("must not be empty")]
+    #[error("the value is empty: set it, or remove etcd.user and the password if etcd has no authentication")]
     Empty,
     /// The file with a certificate, a key or the password cannot be used.
     #[error(transparent)]

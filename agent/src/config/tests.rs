@@ -69,7 +69,8 @@ fn every_fault_of_a_file_is_told_with_its_key_and_what_to_write() {
          [labels]\nzone = 1\n[etcd]\nendpoints = \"http://a:1\"\nsurprise = 1\n",
     );
     for sign in [
-        "agent.toml:1: resync_seconds: invalid type: string \"60s\", expected a whole number: use a number of seconds, e.g. 60",
+        "agent.toml:1: resync_seconds: invalid type: string \"60s\", expected a whole number: use a number of \
+         seconds, e.g. 60",
         "agent.toml:2: http: \":9474\" is not an address with a port",
         "agent.toml:5: ipam.grace_seconds: ",
         "agent.toml:7: labels.zone: ",
@@ -109,7 +110,10 @@ fn values_that_make_no_sense_are_refused_with_the_remedy() {
         ),
         ("store = \"embedded\"\n[etcd]\ndiscovery_srv = \"a\"", "etcd.discovery_srv: not allowed with store"),
         ("store = \"embedded\"\n[etcd]\nprefix = \"/a/\"", "etcd.prefix: not allowed with store"),
-        ("[etcd]\nendpoints = [\"http://a:1\"]\nuser = \"u\"", "etcd.password_file: set the password"),
+        (
+            "[etcd]\nendpoints = [\"http://a:1\"]\nuser = \"u\"",
+            "etcd.password_file: etcd.user is set without a password",
+        ),
         (
             "[etcd]\nendpoints = [\"http://a:1\"]\npassword = \"p\"",
             "etcd.user: a password is set without a user",
@@ -171,7 +175,8 @@ fn pools_are_named_after_their_family() {
 #[test]
 fn a_pool_can_be_given_with_its_name_and_the_length_of_its_blocks() {
     let text = format!(
-        "{ETCD}[bootstrap]\npools = [\"10.0.0.0/16\", {{ cidr = \"10.1.0.0/28\", name = \"small\", block_length = 28 }}]"
+        "{ETCD}[bootstrap]\npools = [\"10.0.0.0/16\", {{ cidr = \"10.1.0.0/28\", name = \"small\", block_length = 28 \
+         }}]"
     );
     let pools = check(&text).unwrap().bootstrap.unwrap().pools;
     let found: Vec<_> = pools.iter().map(|pool| (pool.name.as_str(), pool.block_length())).collect();
@@ -224,7 +229,8 @@ fn other_plugins_are_chained_and_one_that_would_break_the_chain_is_refused() {
         (format!("chain = [{portmap}, {portmap}]"), "portMappings is declared by both portmap and portmap"),
         (
             "chain = [{ type = \"tuning\", capabilities = { mac = true } }]".to_owned(),
-            "capability mac is declared by both polder and tuning: only one plugin may declare it, remove it from tuning",
+            "capability mac is declared by both polder and tuning: only one plugin may declare it, remove it from \
+             tuning",
         ),
         ("chain = [{ type = \"polder\" }]".to_owned(), "polder is already in the chain"),
         ("chain = [{ snat = true }]".to_owned(), "has no type"),

@@ -121,7 +121,8 @@ impl Render for ClusterStatus {
         let except: Vec<String> = self.masquerade_except.iter().map(ToString::to_string).collect();
         let except = if except.is_empty() { "none".to_owned() } else { except.join(", ") };
         format!(
-            "id                 {}\nbackend            {}\nattach             {}\nvxlan port         {}\nvxlan vni          {}\n\
+            "id                 {}\nbackend            {}\nattach             {}\nvxlan port         {}\nvxlan \
+             vni          {}\n\
              masquerade         {}\nmasquerade except  {except}\n",
             self.id,
             self.backend,

@@ -134,7 +134,8 @@ impl Filter {
         };
         Some(format!(
             "a rule in chain {name} of table {family} {table}, or in a chain that it jumps to, drops packets {what} \
-             pods (pool {}, interface {}): pods are unreachable, although peers may answer probes. Delete that rule, or \
+             pods (pool {}, interface {}): pods are unreachable, although peers may answer probes. Delete that rule, \
+             or \
              accept pods' packets before it and make that persistent: `nft insert rule {family} {table} {name} \
              {condition} accept`",
             class.pool, class.outside
@@ -151,7 +152,8 @@ impl Filter {
                 // Without a zone the command changes the default zone.
                 let uplink = uplinks.first().map_or("the uplink", String::as_str);
                 format!(
-                    "`firewall-cmd --permanent --zone=$(firewall-cmd --get-zone-of-interface={uplink}) --add-port={port}/udp` and \
+                    "`firewall-cmd --permanent --zone=$(firewall-cmd --get-zone-of-interface={uplink}) \
+                     --add-port={port}/udp` and \
                      `firewall-cmd --reload`"
                 )
             }
@@ -163,7 +165,8 @@ impl Filter {
         };
         Some(format!(
             "no peer answers through a tunnel, and chain {name} of table {family} {table} drops packets to this host \
-             that no rule accepts: this is the cause if no rule accepts UDP port {port} from the other nodes. Accept it \
+             that no rule accepts: this is the cause if no rule accepts UDP port {port} from the other nodes. Accept \
+             it \
              and make that persistent: {remedy}"
         ))
     }
@@ -247,7 +250,9 @@ impl Filter {
         let commands: Vec<String> = dropped.iter().filter_map(command).collect();
         if commands.is_empty() {
             return "Install deploy/host/firewalld/zones/polder.xml and deploy/host/firewalld/policies/polder-pods.xml \
-                    in the same folders of /etc/firewalld, then run `firewall-cmd --reload`"
+                    (of the Polder source; after an installation on the host in /usr/share/doc/polder/host or \
+                    /usr/local/share/doc/polder/host) in the same folders of /etc/firewalld, then run `firewall-cmd \
+                    --reload`"
                 .to_owned();
         }
         if beside_firewalld && matches!(self.owner(), Owner::Docker | Owner::Iptables) {
@@ -289,11 +294,14 @@ impl Filter {
                 "Set IPv6_rpfilter=no in /etc/firewalld/firewalld.conf, then run `firewall-cmd --reload`"
                     .to_owned()
             }
-            _ => "Delete that rule, or accept packets from the nodes before it".to_owned(),
+            _ => {
+                "Delete that rule, or insert a rule before it that accepts packets from the nodes".to_owned()
+            }
         };
         Some(format!(
             "a rule in chain {name} of table {table_family} {table}, or in a chain that it jumps to, drops {family} \
-             packets that arrive on another interface than the one that this host replies on (reverse path filter), and \
+             packets that arrive on another interface than the one that this host replies on (reverse path filter), \
+             and \
              peers' pods do not answer: packets between two nodes may take different paths in each direction. {remedy}"
         ))
     }
@@ -358,7 +366,8 @@ pub fn unreadable(family: Family, attach: AttachMode) -> String {
         [Direction::FromPods, Direction::ToPods].map(|way| way.iptables(iptables, "FORWARD", attach));
     format!(
         "legacy iptables has a table filter (/proc/net/{names}), which the agent cannot read: if `{iptables} -S \
-         FORWARD` shows that it drops packets that no rule accepts, pods may be unreachable. In that case, accept them: \
+         FORWARD` shows that it drops packets that no rule accepts, pods may be unreachable. In that case, accept \
+         them: \
          {}",
         commands.join(" and ")
     )

@@ -149,7 +149,9 @@ impl Insides {
             Comparison::Barred(why) => {
                 self.different.remove(&held.attachment);
                 if self.barred.as_ref() != Some(&why) {
-                    info!("cannot inspect pods from inside, changes there are not detected: {why}");
+                    info!(
+                        "cannot inspect the network namespaces of pods, so changes in them are not detected: {why}"
+                    );
                     self.barred = Some(why);
                 }
             }
@@ -165,8 +167,10 @@ impl Insides {
 pub fn not_looked_at() -> Option<String> {
     (!Capability::SysAdmin.is_held()).then(|| {
         format!(
-            "pods are not inspected from inside, changes there are not detected: needs {} (podInspection in the Helm \
-             chart; pod-inspection.conf for the systemd service)",
+            "changes inside pods' network namespaces are not detected, because polder-agent lacks {}: set \
+             podInspection in the Helm chart, or install pod-inspection.conf for the systemd service (in \
+             /usr/share/doc/polder or \
+             /usr/local/share/doc/polder)",
             Capability::SysAdmin
         )
     })
@@ -184,15 +188,15 @@ pub fn problem(held: &AttachmentEntry, what: &str) -> String {
         Some(pod) => (
             format!("pod {pod}"),
             format!(
-                "`kubectl delete pod -n {} {}`; its controller creates a new one",
+                "run `kubectl delete pod -n {} {}`; its controller creates a new one",
                 pod.namespace, pod.name
             ),
         ),
-        None => (format!("the pod of {}", held.attachment), "stop it and start a new one".to_owned()),
+        None => (format!("the pod of {}", held.attachment), "stop the pod and start a new one".to_owned()),
     };
     format!(
-        "the network of {pod} ({}) was changed: {what}. A program in the pod, or a CNI plugin that runs after polder, \
-         changed it, and the pod may have no connectivity. Recreate the pod: {remedy}",
+        "the network inside {pod} ({}) was changed by a program in the pod, or by a CNI plugin that runs after polder: \
+         {what}. The pod may have no connectivity: {remedy}",
         addresses.join(", ")
     )
 }

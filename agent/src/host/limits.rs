@@ -15,9 +15,8 @@ const MANY_PORTS: usize = PORTS * 9 / 10;
 pub fn ports(used: usize) -> Option<String> {
     (used > MANY_PORTS).then(|| {
         format!(
-            "bridge {BRIDGE} has {used} of at most {PORTS} ports: further pods cannot be attached once it is full. Run \
-             fewer pods on this node (maxPods of the kubelet), or run the cluster without the bridge (attach = \
-             \"routed\" in the cluster's settings)"
+            "bridge {BRIDGE} has {used} of at most {PORTS} ports: when it is full, new pods on this node fail. Lower \
+             maxPods of the kubelet on this node (a cluster created with attach = \"routed\" has no such limit)"
         )
     })
 }
@@ -36,8 +35,8 @@ impl NeighbourLimits {
         let ample = (needed * 2).next_power_of_two();
         Some(format!(
             "peers need {needed} {family} neighbour entries, but the kernel keeps at most {hard} for all uses \
-             ({settings}.gc_thresh3) and removes entries above {soft} (gc_thresh2): set {settings}.gc_thresh3 to \
-             {ample} and {settings}.gc_thresh2 to {}",
+             (gc_thresh3) and removes entries above {soft} (gc_thresh2): run `sysctl -w {settings}.gc_thresh3={ample} \
+             {settings}.gc_thresh2={}` on the host and make it persistent",
             ample / 2
         ))
     }
@@ -52,8 +51,8 @@ mod tests {
         let usual = NeighbourLimits { soft: 512, hard: 1024 };
         assert_eq!(usual.problem(Family::V4, 512), None);
         let problem = usual.problem(Family::V6, 5000).unwrap();
-        assert!(problem.contains("net.ipv6.neigh.default.gc_thresh3 to 16384"), "{problem}");
-        assert!(problem.contains("net.ipv6.neigh.default.gc_thresh2 to 8192"), "{problem}");
+        assert!(problem.contains("net.ipv6.neigh.default.gc_thresh3=16384 "), "{problem}");
+        assert!(problem.contains("net.ipv6.neigh.default.gc_thresh2=8192`"), "{problem}");
         for needed in [513, 800, 1024, 5000, 8192] {
             let ample = (needed * 2_usize).next_power_of_two();
             let done = NeighbourLimits { soft: ample / 2, hard: ample };

@@ -34,18 +34,21 @@ impl fmt::Display for Gap {
             Self::NetworkdInterfaces => {
                 "systemd-networkd is running and no .network file marks Polder's interfaces as unmanaged: a .network \
                  file that matches every interface changes their addresses and routes. Install \
-                 deploy/host/systemd/network/00-polder.network in /etc/systemd/network, then run `networkctl reload`"
+                 deploy/host/systemd/network/00-polder.network (on this node in /usr/share/doc/polder/host or \
+                 /usr/local/share/doc/polder/host) in /etc/systemd/network, then run `networkctl reload`"
             }
             Self::NetworkdRoutes => {
                 "systemd-networkd is running and deletes foreign routes when it starts or reconfigures an interface: \
                  packets are lost until Polder restores its routes. Install \
-                 deploy/host/systemd/networkd.conf.d/polder.conf in /etc/systemd/networkd.conf.d, then run `systemctl \
-                 restart systemd-networkd`"
+                 deploy/host/systemd/networkd.conf.d/polder.conf (on this node in /usr/share/doc/polder/host or \
+                 /usr/local/share/doc/polder/host) in /etc/systemd/networkd.conf.d, then run `systemctl restart \
+                 systemd-networkd`"
             }
             Self::NetworkManagerInterfaces => {
                 "NetworkManager is running and is not configured to ignore Polder's interfaces: it may change their \
-                 addresses and routes. Install deploy/host/NetworkManager/conf.d/polder.conf in \
-                 /etc/NetworkManager/conf.d, then run `systemctl reload NetworkManager`"
+                 addresses and routes. Install deploy/host/NetworkManager/conf.d/polder.conf (on this node in \
+                 /usr/share/doc/polder/host or /usr/local/share/doc/polder/host) in /etc/NetworkManager/conf.d, then \
+                 run `systemctl reload NetworkManager`"
             }
         })
     }
@@ -54,9 +57,9 @@ impl fmt::Display for Gap {
 /// The check that is skipped in a container, whose `/etc` and `/run` are not the host's.
 pub fn not_looked_at() -> Option<String> {
     container::is_known().then(|| {
-        "not checked whether the host's systemd-networkd or NetworkManager changes Polder's interfaces: needs the \
-         host's /etc and /run, which are not mounted. Install the files in deploy/host on the host to prevent such \
-         changes"
+        "cannot check in a container whether systemd-networkd or NetworkManager of the host changes Polder's \
+         interfaces, because /etc and /run of the host are not mounted: install the files in deploy/host of the Polder \
+         source on the host to prevent such changes"
             .to_owned()
     })
 }

@@ -47,15 +47,20 @@ pub fn problems(routing: &Routing, pods: &Pods) -> Vec<String> {
             }
         }
     }
-    [routes, rules].into_iter().flat_map(shortened).collect()
+    [(routes, "routes"), (rules, "routing rules")]
+        .into_iter()
+        .flat_map(|(problems, kind)| shortened(problems, kind))
+        .collect()
 }
 
-/// The first [`NAMED`] problems, with the number of the others.
-fn shortened(mut problems: Vec<String>) -> Vec<String> {
+/// The first [`NAMED`] problems, and one with the number of the others.
+fn shortened(mut problems: Vec<String>, kind: &str) -> Vec<String> {
     let more = problems.len().saturating_sub(NAMED);
     problems.truncate(NAMED);
-    if let Some(last) = problems.last_mut().filter(|_| more > 0) {
-        *last = format!("{last} (and {more} more)");
+    if more > 0 {
+        problems.push(format!(
+            "foreign {kind} override Polder's routes, and {more} of them are not listed: correct the listed ones first"
+        ));
     }
     problems
 }
@@ -168,7 +173,8 @@ impl Routing {
             let ip = ip(family);
             problems.push(format!(
                 "no {family} routing rule sends pods' packets to the main routing table, which has the routes to pods: \
-                 pods are unreachable. Add one and make it persistent: `{ip} rule add pref {USUAL_PRIORITY} lookup main`"
+                 pods are unreachable. Add one and make it persistent: `{ip} rule add pref {USUAL_PRIORITY} lookup \
+                 main`"
             ));
         }
         problems
@@ -178,8 +184,10 @@ impl Routing {
 fn misleads(rule: &AnyRule, way: &str) -> String {
     let describe = describe(rule);
     format!(
-        "foreign routing rule {describe} overrides Polder's routes ({way}): pods may be unreachable. Delete it and stop \
-         the program that creates it: `{} rule del {describe}`; or add a rule with a lower pref that sends packets between \
+        "foreign routing rule {describe} overrides Polder's routes ({way}): pods may be unreachable. Delete it and \
+         stop \
+         the program that creates it: `{} rule del {describe}`; or add a rule with a lower pref that sends packets \
+         between \
          pods to table main",
         ip(rule.family)
     )

@@ -40,25 +40,31 @@ pub enum FeatureError {
     /// The agent lacks the capability `NET_ADMIN`.
     #[error("polder-agent needs the capability NET_ADMIN: run it as root, or add NET_ADMIN to its container")]
     NotAllowed,
-    /// The network namespace for the tests cannot be used.
-    ///
-    /// Remedy: mount /proc in the agent's container, and correct the error at the end of the text.
-    #[error("cannot use a network namespace to test the kernel")]
+    /// The network namespace for the tests cannot be opened.
+    #[error(
+        "cannot open the test network namespace /proc/thread-self/ns/net: mount /proc in the agent's container"
+    )]
     Namespace(#[source] io::Error),
     /// The kernel denies netlink sockets.
-    #[error("the kernel cannot be reached over netlink: run the agent as root, with CAP_NET_ADMIN")]
+    #[error(
+        "cannot use netlink: run polder-agent as root with the capability NET_ADMIN, and load module nfnetlink"
+    )]
     NoNetlink(#[source] Error),
     /// The kernel has no bridges: its module is missing or not loaded.
     #[error("the kernel cannot create a bridge: load module bridge")]
     NoBridge(#[source] Error),
-    /// The kernel cannot read a bridge back.
-    #[error("the kernel cannot find a bridge: load module veth")]
+    /// The bridge that was created for the tests cannot be read.
+    ///
+    /// Remedy: correct the kernel's error at the end of the text, and start polder-agent again.
+    #[error("cannot read the test bridge trial from the kernel")]
     BridgeUnread(#[source] Error),
     /// The kernel has no veth pairs: its module is missing or not loaded.
     #[error("the kernel cannot create a veth pair: load module veth")]
     NoVeth(#[source] Error),
-    /// The kernel cannot read an interface back.
-    #[error("the kernel cannot find an interface: load module veth")]
+    /// The interface that was created for the tests cannot be read.
+    ///
+    /// Remedy: correct the kernel's error at the end of the text, and start polder-agent again.
+    #[error("cannot read the test interface trialhost from the kernel")]
     InterfaceUnread(#[source] Error),
     /// The kernel rejects Polder's packet filter: a module of nftables is missing or not loaded.
     #[error(
@@ -108,19 +114,19 @@ impl Features {
         let consequences = [
             (
                 self.locked_ports,
-                "bridge ports cannot be locked (needs Linux 5.18): a pod can send with another MAC address, but not \
-                 with another IP address",
+                "a pod can send with another source MAC address, but not with another source IP address: bridge ports \
+                 cannot be locked before Linux 5.18, upgrade the kernel",
             ),
             (self.tunnels, Encapsulation::of(&trial_cluster()).missing()),
             (
                 self.owned_tables || !keeps_nat,
-                "nftables tables cannot belong to a process (needs Linux 5.12): nftables.keep_nat has no effect",
+                "nftables.keep_nat has no effect: nftables tables cannot belong to a process before Linux 5.12",
             ),
             (self.ipv6, "IPv6 is not available: pods get no IPv6 address"),
             (
                 self.tried,
-                "kernel features are not tested at the start: needs SYS_ADMIN. A missing feature shows as a failure of \
-                 the first pass",
+                "kernel features were not tested at start, because polder-agent cannot create a network namespace \
+                 (needs SYS_ADMIN): a missing feature appears as a failure of the first pass",
             ),
         ];
         consequences.iter().filter(|(there, _)| !there).map(|(_, what)| (*what).to_owned()).collect()

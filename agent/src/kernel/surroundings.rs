@@ -34,9 +34,10 @@ pub struct Surroundings {
     pub neighbours: PerFamily<Option<NeighbourLimits>>,
     /// Number of ports of bridge `polder0`.
     pub bridge_ports: usize,
-    /// Whether the source addresses of incoming packets are checked on all interfaces: `net.ipv4.conf.all.rp_filter` is
-    /// not 0.
-    pub filters_all_sources: bool,
+    /// Names under `net.ipv4.conf` with an `rp_filter` that can drop packets of peers: `all` if it is not 0, and each
+    /// checked uplink on which it is 1 (strict). The kernel uses the larger value of both (`IN_DEV_MAXCONF` in
+    /// `include/linux/inetdevice.h`).
+    pub source_checks: Vec<String>,
 }
 
 /// Routes and policy rules.
@@ -77,11 +78,12 @@ pub struct NeighbourLimits {
 }
 
 impl Kernel {
-    /// Reads the foreign state; of the routes only those to the pools. Chains for the host itself are read only if
-    /// tunnels are closed.
+    /// Reads the foreign state; of the routes only those to the pools, of the source checks only those of all
+    /// interfaces and of these uplinks. Chains for the host itself are read only if tunnels are closed.
     pub fn surroundings(
         &mut self,
         pools: &[(Cidr, u8)],
+        uplinks: &BTreeSet<String>,
         tunnels_are_closed: bool,
     ) -> Result<Surroundings, Error> {
         Ok(Surroundings {
@@ -96,11 +98,15 @@ impl Kernel {
             legacy_filters: Family::BOTH.into_iter().filter(|family| has_legacy_filter(*family)).collect(),
             neighbours: PerFamily::each(|family| self.neighbour_limits(family)),
             bridge_ports: self.bridge_ports()?,
-            filters_all_sources: self
-                .sysctls
-                .get("net/ipv4/conf/all/rp_filter")
-                .is_ok_and(|value| value != "0"),
+            source_checks: self.source_checks(uplinks),
         })
+    }
+
+    fn source_checks(&self, uplinks: &BTreeSet<String>) -> Vec<String> {
+        let value = |name: &str| self.sysctls.get(&format!("net/ipv4/conf/{name}/rp_filter")).ok();
+        let all = value("all").filter(|value| value != "0").map(|_| "all".to_owned());
+        let strict = uplinks.iter().filter(|name| value(name).as_deref() == Some("1")).cloned();
+        all.into_iter().chain(strict).collect()
     }
 
     /// Reads the routes to the pools, and all policy rules.

@@ -11,24 +11,23 @@ pub enum OffLink {
     /// The peer has no underlay address of the family.
     ///
     /// Remedy: set an address of that family in `underlay.addresses` of the peer, or add one to its underlay interface.
-    #[error("it has no {0} underlay address")]
+    #[error("the peer has no {0} underlay address")]
     NoAddress(Family),
     /// The kernel has no route.
-    ///
-    /// Remedy: add a route to the address, or a default route, on this node.
-    #[error("there is no route to {0}")]
+    #[error("there is no route to {0}: add a route to it, or a default route")]
     NoRoute(IpAddr),
     /// The record of the peer, or the addresses of this node, are out of date.
-    ///
-    /// Remedy: none, the record is updated. If it persists, check with `polderctl node list` that no two nodes have the
-    /// address.
-    #[error("{0} is an address of this node")]
+    #[error(
+        "the peer's underlay address {0} is an address of this node: wait until the records are updated; if this \
+         persists, check with `polderctl node list` that no two nodes have this address"
+    )]
     OwnAddress(IpAddr),
     /// The route has several next hops, or an unknown type.
     ///
     /// Remedy: configure a route with one next hop, or run `polderctl cluster set --backend auto` to use a tunnel.
     #[error(
-        "cannot determine whether {0} is on the same link: its route has several next hops, or one of an unknown type"
+        "cannot determine whether {0} is on the same link, because the route to it has several next hops or an unknown \
+         type"
     )]
     Unclear(IpAddr),
     /// The link carries only packets between the nodes' own addresses.
@@ -56,7 +55,7 @@ pub enum Unreachable {
     /// The cluster has no tunnels.
     ///
     /// Remedy: permit tunnels with `polderctl cluster set --backend auto`, or connect the nodes to one link.
-    #[error("{why}, and the backend is {backend}")]
+    #[error("{why}{remedy}", remedy = remedy(why, *backend))]
     OffLink {
         /// Why the peer needs a tunnel.
         #[source]
@@ -65,15 +64,15 @@ pub enum Unreachable {
         backend: Backend,
     },
     /// The kernel has no tunnels.
-    ///
-    /// Remedy: load the kernel module of the tunnel, e.g. `modprobe vxlan`, and restart polder-agent.
-    #[error("it is not on the same link, and this kernel has no {0}")]
+    #[error(
+        "the path to the peer needs {0}, which this kernel does not have: load module {0}, and restart polder-agent"
+    )]
     NoTunnels(PathKind),
-    /// The peer has no gateway address, which is the next hop in the tunnel.
-    ///
-    /// Remedy: none, the peer publishes it when it has claimed a block. If it persists, run
-    /// `polderctl status` on the peer.
-    #[error("it has no {0} gateway address yet")]
+    /// The peer has no gateway address, which is the next hop in the tunnel. It publishes one with its first block.
+    #[error(
+        "the peer has no usable {0} gateway address yet: it gets one with its first {0} block; if this persists, run \
+         `polderctl status` on this node and on the peer"
+    )]
     NoGateway(Family),
     /// No tunnel to the peer is possible, over either family.
     ///
@@ -86,13 +85,26 @@ pub enum Unreachable {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoTunnel {
     /// The peer has no underlay address of the family.
-    ///
-    /// Remedy: set an address of that family in `underlay.addresses` of the peer, or add one to its underlay interface.
-    #[error("it has no {0} underlay address")]
+    #[error(
+        "the peer has no {0} underlay address: add one to its underlay interface, or to underlay.addresses in its \
+         agent.toml"
+    )]
     NoAddress(Family),
     /// The peer's underlay address cannot be reached.
-    #[error("there is no route to {0}: add one, or a default route")]
+    #[error("there is no route to {0}: add a route to it, or a default route")]
     NoRoute(IpAddr),
+}
+
+/// The remedy for a peer that needs a tunnel while the backend has none, if the reason has no remedy of its own.
+fn remedy(why: &OffLink, backend: Backend) -> String {
+    match why {
+        OffLink::NoRoute(_) | OffLink::OwnAddress(_) => String::new(),
+        OffLink::NoAddress(_) | OffLink::Unclear(_) | OffLink::Mesh(_) | OffLink::Behind { .. } => {
+            format!(
+                ", and the backend is {backend}: run `polderctl cluster set --backend auto` to permit tunnels"
+            )
+        }
+    }
 }
 
 fn joined(reasons: &[NoTunnel]) -> String {

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use super::{MISSING_BEFORE_DEAD, Leases, with_lease};
+use super::{Leases, MISSING_BEFORE_DEAD, with_lease};
 use crate::board::Records;
 
 /// Longest time between two reads in a cluster of normal size.
@@ -180,7 +180,11 @@ mod tests {
             assert!(timeout(time, &mut running).await.is_err(), "it has ended");
             told.borrow().not_alive().map(|(name, _)| name.to_string()).collect::<Vec<_>>()
         };
-        assert_eq!(go_on(resync * 2 + MISSING_BEFORE_DEAD).await, ["n3"], "this node itself is not asked for");
+        assert_eq!(
+            go_on(resync * 2 + MISSING_BEFORE_DEAD).await,
+            ["n3"],
+            "this node itself is not asked for"
+        );
         write(Write::Delete { key: lease("n2") }).await;
         assert_eq!(go_on(resync * 2).await, ["n2", "n3"]);
         for node in ["n2", "n3"] {

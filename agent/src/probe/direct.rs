@@ -324,8 +324,10 @@ pub fn problem(direct: &DirectPaths, has_tunnels: bool) -> Option<String> {
         ("those packets are lost", "set the backend to auto or vxlan: `polderctl cluster set --backend auto`")
     };
     Some(format!(
-        "the network drops packets with pods' addresses on the direct path to some peers (peers: {peers}), but passes packets \
-         with this node's address: {now}. Allow pods' addresses in the network (AWS: disable the source/destination check; OpenStack: \
+        "the network drops packets with pods' addresses on the direct path to some peers (peers: {peers}), but \
+         passes packets \
+         with this node's address: {now}. Allow pods' addresses in the network (AWS: disable the source/destination \
+         check; OpenStack: \
          allowed address pairs or no port security), or {remedy}"
     ))
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use polder_api::status::ProbeState;
+use polder_ipam::record::ClusterRecord;
 use tracing::{info, warn};
 
 use super::schedule::{Key, Verdict};
@@ -51,26 +52,36 @@ pub fn state(verdict: Option<&Verdict>) -> ProbeState {
 }
 
 /// The problem with the path to a peer, if any.
-pub fn problem((node, family): &Key, verdict: Verdict, reached: &Reached) -> Option<String> {
-    let way = match &reached.path {
-        Path::Direct { via, .. } => format!("directly to {via}"),
-        Path::Tunnel { remote, .. } => format!("through a tunnel to {remote}"),
+pub fn problem(
+    (node, family): &Key,
+    verdict: Verdict,
+    reached: &Reached,
+    cluster: &ClusterRecord,
+) -> Option<String> {
+    let (path, needed) = match &reached.path {
+        Path::Direct { via, .. } => {
+            (format!("directly to {via}"), "ICMP and packets with pod addresses".to_owned())
+        }
+        Path::Tunnel { encapsulation, remote, .. } => (
+            format!("through a {encapsulation} tunnel to {remote}"),
+            format!("UDP port {}", encapsulation.port(cluster)),
+        ),
         Path::Unreachable(_) => return None,
     };
     match verdict {
         Verdict::Unknown | Verdict::Answers => None,
         Verdict::Silent => Some(format!(
-            "node {node} does not answer on the path that {family} pods use, {way}: the node is down, or the network \
-             between drops the packets"
+            "node {node} does not answer on the {family} pod path ({path}): check that {node} is up, and that the \
+             network between the nodes permits {needed}"
         )),
         Verdict::Dropped => Some(format!(
-            "node {node} answers, {way}, but packets forwarded to its {family} pods, or their replies, are dropped: \
-             check `polderctl status` on both nodes for forwarding settings and packet filters"
+            "node {node} answers ({path}), but packets forwarded to its {family} pods, or the replies, are dropped: \
+             run `polderctl status` on both nodes, which reports wrong forwarding settings and packet filters"
         )),
         Verdict::PathMtuTooSmall(bytes) => Some(format!(
-            "packets of {bytes} bytes do not reach {family} pods of node {node}, {way}, but small ones do: the network \
-             between has a smaller MTU than the interfaces. Set mtu in the configuration to what it supports, or raise \
-             its MTU"
+            "packets of {bytes} bytes do not reach {family} pods of node {node} ({path}), but smaller ones do: a link \
+             between the nodes has a smaller MTU than the interfaces of the nodes. Raise the MTU of that link, or set \
+             a lower mtu in agent.toml on all nodes"
         )),
     }
 }

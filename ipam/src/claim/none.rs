@@ -31,6 +31,8 @@ impl<E: Into<Unavailable>> From<E> for NoClaim {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Exhausted {
     /// The wanted blocks are claimed, in each pool that is open to the node.
+    /// Remedy: add a pool with polderctl pool add, or remove nodes that are permanently gone with polderctl node
+    /// remove.
     #[error("{}", joined(.0))]
     Taken(Vec<Taken>),
     /// No pool is open to the node.
@@ -70,23 +72,22 @@ fn joined(taken: &[Taken]) -> String {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Unavailable {
     /// The node is not registered.
-    /// Remedy: see polderctl status for the reason; the agent retries.
-    #[error("the node is not registered")]
+    #[error("this node is not registered: see polderctl status")]
     Unregistered,
     /// The registration is of another boot or machine.
-    /// Remedy: see polderctl status for the remedy.
-    #[error("the node is registered with another machine or boot")]
+    #[error("this node is registered with another machine id or boot id: see polderctl status")]
     OtherLife,
     /// The datastore is unreachable, with the reason.
     #[error(transparent)]
     Silent(SharedError),
     /// The datastore was not reached yet.
-    /// Remedy: check etcd and the network between this node and etcd.
-    #[error("the datastore is unreachable")]
+    #[error("the datastore was not reached since the agent started: check etcd, and [etcd] in agent.toml")]
     Away,
     /// Records were lost; their owners may still restore them.
     /// Remedy: none, it is temporary; find out who restored or emptied etcd.
-    #[error("the datastore lost records, and their owners are restoring them")]
+    #[error(
+        "the datastore lost records: this node claims no block for 60 s, while all nodes restore their records"
+    )]
     HoldOff,
     /// Error of the datastore.
     #[error(transparent)]

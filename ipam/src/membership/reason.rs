@@ -13,20 +13,26 @@ use crate::record::Alive;
 pub enum Waiting {
     /// No records were read yet.
     /// Remedy: none, it is temporary.
-    #[error("reading the records")]
+    #[error("reading the records from the datastore")]
     Records,
     /// The datastore is unreachable, with the reason.
     #[error(transparent)]
     Silent(SharedError),
     /// Only the snapshot of an earlier agent is known.
-    /// Remedy: check etcd and the network between this node and etcd.
-    #[error("datastore unreachable: using the saved snapshot")]
+    #[error(
+        "the datastore was not reached since the agent started, using the snapshot on disk: check etcd, and [etcd] in \
+         agent.toml"
+    )]
     Away,
     /// The node's record cannot be written yet.
     #[error(transparent)]
     Presence(#[from] NoPresence),
     /// The pool of an owned block does not exist.
-    #[error("pool {pool} of this node's block {block} is missing: add it again with polderctl pool add")]
+    #[error(
+        "pool {pool} of this node's block {block} is missing: add it again with the same range, polderctl pool add \
+         {pool} CIDR --block-length {}",
+        block.cidr().length()
+    )]
     PoolGone {
         /// Name of the missing pool.
         pool: PoolName,
@@ -38,7 +44,9 @@ pub enum Waiting {
     NoClaim(#[from] NoClaim),
     /// Records were lost; their owners may still restore them.
     /// Remedy: none, it is temporary; find out who restored or emptied etcd.
-    #[error("the datastore lost records: no claims until their owners have restored them")]
+    #[error(
+        "the datastore lost records: this node claims no block for 60 s, while all nodes restore their records"
+    )]
     HoldOff,
 }
 
@@ -49,12 +57,11 @@ pub enum NoPresence {
     #[error(transparent)]
     Underlay(#[from] HostError),
     /// No cluster settings: tunnels and MTU depend on them.
-    /// Remedy: start an agent whose configuration has [bootstrap].
-    #[error("the cluster has no settings yet")]
+    #[error("the cluster has no settings yet: start an agent whose configuration has [bootstrap]")]
     NoSettings,
     /// The node's addresses just changed, and records are validated against them.
     /// Remedy: none, it is temporary.
-    #[error("the node's own addresses have just changed")]
+    #[error("this node's underlay addresses have just changed: the records are checked against them first")]
     Moving,
 }
 
@@ -62,10 +69,9 @@ pub enum NoPresence {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Conflict {
     /// Two nodes have the same block.
-    /// Remedy: drain one of the two nodes: it releases the block when its pods are gone.
     #[error(
-        "block {own} of this node's ledger is also claimed by node {by} as {claimed}: no address is assigned \
-         until one of the two releases it"
+        "block {own} of this node's ledger overlaps block {claimed}, which node {by} has claimed: this node serves no \
+         pods. Drain one of the two nodes with kubectl drain, and remove it with polderctl node remove"
     )]
     Block {
         /// The block in this node's ledger.
@@ -77,8 +83,9 @@ pub enum Conflict {
     },
     /// The ledger is from another cluster.
     #[error(
-        "the state directory belongs to cluster {ledger}, but the datastore holds cluster {store}: configure \
-         the right datastore, or drain the node and give it another state directory"
+        "the state directory belongs to cluster {ledger}, but the datastore to cluster {store}: correct [etcd] in \
+         agent.toml. To move this node to cluster {store}, drain it with kubectl drain, stop the agent, delete the \
+         state directory and start the agent"
     )]
     Cluster {
         /// Cluster id in the ledger.
@@ -88,8 +95,9 @@ pub enum Conflict {
     },
     /// The ledger belongs to another node name.
     #[error(
-        "the state directory belongs to node {ledger}, but this is {me}: start the agent under its old name, \
-         or drain the node and give it another state directory"
+        "the state directory belongs to node {ledger}, but the name of this node is {me}: start the agent with \
+         --node {ledger}. To rename the node, drain it with kubectl drain, run polderctl node remove {ledger}, stop \
+         the agent, delete the state directory and start the agent"
     )]
     Name {
         /// Node name in the ledger.
@@ -99,10 +107,10 @@ pub enum Conflict {
     },
     /// The ledger belongs to an earlier node of that name, or to another machine.
     #[error(
-        "node {me} is registered as incarnation {registered} ({other}), but the ledger of this machine is of \
-         incarnation {ledger}, which is older or belongs to another machine. If no pod runs here, stop the agent, \
-         delete its state directory and start it; if the other machine is node {me}, also give this one \
-         another name with --node"
+        "the ledger of this machine does not belong to the registered node {me} ({other}): it is older, or from \
+         another machine. Delete the pods that still run on this machine, stop the agent, delete its state directory \
+         and start it. If the registered machine is to keep the name {me}, start the agent on this machine with --node \
+         OTHERNAME. Incarnation of the registered node: {registered}; of the ledger: {ledger}"
     )]
     Incarnation {
         /// This node.
@@ -115,10 +123,9 @@ pub enum Conflict {
         ledger: Incarnation,
     },
     /// It is unknown whether the registered machine is alive.
-    /// Remedy: check etcd and the network between this node and etcd.
     #[error(
-        "node {me} is registered as another machine ({other}), and this node cannot check whether that one is \
-         alive while the datastore is unreachable"
+        "node {me} is registered as another machine ({other}). The datastore is unreachable, so it is unknown whether \
+         that machine is alive: check etcd, and [etcd] in agent.toml"
     )]
     Unasked {
         /// This node.
@@ -128,12 +135,10 @@ pub enum Conflict {
     },
     /// Machine id and boot id both differ from the record, and the ledger could be a copy.
     #[error(
-        "node {me} is registered as another machine ({other}). This machine ({own}) has the ledger of node \
-         {me}, but machine id and boot id both differ: either a restart changed both, or this machine has a \
-         copy of its disk. If the other machine is gone for good, run polderctl node adopt {me} on this \
-         machine. If both ids change at each restart (kind), set identity = \"ledger\" in the agent's \
-         configuration. If this is a copy, stop the agent, delete its state directory, and give it another \
-         name with --node"
+        "node {me} is registered as another machine ({other}). This machine ({own}) has the ledger of node {me}, but \
+         machine id and boot id both differ: (1) if the other machine is permanently gone, run polderctl node adopt \
+         {me} on this machine; (2) if both ids change at each restart (kind), set identity = \"ledger\" in agent.toml; \
+         (3) if this disk is a copy, stop the agent, delete its state directory and start it with --node OTHERNAME"
     )]
     Stranger {
         /// This node.
@@ -145,8 +150,9 @@ pub enum Conflict {
     },
     /// The same machine is alive in another boot.
     #[error(
-        "node {me} is alive in another boot ({}): if this machine has just been rebooted, this clears within \
-         seconds; if it is a clone, give it its own machine id and name",
+        "node {me} is alive in another boot (boot id {}): (1) if this machine has just been rebooted, wait 15 s until \
+         the lease of the previous boot has expired; (2) if this machine is a clone, stop the agent, delete its state \
+         directory, run `{NEW_MACHINE_ID}`, reboot, and start the agent with --node OTHERNAME",
         other.boot_id
     )]
     OtherBoot {
@@ -157,10 +163,10 @@ pub enum Conflict {
     },
     /// Another machine with this name is alive.
     #[error(
-        "node {me} is alive as another machine ({other}): if this machine has just been restarted with \
-         another machine id, this clears within seconds. If the other machine has replaced it, delete the \
-         pods that still run here, stop the agent and delete its state directory; if this one is a copy, give \
-         it another name with --node"
+        "node {me} is alive as another machine ({other}): (1) if this machine has just been restarted with a new \
+         machine id, wait 15 s until the previous lease has expired; (2) if the other machine has replaced this one, \
+         delete the pods that still run on this machine, stop the agent and delete its state directory; (3) if this \
+         disk is a copy, stop the agent, delete its state directory and start it with --node OTHERNAME"
     )]
     OtherMachine {
         /// This node.
@@ -170,9 +176,8 @@ pub enum Conflict {
     },
     /// The machine is registered under another name.
     #[error(
-        "this machine (machine id {machine_id}) is registered as node {registered}: a clone needs its own \
-         machine id: rm -f /etc/machine-id /var/lib/dbus/machine-id && systemd-machine-id-setup, and restart \
-         the machine; if the node was renamed, remove {registered} with polderctl node remove"
+        "this machine (machine id {machine_id}) is registered as node {registered}: (1) if this machine is a clone, \
+         run `{NEW_MACHINE_ID}` and reboot; (2) if the node was renamed, run polderctl node remove {registered}"
     )]
     Clone {
         /// Machine id of this machine.
@@ -182,11 +187,11 @@ pub enum Conflict {
     },
     /// The name is registered by another machine, and this machine has no ledger.
     #[error(
-        "node {me} is registered as another machine ({other}), and this machine ({own}) has no ledger of it. \
-         If the other machine is gone for good, run polderctl node remove {me} --dead on any node, also on \
-         this one. If it still runs, run polderctl node remove {me} without --dead: it disconnects its pods \
-         and confirms that. In both cases this machine then joins as the new node {me}. To keep the other \
-         machine, give this one another name with --node"
+        "node {me} is registered as another machine ({other}), and this machine ({own}) has no ledger of node {me}: \
+         (1) if the other machine is permanently gone, run polderctl node remove {me} --dead on any node or on this \
+         machine; (2) if the other machine still runs, run polderctl node remove {me}, which disconnects its pods; \
+         after (1) or (2), this machine joins as the new node {me}; (3) to keep the other machine, start the agent on \
+         this machine with --node OTHERNAME"
     )]
     Taken {
         /// This node.
@@ -198,8 +203,11 @@ pub enum Conflict {
     },
 }
 
+/// Command that replaces the machine id.
+const NEW_MACHINE_ID: &str = "rm -f /etc/machine-id /var/lib/dbus/machine-id && systemd-machine-id-setup";
+
 /// Instruction for the machine of a removed node.
-const AGAIN: &str = "To let this machine join again, stop the agent, delete its state directory and start it";
+const AGAIN: &str = "To let this machine join again: stop the agent, delete its state directory and start it";
 
 /// A node was removed from its cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
@@ -217,10 +225,10 @@ pub enum Removed {
     },
     /// The ledger could be a copy: pods of the removed machine may still run.
     #[error(
-        "node {node} was removed from the cluster, and this machine has no pods of it. It cannot confirm \
-         for the removed machine ({removed}) that its pods are gone: machine id and boot id both differ, so its \
-         ledger could be a copy. If that machine is gone for good, run polderctl node remove {node} --dead \
-         --earlier on any node. {AGAIN}"
+        "node {node} was removed from the cluster, and this machine has no pods of it. This machine cannot confirm \
+         that the pods of the removed machine ({removed}) are gone, because machine id and boot id both differ: if \
+         the removed machine is permanently gone, run polderctl node remove {node} --dead --earlier on any node. \
+         {AGAIN}"
     )]
     Stranger {
         /// Name of the removed node.
@@ -230,15 +238,17 @@ pub enum Removed {
     },
     /// The datastore is unreachable.
     #[error(
-        "node {0} was removed from the cluster, and its pods on this machine are disconnected. This is not \
-         confirmed yet: the datastore is unreachable. {AGAIN}"
+        "node {0} was removed from the cluster, and its pods on this machine are disconnected. This is not confirmed \
+         yet, because the datastore is unreachable: restore access to etcd first. {AGAIN}"
     )]
     Unconfirmed(NodeName),
 }
 
 fn named(node: &NodeName, namesake: Option<&Alive>) -> String {
     match namesake {
-        Some(now) => format!("Another machine is node {node} now ({now}): do not change that one. "),
+        Some(now) => {
+            format!("The name {node} now belongs to another machine ({now}): do not change that machine. ")
+        }
         None => String::new(),
     }
 }

@@ -12,12 +12,14 @@ use crate::{Block, Cidr};
 /// Reason why a record is not used on this node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Fault {
-    /// The record cannot be decoded, or its pool is not or only partly usable on this node; with the reason.
+    /// The record cannot be decoded, or its pool is not usable on this node; with the reason.
     #[error(transparent)]
     Refused(SharedError),
+    /// The pool of the record is in use, but only partly usable on this node; with the reason.
+    #[error(transparent)]
+    Doubtful(SharedError),
     /// Two nodes cannot share this address.
-    /// Remedy: give one of the two nodes another address.
-    #[error("its {identity} is already used by node {owner}")]
+    #[error("its {identity} is already used by node {owner}: {}", identity.remedy())]
     OfAnother {
         /// The address that is already used.
         identity: UniqueAddress,
@@ -25,8 +27,10 @@ pub enum Fault {
         owner: NodeName,
     },
     /// A node has at most one of them per family.
-    /// Remedy: none if the node runs a newer release; otherwise restart its agent.
-    #[error("it has more than one {family} {kind} address")]
+    #[error(
+        "it has more than one {family} {kind} address: restart the agent of that node, unless that agent is a newer \
+         release"
+    )]
     TooMany {
         /// The family of the addresses.
         family: Family,
@@ -34,12 +38,15 @@ pub enum Fault {
         kind: &'static str,
     },
     /// An unspecified, loopback or multicast address.
-    /// Remedy: correct the node's address in its agent's configuration.
-    #[error("{0} cannot be used as the address of a node")]
+    #[error(
+        "underlay address {0} is unspecified, loopback or multicast: correct [underlay] in agent.toml of that node"
+    )]
     Unreachable(IpAddr),
     /// A route to it would lead to a pod.
-    /// Remedy: drain and remove the pool, or give the node another underlay address.
-    #[error("its underlay address {address} is inside pool {pool}")]
+    #[error(
+        "its underlay address {address} is inside pool {pool}: drain and remove the pool, or give the node another \
+         underlay address"
+    )]
     UnderlayInPool {
         /// The underlay address.
         address: IpAddr,
@@ -47,27 +54,38 @@ pub enum Fault {
         pool: PoolName,
     },
     /// A multicast or all-zero MAC address.
-    /// Remedy: restart the agent of the node: it writes the record again.
-    #[error("{0} is not a unicast MAC address")]
+    #[error(
+        "vtep_mac {0} is not a unicast MAC address: restart the agent of that node, which rewrites the record"
+    )]
     Mac(Mac),
     /// Outside [`MTU_RANGE`].
-    /// Remedy: correct the MTU of the node's underlay or in its agent's configuration.
-    #[error("its MTU {mtu} is out of range {} to {}", MTU_RANGE.start(), MTU_RANGE.end())]
+    #[error(
+        "its MTU {mtu} is not in the range {} to {}: correct the MTU of the underlay interface of that node, or mtu in \
+         its agent.toml",
+        MTU_RANGE.start(),
+        MTU_RANGE.end()
+    )]
     Mtu {
         /// MTU in the record, in bytes.
         mtu: u32,
     },
     /// The address is ignored; the rest of the record is used.
-    /// Remedy: add the pool again with polderctl pool add.
-    #[error("its gateway address {0} is not in a pool")]
+    #[error(
+        "gateway address {0} is ignored, because it is not in a pool, and the rest of the record is used: add the pool \
+         again with polderctl pool add"
+    )]
     StrayGateway(IpAddr),
     /// The address is ignored; the rest of the record is used.
     /// Remedy: none, the agent of that node assigns another one.
-    #[error("its probe address {0} is not in one of its blocks: the address is not used")]
+    #[error(
+        "probe address {0} is ignored, because it is not in a block of that node, and the rest of the record is used"
+    )]
     StrayProbe(IpAddr),
     /// An earlier claim overlaps it.
-    /// Remedy: drain one of the two nodes: it releases the block when its pods are gone.
-    #[error("it overlaps {first}, which node {node} claimed first")]
+    #[error(
+        "it overlaps block {first} of node {node}, which has the older claim: drain one of the two nodes, and remove \
+         it with polderctl node remove"
+    )]
     Overlaps {
         /// The block of the older claim.
         first: Block,
@@ -75,16 +93,16 @@ pub enum Fault {
         node: NodeName,
     },
     /// The pool is unusable on this node: the node needs some of its addresses, or pods cannot have them.
-    /// Remedy: see the record of the pool in the same list for the reason.
-    #[error("pool {0} cannot be used on this node")]
+    #[error("pool {0} cannot be used on this node: see polderctl status for the reason")]
     UnusablePool(PoolName),
     /// Its pool does not exist.
-    /// Remedy: add the pool again with polderctl pool add.
-    #[error("there is no pool {0}")]
+    #[error("pool {0} does not exist: add it again with polderctl pool add")]
     NoPool(PoolName),
     /// It is outside the pool's range, or not of its block length.
-    /// Remedy: remove the pool and add it again with its earlier range and block length.
-    #[error("pool {pool} is {cidr} with blocks of /{block_length}")]
+    #[error(
+        "it is not a /{block_length} inside {cidr}, the range of pool {pool}: restore the record of the pool, or \
+         delete this record with etcdctl del"
+    )]
     NoBlockOf {
         /// The pool.
         pool: PoolName,
@@ -94,21 +112,36 @@ pub enum Fault {
         block_length: u8,
     },
     /// No node may use the block yet.
-    /// Remedy: see polderctl node list for the event that it waits for.
-    #[error("its owner {0} was removed: the block is held back until the pods there are confirmed gone")]
+    #[error(
+        "its owner {0} was removed, and the block is not released before the pods of {0} are disconnected: see \
+         polderctl node list"
+    )]
     Rests(NodeName),
     /// Its owner has no valid record.
-    /// Remedy: none if the node is just registering; otherwise remove it with polderctl node remove.
-    #[error("its owner {0} is not a node of the cluster")]
+    #[error(
+        "its owner {0} has no valid node record: start the agent of {0}. If that machine is permanently gone, delete \
+         this record with etcdctl del"
+    )]
     NoNode(NodeName),
     /// Its owner is gone, and another node has the same name.
-    /// Remedy: remove the earlier node with polderctl node remove NODE --dead --earlier, if it is gone for good.
-    #[error("it belongs to an earlier incarnation of node {0}")]
+    #[error(
+        "it belongs to another incarnation of node {0} than the registered one: if the machine of that incarnation is \
+         permanently gone, delete this record with etcdctl del"
+    )]
     Earlier(NodeName),
     /// No pool for reservations contains the address.
-    /// Remedy: add a pool for reservations with that address, or release it with polderctl ipam release.
-    #[error("it is not in a pool for reservations")]
+    #[error(
+        "it is not in a pool for reservations: add one with this address (polderctl pool add --reservations), or \
+         release the address (polderctl ipam release)"
+    )]
     StrayReservation,
+}
+
+impl Fault {
+    /// Whether the rest of the record is used.
+    pub(super) fn is_partial(&self) -> bool {
+        matches!(self, Self::Doubtful(_) | Self::StrayGateway(_) | Self::StrayProbe(_))
+    }
 }
 
 /// An address that two nodes cannot share.
@@ -126,6 +159,15 @@ impl UniqueAddress {
     /// Whether it is an underlay address.
     pub(super) fn is_of_underlay(&self) -> bool {
         matches!(self, Self::Underlay(_))
+    }
+
+    /// What to do about two nodes with this address.
+    fn remedy(&self) -> &'static str {
+        match self {
+            Self::Underlay(_) => "give one of the two nodes another underlay address",
+            Self::Gateway(_) => "run polderctl ipam check",
+            Self::Tunnel(_) => "give one of the two nodes another name",
+        }
     }
 
     /// All addresses of a node that must be unique.

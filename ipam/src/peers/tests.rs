@@ -112,7 +112,7 @@ fn a_node_record_that_makes_no_sense_is_refused() {
     for (change, sign) in [
         (
             NodeRecord { underlay: vec!["127.0.0.1".parse().unwrap()], ..node(3) },
-            "cannot be used as the address",
+            "underlay address 127.0.0.1 is unspecified, loopback or multicast",
         ),
         (NodeRecord { underlay: vec!["10.244.9.9".parse().unwrap()], ..node(3) }, "inside pool p"),
         (NodeRecord { vtep_mac: multicast, ..node(3) }, "is not a unicast MAC address"),
@@ -135,14 +135,14 @@ fn a_gateway_in_no_pool_is_ignored_and_named_and_the_node_is_not() {
     cluster.node("a", &stray);
     let (peers, problem) = cluster.seen();
     assert_eq!(peers, both());
-    assert!(problem.contains("its gateway address fd00::1 is not in a pool"), "{problem}");
+    assert!(problem.contains("gateway address fd00::1 is ignored, because it is not in a pool"), "{problem}");
 }
 
 #[test]
 fn a_probe_address_in_no_block_of_its_node_is_ignored_and_named_and_the_node_is_not() {
     for (probe, sign) in [
         ("10.244.1.9", ""),
-        ("10.244.2.9", "10.244.2.9 is not in one of its blocks"),
+        ("10.244.2.9", "10.244.2.9 is ignored, because it is not in a block"),
         ("10.9.0.1", "10.9.0.1"),
     ] {
         let mut cluster = Cluster::new();
@@ -156,11 +156,11 @@ fn a_probe_address_in_no_block_of_its_node_is_ignored_and_named_and_the_node_is_
 #[test]
 fn a_claim_that_does_not_fit_is_refused_and_draws_no_traffic() {
     for (block, owner, n, sign) in [
-        ("10.9.0.0/26", "a", 1, "pool p is 10.244.0.0/16"),
-        ("10.9.0.0/26", "me", 0, "pool p is 10.244.0.0/16"),
-        ("10.244.9.0/27", "a", 1, "with blocks of /26"),
-        ("10.244.9.0/26", "nobody", 1, "nobody is not a node"),
-        ("10.244.9.0/26", "a", 7, "earlier incarnation of node a"),
+        ("10.9.0.0/26", "a", 1, "not a /26 inside 10.244.0.0/16"),
+        ("10.9.0.0/26", "me", 0, "not a /26 inside 10.244.0.0/16"),
+        ("10.244.9.0/27", "a", 1, "not a /26 inside 10.244.0.0/16"),
+        ("10.244.9.0/26", "nobody", 1, "nobody has no valid node record"),
+        ("10.244.9.0/26", "a", 7, "another incarnation of node a"),
     ] {
         let mut cluster = Cluster::new();
         cluster.block(block, owner, n);

@@ -212,7 +212,7 @@ fn a_pool_is_removed_if_nothing_of_it_is_in_use_and_only_then() {
     cluster.block("10.0.0.0/26", "n1", "p");
     cluster.block("10.0.0.64/26", "n1", "p");
     let said = remove(&cluster.view(), &name("p")).unwrap_err().to_string();
-    assert!(said.contains("2 blocks are claimed (n1 has 2)") && said.contains("drain it first"), "{said}");
+    assert!(said.contains("2 blocks are claimed (n1: 2)") && said.contains("drain it first"), "{said}");
     assert_eq!(remove(&cluster.view(), &name("q")), Err(NotChanged::Unknown(name("q"))));
 }
 

@@ -21,7 +21,7 @@ use crate::prefix;
 /// A record that is refused.
 /// Remedy: correct the record, or delete it with etcdctl del.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
-#[error("record {key} is refused: {reason}")]
+#[error("etcd record {key} is ignored: {reason}")]
 pub struct RefusedRecord {
     /// Key of the record.
     pub key: String,
@@ -176,7 +176,7 @@ mod tests {
             ),
         ] {
             let error = decode(key, value.as_bytes()).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("record {key} is refused: ")), "{error}");
+            assert!(error.starts_with(&format!("etcd record {key} is ignored: ")), "{error}");
             assert!(error.contains(reason), "{error} does not say {reason:?}");
         }
     }

@@ -7,7 +7,7 @@ use polder_api::{Attachment, Family, Pod, PoolName};
 
 use self::reason::NotAllocated;
 use super::attach::CallerGone;
-use super::{Caller, LastAdd, OwnNode, NotWritten, PodHost, ReservationRequest, teardown};
+use super::{Caller, LastAdd, NotWritten, OwnNode, PodHost, ReservationRequest, teardown};
 use crate::allocator::{Counts, Refused, Rest};
 use crate::capacity::{Foreign, OwnShare};
 use crate::claim::NoClaim;
@@ -224,7 +224,11 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
     }
 
     /// Requests the hand-over of a reserved address to the pod.
-    async fn reserve(&self, request: &AddRequest, wanted: ReservationRequest) -> Result<IpAddr, NotAllocated> {
+    async fn reserve(
+        &self,
+        request: &AddRequest,
+        wanted: ReservationRequest,
+    ) -> Result<IpAddr, NotAllocated> {
         let Some(pod) = &request.pod else { return Err(NotAllocated::Nameless) };
         Ok(self.host.reserve(wanted, pod.to_string(), &request.attachment).await?)
     }

@@ -170,7 +170,8 @@ impl<H: RegistrarHost> Registrar<'_, H> {
             boot_id: self.me.boot_id.clone(),
             attachment: attachment.clone(),
         };
-        let goes_on = |last: &Attachment| deleted_meanwhile.contains(last) || self.host.is_wired_from_before(last);
+        let goes_on =
+            |last: &Attachment| deleted_meanwhile.contains(last) || self.host.is_wired_from_before(last);
         // The interface is deleted before the ledger entry, so an attachment that is not in the ledger has no
         // interface, unless its ADD is still running.
         let is_gone = |last: &Holder| {

@@ -136,7 +136,7 @@ impl LastAdd {
 /// The node's ledger cannot be read or written. The request changed nothing in it.
 /// Remedy: check the disk of the agent's state directory: free space, a read-only mount, I/O errors in the kernel log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("cannot write the ledger: {0}")]
+#[error("cannot use the ledger: {}", .0.reason())]
 pub struct NotWritten(#[from] pub LedgerError);
 
 impl Refuse for NotWritten {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use polder_api::{Attachment, NodeName, PerFamily};
 use tracing::{info, warn};
 
-use super::{Ended, OwnNode, NotReleased, RegistrarHost, attempt};
+use super::{Ended, NotReleased, OwnNode, RegistrarHost, attempt};
 use crate::bootstrap::{Proposal, propose};
 use crate::change::{Change, Claim, RemovedHoldings};
 use crate::claim::NoClaim;

@@ -113,7 +113,7 @@ pub async fn release<H: PodHost>(
     let begin = move |ipam: &mut NodeIpam<H::Ledger>, _| (ipam.begin_release(&key), ipam.is_overtaken(&key));
     let ((held, written), is_overtaken) = host.ledger(begin).await;
     if let Err(error) = written {
-        warn!(%attachment, "cannot write the ledger: {error}");
+        warn!(%attachment, "cannot write the ledger: {}", error.reason());
     }
     if !interface_goes_first() {
         let _ = host.free(attachment, add).await;
@@ -133,7 +133,8 @@ pub async fn release<H: PodHost>(
             ReleaseOutcome::Freed
         }
         Err(error) => {
-            warn!(%attachment, "interface deleted, but addresses not freed: cannot write the ledger: {error}");
+            let reason = error.reason();
+            warn!(%attachment, "interface deleted, but addresses not freed: cannot write the ledger: {reason}");
             ReleaseOutcome::Kept(error)
         }
     })

@@ -138,8 +138,10 @@ fn what_is_put_is_the_record_of_the_change() {
         Confirmation { incarnation: incarnation(), record: fence_record(), revision: Revision::new(3) };
     let hand_over =
         HandOver { by: me(), address: ADDRESS, record: reservation(), before: None, out_of: None };
-    let release_removed = RemovedHoldings { by: me(), fence: fence(), blocks: Vec::new(), addresses: vec![released()] };
-    let (pool_record, sign) = (encode(&PoolRecord::from(&pool())), LeaseWrite { by: me(), alive: alive.clone() });
+    let release_removed =
+        RemovedHoldings { by: me(), fence: fence(), blocks: Vec::new(), addresses: vec![released()] };
+    let (pool_record, sign) =
+        (encode(&PoolRecord::from(&pool())), LeaseWrite { by: me(), alive: alive.clone() });
     let changes: Vec<(Change, Vec<Vec<u8>>)> = vec![
         (claim().into(), vec![encode(&claim().record)]),
         (Change::RegisterNode { node: name(), record: node(), before: None }, vec![encode(&node())]),
@@ -168,7 +170,11 @@ fn what_is_put_is_the_record_of_the_change() {
         ),
         (Change::ReplaceSettings { record: cluster(), revision: Revision::new(4) }, vec![encode(&cluster())]),
         (
-            Change::PublishAddresses { by: me(), publish: vec![(ADDRESS, said.clone())], withdraw: Vec::new() },
+            Change::PublishAddresses {
+                by: me(),
+                publish: vec![(ADDRESS, said.clone())],
+                withdraw: Vec::new(),
+            },
             vec![encode(&said)],
         ),
         (Change::WriteLease(sign.clone()), vec![encode(&alive)]),

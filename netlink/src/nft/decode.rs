@@ -93,7 +93,9 @@ fn comment(data: &[u8]) -> Option<String> {
 /// The library's decoder formats the whole message as text for each element, for an error message that is not needed:
 /// with 10,000 elements that takes four seconds. It also fails on unknown attributes in chains and rules of other
 /// programs.
-pub(super) fn with_raw_attributes(message: &[u8]) -> Option<Result<NetlinkMessage<NetfilterMessage>, DecodeError>> {
+pub(super) fn with_raw_attributes(
+    message: &[u8],
+) -> Option<Result<NetlinkMessage<NetfilterMessage>, DecodeError>> {
     let header = NetlinkHeader::parse(&NetlinkBuffer::new(&message)).ok()?;
     let [subsys, message_type] = header.message_type.to_be_bytes();
     let subsys = NetfilterSubsystem::from(subsys);

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use polder_api::Attachment;
 use polder_ipam::claim::{NoClaim, Unavailable};
 use polder_ipam::pool::BlockRequest;
-use polder_ipam::tasks::{CLAIM_PATIENCE, RetryReason, Requests, NotHandedOver, ReservationRequest};
+use polder_ipam::tasks::{CLAIM_PATIENCE, NotHandedOver, Requests, ReservationRequest, RetryReason};
 
 use super::SimHost;
 use super::host::millis;

@@ -143,7 +143,9 @@ impl fmt::Display for Action {
             Self::BeginCopied(who) => write!(f, "{} is started with a copy of a ledger", m(who)),
             Self::Adopt(who) => write!(f, "the operator says that {} is in place of another machine", m(who)),
             Self::Rejoin(who) => write!(f, "{} is started again without its ledger", m(who)),
-            Self::Remove(who, OperatorConfirmation::No) => write!(f, "the operator removes the node named as {}", m(who)),
+            Self::Remove(who, OperatorConfirmation::No) => {
+                write!(f, "the operator removes the node named as {}", m(who))
+            }
             Self::Remove(who, OperatorConfirmation::Yes) => {
                 write!(f, "the operator removes the node named as {}, and vouches that it is gone", m(who))
             }

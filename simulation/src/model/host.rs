@@ -28,8 +28,8 @@ use polder_ipam::release::NotReleased;
 use polder_ipam::reservation::Denied;
 use polder_ipam::store::{Contents, Outcome, StoreError};
 use polder_ipam::tasks::{
-    Host, LastAdd, OwnNode, PodHost, Records, RegistrarHost, RegistrarState, Requests, NotHandedOver, ReservationRequest,
-    teardown,
+    Host, LastAdd, NotHandedOver, OwnNode, PodHost, Records, RegistrarHost, RegistrarState, Requests,
+    ReservationRequest, teardown,
 };
 use polder_ipam::view::View;
 
@@ -303,7 +303,12 @@ impl Requests for ModelHost<'_> {
     /// [`super::Action::AllocationRequest`] chooses when to claim ahead.
     fn claim_ahead(&self, _: BlockRequest) {}
 
-    async fn reserve(&self, wanted: ReservationRequest, _: String, _: &Attachment) -> Result<IpAddr, NotHandedOver> {
+    async fn reserve(
+        &self,
+        wanted: ReservationRequest,
+        _: String,
+        _: &Attachment,
+    ) -> Result<IpAddr, NotHandedOver> {
         match self.wait(Wait::Address(wanted)).await {
             Answer::Address(address) => address,
             other => unreachable!("{other:?}"),

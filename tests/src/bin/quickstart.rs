@@ -184,7 +184,8 @@ fn explain_routes(worker: &Worker) -> anyhow::Result<()> {
 fn meaning(route: &Value, owner: Option<&(String, Vec<Value>)>) -> String {
     let field = |name: &str| route[name].as_str().unwrap_or("?");
     let Some((owner, paths)) = owner else {
-        return "is the whole pod network: addresses that no node owns are unreachable, and their packets do not leave the node".to_owned();
+        return "is the whole pod network: addresses that no node owns are unreachable, and their packets do not \
+                leave the node".to_owned();
     };
     match field("dev") {
         "polder0" => "are the pods of this node: on its bridge polder0".to_owned(),

@@ -188,7 +188,8 @@ fn measure_start(worker: &mut Worker, routes: usize, what: &str) {
     let cpu = worker.node.shell("cat /proc/$(pidof polder-agent)/stat");
     let ticks: Vec<f64> = cpu.split(' ').skip(13).take(2).filter_map(|ticks| ticks.parse().ok()).collect();
     println!(
-        "{what}: {routes} routes in the kernel after {:.2} s, of which the agent computed {:.2} s and its kernel {:.2} s; \
+        "{what}: {routes} routes in the kernel after {:.2} s, of which the agent computed {:.2} s and its kernel \
+         {:.2} s; \
          a pass that finds nothing takes {:.0} ms",
         in_kernel.as_secs_f64(),
         ticks[0] / 100.0,

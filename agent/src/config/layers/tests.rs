@@ -89,7 +89,8 @@ fn a_variable_that_is_wrong_is_named_with_the_remedy() {
     let error = refused(&[("POLDER__RESYNC_SECONDS", "0")]);
     assert!(
         error.contains(
-            "resync_seconds: must be at least 1 (set by the environment variable POLDER__RESYNC_SECONDS)"
+            "resync_seconds: 0 s is too short: set at least 1, or remove the key to use the default (set by the \
+             environment variable POLDER__RESYNC_SECONDS)"
         ),
         "{error}"
     );

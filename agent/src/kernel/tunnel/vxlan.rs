@@ -64,7 +64,8 @@ pub(super) fn rival(device: &Vxlan, link: &Link) -> Option<String> {
     let is_in_the_way = other.port == device.port && (other.vni == device.vni || other.vni == 0);
     is_in_the_way.then(|| {
         format!(
-            "Device {0} has port {1} and VNI {2}. If no other network uses it: ip link delete {0}. Otherwise give Polder \
+            "Device {0} has port {1} and VNI {2}. If no other network uses it: ip link delete {0}. Otherwise give \
+             Polder \
              another port or VNI: polderctl cluster set --help",
             link.name, other.port, other.vni
         )

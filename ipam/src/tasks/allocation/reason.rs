@@ -10,7 +10,7 @@ use crate::capacity::{Foreign, OwnShare, REMEDY};
 use crate::cause::HostError;
 use crate::claim::{Exhausted, NoClaim};
 use crate::node::AllocateError;
-use crate::tasks::{NotWritten, NotHandedOver};
+use crate::tasks::{NotHandedOver, NotWritten};
 
 /// Why an attachment gets no addresses.
 #[derive(Debug, thiserror::Error)]

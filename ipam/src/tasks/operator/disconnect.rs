@@ -12,7 +12,7 @@ use crate::publication;
 use crate::store::StoreError;
 use crate::tasks::published::PublishedAddresses;
 use crate::tasks::records::Records;
-use crate::tasks::{OwnNode, NotWritten, lease};
+use crate::tasks::{NotWritten, OwnNode, lease};
 
 /// The state of a node that is to be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -19,7 +19,7 @@ use crate::store::{Outcome, StoreError};
 use crate::tasks::orphan_collector::{self, Swept};
 use crate::tasks::published::PublishedAddresses;
 use crate::tasks::records::{Records, read_all};
-use crate::tasks::{OwnNode, NotWritten};
+use crate::tasks::{NotWritten, OwnNode};
 use crate::view::View;
 
 /// Why an address is not released for an operator.
