@@ -1,12 +1,12 @@
-//! Whatever stands in the store: it is a record, or it is refused, and nothing panics.
+//! Any key and value in the datastore is decoded as a record or refused, without a panic.
 //!
-//! `PROPTEST_CASES` says how many cases are tried; `scripts/fuzz` tries them without end.
+//! `PROPTEST_CASES` is the number of cases; `scripts/fuzz` runs without a limit.
 
 use polder_ipam::record::decode;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-/// Keys with records that are right.
+/// Keys with valid records.
 fn records() -> Vec<(&'static str, Value)> {
     vec![
         (

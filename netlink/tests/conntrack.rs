@@ -1,4 +1,4 @@
-//! The verbs of connection tracking, against the real kernel. Needs root.
+//! Connection tracking in the real kernel. Needs root.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -12,7 +12,7 @@ use polder_netlink::{RouteSocket, link, namespace};
 fn the_connections_of_an_address_are_forgotten_and_no_others() {
     namespace::in_a_new_one(|| {
         RouteSocket::open().unwrap().execute_all([link::change("lo").up().into()]).unwrap();
-        // Connections are followed only where a rule needs it.
+        // The kernel tracks connections only if a rule in the namespace needs it.
         let rules = "add table inet t; add chain inet t c { type filter hook input priority 0; }; add rule inet t c \
                      ct state new counter";
         assert!(Command::new("nft").arg(rules).status().unwrap().success());

@@ -1,4 +1,5 @@
-//! The verbs against the real kernel, each test in a network namespace of its own. Needs root.
+//! Links, addresses, routes, rules, neighbours and events in the real kernel. Each test runs in its own network
+//! namespace. Needs root.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -21,7 +22,7 @@ use polder_netlink::{IfIndex, RouteSocket, address, link, namespace, route};
 
 const BRIDGE_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 
-/// A bridge named `br`, up; its index.
+/// Creates the bridge `br`, sets it up, and returns its index.
 fn bridge(socket: &mut RouteSocket) -> IfIndex {
     bridge_with(socket, 1450)
 }
@@ -31,8 +32,8 @@ fn bridge_with(socket: &mut RouteSocket, mtu: u32) -> IfIndex {
     socket.link("br").unwrap().expect("the bridge").index
 }
 
-/// A pair whose one end `host` is a port of the bridge, and whose other end `eth0` is in a new namespace.
-/// The pair lives as long as the namespace, and that as long as the file.
+/// Creates a veth pair: `host` is a port of the bridge, `eth0` is in a new namespace. The pair exists as long as the
+/// namespace, and the namespace as long as the returned file is open.
 #[must_use]
 fn pod(socket: &mut RouteSocket, bridge: IfIndex) -> File {
     let pod = namespace::in_a_new_one(|| File::open("/proc/thread-self/ns/net")).unwrap().unwrap();
@@ -106,7 +107,7 @@ fn the_settings_of_a_pod_port_are_read_back_as_they_were_made() {
         let up = link::change("host").up().into();
         socket.execute_all([link::without_link_local("host"), change.into(), up]).unwrap();
         let host = socket.link("host").unwrap().unwrap();
-        // An older kernel takes the lock and does nothing, unless it was backported: all else is as it was asked for.
+        // Kernels before 5.18 ignore the lock, unless it was backported. All other settings are made.
         let locked = kernel_release() >= (5, 18) || host.port.unwrap().locked;
         if !locked {
             println!("this kernel cannot lock bridge ports (Linux 5.18): tested without");
@@ -142,7 +143,7 @@ fn a_device_too_small_for_ipv6_is_made_all_the_same() {
             for name in ["br", "vx"] {
                 let made = socket.link(name).unwrap().unwrap();
                 assert_eq!((made.up, made.mtu), (true, mtu));
-                // Below 1280 there is no IPv6 on it.
+                // Below an MTU of 1280 bytes, the interface has no IPv6.
                 assert_eq!(made.makes_link_local, (mtu >= 1280).then_some(false));
             }
             assert_eq!(socket.addresses().unwrap(), [], "one made itself an address");
@@ -322,7 +323,7 @@ fn neighbours_and_forwards_are_read_back_as_they_were_made() {
         let moved = FdbEntry { to: Destination::Remote(ip("10.9.0.3")), ..forwards[1] };
         socket.execute_all([moved.replace()]).unwrap();
         assert_eq!(sorted(socket.forwards().unwrap()), sorted(vec![forwards[0], moved]));
-        // Whatever else somebody has put there is seen, and goes.
+        // Entries of any other kind, created by other programs, are listed and can be deleted.
         socket.execute_all([moved.delete()]).unwrap();
         run("sh", &["-ec", "ip nexthop add id 1 via 10.9.0.3 fdb; ip nexthop add id 2 group 1 fdb"]);
         for odd in [
@@ -344,9 +345,9 @@ fn neighbours_and_forwards_are_read_back_as_they_were_made() {
     });
 }
 
-/// Whether this kernel's bridges know VLANs (`CONFIG_BRIDGE_VLAN_FILTERING`).
+/// Whether this kernel's bridges support VLANs (`CONFIG_BRIDGE_VLAN_FILTERING`).
 fn bridges_know_vlans() -> bool {
-    // Others tell `vlan_filtering`, too, and always 0.
+    // Kernels without this support report `vlan_filtering`, too, always as 0.
     run("ip", &["-d", "link", "show", "dev", "br"]).contains("vlan_default_pvid")
 }
 
@@ -370,7 +371,8 @@ fn an_entry_of_another_vlan_is_not_ours_and_does_not_hide_that_ours_is_missing()
         }
         assert!(table().contains(&entry), "the kernel has not repeated it in VLAN 1: {}", table());
         assert_eq!(socket.forwards().unwrap(), [ours]);
-        // `bridge` takes 0 for no VLAN, which is all of them: what is left alone in VLAN 1 was made there.
+        // `bridge` cannot delete the entry of VLAN 0 only: it treats 0 as no VLAN, which means all VLANs. So both
+        // entries are deleted, and one is added in VLAN 1.
         socket.execute_all([ours.delete()]).unwrap();
         assert!(!table().contains("static"), "one is left: {}", table());
         run("bridge", &["fdb", "add", &POD_MAC.to_string(), "dev", "host", "master", "static", "vlan", "1"]);
@@ -415,11 +417,11 @@ fn a_group_of_interfaces_goes_in_one_request() {
     });
 }
 
-/// The number of the pod's interface, and who hears what happens to it from now on.
+/// The index of the interface `host`, and a monitor that receives all events from now on.
 fn listen(socket: &mut RouteSocket) -> (IfIndex, Monitor) {
     let index = socket.link("host").unwrap().unwrap().index;
     let monitor = Monitor::open().unwrap();
-    // An event that is lost is a failure, and no wait for ever.
+    // If an event is lost, the test fails instead of waiting forever.
     monitor.set_patience(Duration::from_secs(10)).unwrap();
     (index, monitor)
 }

@@ -1,4 +1,4 @@
-//! What the kernel answers when it is asked for a way. Needs root.
+//! Route lookups in the real kernel. Needs root.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -40,14 +40,14 @@ fn a_look_up_takes_nothing_for_on_link_that_is_not() {
         run("ip", &["address", "add", "fd01::1/64", "dev", "near", "nodad"]);
         let next_hop =
             |socket: &mut RouteSocket, to: &str| socket.look_up(ip(to)).unwrap().map(|found| found.next_hop);
-        // A router of the other family (`RTA_VIA`).
+        // A router with an address of the other family (`RTA_VIA`).
         run("ip", &["route", "add", "10.2.0.0/24", "via", "inet6", "fd01::fe"]);
         assert_eq!(next_hop(socket, "10.2.0.2"), Some(NextHop::Router(ip("fd01::fe"))));
         // Several routers.
         let several = ["nexthop", "via", "10.1.0.253", "nexthop", "via", "10.1.0.254"];
         run("ip", &[&["route", "add", "10.3.0.0/24"][..], &several].concat());
         assert!(!matches!(next_hop(socket, "10.3.0.2"), None | Some(NextHop::Destination)));
-        // A next hop object, with a router and without.
+        // A next hop object, with and without a router.
         run("ip", &["nexthop", "add", "id", "7", "via", "10.1.0.254", "dev", "near"]);
         run("ip", &["route", "add", "10.4.0.0/24", "nhid", "7"]);
         assert_eq!(next_hop(socket, "10.4.0.2"), Some(NextHop::Router(ip("10.1.0.254"))));

@@ -1,4 +1,4 @@
-//! nftables in the real kernel, each test in a network namespace of its own. Needs root.
+//! nftables in the real kernel. Each test runs in its own network namespace. Needs root.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -127,11 +127,11 @@ fn elements() -> Elements {
     ])
 }
 
-/// The table is found with these elements.
+/// Checks that the kernel has the table with these elements.
 fn assert_found(filter: &mut FilterSocket, table: &Table, expected: &Elements) {
     let Found::Intact(found) = filter.find(table).unwrap() else { panic!("the table differs") };
     let differ = |set: &&&str| found.get(**set) != expected.get(**set);
-    // Not the elements: there are thousands.
+    // A failure prints only the names of the sets: there are over 1500 elements.
     let differing: Vec<_> = expected.keys().chain(found.keys()).filter(differ).collect();
     assert!(differing.is_empty(), "sets that are not as expected: {differing:?}");
 }
@@ -246,7 +246,7 @@ fn a_dump_that_the_kernel_refuses_is_an_error_and_not_an_empty_table() {
     in_a_new_namespace(|_| {
         let mut filter = FilterSocket::open().unwrap();
         let mut table = table();
-        // A set that no rule needs can go without anything else that would tell.
+        // A set that no rule uses can be deleted without any other change of the table.
         table.sets.push(Set { side: Side::Ip, name: "spare", key: Key::Address(Family::V4) });
         filter.commit(table.install(&Elements::new())).unwrap();
         assert!(matches!(filter.find(&table).unwrap(), Found::Intact(_)));

@@ -1,4 +1,4 @@
-//! Sockets that were opened to read, each test in a network namespace of its own. Needs root.
+//! Read-only sockets. Each test runs in its own network namespace. Needs root.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

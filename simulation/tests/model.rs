@@ -1,10 +1,10 @@
-//! The model of the cluster, explored completely; and that it finds what is wrong on purpose.
+//! Explores the model of the cluster completely, and checks that it detects each deliberate defect.
 
 use std::io::Write as _;
 
 use polder_simulation::model::{Flaw, HAPPENINGS, Happening, Report, Space};
 
-/// Says it even where the output of a test that passes is not shown.
+/// Prints the line, also if the test passes: the test harness hides only the output of the print macros.
 fn say(line: impl std::fmt::Display) {
     let mut output = std::io::stdout().lock();
     let _ = writeln!(output, "{line}");

@@ -1,4 +1,4 @@
-//! Thousands of clusters, each played through other faults than all the others.
+//! Simulates thousands of clusters, each with its own random sequence of faults.
 
 use std::io::Write as _;
 
@@ -12,7 +12,7 @@ use polder_simulation::play::{Report, play};
 use polder_simulation::runtime::LATE_INTERFACE;
 use polder_simulation::schedule::HUNG;
 
-/// How many are played with every test; `scripts/simulate` plays as many as one likes.
+/// Number of seeds in a test run; `scripts/simulate` runs any number.
 const SEEDS: u64 = 2_000;
 
 #[test]
@@ -29,6 +29,6 @@ fn whatever_fails_at_whatever_step_no_invariant_is_broken() {
     for played in Fault::ALL.map(Fault::name).into_iter().chain(besides).chain(of_operators) {
         assert!(total.counts.contains_key(played), "in none of {SEEDS} seeds: {played}");
     }
-    // Said even where the output of a test that passes is not shown.
+    // Printed also if the test passes: the test harness hides only the output of the print macros.
     let _ = writeln!(std::io::stdout().lock(), "{SEEDS} seeds hold: {total}");
 }

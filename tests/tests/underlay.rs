@@ -1,4 +1,4 @@
-//! Networks between the nodes that are not a plain Ethernet with a lasting address.
+//! Underlays that are not a plain Ethernet with permanent addresses.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -28,7 +28,7 @@ fn pods(lab: &Lab) -> Vec<Pod> {
 #[test]
 fn over_a_link_without_link_layer_addresses_auto_takes_the_tunnel() {
     let mut lab = Lab::build(Topology::one_segment(2));
-    // As the meshes in user space make it: packets without link-layer header, in UDP.
+    // Like a user-space mesh: packets without a link-layer header, in UDP.
     let mut mesh = Vec::new();
     for (number, other) in [(0, 1), (1, 0)] {
         let (own, remote) = (lab.underlay(number, false), lab.underlay(other, false));
@@ -48,7 +48,7 @@ fn over_a_link_without_link_layer_addresses_auto_takes_the_tunnel() {
         assert_eq!(lab.workers[worker].path_to(other, "ipv4"), "vxlan");
     }
     assert_flat(&pods(&lab), 1350);
-    // Who says so gets direct routes.
+    // The backend `direct` uses direct routes on this link, too.
     lab.workers[0].ctl(&["cluster", "set", "--backend", "direct"]);
     wait::until_true("a direct path", || lab.workers[0].path_to("n2", "ipv4") == "direct");
 }
@@ -82,13 +82,14 @@ fn where_the_network_drops_pods_addresses_auto_takes_the_tunnel_until_it_carries
         "{:?}",
         named(&lab.workers[0])
     );
-    // What one node sends is dropped, and what the others send to each other is not.
+    // Only packets sent by n1 are dropped: n2 and n3 use direct paths to each other.
     assert_eq!(paths(&lab.workers[1])[2..], ["n3 direct", "n3 direct"]);
-    // What tests the path keeps its address, although pods' packets to a node behind a tunnel do not.
+    // Probes of the direct path keep their source address, although pod packets to the underlay address of a peer
+    // behind a tunnel are masqueraded.
     let (own, other) = (all[0].gateway(all[0].v4()), lab.underlay(1, false));
     let test = format!("ping -c 2 -i 0.2 -W 1 -I {own} {other} >/dev/null && echo answered || echo lost");
     assert_eq!(lab.workers[0].node.shell(&test).trim(), "lost");
-    // Another agent does not try it with pods' packets again.
+    // A restarted agent does not use the direct paths for pod packets again.
     lab.workers[0].kill();
     lab.workers[0].start();
     wait::until_true("the first pass", || {
@@ -113,14 +114,14 @@ fn a_node_that_has_got_the_address_of_a_dead_one_serves_once_the_dead_ones_lease
     lab.workers[0].kill();
     lab.workers[1].kill();
     lab.workers[1].node.shell("ip link set eth0 down");
-    // With an ARP announcement, which DHCP clients send and `ip` does not: until the kernels of the others give up the
-    // dead node's MAC address, they send it what is meant for the new one.
+    // Sends an ARP announcement, as DHCP clients do and `ip` does not. Without it, the other nodes send packets for
+    // this node to the dead node's MAC address until their kernels remove the neighbour entry.
     lab.workers[0].node.shell(&format!(
         "echo 1 >/proc/sys/net/ipv4/conf/eth0/arp_notify; ip address delete {first}/24 dev eth0; \
          ip address add {second}/24 dev eth0; ip link set eth0 down; ip link set eth0 up"
     ));
     lab.workers[0].start();
-    // Either can take as long as the lease, and as it has to be missing.
+    // Each wait can last until the lease has expired and has been missing long enough to treat the agent as dead.
     let patience = PATIENCE * 3;
     wait::within(patience, "the node to be ready", || {
         let status = lab.workers[0].try_status()?;
@@ -144,7 +145,7 @@ fn a_node_keeps_the_address_of_its_record_beside_a_virtual_one_that_the_kernel_p
     lab.workers[0].node.shell(&format!("ip address add {vip}/128 dev eth0 nodad"));
     lab.start_agents();
     assert_eq!(underlay(&lab.workers[0]), [own.to_string()]);
-    // It fails over, and the agent there starts anew.
+    // The virtual address moves to the other node, and the agent there is restarted.
     lab.workers[0].node.shell(&format!("ip address delete {vip}/128 dev eth0"));
     lab.workers[1].node.shell(&format!("ip address add {vip}/128 dev eth0 nodad"));
     lab.workers[1].kill();

@@ -1,4 +1,4 @@
-//! What the tests against the real kernel share.
+//! Functions shared by the tests against the real kernel.
 
 #![allow(dead_code, unreachable_pub, reason = "each of the programs uses what it needs")]
 
@@ -29,7 +29,7 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The release of the kernel: its first two numbers.
+/// The first two numbers of the kernel release: (5, 18) for Linux 5.18.
 pub fn kernel_release() -> (u32, u32) {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers =

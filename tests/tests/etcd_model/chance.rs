@@ -1,4 +1,4 @@
-//! Operations made up at random: few keys, so that they meet, and revisions close to what is there.
+//! Random operations: with few keys, so that they often affect the same key, and with recent revisions.
 
 use polder_ipam::Revision;
 use polder_ipam::key::Range;
@@ -6,21 +6,22 @@ use polder_ipam::store::{Compare, Txn, Write};
 use polder_simulation::etcd::{Condition, LeaseId, Operation, Operator, Property};
 use polder_simulation::{Model, Random};
 
-/// What is done to both stores.
+/// An operation that is applied to both stores.
 #[derive(Debug, Clone)]
 pub(crate) enum Step {
-    /// A transaction of Polder's, by way of Polder's own client.
+    /// A transaction of Polder, sent by Polder's own client.
     Commit(Txn),
-    /// A transaction in etcd's own terms.
+    /// A transaction with etcd's own conditions and operations.
     Transact(Vec<Condition>, Vec<Operation>),
-    /// A look at an earlier revision.
+    /// A read of a range as of a revision.
     Read(Range, i64),
     Compact(i64),
     Grant(LeaseId),
     Revoke(LeaseId),
     KeepAlive(LeaseId),
     Lease(LeaseId),
-    /// Watches, each with its first revision. Several, because etcd looks after late ones ten times a second.
+    /// Watches, each with its first revision. They are opened together, because etcd reads past events only ten times
+    /// a second.
     Watch(Vec<(Range, i64)>),
 }
 
@@ -28,10 +29,10 @@ const KEYS: &[&str] = &["a", "b", "b/1", "b/2", "b0", "c", "d", "é"];
 const VALUES: &[&str] = &["", "1", "2", "22"];
 const LEASES: &[LeaseId] = &[1, 2, 3];
 
-/// Watches that are opened together.
+/// Number of watches that are opened together.
 const WATCHES: usize = 10;
 
-/// What makes them up.
+/// Generates steps from a seed.
 pub(crate) struct Chance(Random);
 
 impl Chance {
@@ -39,7 +40,7 @@ impl Chance {
         Self(Random::new(seed))
     }
 
-    /// Something to do to a store like this one.
+    /// A random step for a store with the contents of `model`.
     pub(crate) fn step(&mut self, model: &Model) -> Step {
         match self.0.below(100) {
             0..35 => Step::Commit(Txn {
@@ -59,7 +60,7 @@ impl Chance {
         }
     }
 
-    /// Up to so many, and often none.
+    /// 0 to `most` elements.
     fn some<T>(&mut self, most: usize, mut one: impl FnMut(&mut Self) -> T) -> Vec<T> {
         let number = self.0.below(most + 1);
         (0..number).map(|_| one(self)).collect()
@@ -73,7 +74,7 @@ impl Chance {
         (*self.0.one_of(VALUES)).into()
     }
 
-    /// Mostly of the leases that there are sometimes.
+    /// One of [`LEASES`]; it may not exist in the store.
     fn lease(&mut self) -> LeaseId {
         *self.0.one_of(LEASES)
     }
@@ -82,18 +83,18 @@ impl Chance {
         match self.0.below(4) {
             0 => Range::single(self.key()),
             1 => Range::prefix("b/".to_owned()),
-            // It may be that it ends before it starts.
+            // May end before it starts.
             _ => Range { start: self.key(), end: self.key() },
         }
     }
 
-    /// A range that does not end before it starts: etcd answers no watch of one that does.
+    /// A range that is not empty: etcd opens no watch of an empty range.
     fn watchable(&mut self) -> Range {
         let range = self.range();
         if range.start < range.end { range } else { Range::single(range.start) }
     }
 
-    /// Mostly one of the last revisions, sometimes one that has not come yet.
+    /// Mostly one of the last revisions, sometimes one of the next two.
     fn revision(&mut self, model: &Model) -> i64 {
         let back = [0, 1, 2, 3, 5, 8, 20, 100];
         let revision = model.revision().number() + 2 - self.0.one_of(&back);

@@ -1,4 +1,4 @@
-//! A real etcd, asked in the terms of the model.
+//! A client of a real etcd, with the types of the model.
 
 use std::time::Duration;
 
@@ -19,16 +19,16 @@ use polder_store::etcd::config::EtcdConfig;
 use super::super::{Answer, LEASE};
 use super::chance::Step;
 
-/// Longer than etcd takes for anything that it does.
+/// Timeout of a step and of a watch message: longer than any operation of etcd takes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) struct Real {
     client: Client,
-    /// The same etcd, by way of Polder's own client.
+    /// Polder's own client of the same etcd.
     store: Store,
 }
 
-/// A watch.
+/// An open watch of the real etcd.
 pub(crate) struct Stream(WatchStream);
 
 impl Real {
@@ -38,7 +38,7 @@ impl Real {
         Self { client, store: Store::Etcd(Etcd::new(&config).await.unwrap()) }
     }
 
-    /// What this version does.
+    /// How watches of this etcd version treat the deletions of a compacted revision.
     pub(crate) async fn deletions(&mut self) -> Deletions {
         let version = self.client.status().await.unwrap().version().to_owned();
         let numbers: Vec<u32> = version.split('.').map(|number| number.parse().unwrap()).collect();
@@ -50,7 +50,7 @@ impl Real {
         if kept { Deletions::Kept } else { Deletions::Forgotten }
     }
 
-    /// Does it. An error is etcd's own text.
+    /// Applies the step. An error is etcd's own text.
     pub(crate) async fn carry_out(&mut self, step: &Step) -> Result<Answer, String> {
         let doing = self.carry_out_at_length(step);
         tokio::time::timeout(PATIENCE, doing).await.map_err(|_| "no answer".to_owned())?
@@ -62,7 +62,7 @@ impl Real {
             Step::Transact(when, then) => Answer::Outcome(self.transact(when, then).await?),
             Step::Read(range, revision) => Answer::Keys(self.range_at(range, *revision).await?.1),
             Step::Compact(revision) => {
-                // To its end: a watch must not see what is about to be forgotten.
+                // Waits until the compaction is complete: a watch must not report events that etcd is about to delete.
                 let options = CompactionOptions::new().with_physical();
                 self.client.compact(*revision, Some(options)).await.map_err(text)?;
                 Answer::Done
@@ -93,7 +93,7 @@ impl Real {
                 let answer = answers.message().await.map_err(text)?.ok_or("the stream has ended")?;
                 Ok(u64::try_from(answer.ttl()).ok().filter(|seconds| *seconds > 0))
             }
-            // The client's own word for a lease that etcd does not know.
+            // The client returns this for a lease that etcd does not know.
             Err(Error::LeaseKeepAliveError(_)) => Ok(None),
             Err(error) => Err(text(error)),
         }
@@ -141,7 +141,7 @@ impl Real {
 }
 
 impl Stream {
-    /// What it says next: that many events, or something else.
+    /// Reads messages until they contain `expected` events, or until another kind of message, and returns it.
     pub(crate) async fn hear(&mut self, expected: usize) -> Result<Said, String> {
         let mut heard = Vec::new();
         loop {
@@ -163,7 +163,7 @@ impl Stream {
     }
 }
 
-/// etcd's own text.
+/// The error text of etcd, or of the client.
 fn text(error: Error) -> String {
     match error {
         Error::GRpcStatus(status) => status.message().to_owned(),
@@ -171,7 +171,7 @@ fn text(error: Error) -> String {
     }
 }
 
-/// etcd's own text, out of what Polder makes of it.
+/// The error text of etcd, extracted from the error of Polder's client.
 fn unwrapped(error: StoreError) -> String {
     if let StoreError::Refused { refusal, .. } = error {
         return refusal.words;

@@ -1,4 +1,4 @@
-//! A pod that forges, and all who could hear it.
+//! A pod that sends forged packets, and captures at all possible receivers.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -9,54 +9,57 @@ use polder_tests::frame::{self, BROADCAST, Ear, Mark, Mouth, Operation};
 use polder_tests::{Lab, Node, Pod, Topology, wait};
 use serde_json::Value;
 
-/// The port of the nodes' tunnels, and one that is nobody's.
+/// UDP port of the nodes' tunnels.
 pub(crate) const TUNNEL: u16 = 8472;
+/// UDP port of all other datagrams of the tests.
 pub(crate) const OTHER: u16 = 8473;
 
 const VNI: u32 = 1;
 
-/// Nobody's.
+/// A MAC address that no interface has.
 pub(crate) const STRANGER: Mac = Mac([0x02, 0, 0, 0, 0, 0x99]);
 
-/// Three nodes, four pods, the world, and ears everywhere.
+/// Three nodes, four pods, a host outside the cluster, and captures at all receivers.
 pub(crate) struct Stage {
-    /// How pods are attached.
+    /// How pods are attached: `bridge` or `routed`.
     pub(crate) attach: &'static str,
-    /// In `a`, which gets the answers.
+    /// Capture in `a`, which receives the answers.
     pub(crate) own: Ear,
-    /// On the node of `a`, which hears all that comes there before it can be dropped.
+    /// Capture on the node of `a`: receives all packets of `a` before a filter can drop them.
     pub(crate) node: Ear,
-    /// In the other pods, in the world, and in the fabric: there all is heard that leaves any node.
+    /// Captures by name: in the other pods, in `world`, and in `fabric`, which all packets between hosts pass.
     others: BTreeMap<&'static str, Ear>,
-    /// In `a`.
+    /// Sends frames from `a`.
     pub(crate) mouth: Mouth,
+    /// MAC address of `eth0` in `a`.
     pub(crate) mac: Mac,
+    /// MAC address of the gateway of `a`.
     pub(crate) gateway_mac: Mac,
-    /// The forger, on the first node.
+    /// The pod that sends forged packets, on the first node.
     pub(crate) a: Pod,
-    /// With it.
+    /// A pod on the same node.
     pub(crate) b: Pod,
-    /// On a node on the same link.
+    /// A pod on the second node, on the same link.
     pub(crate) c: Pod,
-    /// On a node behind the tunnel.
+    /// A pod on the third node, behind the tunnel.
     pub(crate) d: Pod,
     pub(crate) lab: Lab,
 }
 
-/// A packet that must reach nobody.
+/// A packet that must not reach any receiver.
 pub(crate) struct Forged {
     pub(crate) what: String,
     pub(crate) mark: Mark,
     pub(crate) bytes: Vec<u8>,
 }
 
-/// A packet with a mark of its own.
+/// Builds a packet with a new mark.
 pub(crate) fn forged(what: impl Into<String>, make: impl FnOnce(Mark) -> Vec<u8>) -> Forged {
     let mark = Mark::new();
     Forged { what: what.into(), mark, bytes: make(mark) }
 }
 
-/// Runs the test where pods hang on a bridge, and where they do not.
+/// Runs the test twice: with pods on a bridge, and with routed pods.
 pub(crate) fn on_both_stages(test: impl Fn(&mut Stage)) {
     for attach in ["bridge", "routed"] {
         test(&mut Stage::new(attach));
@@ -76,7 +79,7 @@ pub(crate) fn v6(address: IpAddr) -> Ipv6Addr {
     if let IpAddr::V6(v6) = address { v6 } else { panic!("{address} is not of IPv6") }
 }
 
-/// An address that neither a pod nor a node nor the world has.
+/// An address that no pod, node or host outside the cluster has (RFC 5737, RFC 3849).
 pub(crate) fn foreign(family: Family) -> IpAddr {
     let text = if family == Family::V4 { "192.0.2.9" } else { "2001:db8::9" };
     text.parse().unwrap()
@@ -86,16 +89,16 @@ pub(crate) fn udp(from: IpAddr, to: IpAddr, port: u16, payload: &[u8]) -> Vec<u8
     frame::udp(SocketAddr::new(from, OTHER), SocketAddr::new(to, port), payload)
 }
 
-/// Sends a datagram from the own address of the host in whose namespace the calling thread is.
+/// Sends a datagram in the calling thread's network namespace, with its host's own source address.
 pub(crate) fn speak(to: IpAddr, port: u16, payload: &[u8]) {
     frame::keep_in_order();
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     UdpSocket::bind((any, 0)).and_then(|socket| socket.send_to(payload, (to, port))).unwrap();
 }
 
-/// A socket of a host, for what is sent to that address.
+/// A UDP socket of the host on `address` and port [`OTHER`].
 pub(crate) fn listen(host: &Node, address: IpAddr) -> UdpSocket {
-    // The socket before may live on in a program that is just being started, see `Echo::start`.
+    // A program that is just being started may have a copy of the previous socket, see `Echo::start`.
     let socket = wait::until(&format!("port {OTHER} of {address} to be free"), || {
         host.within(|| UdpSocket::bind((address, OTHER))).map_err(|error| error.to_string())
     });
@@ -103,7 +106,7 @@ pub(crate) fn listen(host: &Node, address: IpAddr) -> UdpSocket {
     socket
 }
 
-/// Waits until the socket gets the mark.
+/// Waits until the socket receives a datagram with the mark.
 pub(crate) fn wait_for(socket: &UdpSocket, what: &str, mark: Mark) {
     let mut buffer = [0; 2048];
     let mut receive = || socket.recv(&mut buffer).ok().map(|length| Mark::find(&buffer[..length]));
@@ -140,29 +143,29 @@ impl Stage {
         self.lab.world.as_ref().unwrap()
     }
 
-    /// Who hears what comes to the pod, host or network of that name.
+    /// The capture in the pod, host or network of that name.
     pub(crate) fn ear(&mut self, name: &str) -> &mut Ear {
         self.others.get_mut(name).unwrap()
     }
 
-    /// Everybody to whom a pod may send, by the name of his ear.
+    /// All receivers to which a pod may send: name of the capture, and address.
     pub(crate) fn receivers(&self, family: Family) -> [(&'static str, IpAddr); 4] {
         let [b, c, d] = [&self.b, &self.c, &self.d].map(|pod| pod.address_of(family));
         [("b", b), ("c", c), ("d", d), ("world", Lab::world_address(family == Family::V6))]
     }
 
-    /// Addresses that are not that of `a`, and whose they are.
+    /// Addresses that `a` does not have, each with the name of its owner.
     pub(crate) fn addresses_of_others(&self, family: Family) -> Vec<(&'static str, IpAddr)> {
         let others = [("the gateway", self.a.gateway(self.a.address_of(family)))];
         others.into_iter().chain(self.receivers(family)).chain([("nobody", foreign(family))]).collect()
     }
 
-    /// The packet in a frame such as `a` sends to anybody.
+    /// The packet in a frame from `a` to its gateway.
     pub(crate) fn own_frame(&self, packet: &[u8]) -> Vec<u8> {
         frame::ip_frame(self.gateway_mac, self.mac, packet)
     }
 
-    /// Sends a datagram from `a` that is not forged, and waits until it has arrived.
+    /// Sends a genuine datagram from `a`, and waits until the capture `name` receives it.
     pub(crate) fn assert_arrives(&mut self, name: &str, to: IpAddr) {
         let mark = Mark::new();
         self.mouth.send(&self.own_frame(&udp(self.a.address_like(to), to, OTHER, &mark.bytes())));
@@ -170,8 +173,8 @@ impl Stage {
         self.ear(name).wait_for(&what, mark);
     }
 
-    /// Asks the node something that it answers, and waits for the answer: it has come to where forged questions and
-    /// answers go, too.
+    /// Sends a genuine request to the node and waits for the answer. Forged frames that were sent before take the same
+    /// path, so they have arrived, too.
     fn assert_answered(&mut self, family: Family) {
         let (own, mark) = (self.a.address_of(family), Mark::new());
         let gateway = self.a.gateway(own);
@@ -180,7 +183,7 @@ impl Stage {
                 let target = (Mac([0; 6]), gateway);
                 frame::arp((BROADCAST, self.mac), Operation::Request, (self.mac, own), target, mark)
             }
-            // Without a bridge the gateway's IPv6 address is on another interface, of which nothing is told here.
+            // Without a bridge, the gateway's IPv6 address is on another interface: solicitations for it get no answer.
             _ if self.attach == "routed" => self.own_frame(&frame::echo_request(v6(own), v6(gateway), mark)),
             _ => {
                 let gateway = v6(gateway);
@@ -191,7 +194,7 @@ impl Stage {
         self.own.wait_for_any("the gateway's answer", |frame| frame::is_answer(frame, gateway));
     }
 
-    /// The forged frames were sent from `a`, and nobody outside the node and no other pod has heard them.
+    /// Checks that the node of `a` received the forged frames, and that no other pod or host did.
     pub(crate) fn assert_unheard(&mut self, frames: &[Forged]) {
         let attach = self.attach;
         for Forged { what, mark, .. } in frames {
@@ -203,7 +206,7 @@ impl Stage {
         }
     }
 
-    /// Sends the forged frames from `a`, which must reach nobody, whereas its own packets to `name` arrive.
+    /// Sends the forged frames from `a`: they must not reach any receiver, but genuine packets to `name` arrive.
     pub(crate) fn assert_only_own_packets_arrive(&mut self, name: &str, to: IpAddr, frames: &[Forged]) {
         self.assert_arrives(name, to);
         frames.iter().for_each(|forged| self.mouth.send(&forged.bytes));
@@ -211,9 +214,9 @@ impl Stage {
         self.assert_unheard(frames);
     }
 
-    /// Who the nodes and the other pods believe to be where, on links on which there are pods.
+    /// The neighbour entries of the nodes and the other pods, without those of the underlay.
     fn neighbours(&self) -> Vec<String> {
-        // Those of the underlay come and go.
+        // Entries of the underlay (`eth0` of a node) can change at any time.
         let of_pods = |line: &&str| !line.contains(" dev eth0 ");
         let lines = |table: String, wanted: fn(&&str) -> bool| -> Vec<String> {
             table.lines().filter(wanted).map(str::to_owned).collect()
@@ -224,7 +227,7 @@ impl Stage {
         nodes.chain(pods.into_iter().flat_map(|table| lines(table, |_| true))).collect()
     }
 
-    /// Sends the forged frames, which say who is where: nobody believes them, and nobody but the node hears them.
+    /// Sends forged neighbour messages: they must not add or change a neighbour entry, and only the node receives them.
     pub(crate) fn assert_nobody_believes(&mut self, family: Family, frames: &[Forged]) {
         self.assert_answered(family);
         let before = self.neighbours();
@@ -238,15 +241,15 @@ impl Stage {
         self.assert_unheard(frames);
     }
 
-    /// What goes through a tunnel to the node of that number: a datagram from one pod to another, as it says.
+    /// The payload of a tunnel packet to the node with that index: a datagram with these inner addresses.
     pub(crate) fn tunnelled(&self, number: usize, from: IpAddr, to: IpAddr, mark: Mark) -> Vec<u8> {
         let link = self.lab.workers[number].node.run("ip", &["-j", "link", "show", "dev", "polder.vx"]);
         let packet = udp(from, to, OTHER, &mark.bytes());
         frame::vxlan(VNI, &frame::ip_frame(mac_of(&link, "address"), STRANGER, &packet))
     }
 
-    /// Sends a packet from a pod to another through the tunnel from node to node, each given by its number, and waits
-    /// until it has arrived.
+    /// Sends a tunnel packet from one pod to another and waits until it arrives. Each pod is given with the index of
+    /// its node.
     pub(crate) fn assert_tunnel_carries(
         &mut self,
         from: (usize, &Pod),
