@@ -16,7 +16,7 @@ pub(crate) enum BadReply {
         reply: Box<Reply>,
     },
     /// The agent knows the attachment of the other plugin, but it has no address.
-    /// Remedy: delete the pod, so that Kubernetes creates it again.
+    /// Remedy: delete the pod; without a controller, also create it again.
     #[error("polder-agent returned no address")]
     NoAddress,
 }

@@ -31,7 +31,7 @@ pub enum Difference {
     #[error(transparent)]
     InPod(#[from] InPod),
     /// Another program removed an address of the result of the ADD. The agent is unreachable.
-    /// Remedy: delete the pod, so that Kubernetes creates it again.
+    /// Remedy: delete the pod; without a controller, also create it again.
     #[error("{interface} in the pod does not have the address {address}")]
     NoPreviousAddress {
         /// The name of the pod's interface.
@@ -45,14 +45,14 @@ pub enum Difference {
     LoopbackDown,
     /// The result of the ADD lacks an address of the attachment: another plugin of the chain removed it, or the runtime
     /// passed the result of another ADD.
-    /// Remedy: delete the pod, so that Kubernetes creates it again.
+    /// Remedy: delete the pod; without a controller, also create it again.
     #[error("prevResult lacks the address {address}, which the ledger has")]
     NotInPrevious {
         /// The missing address.
         address: IpAddr,
     },
     /// Another program deleted or renamed the host end of the pair.
-    /// Remedy: delete the pod, so that Kubernetes creates it again.
+    /// Remedy: delete the pod; without a controller, also create it again.
     #[error("the host has no interface {host}")]
     NoHostInterface {
         /// The name of the host end.

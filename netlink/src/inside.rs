@@ -28,21 +28,21 @@ pub struct Inside {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Difference {
     /// The interface was deleted or renamed, or moved to another network namespace.
-    /// Remedy: delete the pod, so that Kubernetes creates it again.
+    /// Remedy: delete the pod; without a controller, also create it again.
     #[error("the pod has no interface {interface}")]
     NoInterface {
         /// The name of the pod's interface.
         interface: IfName,
     },
-    /// Another program set the interface down.
-    /// Remedy: set it up in the network namespace of the pod: ip link set eth0 up, or delete the pod.
+    /// Another program set the interface down. Its routes and neighbour entries are gone, also after it is set up.
+    /// Remedy: delete the pod; without a controller, also create it again.
     #[error("{interface} in the pod is down")]
     Down {
         /// The name of the pod's interface.
         interface: IfName,
     },
     /// Another program changed the MAC address of the interface.
-    /// Remedy: delete the pod, so that Kubernetes creates it again.
+    /// Remedy: delete the pod; without a controller, also create it again.
     #[error("{interface} in the pod has MAC address {} instead of {expected}", shown(*found))]
     Mac {
         /// The name of the pod's interface.
@@ -53,7 +53,7 @@ pub enum Difference {
         expected: Mac,
     },
     /// Another program removed the address, or setting the interface down removed it.
-    /// Remedy: delete the pod, so that Kubernetes creates it again.
+    /// Remedy: delete the pod; without a controller, also create it again.
     #[error("{interface} in the pod does not have the address {address}")]
     NoAddress {
         /// The name of the pod's interface.
@@ -62,7 +62,7 @@ pub enum Difference {
         address: IpNetwork,
     },
     /// Another program replaced the neighbour entry of the gateway, or another machine claims the gateway's address.
-    /// Remedy: delete the pod, so that Kubernetes creates it again.
+    /// Remedy: delete the pod; without a controller, also create it again.
     #[error("the pod's neighbour entry of gateway {gateway} has MAC address {found} instead of {expected}")]
     GatewayMac {
         /// The address of the gateway.
@@ -73,7 +73,7 @@ pub enum Difference {
         expected: Mac,
     },
     /// Another program removed the default route, or setting the interface down removed it.
-    /// Remedy: delete the pod, so that Kubernetes creates it again.
+    /// Remedy: delete the pod; without a controller, also create it again.
     #[error("the pod has no default route through {gateway}")]
     NoDefaultRoute {
         /// The address of the gateway.

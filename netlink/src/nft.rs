@@ -361,16 +361,27 @@ impl FilterSocket {
         Ok(Found::Intact(elements))
     }
 
-    /// The elements of a set. The kernel dumps a set by position, and resizes a hash set at a time of its own, which
-    /// changes the positions: a dump of several messages can miss elements (`nft_rhash_walk` in
-    /// `net/netfilter/nft_set_hash.c`). It is repeated until two dumps are equal.
     fn elements(&mut self, table: &Table, set: &Set) -> Result<BTreeSet<Element>, Error> {
-        let mut found = BTreeSet::new();
+        let found = self.dump_set(encode::get_elements(table.name, set), decode::elements)?;
+        Ok(found.into_iter().collect())
+    }
+
+    /// Dumps a set.
+    ///
+    /// The kernel dumps a set by position, and resizes a hash set at a time of its own, which changes the positions: a
+    /// dump of several messages can miss elements (`nft_rhash_walk` in `net/netfilter/nft_set_hash.c`). So it is
+    /// repeated until two dumps are equal. If none are, because the set changes all the time, the last one counts.
+    pub(crate) fn dump_set<T: PartialEq>(
+        &mut self,
+        request: NetfilterMessage,
+        decode: impl Fn(&NetfilterMessage) -> Result<Vec<T>, Error>,
+    ) -> Result<Vec<T>, Error> {
+        let mut found = Vec::new();
         for _ in 0..DUMPS {
-            let message = encode::get_elements(table.name, set);
-            let messages = self.dump(message, |message| Some(decode::elements(&message)))?;
-            let is_one = messages.len() < 2;
-            let messages: Vec<_> = messages.into_iter().collect::<Result<_, _>>()?;
+            let messages = self.dump(request.clone(), |message| Some(decode(&message)))?;
+            let messages: Vec<Vec<T>> = messages.into_iter().collect::<Result<_, _>>()?;
+            // The last message of a dump has no elements.
+            let is_one = messages.iter().filter(|elements| !elements.is_empty()).count() < 2;
             let before = std::mem::replace(&mut found, messages.into_iter().flatten().collect());
             if is_one || found == before {
                 break;

@@ -136,11 +136,10 @@ impl FilterSocket {
         let mut conditions = rule.conditions;
         for (side, set) in rule.sets {
             // Ranges and catch-all elements are not names: such a set cannot be decoded.
-            let elements = self.dump(encode::get_elements_of(family, table, &set), |message| {
-                Some(decode::keys(&message, |key, ends_range| Ok(key.filter(|_| !ends_range).map(names))))
+            let elements = self.dump_set(encode::get_elements_of(family, table, &set), |message| {
+                decode::keys(message, |key, ends_range| Ok(key.filter(|_| !ends_range).map(names)))
             })?;
-            let elements: Result<Vec<_>, _> = elements.into_iter().collect();
-            let names: Option<Vec<Names>> = elements?.into_iter().flatten().collect();
+            let names: Option<Vec<Names>> = elements.into_iter().collect();
             conditions.push(names.map_or(Condition::Other, |names| side.condition(names)));
         }
         Ok(ForeignRule { conditions, judgement: rule.judgement })
