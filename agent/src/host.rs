@@ -85,7 +85,7 @@ pub fn problems(there: &Surroundings, gaps: &[Gap], needs: &Needs) -> Vec<String
         AttachMode::Routed => None,
     };
     let gaps = gaps.iter().map(ToString::to_string);
-    let sources = there.source_checks.iter().map(|name| source_check(name));
+    let sources = there.source_check.as_deref().map(source_check);
     let routing = routing::problems(&there.routing, &needs.pods).into_iter();
     let packets = filters.chain(tunnels).chain(routing);
     packets.chain(legacy).chain(neighbours).chain(ports).chain(gaps).chain(sources).collect()
@@ -95,8 +95,8 @@ pub fn problems(there: &Surroundings, gaps: &[Gap], needs: &Needs) -> Vec<String
 fn source_check(name: &str) -> String {
     match name {
         "all" => "net.ipv4.conf.all.rp_filter is not 0: the kernel can drop packets between two nodes that use \
-                  different interfaces in each direction. Run `sysctl -w net.ipv4.conf.all.rp_filter=0` and make it \
-                  persistent; set 1 only on the interfaces that need the filter"
+                  different interfaces in each direction. Set it to 2 on each interface on which it is 1, then run \
+                  `sysctl -w net.ipv4.conf.all.rp_filter=0`, and make both persistent"
             .to_owned(),
         // With dots in the name, `sysctl` needs the path with slashes.
         _ => format!(
@@ -136,7 +136,7 @@ pub trait HostChecks {
     fn surroundings(
         &self,
         pools: Vec<(Cidr, u8)>,
-        uplinks: BTreeSet<String>,
+        uplink: Option<String>,
         closed: bool,
     ) -> impl Future<Output = Result<Surroundings, Error>> + Send;
 
@@ -172,10 +172,10 @@ impl HostChecks for OnHost {
     async fn surroundings(
         &self,
         pools: Vec<(Cidr, u8)>,
-        uplinks: BTreeSet<String>,
+        uplink: Option<String>,
         closed: bool,
     ) -> Result<Surroundings, Error> {
-        self.kernel.run(move |kernel| kernel.surroundings(&pools, &uplinks, closed)).await
+        self.kernel.run(move |kernel| kernel.surroundings(&pools, uplink.as_deref(), closed)).await
     }
 
     async fn gaps(&self) -> Vec<Gap> {
@@ -219,8 +219,11 @@ impl<S: HostChecks> Task<S> {
             pods,
         };
         let (asked, closed) = (needs.pods.pools.clone(), !needs.closed_tunnels.is_empty());
-        // With one kind of path, both directions use the same interface.
-        let checked = if cluster.backend == Backend::Auto { needs.uplinks.clone() } else { BTreeSet::new() };
+        // With one kind of path, both directions use the same interface. IPv6 has no such setting.
+        let can_differ = cluster.backend == Backend::Auto && view.families().contains(&Family::V4);
+        let underlay = self.passes.underlay().ok().filter(|_| can_differ);
+        let checked =
+            underlay.and_then(|underlay| Some(underlay.uplinks[Family::V4].as_ref()?.interface.clone()));
         let there = match self.survey.surroundings(asked, checked, closed).await {
             Ok(there) => there,
             // Other programs may change their rules during the read: keep the last result.
@@ -334,7 +337,7 @@ mod tests {
         async fn surroundings(
             &self,
             _: Vec<(Cidr, u8)>,
-            _: BTreeSet<String>,
+            _: Option<String>,
             _: bool,
         ) -> Result<Surroundings, Error> {
             self.with(|state| {
@@ -383,7 +386,7 @@ mod tests {
         watcher.send_replace(Arc::new(cluster()));
         survey.with(|state| {
             state.insides.push("a pod has no route".to_owned());
-            state.there.source_checks = vec!["all".to_owned()];
+            state.there.source_check = Some("all".to_owned());
         });
         go_on(EVERY / 2).await;
         let said = told.borrow().clone();
@@ -395,7 +398,7 @@ mod tests {
         survey.with(|state| state.is_unreadable = false);
         go_on(EVERY).await;
         assert_eq!(*told.borrow(), said[..1]);
-        survey.with(|state| state.there.source_checks.clear());
+        survey.with(|state| state.there.source_check = None);
         go_on(EVERY).await;
         assert!(told.borrow().is_empty());
         assert_eq!(survey.with(|state| state.looks), 4);

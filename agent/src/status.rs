@@ -168,7 +168,7 @@ fn problems(reporter: &Reporter, view: &View, pass: Option<&Pass>) -> Vec<String
         return view
             .refused
             .iter()
-            .map(|(key, reason)| format!("etcd record {key} is ignored: {reason}"))
+            .map(|(key, reason)| format!("record {key} of the datastore is ignored: {reason}"))
             .collect();
     };
     let unreachable = pass.paths.iter().filter_map(|((node, family), reached)| match &reached.path {
@@ -187,7 +187,12 @@ fn problems(reporter: &Reporter, view: &View, pass: Option<&Pass>) -> Vec<String
     });
     let verdicts = reporter.told.verdicts.borrow().clone();
     let closed = verdicts.iter().filter_map(|(key, verdict)| {
-        probe::problem(key, *verdict, pass.paths.get(key)?, &view.cluster.as_ref()?.record)
+        probe::problem(
+            key,
+            *verdict,
+            pass.paths.get(key)?,
+            view.cluster.as_ref().map(|cluster| &*cluster.record),
+        )
     });
     let has_tunnels = view.cluster.as_ref().is_some_and(|cluster| cluster.record.backend.uses_tunnels());
     let direct = direct::problem(&reporter.told.direct.borrow(), has_tunnels);

@@ -93,8 +93,9 @@ impl fmt::Display for Largest {
 /// Remedy: add a pool with polderctl pool add, or remove nodes that are gone with polderctl node remove.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[error(
-    "pool {pool} ({cidr}) has no free block (claimed {} of {}; {owners}{}{})",
-    u128::from(claimed.owned + claimed.resting), claimed.total, of_removed(claimed.resting), unusable(claimed.free())
+    "pool {pool} ({cidr}) has no free block (claimed {} of {}{}{}{})",
+    u128::from(claimed.owned + claimed.resting), claimed.total, by_owner(owners), of_removed(claimed.resting),
+    unusable(claimed.free())
 )]
 pub struct AllClaimed {
     /// The name of the pool.
@@ -113,6 +114,10 @@ impl AllClaimed {
         let owners = Largest::of(&by_node(view, &pool.name));
         Self { pool: pool.name.clone(), cidr: pool.cidr(), claimed: Claimed::of(view, pool), owners }
     }
+}
+
+fn by_owner(owners: &Largest) -> String {
+    if owners.named.is_empty() { String::new() } else { format!("; {owners}") }
 }
 
 fn of_removed(resting: u64) -> String {

@@ -49,9 +49,9 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { key, fault } = self;
         if fault.is_partial() {
-            write!(f, "etcd record {key}: {fault}")
+            write!(f, "record {key} of the datastore: {fault}")
         } else {
-            write!(f, "etcd record {key} is ignored: {fault}")
+            write!(f, "record {key} of the datastore is ignored: {fault}")
         }
     }
 }

@@ -72,8 +72,10 @@ enum Obstacle {
 }
 
 fn listed(refused: &[(String, String)]) -> String {
-    let all: Vec<_> =
-        refused.iter().map(|(key, reason)| format!("; etcd record {key} is ignored: {reason}")).collect();
+    let all: Vec<_> = refused
+        .iter()
+        .map(|(key, reason)| format!("; record {key} of the datastore is ignored: {reason}"))
+        .collect();
     all.concat()
 }
 
@@ -245,7 +247,7 @@ mod tests {
         says(found(|facts, it| ReadinessInputs { underlay: Err(&it.no_underlay), ..facts }), "no uplink");
         says(
             found(|facts, it| ReadinessInputs { view: &it.no_pool, ..facts }),
-            "pools/p is ignored: no range",
+            "pools/p of the datastore is ignored: no range",
         );
         says(
             found(|facts, it| ReadinessInputs { holdings: &it.one_gateway, ..facts }),

@@ -82,7 +82,7 @@ impl Unusable {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NoReply {
     /// The member did not answer in time: it is overloaded or has no leader, or packets are lost.
-    /// Remedy: check the health of etcd: `etcdctl endpoint health`. The request is repeated at the next member.
+    /// Remedy: check the health of etcd: `etcdctl endpoint health`. A read is repeated at the next member.
     #[error("no reply within {seconds} s")]
     Timeout {
         /// The timeout, in seconds.

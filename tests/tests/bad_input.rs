@@ -275,7 +275,7 @@ fn a_record_that_cannot_be_read_is_named_and_harms_nobody_else() {
         ("/polder/v1/what/is/this", "{}".to_owned(), "not a key of a known kind"),
         ("/polder/v1/blocks/4-0a09000a-26", claim.to_owned(), "not a key of a known kind"),
         ("/polder/v1/blocks/4-0af4fe00-26", coloured.to_string(), "unknown field `colour`"),
-        ("/polder/v1/blocks/4-0a090000-26", claim.to_owned(), "pool ipv4 is 10.244.0.0/16"),
+        ("/polder/v1/blocks/4-0a090000-26", claim.to_owned(), "is not a /26 inside 10.244.0.0/16"),
     ] {
         lab.etcd.ctl(&["put", key, &value]);
         for worker in &lab.workers {

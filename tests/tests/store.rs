@@ -218,7 +218,10 @@ fn the_pool_of_one_family_may_go_without_harm_to_the_other() {
         lab.etcd.ctl(&["del", "/polder/v1/pools/ipv6"]);
         for worker in &lab.workers {
             worker.wait_for_status("the loss to be named", |status| {
-                status["problems"].to_string().contains("is not in a pool, and the rest").then_some(())
+                status["problems"]
+                    .to_string()
+                    .contains("is not in a pool that this node can use")
+                    .then_some(())
             });
         }
     });

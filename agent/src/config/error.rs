@@ -70,7 +70,7 @@ pub enum ConfigError {
     },
     /// File, variables and flags are each valid, but their combination is not.
     ///
-    /// Remedy: compare the sources of the named key: `polder-agent --print-config` lists them.
+    /// Remedy: compare the named key in the file, in the variables that begin with `POLDER__`, and in the flags.
     #[error("the combination of file, variables and flags is invalid: {0}")]
     Merged(TomlFault),
     /// The combination of file, variables and flags cannot be written as TOML for `--print-config`.

@@ -21,7 +21,7 @@ pub enum Command {
 #[group(required = true, multiple = true)]
 pub struct Changes {
     /// Path to pods on other nodes: direct (routes only), vxlan (tunnels only), auto (direct on the same link, otherwise
-    /// vxlan). A change loses no packets
+    /// vxlan). A change loses no packets if all nodes can use the new path
     #[arg(long)]
     backend: Option<Backend>,
     /// UDP port of VXLAN tunnels, 1 to 65535. Tunnels are interrupted until all nodes have applied the change

@@ -59,7 +59,7 @@ fn shortened(mut problems: Vec<String>, kind: &str) -> Vec<String> {
     problems.truncate(NAMED);
     if more > 0 {
         problems.push(format!(
-            "foreign {kind} override Polder's routes, and {more} of them are not listed: correct the listed ones first"
+            "{more} more problems with {kind} of other programs are not listed: correct the listed ones first"
         ));
     }
     problems

@@ -241,7 +241,8 @@ impl Inputs<'_> {
                 Some(lookup) if !lookup.local => {
                     return Path::Tunnel { encapsulation, over, remote, next_hop };
                 }
-                _ => reasons.push(NoTunnel::NoRoute(remote)),
+                Some(_) => reasons.push(NoTunnel::OwnAddress(OffLink::OwnAddress(remote))),
+                None => reasons.push(NoTunnel::NoRoute(remote)),
             }
         }
         Path::Unreachable(Unreachable::NoTunnel(reasons))

@@ -34,10 +34,10 @@ pub struct Surroundings {
     pub neighbours: PerFamily<Option<NeighbourLimits>>,
     /// Number of ports of bridge `polder0`.
     pub bridge_ports: usize,
-    /// Names under `net.ipv4.conf` with an `rp_filter` that can drop packets of peers: `all` if it is not 0, and each
-    /// checked uplink on which it is 1 (strict). The kernel uses the larger value of both (`IN_DEV_MAXCONF` in
+    /// The name under `net.ipv4.conf` whose `rp_filter` can drop packets of peers: `all` if that is not 0, or else the
+    /// checked uplink if it is 1 (strict) there. The kernel uses the larger value of both (`IN_DEV_MAXCONF` in
     /// `include/linux/inetdevice.h`).
-    pub source_checks: Vec<String>,
+    pub source_check: Option<String>,
 }
 
 /// Routes and policy rules.
@@ -79,11 +79,11 @@ pub struct NeighbourLimits {
 
 impl Kernel {
     /// Reads the foreign state; of the routes only those to the pools, of the source checks only those of all
-    /// interfaces and of these uplinks. Chains for the host itself are read only if tunnels are closed.
+    /// interfaces and of this uplink. Chains for the host itself are read only if tunnels are closed.
     pub fn surroundings(
         &mut self,
         pools: &[(Cidr, u8)],
-        uplinks: &BTreeSet<String>,
+        uplink: Option<&str>,
         tunnels_are_closed: bool,
     ) -> Result<Surroundings, Error> {
         Ok(Surroundings {
@@ -98,15 +98,16 @@ impl Kernel {
             legacy_filters: Family::BOTH.into_iter().filter(|family| has_legacy_filter(*family)).collect(),
             neighbours: PerFamily::each(|family| self.neighbour_limits(family)),
             bridge_ports: self.bridge_ports()?,
-            source_checks: self.source_checks(uplinks),
+            source_check: self.source_check(uplink),
         })
     }
 
-    fn source_checks(&self, uplinks: &BTreeSet<String>) -> Vec<String> {
+    fn source_check(&self, uplink: Option<&str>) -> Option<String> {
         let value = |name: &str| self.sysctls.get(&format!("net/ipv4/conf/{name}/rp_filter")).ok();
-        let all = value("all").filter(|value| value != "0").map(|_| "all".to_owned());
-        let strict = uplinks.iter().filter(|name| value(name).as_deref() == Some("1")).cloned();
-        all.into_iter().chain(strict).collect()
+        if value("all").is_some_and(|value| value != "0") {
+            return Some("all".to_owned());
+        }
+        uplink.filter(|name| value(name).as_deref() == Some("1")).map(str::to_owned)
     }
 
     /// Reads the routes to the pools, and all policy rules.

@@ -32,7 +32,7 @@ pub enum OffLink {
     Unclear(IpAddr),
     /// The link carries only packets between the nodes' own addresses.
     ///
-    /// Remedy: use a tunnel: `polderctl cluster set --backend auto`.
+    /// Remedy: none, a tunnel is used.
     #[error(
         "the link to {0} has no link-layer addresses (e.g. WireGuard) and may drop packets with pod addresses"
     )]
@@ -93,6 +93,9 @@ pub enum NoTunnel {
     /// The peer's underlay address cannot be reached.
     #[error("there is no route to {0}: add a route to it, or a default route")]
     NoRoute(IpAddr),
+    /// The record of the peer, or the addresses of this node, are out of date.
+    #[error(transparent)]
+    OwnAddress(OffLink),
 }
 
 /// The remedy for a peer that needs a tunnel while the backend has none, if the reason has no remedy of its own.

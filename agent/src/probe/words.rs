@@ -56,7 +56,7 @@ pub fn problem(
     (node, family): &Key,
     verdict: Verdict,
     reached: &Reached,
-    cluster: &ClusterRecord,
+    cluster: Option<&ClusterRecord>,
 ) -> Option<String> {
     let (path, needed) = match &reached.path {
         Path::Direct { via, .. } => {
@@ -64,7 +64,10 @@ pub fn problem(
         }
         Path::Tunnel { encapsulation, remote, .. } => (
             format!("through a {encapsulation} tunnel to {remote}"),
-            format!("UDP port {}", encapsulation.port(cluster)),
+            match cluster {
+                Some(cluster) => format!("UDP port {}", encapsulation.port(cluster)),
+                None => "the UDP port of the tunnel".to_owned(),
+            },
         ),
         Path::Unreachable(_) => return None,
     };

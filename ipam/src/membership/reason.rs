@@ -29,8 +29,8 @@ pub enum Waiting {
     Presence(#[from] NoPresence),
     /// The pool of an owned block does not exist.
     #[error(
-        "pool {pool} of this node's block {block} is missing: add it again with the same range, polderctl pool add \
-         {pool} CIDR --block-length {}",
+        "pool {pool} of this node's block {block} is missing: add it again with the same range and the same --nodes, \
+         polderctl pool add {pool} CIDR --block-length {}",
         block.cidr().length()
     )]
     PoolGone {
@@ -96,7 +96,8 @@ pub enum Conflict {
     /// The ledger belongs to another node name.
     #[error(
         "the state directory belongs to node {ledger}, but the name of this node is {me}: start the agent with \
-         --node {ledger}. To rename the node, drain it with kubectl drain, run polderctl node remove {ledger}, stop \
+         --node {ledger}. To rename the node, drain it with kubectl drain, run polderctl node remove {ledger} while \
+         its agent runs with the old name, and wait until polderctl node list shows that its pods are gone. Then stop \
          the agent, delete the state directory and start the agent"
     )]
     Name {

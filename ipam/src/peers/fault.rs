@@ -71,8 +71,8 @@ pub enum Fault {
     },
     /// The address is ignored; the rest of the record is used.
     #[error(
-        "gateway address {0} is ignored, because it is not in a pool, and the rest of the record is used: add the pool \
-         again with polderctl pool add"
+        "gateway address {0} is ignored, because it is not in a pool that this node can use, and the rest of the \
+         record is used: add the pool again with polderctl pool add, or correct it if status reports a problem with it"
     )]
     StrayGateway(IpAddr),
     /// The address is ignored; the rest of the record is used.
@@ -96,12 +96,12 @@ pub enum Fault {
     #[error("pool {0} cannot be used on this node: see polderctl status for the reason")]
     UnusablePool(PoolName),
     /// Its pool does not exist.
-    #[error("pool {0} does not exist: add it again with polderctl pool add")]
+    #[error("pool {0} does not exist: add it again as it was, with polderctl pool add")]
     NoPool(PoolName),
     /// It is outside the pool's range, or not of its block length.
     #[error(
-        "it is not a /{block_length} inside {cidr}, the range of pool {pool}: restore the record of the pool, or \
-         delete this record with etcdctl del"
+        "it is not a /{block_length} inside {cidr}, the range of pool {pool}: restore the record of the pool, or drain \
+         the owner of the block and remove it with polderctl node remove"
     )]
     NoBlockOf {
         /// The pool.
@@ -113,14 +113,15 @@ pub enum Fault {
     },
     /// No node may use the block yet.
     #[error(
-        "its owner {0} was removed, and the block is not released before the pods of {0} are disconnected: see \
-         polderctl node list"
+        "its owner {0} was removed: the block is released after it is confirmed that the pods of {0} are gone, and \
+         after the cool-down: see polderctl node list"
     )]
     Rests(NodeName),
     /// Its owner has no valid record.
     #[error(
-        "its owner {0} has no valid node record: start the agent of {0}. If that machine is permanently gone, delete \
-         this record with etcdctl del"
+        "its owner {0} has no valid node record: correct the problem of nodes/{0} in this list, or start the agent of \
+         {0}. If that machine is permanently gone, run polderctl node remove {0} --dead; only if there is no such node, \
+         delete this record with etcdctl del"
     )]
     NoNode(NodeName),
     /// Its owner is gone, and another node has the same name.
@@ -131,8 +132,9 @@ pub enum Fault {
     Earlier(NodeName),
     /// No pool for reservations contains the address.
     #[error(
-        "it is not in a pool for reservations: add one with this address (polderctl pool add --reservations), or \
-         release the address (polderctl ipam release)"
+        "it is not in a pool for reservations that this node can use: correct the pool if status reports a problem \
+         with it; otherwise add one with this address (polderctl pool add --reservations), or release the address \
+         (polderctl ipam release)"
     )]
     StrayReservation,
 }

@@ -19,9 +19,10 @@ use crate::pool::{InvalidPool, Pool};
 use crate::prefix;
 
 /// A record that is refused.
-/// Remedy: correct the record, or delete it with etcdctl del.
+/// Remedy: if a newer release wrote the record, upgrade this node. Otherwise correct it, for example from a backup of
+/// etcd. Never delete the record of the cluster, a block or a removed node (fence): addresses could be used twice.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
-#[error("etcd record {key} is ignored: {reason}")]
+#[error("record {key} of the datastore is ignored: {reason}")]
 pub struct RefusedRecord {
     /// Key of the record.
     pub key: String,
@@ -52,7 +53,7 @@ pub enum Record {
 #[derive(Debug, thiserror::Error)]
 enum NotDecoded {
     /// The value is not valid JSON of the expected type.
-    /// Remedy: check that all agents are of releases that work together; otherwise correct or delete the record.
+    /// Remedy: check that all agents are of releases that work together; otherwise correct the record.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
     /// The key is not one of Polder.
@@ -69,7 +70,7 @@ enum NotDecoded {
     )]
     OldFence,
     /// A fence names another node than its key: it was not written by an agent.
-    /// Remedy: delete the record with etcdctl del, and remove the node again with polderctl node remove.
+    /// Remedy: correct the node in the record; delete the record only if no machine has that incarnation.
     #[error("it names node {named}, but its key names {node}")]
     OtherNode {
         /// The node in the record.
@@ -176,7 +177,7 @@ mod tests {
             ),
         ] {
             let error = decode(key, value.as_bytes()).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("etcd record {key} is ignored: ")), "{error}");
+            assert!(error.starts_with(&format!("record {key} of the datastore is ignored: ")), "{error}");
             assert!(error.contains(reason), "{error} does not say {reason:?}");
         }
     }

@@ -134,7 +134,7 @@ async fn failed(
 
 fn waits_for(view: &View, node: &NodeName) -> String {
     let standings = standings(view).into_iter().filter(|(name, _)| name == node);
-    let standings: Vec<String> = standings.map(|(_, member_state)| member_state).collect();
+    let standings: Vec<String> = standings.map(|(_, text)| text).collect();
     if standings.is_empty() {
         format!("node {node} is removed, and nothing of it is left")
     } else {
@@ -144,7 +144,7 @@ fn waits_for(view: &View, node: &NodeName) -> String {
 
 /// The removed nodes that still have blocks or unconfirmed pods, with a text that states what their blocks wait for.
 pub fn standings(view: &View) -> Vec<(NodeName, String)> {
-    let member_state = |fence: &FenceRecord, blocks: usize| match fence.pods {
+    let text = |fence: &FenceRecord, blocks: usize| match fence.pods {
         PodsGone::Unknown => {
             // Without this option, the command would be about the machine that has the name now.
             let earlier = if view.nodes.contains_key(&fence.node) { " --earlier" } else { "" };
@@ -161,8 +161,7 @@ pub fn standings(view: &View) -> Vec<(NodeName, String)> {
     };
     let fences = view.fences.iter().filter_map(|(incarnation, fence)| {
         let (record, blocks) = (&*fence.record, blocks_of(view, incarnation).count());
-        (blocks > 0 || record.pods == PodsGone::Unknown)
-            .then(|| (record.node.clone(), member_state(record, blocks)))
+        (blocks > 0 || record.pods == PodsGone::Unknown).then(|| (record.node.clone(), text(record, blocks)))
     });
     fences.collect()
 }
