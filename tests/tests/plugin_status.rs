@@ -181,12 +181,12 @@ fn status_of_a_node_in_conflict_fails_only_when_its_pods_are_gone() {
     let claim = lab.etcd.ctl(&["get", "--print-value-only", &key]);
     lab.etcd.ctl(&["put", &key, &claim.trim().replace("\"n1\"", "\"n9\"")]);
     worker.wait_for_status("the loss of the block", |status| {
-        status["reasons"].to_string().contains("claimed by node n9").then_some(())
+        status["reasons"].to_string().contains("which node n9 has claimed").then_some(())
     });
     assert_eq!(status(worker), WELL, "its pod is connected");
     assert!(message(worker.try_pod("b", &Worker::netconf("1.1.0")).map(|_| Value::Null)).contains("node n9"));
     worker.delete(&pod);
-    wait_until_fails(|| status(worker), 51, "claimed by node n9");
+    wait_until_fails(|| status(worker), 51, "which node n9 has claimed");
 }
 
 #[test]
