@@ -209,11 +209,13 @@ impl<S: HostChecks> Task<S> {
         let leases = self.survey.leases().await;
         let addresses = leases.iter().flat_map(|held| held.addresses.iter().copied()).collect();
         let pods = Pods { pools: pools.collect(), leased: addresses, carriers: pass.carriers.clone() };
+        // One borrow in the statement: with two, a writer that waits between them blocks the second one, and both hang.
+        let verdicts = Arc::clone(&self.verdicts.borrow());
         let needs = Needs {
             attach: cluster.attach,
             neighbours: pass.next_hops,
-            closed_tunnels: closed_tunnels(&pass.paths, &self.verdicts.borrow()),
-            closed: closed(&self.verdicts.borrow()),
+            closed_tunnels: closed_tunnels(&pass.paths, &verdicts),
+            closed: closed(&verdicts),
             tunnel_port: Encapsulation::of(cluster).port(cluster),
             uplinks: self.passes.underlay().map(|underlay| underlay.interfaces()).unwrap_or_default(),
             pods,
@@ -270,7 +272,7 @@ fn closed_tunnels(paths: &BTreeMap<Key, Reached>, verdicts: &BTreeMap<Key, Verdi
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::sync::{Mutex, mpsc};
 
     use polder_ipam::ids::ClusterId;
 
@@ -402,5 +404,37 @@ mod tests {
         go_on(EVERY).await;
         assert!(told.borrow().is_empty());
         assert_eq!(survey.with(|state| state.looks), 4);
+    }
+
+    #[test]
+    fn a_check_and_a_change_of_the_verdicts_do_not_wait_for_each_other() {
+        let (verdicts, told) = watch::channel(Arc::default());
+        let task = Task {
+            resync: EVERY,
+            survey: Fake::default(),
+            records: Records::new(watch::channel(Arc::new(cluster())).1),
+            passes: Passes::new(watch::channel(Err(NotChosen::NotYet)).1, watch::channel(None).1),
+            verdicts: told,
+            host: watch::channel(Vec::new()).0,
+        };
+        let (done, ended) = mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let record = ClusterRecord::new(ClusterId::new("c"));
+            (0..20_000).for_each(|_| runtime.block_on(task.check(&record, Vec::new())));
+            done.send(()).unwrap();
+        });
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        // The prober publishes from another thread.
+        let changes = std::thread::spawn(move || {
+            while ended.try_recv().is_err() && std::time::Instant::now() < deadline {
+                verdicts.send_modify(|_| ());
+            }
+            std::time::Instant::now() < deadline
+        });
+        while !changes.is_finished() && std::time::Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        assert!(changes.is_finished() && changes.join().unwrap(), "both wait for each other");
     }
 }

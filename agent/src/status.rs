@@ -55,6 +55,8 @@ pub async fn status(reporter: &Reporter) -> Status {
     }
     let Underlay { uplinks, others, .. } =
         reporter.board().underlay().map(|underlay| (*underlay).clone()).unwrap_or_default();
+    // One borrow: with two in the statement, a writer that waits between them blocks the second one, and both hang.
+    let repairs = reporter.told.repairs.borrow().clone();
     Status {
         node: reporter.config.node.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -105,8 +107,8 @@ pub async fn status(reporter: &Reporter) -> Status {
             took_us: u64::try_from(pass.took.as_micros()).unwrap_or(u64::MAX),
             failures: [pass.local_failures.as_slice(), &pass.other_failures].concat(),
         }),
-        repair_count: reporter.told.repairs.borrow().count,
-        repairs: reporter.told.repairs.borrow().last.iter().map(repair).collect(),
+        repair_count: repairs.count,
+        repairs: repairs.last.iter().map(repair).collect(),
         refused_writes: refused::status(&reporter.store),
         removed: operator::standings(&view)
             .into_iter()

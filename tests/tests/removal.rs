@@ -249,6 +249,12 @@ fn a_node_that_was_removed_has_no_cni_configuration_and_is_no_problem_of_the_oth
     assert!(first.node.read(CNI_CONF).is_ok(), "the pod cannot be deleted any more");
     first.delete(&pod);
     wait::until_true("the CNI configuration to be gone", || first.node.read(CNI_CONF).is_err());
+    // A node reports a peer that stops answering only if it has answered before.
+    wait::until_true("n2 to answer n3", || {
+        let nodes = third.ctl(&["node", "list"]);
+        let peer = nodes.as_array().into_iter().flatten().find(|node| node["name"] == "n2");
+        peer.is_some_and(|peer| peer["paths"][0]["probe"] == "answers")
+    });
     // The removed node reports no silent peer, whether or not a peer is silent.
     let warnings = || first.log().lines().filter(|line| line.contains("does not answer")).count();
     let before = warnings();
