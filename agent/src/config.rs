@@ -61,8 +61,8 @@ pub struct Flags {
     /// Print what the agent would change on this node (records, kernel, files), and exit without changing anything
     ///
     /// Use it on a node where no agent is running. For a running agent, use polderctl plan instead. Reads etcd and the
-    /// kernel, and changes only temporary copies. If other nodes claim blocks before the agent starts, this node can get
-    /// other blocks than the plan shows.
+    /// kernel, and changes only temporary copies. If other nodes claim blocks before the agent starts, this node can
+    /// get other blocks than the plan shows.
     #[arg(long, conflicts_with_all = ["check_config", "print_config"])]
     pub plan: bool,
 }

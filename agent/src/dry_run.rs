@@ -40,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// The plan cannot be computed.
 #[derive(Debug, thiserror::Error)]
-enum NoPlan {
+enum PlanNotMade {
     /// An agent of this node answers on the socket or holds the lock of the node, or that lock cannot be taken.
     #[error("an agent is already running on this node: use polderctl plan")]
     Runs(#[source] anyhow::Error),
@@ -158,8 +158,8 @@ const NODES_NAMED: usize = 10;
 /// Computes the plan. Fails where an agent could not start.
 pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
     container::refuse_lost_state(&config.state_dir, config.allow_ephemeral_state)?;
-    server::refuse_if_answered(&config.socket).map_err(|error| NoPlan::Runs(error.into()))?;
-    drop(NodeLock::take().map_err(|error| NoPlan::Runs(error.into()))?);
+    server::refuse_if_answered(&config.socket).map_err(|error| PlanNotMade::Runs(error.into()))?;
+    drop(NodeLock::take().map_err(|error| PlanNotMade::Runs(error.into()))?);
     let machine = Machine::read()?;
     let sysctls = Sysctls::at(config.proc_sys_net.clone())?;
     let features = Features::find_out(&sysctls)?;
@@ -192,7 +192,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
                 Ok(read) => read.map_err(RecordsNotRead::Store),
                 Err(_) => Err(RecordsNotRead::NoAnswer { seconds: STORE_PATIENCE.as_secs() }),
             }
-            .map_err(|source| NoPlan::Records { store: name.clone(), source })?;
+            .map_err(|source| PlanNotMade::Records { store: name.clone(), source })?;
             store.fill(&before)?;
             name
         }
@@ -284,26 +284,26 @@ fn describe(reached: &Reached) -> String {
 }
 
 /// A folder for copies, deleted when the handle is dropped. A container may have no `/tmp`, or no write access to it.
-fn scratch() -> Result<TempDir, NoPlan> {
+fn scratch() -> Result<TempDir, PlanNotMade> {
     let folders = [std::env::temp_dir(), "/dev/shm".into(), "/run".into()];
     let made = folders
         .iter()
         .find_map(|folder| tempfile::Builder::new().prefix("polder-plan-").tempdir_in(folder).ok());
-    made.ok_or_else(|| NoPlan::Scratch { folders: folders.into() })
+    made.ok_or_else(|| PlanNotMade::Scratch { folders: folders.into() })
 }
 
 /// Copies a SQLite file, if it exists, and its write-ahead log. No agent runs that could write to it.
-fn copy_database(from: &Path, to: &Path, name: &str) -> Result<bool, NoPlan> {
+fn copy_database(from: &Path, to: &Path, name: &str) -> Result<bool, PlanNotMade> {
     let is_there = copy_file(from, to, name)?;
     copy_file(from, to, &format!("{name}-wal"))?;
     Ok(is_there)
 }
 
-fn copy_file(from: &Path, to: &Path, name: &str) -> Result<bool, NoPlan> {
+fn copy_file(from: &Path, to: &Path, name: &str) -> Result<bool, PlanNotMade> {
     match fs::copy(from.join(name), to.join(name)) {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(NoPlan::Copy { path: from.join(name), source }),
+        Err(source) => Err(PlanNotMade::Copy { path: from.join(name), source }),
     }
 }
 

@@ -209,8 +209,8 @@ impl PodHost for Node {
                 self.pods.kernel.run(move |kernel| kernel.forget_pod(&table, mac, &addresses)).await;
             // Harmless until the next pass deletes them: no other pod has that MAC address with that address.
             if let Err(error) = forgotten {
-                warn!(attachment = %held.attachment, %error, "not all kernel entries of a released pod are deleted \
-                                                              yet");
+                let attachment = &held.attachment;
+                warn!(%attachment, %error, "not all kernel entries of a released pod are deleted yet");
             }
         }
         self.forget_connections(held.addresses.clone());

@@ -12,7 +12,7 @@ use polder_ipam::node::Condition;
 use polder_ipam::pool::{Purpose, format_labels};
 use polder_ipam::record::PodsGone;
 use polder_ipam::removal::blocks_of;
-use polder_ipam::tasks::NotWritten;
+use polder_ipam::tasks::LedgerUnusable;
 use polder_ipam::tasks::published::PublishedAddresses;
 use polder_ipam::view::{Versioned, View};
 use polder_ipam::{Cidr, Moment, Pool};
@@ -25,7 +25,7 @@ use crate::reporter::Reporter;
 /// Reports what records and ledger contain about the subject.
 pub async fn show(reporter: &Reporter, subject: Subject) -> Result<Shown, Refusal> {
     let (facts, counts) = reporter.ipam.run(|ipam| (ipam.facts(now()), ipam.counts(now()))).await;
-    let mut facts = facts.map_err(NotWritten)?;
+    let mut facts = facts.map_err(LedgerUnusable)?;
     // The probe endpoint does not count as a used address, as in `status`.
     for (owned, counted) in &mut facts.blocks {
         let of_block = counts.iter().find(|(known, _)| known.block == owned.block);
@@ -260,7 +260,7 @@ impl Lookup<'_> {
     async fn address(&self, address: IpAddr) -> Result<AddressStatus, Refusal> {
         let at = self.now;
         let condition = self.reporter.ipam.run(move |ipam| ipam.condition(address, at)).await;
-        Ok(match condition.map_err(NotWritten)? {
+        Ok(match condition.map_err(LedgerUnusable)? {
             Some(condition) => self.own(address, condition),
             None => {
                 self.reporter.board().records.read()?;
@@ -283,8 +283,9 @@ impl Lookup<'_> {
                 let why = if held.leaving { "is being released" } else { "uses it" };
                 (AddressStanding::Used, format!("the attachment in this node's ledger {why}"))
             }
-            Condition::Gateway => (AddressStanding::Gateway, "it is the node's own address, the gateway of its \
-                                                              pods".to_owned()),
+            Condition::Gateway => {
+                (AddressStanding::Gateway, "it is the node's own address, the gateway of its pods".to_owned())
+            }
             Condition::Probe => (AddressStanding::Probe, PROBE.to_owned()),
             Condition::Freed(moment) => {
                 status.since = Some(ago(moment));
@@ -292,8 +293,10 @@ impl Lookup<'_> {
                 let left = rest.as_secs();
                 match left {
                     0 => (AddressStanding::Free, "it was released, and its cool-down is over".to_owned()),
-                    _ => (AddressStanding::Resting, format!("it was released, and is in cool-down for another {left} \
-                                                             s")),
+                    _ => {
+                        let why = format!("it was released, and is in cool-down for another {left} s");
+                        (AddressStanding::Resting, why)
+                    }
                 }
             }
             Condition::Unused => (AddressStanding::Free, "it has not been used since the block was claimed".to_owned()),

@@ -48,8 +48,11 @@ pub struct Block(Cidr);
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum InvalidPool {
     /// The pool is smaller than one of its blocks.
-    #[error("pool {cidr} is smaller than one block of /{block_length}: make the pool larger, or set a block length \
-             of at least {}", cidr.length())]
+    #[error(
+        "pool {cidr} is smaller than one block of /{block_length}: make the pool larger, or set a block length of at \
+         least {}",
+        cidr.length()
+    )]
     TooSmall {
         /// The range of the pool.
         cidr: Cidr,
@@ -57,8 +60,11 @@ pub enum InvalidPool {
         block_length: u8,
     },
     /// A block has more addresses than a node can track.
-    #[error("blocks of /{block_length} in pool {cidr} are too large: a block has at most {LARGEST_BLOCK} addresses, \
-             which is /{}", smallest_length(cidr.family()))]
+    #[error(
+        "blocks of /{block_length} in pool {cidr} are too large: a block has at most {LARGEST_BLOCK} addresses, which \
+         is /{}",
+        smallest_length(cidr.family())
+    )]
     BlockTooLarge {
         /// The range of the pool.
         cidr: Cidr,
@@ -87,8 +93,11 @@ pub enum InvalidPool {
         special: Special,
     },
     /// The block length is longer than an address.
-    #[error("blocks of /{block_length} in pool {cidr} are impossible: an {} address has {} \
-             bits", cidr.family(), cidr.family().bits())]
+    #[error(
+        "blocks of /{block_length} in pool {cidr} are impossible: an {} address has {} bits",
+        cidr.family(),
+        cidr.family().bits()
+    )]
     NoSuchLength {
         /// The range of the pool.
         cidr: Cidr,

@@ -309,7 +309,7 @@ mod tests {
         );
         let change = |confirmed| remove(&view, &name, confirmed).unwrap().unwrap();
         let Change::ConfirmByOperator(confirmations) = change(OperatorConfirmation::Earlier) else {
-            panic!("not vouched for")
+            panic!("not confirmed")
         };
         let confirmations: Vec<_> = confirmations
             .iter()

@@ -28,8 +28,12 @@ pub enum Denied {
     /// It belongs to the workload, but its last pod may still use it.
     ///
     /// Remedy: the text names the event to wait for, and the command if it needs an operator.
-    #[error("{address} is still held by {} on node {}: \
-             {}", holder.attachment, holder.node, until.for_holder(*address, holder))]
+    #[error(
+        "{address} is still held by {} on node {}: {}",
+        holder.attachment,
+        holder.node,
+        until.for_holder(*address, holder)
+    )]
     Held {
         /// The address.
         address: IpAddr,

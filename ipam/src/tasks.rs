@@ -46,7 +46,7 @@ use crate::view::View;
 pub use self::attach::{Caller, add, lease};
 pub use self::claims::could_claim;
 pub use self::hand_over::{NotHandedOver, ReservationRequest, RetryReason};
-pub use self::pods::{CLAIM_PATIENCE, LastAdd, NotWritten, PodHost, Requests};
+pub use self::pods::{CLAIM_PATIENCE, LastAdd, LedgerUnusable, PodHost, Requests};
 pub use self::records::Records;
 pub use self::registrar::{Decided, Registrar, RegistrarState};
 

@@ -44,7 +44,8 @@ pub enum Error {
     #[error("cannot decode a message from the kernel: unexpected key of a set element")]
     ElementKey,
     /// A message about one of Polder's interfaces cannot be decoded.
-    /// Remedy: check it with ip -details link show. Polder's own alias must stay. For a pod's interface, delete the pod.
+    /// Remedy: check it with ip -details link show. Polder's own alias must stay. For a pod's interface, delete the
+    /// pod.
     #[error("cannot decode the kernel's message about interface {name}: {problem}")]
     Interface {
         /// The name of the interface.

@@ -25,7 +25,7 @@ pub const EMPTIED: &str = "pool in use drained, emptied and removed";
 /// Ends all faults, and gives the cluster time to recover. Returns an error if anything is still wrong afterwards.
 pub fn heal(schedule: &mut Schedule, steps: &mut u64) -> Result<(), Wrong> {
     let releases = std::mem::take(&mut schedule.faults).contains(&Fault::AddressReleased);
-    schedule.mend();
+    schedule.restore();
     schedule.world.borrow_mut().note(|| "nothing goes wrong any more".to_owned());
     let mut retirement = Retirement::plan(&mut schedule.world.borrow_mut());
     for second in 0..TIME_TO_HEAL {

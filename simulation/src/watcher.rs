@@ -101,7 +101,7 @@ impl Watcher {
     }
 
     /// Ends a delay or a cut.
-    pub fn mend(&mut self) {
+    pub fn restore(&mut self) {
         self.link = Link::Whole;
     }
 

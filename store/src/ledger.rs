@@ -211,7 +211,8 @@ impl Ledger for Sqlite {
     fn cool_down(&mut self, addresses: &[IpAddr], freed: Moment) -> Result<(), LedgerError> {
         self.change(|transaction| {
             for address in addresses {
-                execute(transaction,
+                execute(
+                    transaction,
                     "INSERT INTO addresses (address, freed_ms) VALUES (?1, ?2)
                      ON CONFLICT (address) DO UPDATE SET freed_ms = excluded.freed_ms WHERE freed_ms IS NOT NULL",
                     params![address.to_string(), millis(freed)],

@@ -3,7 +3,7 @@
 use polder_ipam::store::StoreError;
 use tokio::task::JoinError;
 
-use crate::etcd::config::NotRead;
+use crate::etcd::config::FileNotRead;
 
 /// Why a datastore cannot be used: the request was not sent.
 #[derive(Debug, thiserror::Error)]
@@ -29,11 +29,11 @@ pub(crate) enum Unusable {
     Proxy,
     /// The CA, the client certificate or its key cannot be read.
     #[error(transparent)]
-    Certificate(#[from] NotRead),
+    Certificate(#[from] FileNotRead),
     /// The file with the password of the agent's etcd user cannot be read.
     /// Remedy: correct `etcd.password_file`, or make that file readable for the agent.
     #[error("etcd.password_file: {0}")]
-    Password(NotRead),
+    Password(FileNotRead),
     /// The agent's login at etcd takes long, because a member checks one password at a time.
     #[error(
         "the login has taken more than {seconds} s and continues: many clients may be logging in at once; client \

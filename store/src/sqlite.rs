@@ -16,8 +16,11 @@ const STATEMENTS: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The file cannot be opened, created or upgraded: no permission, no space, or it is not a database.
-    #[error("cannot open {}: check that the agent can write in \
-             {}", path.display(), path.parent().unwrap_or(path).display())]
+    #[error(
+        "cannot open {}: check that the agent can write in {}",
+        path.display(),
+        path.parent().unwrap_or(path).display()
+    )]
     Unusable {
         /// The file.
         path: PathBuf,
@@ -26,8 +29,10 @@ pub enum OpenError {
         source: rusqlite::Error,
     },
     /// The file was written by a later release.
-    #[error("{} has layout {found}, but this release supports {known}: go back to the release that wrote \
-             it", path.display())]
+    #[error(
+        "{} has layout {found}, but this release supports {known}: go back to the release that wrote it",
+        path.display()
+    )]
     Layout {
         /// The file.
         path: PathBuf,
@@ -70,8 +75,8 @@ pub(crate) fn open_database(path: &Path, layouts: &[Step]) -> Result<Connection,
     match open(path, layouts) {
         Ok((database, found, needed)) if needed <= layouts.len() => {
             if found > layouts.len() {
-                tracing::warn!(file = %path.display(), found, known = layouts.len(), "the file was written by a \
-                                                                                      later release");
+                let (file, known) = (path.display(), layouts.len());
+                tracing::warn!(%file, found, known, "the file was written by a later release");
             }
             Ok(database)
         }

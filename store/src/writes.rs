@@ -146,11 +146,11 @@ impl Writes {
 #[derive(Debug, Default)]
 struct Account {
     failures: Failures,
-    refused: BTreeMap<RefusalCause, RefusedWrites>,
+    refused: BTreeMap<RefusalCause, Refusals>,
 }
 
 #[derive(Debug)]
-struct RefusedWrites {
+struct Refusals {
     words: String,
     topics: BTreeMap<Topic, Instant>,
     since: SystemTime,
@@ -158,7 +158,7 @@ struct RefusedWrites {
     count: u64,
 }
 
-impl RefusedWrites {
+impl Refusals {
     /// Whether to report it. A cause that may be temporary must be refused more than once.
     fn goes_on(&self, cause: RefusalCause) -> bool {
         cause.is_lasting() || self.count > 1
@@ -184,7 +184,7 @@ impl Account {
         self.failures.refused += 1;
         self.forget(now.0);
         let cause = refusal.cause;
-        let known = self.refused.entry(cause).or_insert_with(|| RefusedWrites {
+        let known = self.refused.entry(cause).or_insert_with(|| Refusals {
             words: String::new(),
             topics: BTreeMap::new(),
             since: now.1,

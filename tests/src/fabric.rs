@@ -166,7 +166,7 @@ impl Fabric {
     }
 
     /// Connects the node to its segment again.
-    pub fn mend(&self, node: &Node, segment: u8) {
+    pub fn restore(&self, node: &Node, segment: u8) {
         self.node.run("ip", &["link", "set", &format!("{}-{segment}", node.name()), "up"]);
     }
 }

@@ -262,7 +262,7 @@ fn a_pods_own_side_that_was_changed_is_named_on_its_node_and_by_a_check_of_the_c
             .to_owned();
         let (v4, v6) = (pod.v4(), pod.address_of(Family::V6));
         let gateway6 = pod.gateway(v6);
-        let mend = format!(
+        let restore = format!(
             "ip link set eth0 address {mac} up; ip address replace {v4}/32 dev eth0; \
              ip address replace {v6}/128 dev eth0 nodad noprefixroute; \
              ip neigh replace {gateway} lladdr {gateway_mac} dev eth0 nud permanent; \
@@ -288,7 +288,7 @@ fn a_pods_own_side_that_was_changed_is_named_on_its_node_and_by_a_check_of_the_c
             lab.workers[1..].iter().for_each(wait_for_no_problem);
             let (_, checked) = worker.ctl_verdict(&["ipam", "check"]);
             assert!(checked["deviations"].to_string().contains(words), "{checked}");
-            sh(&mend);
+            sh(&restore);
             wait_for_no_problem(worker);
         }
         assert_flat(&pods, 1450);

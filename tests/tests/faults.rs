@@ -196,7 +196,7 @@ impl Site {
                 self.turn(number, oddity);
             }
             Happening::LinkFlaps => self.flap(number),
-            Happening::CableCut if self.cut.contains(&number) => self.mend(number),
+            Happening::CableCut if self.cut.contains(&number) => self.restore(number),
             Happening::CableCut => {
                 let worker = &self.lab.workers[number];
                 self.lab.fabric.cut(&worker.node, worker.segment);
@@ -275,9 +275,9 @@ impl Site {
         self.lab.workers[number].start();
     }
 
-    fn mend(&mut self, number: usize) {
+    fn restore(&mut self, number: usize) {
         let worker = &self.lab.workers[number];
-        self.lab.fabric.mend(&worker.node, worker.segment);
+        self.lab.fabric.restore(&worker.node, worker.segment);
         self.cut.remove(&number);
     }
 
@@ -331,7 +331,7 @@ impl Site {
             }
         }
         if self.cut.contains(&number) {
-            self.mend(number);
+            self.restore(number);
         }
         self.lab.workers[number].node.shell("rm -rf /var/lib/polder");
         make_foreign(&self.lab.workers[number]);
@@ -346,7 +346,7 @@ impl Site {
 
     /// Ends all faults.
     fn end_all(&mut self) {
-        self.cut.clone().into_iter().for_each(|number| self.mend(number));
+        self.cut.clone().into_iter().for_each(|number| self.restore(number));
         self.away.clone().into_iter().for_each(|number| self.start(number));
         self.odd.clone().into_iter().for_each(|(number, oddity)| self.turn(number, oddity));
         self.harmed.clone().into_keys().for_each(|number| self.harm(number));

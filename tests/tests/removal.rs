@@ -133,7 +133,7 @@ fn what_a_node_had_that_was_removed_while_it_was_away_rests_until_it_has_confirm
     operator.ctl(&["node", "remove", "n3"]);
     let said = operator.ctl(&["node", "remove", "n3", "--dead"]);
     assert!(said.as_str().unwrap().contains("its pods are gone"), "{said}");
-    wait::until_true("the block that was vouched for to go back", || claims_of(&lab, "n3") == 0);
+    wait::until_true("the block to be released after the confirmation", || claims_of(&lab, "n3") == 0);
     assert_eq!(claims_of(&lab, "n2"), 1, "the other was removed before, and still rests");
     assert_eq!(pod_interfaces(&lab.workers[1]), 1, "nobody is there to cut the pod off");
     let nodes = operator.ctl(&["node", "list"]).to_string();

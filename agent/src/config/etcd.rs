@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use polder_ipam::prefix::Prefix;
-use polder_store::etcd::config::{Credentials, EtcdConfig, NotRead, Password, Pem};
+use polder_store::etcd::config::{Credentials, EtcdConfig, FileNotRead, Password, Pem};
 use polder_store::etcd::endpoint::Endpoint;
 use polder_store::etcd::lookup::is_domain;
 use serde::{Deserialize, Serialize};
@@ -46,7 +46,7 @@ pub enum InvalidEtcd {
     Empty,
     /// The file with a certificate, a key or the password cannot be used.
     #[error(transparent)]
-    File(NotRead),
+    File(FileNotRead),
     /// etcd's members are found either by DNS or by a list of endpoints.
     #[error("etcd.endpoints is also set: remove one of them")]
     DiscoveryAndEndpoints,

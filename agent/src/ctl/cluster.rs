@@ -20,8 +20,8 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 pub struct Changes {
-    /// Path to pods on other nodes: direct (routes only), vxlan (tunnels only), auto (direct on the same link, otherwise
-    /// vxlan). A change loses no packets if all nodes can use the new path
+    /// Path to pods on other nodes: direct (routes only), vxlan (tunnels only), auto (direct on the same link,
+    /// otherwise vxlan). A change loses no packets if all nodes can use the new path
     #[arg(long)]
     backend: Option<Backend>,
     /// UDP port of VXLAN tunnels, 1 to 65535. Tunnels are interrupted until all nodes have applied the change
@@ -38,8 +38,8 @@ pub struct Changes {
     /// empties it
     #[arg(long, value_name = "CIDR[,CIDR]|none", value_parser = ranges)]
     masquerade_except: Option<Ranges>,
-    /// Attachment of pods to their node: bridge or routed. It is set when the cluster is created; another value than the
-    /// current one is refused
+    /// Attachment of pods to their node: bridge or routed. It is set when the cluster is created; another value than
+    /// the current one is refused
     #[arg(long, value_name = "KIND", value_parser = attachment)]
     attach: Option<AttachMode>,
 }
@@ -77,7 +77,7 @@ enum InvalidSetting {
 
 /// The settings cannot be shown.
 #[derive(Debug, thiserror::Error)]
-enum NotShown {
+enum SettingsUnknown {
     /// The agent has not read the cluster settings yet, or the cluster has none.
     #[error("the cluster settings are not known on this node yet: see polderctl status")]
     Unknown,
@@ -102,7 +102,7 @@ impl Run for Command {
         match self {
             Self::Show => match session.ask(ask::Status)?.cluster {
                 Some(cluster) => session.print(&cluster),
-                None => Err(NotShown::Unknown.into()),
+                None => Err(SettingsUnknown::Unknown.into()),
             },
             Self::Set(changes) => session.show(ask::ChangeSettings(SettingsChange {
                 backend: changes.backend,

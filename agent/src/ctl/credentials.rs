@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use polder_api::credentials::{ClientCertificate, EtcdCredentials, Secret, User};
-use polder_store::etcd::config::{NotRead, Password, Pem};
+use polder_store::etcd::config::{FileNotRead, Password, Pem};
 
 /// Variable with the password of `--etcd-user`. Not a flag, because every user on the machine can read flags.
 const PASSWORD: &str = "POLDERCTL_ETCD_PASSWORD";
@@ -90,7 +90,7 @@ pub enum CredentialFile {
         /// The argument.
         flag: &'static str,
         /// The file and the problem.
-        problem: NotRead,
+        problem: FileNotRead,
     },
     /// A certificate or key has bytes that are not UTF-8, so it is not in PEM format.
     /// Remedy: set the argument to a file in PEM format.

@@ -46,8 +46,8 @@ impl Announcer {
             }
             Ok(false) => {}
             Err(error) => {
-                warn!(file = %config.cni_file.display(), %error, "this node was removed: cannot delete the CNI \
-                                                                  configuration");
+                let file = config.cni_file.display();
+                warn!(%file, %error, "this node was removed: cannot delete the CNI configuration");
             }
         }
         set_if_changed(&self.announced, Err(NotWritten::NotYet));
@@ -74,8 +74,11 @@ impl Announcer {
                         info!(%file, plugins = additions.join(", "), "keeping the plugins that other programs added");
                     }
                     for other in conflist.others() {
-                        warn!(other = %other.display(), "found an earlier CNI configuration of this agent: delete \
-                                                         it, because runtimes use the first file by name");
+                        warn!(
+                            other = %other.display(),
+                            "found an earlier CNI configuration of this agent: delete it, because runtimes use the \
+                             first file by name"
+                        );
                     }
                 }
                 self.is_done = true;

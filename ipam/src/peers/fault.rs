@@ -120,8 +120,8 @@ pub enum Fault {
     /// Its owner has no valid record.
     #[error(
         "its owner {0} has no valid node record: correct the problem of nodes/{0} in this list, or start the agent of \
-         {0}. If that machine is permanently gone, run polderctl node remove {0} --dead; only if there is no such node, \
-         delete this record with etcdctl del"
+         {0}. If that machine is permanently gone, run polderctl node remove {0} --dead; only if there is no such \
+         node, delete this record with etcdctl del"
     )]
     NoNode(NodeName),
     /// Its owner is gone, and another node has the same name.

@@ -7,7 +7,7 @@ use polder_api::{Attachment, Family, Pod, PoolName};
 
 use self::reason::NotAllocated;
 use super::attach::CallerGone;
-use super::{Caller, LastAdd, NotWritten, OwnNode, PodHost, ReservationRequest, teardown};
+use super::{Caller, LastAdd, LedgerUnusable, OwnNode, PodHost, ReservationRequest, teardown};
 use crate::allocator::{Counts, Refused, Rest};
 use crate::capacity::{Foreign, OwnShare};
 use crate::claim::NoClaim;
@@ -109,7 +109,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
                     }
                     continue;
                 }
-                Err(AllocateError::Ledger(error)) => return Err(NotWritten(error).into()),
+                Err(AllocateError::Ledger(error)) => return Err(LedgerUnusable(error).into()),
                 Err(AllocateError::Refused { address, why: Refused::NotHere, .. })
                     if claimed != Some(address) =>
                 {

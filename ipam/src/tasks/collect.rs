@@ -7,7 +7,7 @@ use polder_api::message::{Collection, Refusal, RefusalKind, Refuse};
 use tracing::info;
 
 use super::teardown::{self, ReleaseOutcome};
-use super::{LastAdd, NotWritten, PodHost};
+use super::{LastAdd, LedgerUnusable, PodHost};
 use crate::cause::HostError;
 use crate::moment::Moment;
 use crate::node::stale;
@@ -28,7 +28,7 @@ enum Kept {
         /// The attachment.
         attachment: Attachment,
         /// The error of the ledger.
-        error: NotWritten,
+        error: LedgerUnusable,
     },
     /// Its interface cannot be deleted, so its addresses stay in use.
     /// Remedy: check the error of the kernel in the text; the agent retries.

@@ -137,9 +137,9 @@ impl LastAdd {
 /// Remedy: check the disk of the agent's state directory: free space, a read-only mount, I/O errors in the kernel log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("cannot use the ledger: {}", .0.reason())]
-pub struct NotWritten(#[from] pub LedgerError);
+pub struct LedgerUnusable(#[from] pub LedgerError);
 
-impl Refuse for NotWritten {
+impl Refuse for LedgerUnusable {
     fn kind(&self) -> RefusalKind {
         RefusalKind::Failed
     }

@@ -11,7 +11,7 @@ use crate::store::{Contents, StoreError};
 
 /// Why an address record is not read.
 #[derive(Debug, thiserror::Error)]
-enum NotRead {
+enum AddressesNotRead {
     /// The value is not valid JSON of the expected type.
     /// Remedy: check that all agents are of releases that work together; otherwise delete the record.
     #[error(transparent)]
@@ -48,8 +48,8 @@ impl PublishedAddresses {
             let read = match entry.key.parse() {
                 Ok(Key::Address(node, address)) => serde_json::from_slice(&entry.value)
                     .map(|record| Published { node, address, record })
-                    .map_err(NotRead::from),
-                _ => Err(NotRead::Key),
+                    .map_err(AddressesNotRead::from),
+                _ => Err(AddressesNotRead::Key),
             };
             match read {
                 Ok(published) => addresses.records.push((published, entry.revision)),

@@ -151,7 +151,7 @@ impl Schedule {
             return false;
         }
         // A full disk accepts no new ledger, and without space no node can be removed.
-        self.mend();
+        self.restore();
         self.reboot(machine);
         let name = self.world.borrow().machines[machine].name.clone();
         self.lose_ledger(machine);

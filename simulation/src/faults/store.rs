@@ -11,7 +11,7 @@ impl Schedule {
     /// Empties or restores the store, only while all agents run and follow it: an agent that does not run would not
     /// detect the loss, and could not repair it in the period without claims.
     pub(super) fn set_store_back(&mut self, fault: Fault) -> bool {
-        self.mend();
+        self.restore();
         self.start_agents();
         self.settle();
         let mut world = self.world.borrow_mut();
@@ -44,7 +44,7 @@ impl Schedule {
     }
 
     /// Ends all faults that persist.
-    pub fn mend(&mut self) {
+    pub fn restore(&mut self) {
         let mut world = self.world.borrow_mut();
         world.etcd.set_space(Space::Enough);
         for machine in &mut world.machines {
@@ -53,7 +53,7 @@ impl Schedule {
             machine.is_stopped = false;
             machine.reads_only = false;
             if let Some(agent) = &mut machine.agent {
-                agent.watcher.mend();
+                agent.watcher.restore();
             }
         }
     }
@@ -106,7 +106,7 @@ fn disturb_watch(world: &mut World, fault: Fault, machine: usize) -> bool {
         Fault::WatchEnds if *keeping == Keeping::Embedded => fall_behind(agent),
         Fault::WatchEnds => agent.watcher.disconnect(),
         Fault::WatchDelayed if random.once_in(2) => agent.watcher.delay(),
-        Fault::WatchDelayed => agent.watcher.mend(),
+        Fault::WatchDelayed => agent.watcher.restore(),
         _ => agent.watcher.repeat(etcd, 3),
     }
     true
@@ -152,7 +152,7 @@ pub(super) fn cut(world: &mut World, machine: usize) {
     let is_cut = !world.machines[machine].is_cut;
     world.machines[machine].is_cut = is_cut;
     if let Some(agent) = &mut world.machines[machine].agent {
-        if is_cut { agent.watcher.cut() } else { agent.watcher.mend() }
+        if is_cut { agent.watcher.cut() } else { agent.watcher.restore() }
     }
     if is_cut {
         for index in 0..world.requests.len() {

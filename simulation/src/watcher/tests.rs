@@ -89,7 +89,7 @@ fn history_that_is_gone_leads_to_a_new_load() {
     (0..3).for_each(|_| put(&mut etcd, "b2"));
     etcd.compact(Revision::new(5)).unwrap();
     assert_eq!(polls(&mut watcher, &etcd), [["lost"], ["lost"]]);
-    watcher.mend();
+    watcher.restore();
     assert_eq!(polls(&mut watcher, &etcd), [vec![], vec!["back", "lost"], vec!["loaded"]]);
 }
 
@@ -114,7 +114,7 @@ fn what_is_under_way_is_late_but_arrives() {
     assert_eq!(polls(&mut watcher, &etcd), [[""; 0]]);
     put(&mut etcd, "b2");
     etcd.compact(Revision::new(3)).unwrap();
-    watcher.mend();
+    watcher.restore();
     assert_eq!(polls(&mut watcher, &etcd), [["changed", "changed"]]);
 }
 
@@ -141,7 +141,7 @@ fn step(random: &mut Random, etcd: &mut Model, watcher: &mut Watcher, copy: &mut
         5 => watcher.cut(),
         6 => watcher.delay(),
         7 => watcher.repeat(etcd, 3),
-        8 => watcher.mend(),
+        8 => watcher.restore(),
         9 => drop(etcd.compact(Revision::new(etcd.revision().number() - i64::from(random.once_in(2))))),
         10 => watcher.send(etcd),
         _ => watcher.poll(etcd).into_iter().for_each(|update| copy.apply(update)),
@@ -156,7 +156,7 @@ fn a_follower_that_is_left_alone_knows_in_the_end_what_is_there() {
         for _ in 0..40 {
             step(&mut random, &mut etcd, &mut watcher, &mut copy);
         }
-        watcher.mend();
+        watcher.restore();
         for _ in 0..6 {
             watcher.poll(&etcd).into_iter().for_each(|update| copy.apply(update));
         }

@@ -48,7 +48,7 @@ impl fmt::Debug for Pem {
 
 /// A file with a certificate, a key or a password cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotRead {
+pub enum FileNotRead {
     /// The file has no line that starts with `-----BEGIN `: it is empty, or not in PEM format.
     /// Remedy: convert the file to PEM: openssl x509 -inform der -in FILE for a certificate.
     #[error("{} contains no PEM block", path.display())]
@@ -86,7 +86,7 @@ pub enum NotRead {
     },
 }
 
-impl NotRead {
+impl FileNotRead {
     fn unreadable(path: &Path, error: &io::Error) -> Self {
         Self::Unreadable { path: path.to_owned(), reason: error.to_string() }
     }
@@ -94,18 +94,18 @@ impl NotRead {
 
 impl Pem {
     /// Reads the PEM text. The error includes the remedy.
-    pub fn read(&self) -> Result<Vec<u8>, NotRead> {
+    pub fn read(&self) -> Result<Vec<u8>, FileNotRead> {
         let path = match self {
             Self::Inline(bytes) => return Ok(bytes.clone()),
             Self::File(path) => path,
         };
         match fs::read(path) {
             Ok(bytes) if String::from_utf8_lossy(&bytes).contains("-----BEGIN ") => Ok(bytes),
-            Ok(_) => Err(NotRead::NoPem { path: path.clone() }),
+            Ok(_) => Err(FileNotRead::NoPem { path: path.clone() }),
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-                Err(NotRead::NotPermitted { path: path.clone(), reason: error.to_string() })
+                Err(FileNotRead::NotPermitted { path: path.clone(), reason: error.to_string() })
             }
-            Err(error) => Err(NotRead::unreadable(path, &error)),
+            Err(error) => Err(FileNotRead::unreadable(path, &error)),
         }
     }
 }
@@ -121,9 +121,9 @@ pub(super) struct Tls {
 
 impl EtcdConfig {
     /// Reads the certificates and the key.
-    pub(super) fn tls(&self) -> Result<Tls, NotRead> {
+    pub(super) fn tls(&self) -> Result<Tls, FileNotRead> {
         let ca = self.ca.as_ref().map(Pem::read).transpose()?;
-        let read = |(certificate, key): &(Pem, Pem)| Ok::<_, NotRead>((certificate.read()?, key.read()?));
+        let read = |(certificate, key): &(Pem, Pem)| Ok::<_, FileNotRead>((certificate.read()?, key.read()?));
         Ok(Tls { ca, identity: self.identity.as_ref().map(read).transpose()? })
     }
 
@@ -163,15 +163,15 @@ impl fmt::Debug for Password {
 
 impl Password {
     /// Reads the password, without the line break at its end.
-    pub fn read(&self) -> Result<String, NotRead> {
+    pub fn read(&self) -> Result<String, FileNotRead> {
         match self {
             Self::Inline(password) => Ok(password.clone()),
             Self::File(path) => match fs::read_to_string(path) {
                 Ok(text) if text.trim_end_matches(['\r', '\n']).is_empty() => {
-                    Err(NotRead::NoPassword { path: path.clone() })
+                    Err(FileNotRead::NoPassword { path: path.clone() })
                 }
                 Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
-                Err(error) => Err(NotRead::unreadable(path, &error)),
+                Err(error) => Err(FileNotRead::unreadable(path, &error)),
             },
         }
     }

@@ -192,7 +192,7 @@ impl Saboteur<'_> {
             Fault::AgentFrozen => self.lab.workers[target].freeze(false),
             Fault::NodeCut => {
                 let worker = &self.lab.workers[target];
-                self.lab.fabric.mend(&worker.node, worker.segment);
+                self.lab.fabric.restore(&worker.node, worker.segment);
             }
             Fault::DiskFull | Fault::DiskFullAndKilled => {
                 self.lab.workers[target].node.run("rm", &[FILLING]);
@@ -209,7 +209,7 @@ impl Saboteur<'_> {
     }
 
     fn mend_member(&self, number: usize) {
-        self.lab.fabric.mend(self.lab.etcd.machine(number), SEGMENT);
+        self.lab.fabric.restore(self.lab.etcd.machine(number), SEGMENT);
     }
 
     fn restart(&mut self, target: usize) {

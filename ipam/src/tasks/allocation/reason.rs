@@ -10,7 +10,7 @@ use crate::capacity::{Foreign, OwnShare, REMEDY};
 use crate::cause::HostError;
 use crate::claim::{Exhausted, NoClaim};
 use crate::node::AllocateError;
-use crate::tasks::{NotHandedOver, NotWritten};
+use crate::tasks::{LedgerUnusable, NotHandedOver};
 
 /// Why an attachment gets no addresses.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +21,7 @@ pub(super) enum NotAllocated {
     EarlierAdd(#[source] HostError),
     /// The ledger cannot be read or written.
     #[error(transparent)]
-    Ledger(#[from] NotWritten),
+    Ledger(#[from] LedgerUnusable),
     /// The node's blocks cannot provide the requested address or MAC address, or the node has no gateway address.
     #[error(transparent)]
     Node(AllocateError),

@@ -46,7 +46,7 @@ pub async fn adopt<H: OperatorHost>(host: &H, me: &OwnNode, wanted: &NodeName) -
          see polderctl status",
         Boot::from(&other)
     );
-    warn!(node = %wanted, machine_id = %other.machine_id, boot_id = %other.boot_id, "an operator adopts the node on \
-                                                                                     this machine");
+    let Alive { machine_id, boot_id, .. } = &other;
+    warn!(node = %wanted, %machine_id, %boot_id, "an operator adopts the node on this machine");
     Ok(Adoption::InPlaceOf(other, words))
 }

@@ -12,7 +12,7 @@ use crate::publication;
 use crate::store::StoreError;
 use crate::tasks::published::PublishedAddresses;
 use crate::tasks::records::Records;
-use crate::tasks::{NotWritten, OwnNode, lease};
+use crate::tasks::{LedgerUnusable, OwnNode, lease};
 
 /// The state of a node that is to be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,7 +154,7 @@ pub async fn allow_removal<H: OperatorHost>(
         })
     };
     let identity = host.ledger(|ipam, _| ipam.identity()).await;
-    let identity = identity.map_err(|error| Reply::Refused(NotWritten(error).into()))?;
+    let identity = identity.map_err(|error| Reply::Refused(LedgerUnusable(error).into()))?;
     let own_revision = publication::own_revision(&host.known(), &me.name, identity.as_ref(), me.boot());
     // Another machine can have the name, while this one waits for it.
     let is_own = removal.node == me.name && own_revision.is_some();

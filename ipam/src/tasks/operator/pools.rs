@@ -17,7 +17,7 @@ use crate::{Cidr, Pool, settings, special};
 
 /// Why the request for a pool is invalid, independent of the records of the cluster.
 #[derive(Debug, thiserror::Error)]
-enum NoPool {
+enum NoSuchPool {
     /// The range is not a network prefix.
     #[error(transparent)]
     Cidr(#[from] ParseCidrError),
@@ -30,7 +30,7 @@ enum NoPool {
     Special(InvalidPool),
 }
 
-impl Refuse for NoPool {
+impl Refuse for NoSuchPool {
     fn kind(&self) -> RefusalKind {
         RefusalKind::Invalid
     }
@@ -44,7 +44,7 @@ impl Refuse for NotChanged {
 
 /// Why a change of pools or settings has no result.
 #[derive(Debug, thiserror::Error)]
-enum NotCarriedOut {
+enum PoolNotChanged {
     /// The datastore failed, and the change was not made.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -56,7 +56,7 @@ enum NotCarriedOut {
     Contended,
 }
 
-impl Refuse for NotCarriedOut {
+impl Refuse for PoolNotChanged {
     fn kind(&self) -> RefusalKind {
         match self {
             Self::Store(error) | Self::InDoubt(error) => error.kind(),
@@ -105,15 +105,15 @@ fn with_warnings(done: String, warnings: &[String]) -> String {
 
 /// The requested pool; or why it is invalid, independent of the records of the cluster.
 pub fn parse_pool(new: NewPool) -> Result<Pool, Refusal> {
-    let cidr: Cidr = new.cidr.to_string().parse().map_err(NoPool::Cidr)?;
+    let cidr: Cidr = new.cidr.to_string().parse().map_err(NoSuchPool::Cidr)?;
     let length = new.block_length.unwrap_or_else(|| usual_block_length(new.purpose, cidr));
-    let mut pool = Pool::new(new.name, cidr, length, PoolState::Active).map_err(NoPool::BlockLength)?;
+    let mut pool = Pool::new(new.name, cidr, length, PoolState::Active).map_err(NoSuchPool::BlockLength)?;
     pool.purpose = new.purpose;
     pool.nodes = new.nodes;
     match pool.check_use() {
         Ok(()) => Ok(pool),
-        Err(error @ InvalidPool::Special { .. }) => Err(NoPool::Special(error).into()),
-        Err(error) => Err(NoPool::BlockLength(error).into()),
+        Err(error @ InvalidPool::Special { .. }) => Err(NoSuchPool::Special(error).into()),
+        Err(error) => Err(NoSuchPool::BlockLength(error).into()),
     }
 }
 
@@ -173,9 +173,9 @@ async fn carry_out(
     }
     let is_in_doubt = said.is_some();
     Err(match failure {
-        Some(error) if is_in_doubt => NotCarriedOut::InDoubt(error).into(),
-        Some(error) => NotCarriedOut::Store(error).into(),
-        None => NotCarriedOut::Contended.into(),
+        Some(error) if is_in_doubt => PoolNotChanged::InDoubt(error).into(),
+        Some(error) => PoolNotChanged::Store(error).into(),
+        None => PoolNotChanged::Contended.into(),
     })
 }
 

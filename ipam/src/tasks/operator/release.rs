@@ -19,7 +19,7 @@ use crate::store::{Outcome, StoreError};
 use crate::tasks::orphan_collector::{self, Swept};
 use crate::tasks::published::PublishedAddresses;
 use crate::tasks::records::{Records, read_all};
-use crate::tasks::{NotWritten, OwnNode};
+use crate::tasks::{LedgerUnusable, OwnNode};
 use crate::view::View;
 
 /// Why an address is not released for an operator.
@@ -246,7 +246,7 @@ async fn of_a_block<H: OperatorHost>(
     address: IpAddr,
 ) -> Result<String, Refusal> {
     let condition = host.ledger(move |ipam, now| ipam.condition(address, now)).await;
-    match condition.map_err(NotWritten)? {
+    match condition.map_err(LedgerUnusable)? {
         Some(Condition::Held(held)) => {
             let attachment = held.attachment;
             let swept = orphan_collector::sweep(host, &attachment, "requested by an operator").await;

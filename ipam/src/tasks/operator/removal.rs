@@ -20,7 +20,7 @@ impl Refuse for NotRemoved {
 
 /// Why a permitted removal was not made, or has no known result.
 #[derive(Debug, thiserror::Error)]
-enum NotCarriedOut {
+enum NodeNotRemoved {
     /// The node is not the one that it was when the operator requested its removal.
     #[error(
         "the machine or the boot of node {0} has changed since its removal began: see polderctl node list, and \
@@ -51,7 +51,7 @@ enum NotCarriedOut {
     },
 }
 
-impl Refuse for NotCarriedOut {
+impl Refuse for NodeNotRemoved {
     fn kind(&self) -> RefusalKind {
         RefusalKind::TryAgain
     }
@@ -76,7 +76,7 @@ pub async fn remove_node(
         let found = view.nodes.get(&node).map(|known| &*known.record);
         let meant = meant.get_or_insert_with(|| found.cloned());
         if found.is_some_and(|found| is_another(meant.as_ref(), found)) {
-            return Err(NotCarriedOut::OtherNode(node).into());
+            return Err(NodeNotRemoved::OtherNode(node).into());
         }
         let change = removal::remove(&view, &node, confirmed)?;
         let Some(change) = change else {
@@ -101,7 +101,7 @@ pub async fn remove_node(
             Err(error) => return failed(records, node, confirmed, error).await,
         }
     }
-    Err(NotCarriedOut::Contended(node).into())
+    Err(NodeNotRemoved::Contended(node).into())
 }
 
 /// Whether the node of that name is not the one that the operator meant: then the operator's confirmation does not
@@ -127,8 +127,8 @@ async fn failed(
     };
     match is_made {
         Some(Some(done)) => Ok(done),
-        Some(None) => Err(NotCarriedOut::Store { node, error }.into()),
-        None => Err(NotCarriedOut::InDoubt { node, error }.into()),
+        Some(None) => Err(NodeNotRemoved::Store { node, error }.into()),
+        None => Err(NodeNotRemoved::InDoubt { node, error }.into()),
     }
 }
 
