@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use polder_ipam::needed::Needed;
-use polder_ipam::record::Alive;
+use polder_ipam::needed::RequiredRange;
+use polder_ipam::record::LeaseRecord;
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::tasks::OwnNode;
 use polder_ipam::view::View;
@@ -121,7 +121,7 @@ pub(crate) struct OperatorTasks {
 /// The entries of [`RecordTasks`].
 struct RecordEntries {
     view: watch::Sender<Arc<View>>,
-    store_at: watch::Sender<Option<Vec<Needed>>>,
+    store_at: watch::Sender<Option<Vec<RequiredRange>>>,
     leases: watch::Sender<Arc<Leases>>,
 }
 
@@ -129,7 +129,7 @@ struct RecordEntries {
 struct AddressEntries {
     registration: watch::Sender<Registration>,
     holdings: watch::Sender<Arc<Holdings>>,
-    adopted: watch::Sender<Option<Alive>>,
+    adopted: watch::Sender<Option<LeaseRecord>>,
 }
 
 /// The entries of [`DatapathTasks`].
@@ -186,7 +186,7 @@ struct Lines {
     leases: watch::Receiver<Arc<Leases>>,
     own_ports: BTreeSet<u32>,
     sysctls: Sysctls,
-    store_at: watch::Receiver<Option<Vec<Needed>>>,
+    store_at: watch::Receiver<Option<Vec<RequiredRange>>>,
     wakes: engine::Wakes,
     underlay_changed: Bell,
 }
@@ -287,7 +287,7 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
 /// Senders of the [`OperatorTasks`], and their channels to other tasks.
 struct OperatorEnds {
     plans: mpsc::Sender<PlanRequest>,
-    adopted: watch::Sender<Option<Alive>>,
+    adopted: watch::Sender<Option<LeaseRecord>>,
     unreachable: watch::Sender<Option<String>>,
     unserved: watch::Sender<Option<String>>,
 }

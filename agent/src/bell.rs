@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_was_away_when_it_rang_is_woken_once() {
+    fn rings_without_a_waiting_task_wake_the_next_wait_once() {
         let (bell, wake) = bell();
         bell.ring();
         bell.clone().ring();

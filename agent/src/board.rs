@@ -10,11 +10,11 @@ use std::time::Duration;
 use polder_api::PerFamily;
 use polder_api::message::{Refusal, RefusalKind, Refuse};
 use polder_ipam::Revision;
-use polder_ipam::peers::Problem;
+use polder_ipam::peers::RecordProblem;
 use polder_ipam::publication::Basis;
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::tasks::OwnNode;
-use polder_ipam::view::{Source, View};
+use polder_ipam::view::{View, ViewSource};
 use polder_ipam::{publication, readiness};
 use tokio::sync::watch;
 
@@ -48,7 +48,7 @@ impl Records {
     /// The cluster's records for an operator's request; refused until they are loaded.
     pub fn read(&self) -> Result<Arc<View>, Refusal> {
         let view = self.view();
-        if view.source != Source::Nowhere {
+        if view.source != ViewSource::Nowhere {
             return Ok(view);
         }
         Err(view.lost.clone().map_or(NoRecords::Loading, |reason| NoRecords::Lost { reason }).into())
@@ -201,7 +201,7 @@ pub struct Pass {
     /// The MTU of pods, in bytes.
     pub mtu: u32,
     /// Records that were not applied, and why.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<RecordProblem>,
     /// The path to each peer's blocks, by peer and family.
     pub paths: BTreeMap<Key, Reached>,
     /// Number of underlay neighbours through which peers are reached, by family.

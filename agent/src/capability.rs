@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn those_of_a_container_that_has_only_what_was_added_are_told_apart() {
+    fn added_capabilities_of_a_container_are_recognised() {
         // `drop: [ALL]`, `add: [NET_ADMIN, NET_RAW]`.
         let status = "Name:\tpolder-agent\nCapPrm:\t0000000000003000\nCapEff:\t0000000000003000\n";
         let held = |capability: Capability| capability.is_in(status);

@@ -89,8 +89,7 @@ impl<'a> Conflist<'a> {
             warn!(
                 file = %self.written.display(), %error,
                 "cannot save a copy of the CNI configuration: a plugin that is later removed from cni.chain stays in \
-                 the \
-                 configuration, as if other software had added it"
+                 the configuration, as if other software had added it"
             );
         }
         Ok(is_missing)
@@ -323,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_have_added_is_kept_when_an_agent_starts_and_what_the_configuration_had_is_not() {
+    fn an_agent_keeps_foreign_additions_and_deletes_plugins_that_it_no_longer_configures() {
         let folder = tempfile::tempdir().unwrap();
         let portmap = json!({ "type": "portmap", "capabilities": { "portMappings": true } });
         let mut file = with(folder.path().join("10-polder.conflist"), network(vec![portmap]));
@@ -361,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_file_by_name_is_what_a_runtime_takes() {
+    fn the_file_that_precedes_ours_by_name_is_found() {
         let folder = tempfile::tempdir().unwrap();
         let file = at(folder.path());
         file.conflist().write().unwrap();
@@ -377,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_was_removed_takes_its_own_file_away_and_no_other() {
+    fn a_removed_node_deletes_its_own_file_but_no_foreign_file() {
         let folder = tempfile::tempdir().unwrap();
         let file = at(folder.path());
         file.conflist().write().unwrap();
@@ -387,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_appears_whole_and_nothing_else_is_left() {
+    fn a_complete_file_is_written_and_no_temporary_file_remains() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("net.d");
         assert!(at(&target).conflist().write().unwrap());
@@ -402,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn other_plugins_come_after_ours_and_older_ones_are_not_offered_a_newer_version() {
+    fn chained_plugins_follow_polder_and_only_the_configured_versions_are_offered() {
         let portmap = json!({ "type": "portmap", "capabilities": { "portMappings": true } });
         let network = Network {
             name: Some("pods".parse().unwrap()),
@@ -417,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_ours_under_another_name_is_found() {
+    fn our_file_with_another_name_is_found() {
         let folder = tempfile::tempdir().unwrap();
         at(folder.path()).conflist().write().unwrap();
         fs::write(folder.path().join("05-other.conflist"), "{}").unwrap();
@@ -429,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_gone_or_damaged_is_written_again_and_one_with_additions_is_not() {
+    fn a_missing_or_damaged_file_is_rewritten_but_one_with_additions_is_kept() {
         let folder = tempfile::tempdir().unwrap();
         let whole = text(&at(folder.path()).conflist().own());
         let file = folder.path().join("10-polder.conflist");
@@ -455,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cannot_be_written_is_named_with_the_reason_and_the_remedy() {
+    fn a_file_that_cannot_be_written_is_reported_with_the_error_and_the_remedy() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         fs::write(&file, "").unwrap();
@@ -467,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_right_is_left_alone() {
+    fn a_correct_file_is_not_rewritten() {
         use std::os::unix::fs::MetadataExt;
         let folder = tempfile::tempdir().unwrap();
         let inode = || fs::metadata(folder.path().join("10-polder.conflist")).unwrap().ino();

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_mounted_is_told_from_one_on_the_root_of_the_container() {
+    fn a_mounted_folder_is_distinguished_from_one_on_the_container_root() {
         let on = |point: &str, kind: &str| (point.to_owned(), kind.to_owned());
         assert_eq!(found("/var/lib/polder"), on("/var/lib/polder", "ext4"));
         assert_eq!(found("/var/lib/polder/sub"), on("/var/lib/polder", "ext4"));
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_that_gets_what_the_host_mounts_later_is_told_from_one_that_does_not() {
+    fn a_mount_with_propagation_from_the_host_is_recognised() {
         let line =
             |options: &str| format!("604 600 0:26 /netns /run/netns rw,nosuid{options} - tmpfs tmpfs rw");
         assert!(is_followed(&line(" master:12")) && is_followed(&line(" shared:3 master:12")));
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_without_escapes_stays_as_it_is() {
+    fn a_path_without_escapes_is_unchanged() {
         assert_eq!(unescaped("/a\\b\\9"), Path::new("/a\\b\\9"));
     }
 }

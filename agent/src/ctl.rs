@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_a_failure_and_a_wrong_argument_is_not() {
+    fn a_refused_request_exits_as_failed_and_a_wrong_argument_as_usage_error() {
         for kind in [RefusalKind::Invalid, RefusalKind::TryAgain, RefusalKind::Missing] {
             let refused =
                 run(&["pool", "list"], Reply::Refused(Refusal { kind, message: "no".into() })).unwrap_err();
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn the_files_of_credentials_are_read_for_changes_and_for_no_question() {
+    fn credential_files_are_read_for_changes_but_not_for_queries() {
         let shown = ["--etcd-cert", "/nowhere", "--etcd-key", "/nowhere"];
         let with = |command: &[&str], reply| run(&[&shown, command].concat(), reply);
         assert_eq!(with(&["pool", "list"], Reply::Pools(Vec::new())).unwrap().exit, Exit::Fine);

@@ -239,8 +239,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
         Err(_) if matches!(board.registration(), Registration::Removed(_)) => {
             dry.obstacles.push(format!(
                 "this node was removed from the cluster: an agent that starts here disconnects its pods ({pods}), \
-                 deletes \
-                 the node's own addresses from the bridge, and serves no pods. To let this machine join again, \
+                 deletes the node's own addresses from the bridge, and serves no pods. To let this machine join again, \
                  delete {}",
                 state.display()
             ));
@@ -311,7 +310,7 @@ fn copy_file(from: &Path, to: &Path, name: &str) -> Result<bool, PlanNotMade> {
 async fn read(store: &Store, config: &Config) -> Result<Contents, StoreError> {
     let mut all = store.range(&Key::followed()).await?;
     let of_node =
-        [Range::single(Key::Alive(config.node.clone()).to_string()), Key::addresses_of(&config.node)];
+        [Range::single(Key::Lease(config.node.clone()).to_string()), Key::addresses_of(&config.node)];
     for range in of_node {
         all.entries.extend(store.range(&range).await?.entries);
     }

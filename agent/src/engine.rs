@@ -22,7 +22,7 @@ use polder_api::{NodeName, PerFamily};
 use polder_ipam::cause::HostError;
 use polder_ipam::peers::{Peer, validate};
 use polder_ipam::registration::Registration;
-use polder_ipam::view::Source;
+use polder_ipam::view::ViewSource;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
@@ -236,7 +236,7 @@ impl<D: Datapath> Engine<D> {
     async fn work(&mut self, cause: Trigger) {
         self.repairing.rung = None;
         let view = self.board().view();
-        if view.source == Source::Nowhere {
+        if view.source == ViewSource::Nowhere {
             return self.free_store().await;
         }
         self.dead.clone_from(self.tools.leases.borrow().dead());

@@ -8,10 +8,10 @@ use std::os::fd::RawFd;
 use std::time::Duration;
 
 use nix::sys::socket::{SockaddrStorage, getpeername};
-use polder_ipam::needed::{Needed, NeededFor};
+use polder_ipam::needed::{RequiredFor, RequiredRange};
 use polder_store::etcd::config::EtcdConfig;
-use polder_store::etcd::endpoint::{Endpoint, UrlHost};
-use polder_store::etcd::lookup::{Found, Lookup};
+use polder_store::etcd::endpoint::{EtcdEndpoint, UrlHost};
+use polder_store::etcd::lookup::{MemberLookup, ResolvedMember};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -27,7 +27,7 @@ const RESOLVER: &str = "/etc/resolv.conf";
 
 /// The address in a URL; `None` if the host is a name.
 pub fn address(url: &str) -> Option<IpAddr> {
-    match Endpoint::parse(url)?.host {
+    match EtcdEndpoint::parse(url)?.host {
         UrlHost::Address(address) => Some(address),
         UrlHost::Name(_) => None,
     }
@@ -53,14 +53,17 @@ fn connected_to(ports: &BTreeSet<u16>) -> Vec<IpAddr> {
 }
 
 /// The addresses as needed ranges, without duplicates.
-fn needed(addresses: impl Iterator<Item = (String, IpAddr)>) -> Vec<Needed> {
+fn needed(addresses: impl Iterator<Item = (String, IpAddr)>) -> Vec<RequiredRange> {
     let elsewhere = addresses.filter(|(_, address)| !address.is_loopback() && !address.is_unspecified());
     // The first description of an address is the best one.
     let mut by_address = BTreeMap::new();
     for (what, address) in elsewhere {
         by_address.entry(address).or_insert(what);
     }
-    by_address.into_iter().map(|(address, what)| Needed::host(address, NeededFor::Store(what))).collect()
+    by_address
+        .into_iter()
+        .map(|(address, what)| RequiredRange::host(address, RequiredFor::Store(what)))
+        .collect()
 }
 
 /// The inputs of the task, and the value that it publishes.
@@ -69,7 +72,7 @@ pub struct Task {
     /// The configured datastore.
     pub store: StoreConfig,
     /// etcd's addresses; `None` until the first lookup.
-    pub found: watch::Sender<Option<Vec<Needed>>>,
+    pub found: watch::Sender<Option<Vec<RequiredRange>>>,
     /// Rings when the addresses changed.
     pub underlay_changed: Bell,
 }
@@ -80,7 +83,7 @@ trait AddressSources {
     fn has_names(&self) -> bool;
 
     /// All members, and the error of a failed lookup.
-    fn look_up(&mut self) -> impl Future<Output = (Vec<Found>, Option<String>)> + Send;
+    fn look_up(&mut self) -> impl Future<Output = (Vec<ResolvedMember>, Option<String>)> + Send;
 
     /// The remote addresses of this process's connections to one of the ports.
     fn connected_to(&self, ports: &BTreeSet<u16>) -> Vec<IpAddr>;
@@ -89,12 +92,12 @@ trait AddressSources {
     fn name_servers(&self) -> Vec<IpAddr>;
 }
 
-impl AddressSources for Lookup {
+impl AddressSources for MemberLookup {
     fn has_names(&self) -> bool {
         Self::has_names(self)
     }
 
-    async fn look_up(&mut self) -> (Vec<Found>, Option<String>) {
+    async fn look_up(&mut self) -> (Vec<ResolvedMember>, Option<String>) {
         Self::look_up(self).await
     }
 
@@ -114,7 +117,7 @@ impl Task {
             StoreConfig::Etcd(etcd) => etcd.clone(),
             StoreConfig::Embedded => EtcdConfig::default(),
         };
-        self.resolve(Lookup::new(&config)).await;
+        self.resolve(MemberLookup::new(&config)).await;
     }
 
     /// Looks addresses up for ever.
@@ -123,9 +126,9 @@ impl Task {
         let mut ports = BTreeSet::new();
         loop {
             let (members, problem) = sources.look_up().await;
-            ports.extend(members.iter().filter(|found| found.by.is_some()).map(|found| found.port));
-            let members = members.into_iter().map(|Found { url, address, by, .. }| {
-                (format!("the address of etcd ({})", by.map_or(url, |by| by.host)), address)
+            ports.extend(members.iter().filter(|found| found.origin.is_some()).map(|found| found.port));
+            let members = members.into_iter().map(|ResolvedMember { url, address, origin, .. }| {
+                (format!("the address of etcd ({})", origin.map_or(url, |origin| origin.host)), address)
             });
             let connected = sources.connected_to(&ports).into_iter();
             let connected =
@@ -142,7 +145,7 @@ impl Task {
         }
     }
 
-    fn publish(&self, found: Vec<Needed>) {
+    fn publish(&self, found: Vec<RequiredRange>) {
         let changed = self.found.send_if_modified(|known| {
             let changed = known.as_ref() != Some(&found);
             if changed {
@@ -166,7 +169,7 @@ impl Task {
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use polder_store::etcd::lookup::By;
+    use polder_store::etcd::lookup::LookupOrigin;
     use tokio::time::timeout;
 
     use super::*;
@@ -178,7 +181,7 @@ mod tests {
 
     #[derive(Debug, Default)]
     struct State {
-        members: Vec<Found>,
+        members: Vec<ResolvedMember>,
         problem: Option<String>,
         connected: Vec<IpAddr>,
         looks: usize,
@@ -195,7 +198,7 @@ mod tests {
             true
         }
 
-        async fn look_up(&mut self) -> (Vec<Found>, Option<String>) {
+        async fn look_up(&mut self) -> (Vec<ResolvedMember>, Option<String>) {
             self.with(|state| {
                 state.looks += 1;
                 (state.members.clone(), state.problem.clone())
@@ -211,12 +214,12 @@ mod tests {
         }
     }
 
-    fn member(address: &str) -> Found {
-        let by = Some(By { source: "http://etcd:2379".to_owned(), host: "etcd".to_owned() });
-        Found { url: String::new(), address: address.parse().unwrap(), port: 2379, by }
+    fn member(address: &str) -> ResolvedMember {
+        let origin = Some(LookupOrigin { source: "http://etcd:2379".to_owned(), host: "etcd".to_owned() });
+        ResolvedMember { url: String::new(), address: address.parse().unwrap(), port: 2379, origin }
     }
 
-    fn task() -> (Task, watch::Receiver<Option<Vec<Needed>>>, Wake) {
+    fn task() -> (Task, watch::Receiver<Option<Vec<RequiredRange>>>, Wake) {
         let (found, told) = watch::channel(None);
         let (underlay_changed, wake) = bell();
         (Task { store: StoreConfig::Embedded, found, underlay_changed }, told, wake)
@@ -231,12 +234,12 @@ mod tests {
         timeout(Duration::ZERO, wake.rung()).await.is_ok()
     }
 
-    fn said(told: &watch::Receiver<Option<Vec<Needed>>>) -> Vec<String> {
+    fn said(told: &watch::Receiver<Option<Vec<RequiredRange>>>) -> Vec<String> {
         told.borrow().iter().flatten().map(ToString::to_string).collect()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_member_that_moves_is_told_and_the_old_address_while_a_connection_to_it_is_in_use() {
+    async fn an_old_etcd_address_stays_published_while_a_connection_uses_it() {
         let (sources, (task, told, wake)) = (Fake::default(), task());
         sources.with(|state| state.members.push(member("10.0.0.1")));
         let mut running = Box::pin(task.resolve(sources.clone()));
@@ -258,7 +261,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_name_that_is_not_found_is_looked_up_again_sooner() {
+    async fn a_failed_name_lookup_is_repeated_sooner() {
         let (sources, (task, told, _wake)) = (Fake::default(), task());
         sources.with(|state| state.problem = Some("no name server answers".to_owned()));
         let mut running = Box::pin(task.resolve(sources.clone()));
@@ -272,7 +275,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_names_it_is_looked_once() {
+    async fn endpoints_without_names_are_resolved_once() {
         let (task, told, wake) = task();
         let config =
             EtcdConfig { endpoints: vec!["http://10.0.0.1:2379".to_owned()], ..EtcdConfig::default() };
@@ -283,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn the_address_of_an_endpoint_is_found_in_its_url() {
+    fn the_address_of_an_endpoint_is_parsed_from_its_url() {
         for (url, found) in [
             ("http://10.0.0.1:2379", Some("10.0.0.1")),
             ("https://[fd00::1]:2379", Some("fd00::1")),
@@ -295,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn name_servers_are_read_from_the_resolvers_file() {
+    fn name_servers_are_parsed_from_the_resolver_configuration() {
         let text = "# nameserver 10.9.9.9\nsearch example\nnameserver 10.0.0.53\nnameserver fd00::53\n";
         assert_eq!(
             name_servers(text),
@@ -304,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn the_other_end_of_a_connection_is_found_by_its_port() {
+    fn the_peer_address_of_a_connection_is_found_by_its_port() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         assert_eq!(connected_to(&[port].into()), Vec::<IpAddr>::new());
@@ -313,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_needed_once_and_one_of_this_host_alone_is_not() {
+    fn needed_addresses_have_no_duplicates_and_no_loopback_addresses() {
         let found = [("first", "10.0.0.1"), ("second", "10.0.0.1"), ("local", "127.0.0.53")];
         let found =
             needed(found.map(|(what, address)| (what.to_owned(), address.parse().unwrap())).into_iter());

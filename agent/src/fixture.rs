@@ -12,7 +12,7 @@ use polder_ipam::pool::{Labels, Pool, PoolState};
 use polder_ipam::record::{ClusterRecord, NodeRecord};
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::tasks::OwnNode;
-use polder_ipam::view::{Source, Versioned, View};
+use polder_ipam::view::{Versioned, View, ViewSource};
 use tokio::sync::watch;
 
 use crate::board::{Board, Chosen, Membership, Pass, Passes, Records};
@@ -93,8 +93,8 @@ pub(crate) fn view() -> View {
     let pool =
         Pool::new("p".parse().unwrap(), "10.244.0.0/16".parse().unwrap(), 26, PoolState::Active).unwrap();
     let mut view = View::default();
-    view.source = Source::Store;
-    view.own = record.underlay.clone();
+    view.source = ViewSource::Store;
+    view.own_addresses = record.underlay.clone();
     view.cluster = Some(Versioned { record: Arc::new(cluster()), revision: Revision::new(1) });
     view.pools.insert(pool.name.clone(), Versioned { record: Arc::new(pool), revision: Revision::new(1) });
     view.nodes.insert(name, Versioned { record: Arc::new(record), revision: Revision::new(7) });

@@ -2,9 +2,9 @@
 
 use polder_api::message::{Health, HealthRequest, Needed};
 use polder_api::{Family, PoolName};
-use polder_ipam::allocator::Rest;
+use polder_ipam::allocator::CoolDown;
 use polder_ipam::capacity;
-use polder_ipam::ledger::{AttachmentEntry, Kind};
+use polder_ipam::ledger::{AttachmentEntry, AttachmentKind};
 use polder_ipam::registration::Registration;
 use polder_ipam::tasks::could_claim;
 
@@ -26,7 +26,7 @@ pub async fn health(reporter: &Reporter, request: &HealthRequest) -> Health {
     }
     // The plugin finds pods by their interfaces in the kernel and cannot recognise those of other plugins. Only the
     // agent knows that these pods run; they would be evicted if STATUS failed.
-    let is_lease = |held: &AttachmentEntry| held.kind == Kind::Lease && !held.leaving;
+    let is_lease = |held: &AttachmentEntry| held.kind == AttachmentKind::Lease && !held.leaving;
     if !health.unavailable.is_empty() && reporter.ipam.run(move |ipam| ipam.attachments().any(is_lease)).await
     {
         return Health::default();
@@ -55,7 +55,7 @@ async fn exhausted(reporter: &Reporter, family: Family, pool: Option<&PoolName>)
         .run(move |ipam| {
             let at = now();
             (
-                ipam.could_allocate(family, wanted.as_ref(), Rest::Shortest, at),
+                ipam.could_allocate(family, wanted.as_ref(), CoolDown::Shortest, at),
                 ipam.total(family, wanted.as_ref(), at),
             )
         })

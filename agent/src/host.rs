@@ -14,10 +14,10 @@ use std::time::Duration;
 
 use polder_api::{Backend, Family, PerFamily};
 use polder_ipam::Cidr;
-use polder_ipam::ledger::{AttachmentEntry, Kind};
+use polder_ipam::ledger::{AttachmentEntry, AttachmentKind};
 use polder_ipam::record::{AttachMode, ClusterRecord};
 use polder_netlink::Error;
-use polder_netlink::nft::foreign::Judged;
+use polder_netlink::nft::foreign::BaseHook;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
@@ -62,10 +62,10 @@ pub fn problems(there: &Surroundings, gaps: &[Gap], needs: &Needs) -> Vec<String
     let between = |judged, filter: &Filter| filter.problem_between(judged, needs.attach, &needs.pods);
     let others = there.other_filters.iter().filter_map(|(judged, filter)| between(*judged, filter));
     let back =
-        there.other_filters.iter().filter_map(|(_, filter)| filter.problem_of_ways_back(&needs.closed));
+        there.other_filters.iter().filter_map(|(_, filter)| filter.reverse_path_problem(&needs.closed));
     let has_firewalld = there.filters.iter().chain(&there.host_filters).any(Filter::is_firewalld);
     let forwarded = |filter: &Filter| {
-        filter.problem(needs.attach, has_firewalld).or_else(|| between(Judged::Forwarded, filter))
+        filter.problem(needs.attach, has_firewalld).or_else(|| between(BaseHook::Forwarded, filter))
     };
     let filters = there.filters.iter().filter_map(forwarded).chain(others).chain(back);
     let tunnels = there
@@ -165,7 +165,7 @@ impl HostChecks for OnHost {
     }
 
     async fn leases(&self) -> Vec<AttachmentEntry> {
-        let is_lease = |held: &&AttachmentEntry| held.kind == Kind::Lease;
+        let is_lease = |held: &&AttachmentEntry| held.kind == AttachmentKind::Lease;
         self.looker.ipam.run(move |ipam| ipam.attachments().filter(is_lease).cloned().collect()).await
     }
 
@@ -297,13 +297,13 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_does_nothing_to_us_has_no_problems() {
+    fn a_host_without_disturbing_settings_has_no_problems() {
         let needs = Needs { neighbours: PerFamily::new(100, 0), ..needs(AttachMode::Bridge) };
         assert_eq!(problems(&Surroundings::default(), &[], &needs), Vec::<String>::new());
     }
 
     #[test]
-    fn a_bridge_that_is_nearly_full_is_a_problem_only_where_pods_are_on_it() {
+    fn a_nearly_full_bridge_is_a_problem_only_in_attach_mode_bridge() {
         let there = Surroundings { bridge_ports: 1000, ..Surroundings::default() };
         assert_eq!(problems(&there, &[], &needs(AttachMode::Bridge)).len(), 1);
         assert_eq!(problems(&there, &[], &needs(AttachMode::Routed)), Vec::<String>::new());
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_wrong_is_said_as_long_as_it_is_and_stays_said_while_nothing_can_be_read() {
+    async fn problems_are_published_until_resolved_and_kept_while_the_host_cannot_be_read() {
         let survey = Fake::default();
         let (watcher, view) = watch::channel(Arc::<View>::default());
         let (host, told) = watch::channel(Vec::new());
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_and_a_change_of_the_verdicts_do_not_wait_for_each_other() {
+    fn a_check_and_a_change_of_the_verdicts_do_not_deadlock() {
         let (verdicts, told) = watch::channel(Arc::default());
         let task = Task {
             resync: EVERY,

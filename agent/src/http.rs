@@ -10,7 +10,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use polder_api::status::StoreStatus;
-use polder_ipam::capacity::Claimed;
+use polder_ipam::capacity::ClaimedCount;
 use polder_ipam::pool::Purpose;
 use polder_store::writes::Failures;
 use prometheus_client::encoding::text::encode;
@@ -221,7 +221,7 @@ fn register_pools(registry: &mut Registry, reporter: &Reporter) {
     let ratio: Metrics<[(&'static str, String); 1], Fraction> = Metrics::default();
     for known in view.every_pool().filter(|known| known.record.purpose == Purpose::Blocks) {
         let (pool, name) = (&known.record, known.record.name.to_string());
-        let claimed = Claimed::of(&view, pool);
+        let claimed = ClaimedCount::of(&view, pool);
         for (state, number) in
             [("owned", claimed.owned.into()), ("resting", claimed.resting.into()), ("free", claimed.free())]
         {
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_agent_that_works_is_alive_though_its_node_is_not_ready() {
+    async fn a_working_agent_is_alive_although_its_node_is_not_ready() {
         let reasons = vec!["no etcd".to_owned(), "no path".to_owned()];
         let agent = Fake { reasons, ..Fake::default() };
         assert_eq!(get(agent.clone(), "/livez").await, ("HTTP/1.1 200 OK".to_owned(), "ok\n".to_owned()));
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_port_that_is_taken_is_named_and_tried_again() {
+    async fn a_used_port_is_reported_and_retried() {
         let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = taken.local_addr().unwrap();
         let (unserved, told) = watch::channel(None);
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_agent_that_stands_still_is_not_alive_and_counts_all_the_same() {
+    async fn a_blocked_agent_is_not_alive_but_still_serves_metrics() {
         let agent = Fake { standstills: vec!["the ledger".to_owned()], ..Fake::default() };
         let (status, body) = get(agent.clone(), "/livez").await;
         assert_eq!((status.as_str(), body.as_str()), ("HTTP/1.1 503 Service Unavailable", "the ledger\n"));

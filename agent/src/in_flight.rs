@@ -38,7 +38,7 @@ impl InFlight {
 
     /// Locks the attachment; `None` if it is locked.
     pub fn hold(self: &Arc<Self>, attachment: &Attachment) -> Option<AttachmentLock> {
-        if self.is_wired_from_before(attachment) {
+        if self.is_wired_by_earlier_process(attachment) {
             return None;
         }
         let new = self.lock().insert(attachment.clone());
@@ -47,7 +47,7 @@ impl InFlight {
 
     /// Whether it is locked.
     pub fn has(&self, attachment: &Attachment) -> bool {
-        self.lock().contains(attachment) || self.is_wired_from_before(attachment)
+        self.lock().contains(attachment) || self.is_wired_by_earlier_process(attachment)
     }
 
     /// All attachments that this agent has locked.
@@ -62,7 +62,7 @@ impl InFlight {
             if let Some(wired) = self.hold(attachment) {
                 return wired;
             }
-            if self.is_any_wired_from_before() {
+            if self.is_any_wired_by_earlier_process() {
                 let _ = timeout(LOOK, ended).await;
             } else {
                 ended.await;
@@ -71,14 +71,14 @@ impl InFlight {
     }
 
     /// Whether an ADD of the attachment is in progress that an earlier agent has answered.
-    pub fn is_wired_from_before(&self, attachment: &Attachment) -> bool {
+    pub fn is_wired_by_earlier_process(&self, attachment: &Attachment) -> bool {
         let earlier = self.earlier();
         // The name is a hash: computed only where it matters.
         !earlier.is_empty() && earlier.contains_key(&attachment.host_interface())
     }
 
     /// Whether any ADD is in progress that an earlier agent has answered.
-    pub fn is_any_wired_from_before(&self) -> bool {
+    pub fn is_any_wired_by_earlier_process(&self) -> bool {
         !self.earlier().is_empty()
     }
 
@@ -116,20 +116,22 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_the_plugin_of_an_earlier_agent_wires_is_held_until_that_ends() {
+    async fn an_add_that_an_earlier_agent_answered_blocks_its_attachment_until_it_ends() {
         let attachment: Attachment = "net/c1/eth0".parse().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("agent.sock");
         let mark = AddMark::set(&socket, &attachment).unwrap();
         let in_flight = Arc::new(InFlight::found(&socket).unwrap());
         let other: Attachment = "net/other/eth0".parse().unwrap();
-        assert!(in_flight.is_any_wired_from_before() && in_flight.is_wired_from_before(&attachment));
+        assert!(
+            in_flight.is_any_wired_by_earlier_process() && in_flight.is_wired_by_earlier_process(&attachment)
+        );
         assert!(in_flight.has(&attachment) && !in_flight.has(&other) && in_flight.hold(&other).is_some());
         let mut waiting = Box::pin(in_flight.take(&attachment));
         assert!(timeout(LOOK * 2, &mut waiting).await.is_err());
         drop(mark);
         let held = waiting.await;
-        assert!(!in_flight.is_any_wired_from_before());
+        assert!(!in_flight.is_any_wired_by_earlier_process());
         // The mark of an ADD that this agent answers itself.
         let _own = AddMark::set(&socket, &attachment).unwrap();
         drop(held);
@@ -137,7 +139,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_attachment_is_held_by_one_at_a_time_and_who_waits_has_it_next() {
+    async fn an_attachment_has_one_holder_and_the_waiting_task_is_next() {
         let in_flight = Arc::<InFlight>::default();
         let [first, second] = ["net/c1/eth0", "net/c2/eth0"].map(|name| name.parse::<Attachment>().unwrap());
         let held = in_flight.hold(&first).unwrap();

@@ -17,7 +17,7 @@ use polder_api::message::{Refusal, RefusalKind, Refuse};
 use polder_ipam::Revision;
 use polder_ipam::change::{Change, MOST_RECORDS, Writer};
 use polder_ipam::ids::Nonce;
-use polder_ipam::invariants::{self, ClusterReport, Deviation, Invariant, Published, Repair};
+use polder_ipam::invariants::{self, ClusterReport, Deviation, Invariant, PublishedAddress, Repair};
 use polder_ipam::key::{Key, Name};
 use polder_ipam::prefix;
 use polder_ipam::record::{AnswerRecord, InspectionRecord};
@@ -181,9 +181,9 @@ impl Found {
 /// Finds inconsistencies between records.
 async fn look(view: &View, store: &Store) -> Result<Vec<Found>, StoreError> {
     let addresses = PublishedAddresses::read(store).await?;
-    let published: Vec<Published> =
+    let published: Vec<PublishedAddress> =
         addresses.records.iter().map(|(published, _)| published.clone()).collect();
-    let facts = ClusterReport { view: Some(view), putting_back: false, published: &published, nodes: &[] };
+    let facts = ClusterReport { view: Some(view), is_restoring: false, published: &published, nodes: &[] };
     let revision = |deviation: &Deviation| match (&deviation.repair, &deviation.node) {
         (Some(Repair::Withdraw(address)), Some(node)) => {
             let records = addresses.records.iter();
@@ -225,7 +225,7 @@ async fn withdraw(store: &Store, view: &View, found: &Found) -> bool {
         return false;
     }
     let change = Change::WithdrawAddresses {
-        by: Writer::Anybody(node.clone()),
+        by: Writer::AnyNode(node.clone()),
         records: vec![(name.clone(), Some(*revision))],
     };
     matches!(store.commit(&change).await, Ok(Outcome::Applied { .. }))
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_has_not_answered_is_named_alive_or_not_and_one_without_a_lease_may_answer() {
+    fn members_without_an_answer_are_silent_if_alive_and_absent_otherwise() {
         let set = |list: &[&str]| names(list).into_iter().collect();
         let answers = names(&["n1", "n4"]).into_iter().map(|name| (name, ())).collect();
         let (silent, absent) =

@@ -29,7 +29,7 @@ use ipnetwork::IpNetwork;
 use polder_api::Mac;
 use polder_netlink::neighbour::Neighbour;
 use polder_netlink::nft::{Element, FilterSocket, Table};
-use polder_netlink::route::{self, Lookup};
+use polder_netlink::route::{self, RouteLookup};
 use polder_netlink::{Error, RouteSocket};
 
 use self::ruleset::Sets;
@@ -62,7 +62,7 @@ impl Kernel {
     }
 
     /// The route that the host would use for each of the addresses.
-    pub fn look_up(&mut self, addresses: &[IpAddr]) -> Result<Vec<(IpAddr, Option<Lookup>)>, Error> {
+    pub fn look_up(&mut self, addresses: &[IpAddr]) -> Result<Vec<(IpAddr, Option<RouteLookup>)>, Error> {
         let look_up = |address: &IpAddr| Ok((*address, self.routes.look_up(*address)?));
         addresses.iter().map(look_up).collect()
     }

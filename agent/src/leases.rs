@@ -25,7 +25,7 @@ const MAX_REPORTED: usize = 10;
 
 /// The nodes whose agents hold their leases.
 pub async fn with_lease(store: &Store) -> Result<BTreeSet<NodeName>, StoreError> {
-    Ok(publication::living(&store.range(&Key::all_alive()).await?))
+    Ok(publication::living_nodes(&store.range(&Key::all_leases()).await?))
 }
 
 /// Those of the given nodes whose agents hold their leases. A few are read one by one.
@@ -35,7 +35,7 @@ pub async fn with_lease_among(store: &Store, names: &[NodeName]) -> Result<BTree
     }
     let mut with_lease = BTreeSet::new();
     for name in names {
-        let key = Key::Alive(name.clone()).to_string();
+        let key = Key::Lease(name.clone()).to_string();
         if !store.range(&Range::single(key)).await?.entries.is_empty() {
             with_lease.insert(name.clone());
         }
@@ -47,23 +47,23 @@ pub async fn with_lease_among(store: &Store, names: &[NodeName]) -> Result<BTree
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Leases {
     /// Time of the last read; `None` while the datastore is unreachable.
-    asked: Option<Instant>,
-    /// The nodes without a lease, with the time since when.
+    last_read: Option<Instant>,
+    /// The nodes without a lease, with the time when the lease was first seen missing.
     missing: BTreeMap<NodeName, Instant>,
-    /// The nodes whose agents were dead when last read, and without a lease since.
+    /// The nodes that counted as dead at the last read, and have had no lease since then.
     dead: BTreeSet<NodeName>,
 }
 
 impl Leases {
     /// Applies a read of the datastore: `others` are all other nodes, `with_lease` those with a lease.
     fn apply(&mut self, others: &BTreeSet<NodeName>, with_lease: &BTreeSet<NodeName>, now: Instant) {
-        self.asked = Some(now);
+        self.last_read = Some(now);
         let missing = others.difference(with_lease);
         self.missing =
             missing.map(|name| (name.clone(), self.missing.get(name).copied().unwrap_or(now))).collect();
         self.dead.retain(|name| self.missing.contains_key(name));
-        let sure: Vec<_> = self.not_alive().map(|(name, _)| name.clone()).collect();
-        self.dead.extend(sure);
+        let dead: Vec<_> = self.not_alive().map(|(name, _)| name.clone()).collect();
+        self.dead.extend(dead);
     }
 
     /// The state while the datastore is unreachable.
@@ -85,7 +85,7 @@ impl Leases {
 
     /// Whether the leases are known now.
     pub fn are_known(&self) -> bool {
-        self.asked.is_some()
+        self.last_read.is_some()
     }
 
     /// The state of these nodes only: some may have been removed since the leases were read.
@@ -95,17 +95,18 @@ impl Leases {
         Self { missing: missing.map(|(name, since)| (name.clone(), *since)).collect(), ..self.clone() }
     }
 
-    /// The nodes whose agents are not alive, with the latest possible start time.
+    /// The nodes whose lease has been missing for 15 s (`MISSING_BEFORE_DEAD`), with the time when it was first seen
+    /// missing.
     pub fn not_alive(&self) -> impl Iterator<Item = (&NodeName, Instant)> {
-        let is_sure = |since: Instant| self.asked.is_some_and(|asked| asked - since >= MISSING_BEFORE_DEAD);
-        self.missing.iter().map(|(name, since)| (name, *since)).filter(move |(_, since)| is_sure(*since))
+        let is_dead = |since: Instant| self.last_read.is_some_and(|read| read - since >= MISSING_BEFORE_DEAD);
+        self.missing.iter().map(|(name, since)| (name, *since)).filter(move |(_, since)| is_dead(*since))
     }
 
     /// Time of the next read; `pause` is the usual interval.
     fn next(&self, pause: Duration, now: Instant) -> Instant {
-        let unsure =
+        let decision =
             self.missing.values().map(|since| *since + MISSING_BEFORE_DEAD).filter(|at| *at > now).min();
-        unsure.map_or(now + pause, |at| at.min(now + pause))
+        decision.map_or(now + pause, |at| at.min(now + pause))
     }
 
     /// The problems to report.
@@ -117,9 +118,8 @@ impl Leases {
             .map(|(name, since)| {
                 format!(
                     "node {name}: its agent is not alive (lease not renewed for at least {} s). Running pods there \
-                     keep \
-                     their network; new pods get none, and the node receives no changes. Check polder-agent on {name}; \
-                     if the machine is permanently gone, run `polderctl node remove {name} --dead`",
+                     keep their network; new pods get none, and the node receives no changes. Check polder-agent on \
+                     {name}; if the machine is permanently gone, run `polderctl node remove {name} --dead`",
                     (now - *since).as_secs()
                 )
             })
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_is_missing_for_a_moment_alarms_nobody() {
+    fn a_briefly_missing_lease_is_not_reported() {
         let (start, all) = (Instant::now(), names(&["n2", "n3"]));
         let mut leases = Leases::default();
         assert!(!leases.are_known());
@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(
             leases.next(MISSING_BEFORE_DEAD * 4, start),
             start + MISSING_BEFORE_DEAD,
-            "it is looked again as soon as it counts"
+            "the next read is when the missing lease can count"
         );
         leases.apply(&all, &all, start + MISSING_BEFORE_DEAD / 2);
         leases.apply(&all, &names(&["n2"]), start + MISSING_BEFORE_DEAD);
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_stays_away_is_named_with_what_to_do_until_it_is_back_or_removed() {
+    fn a_dead_agent_is_reported_with_a_remedy_until_it_returns_or_is_removed() {
         let (start, all) = (Instant::now(), names(&["n2", "n3"]));
         let mut leases = Leases::default();
         leases.apply(&all, &names(&["n2"]), start);
@@ -174,8 +174,8 @@ mod tests {
         assert_eq!(not_alive(&leases), ["n3"]);
         let problems = leases.problems(start + MISSING_BEFORE_DEAD * 2);
         assert_eq!(problems.len(), 1);
-        for sign in ["node n3", "at least 30 s", "polderctl node remove n3 --dead"] {
-            assert!(problems[0].contains(sign), "{problems:?}");
+        for expected in ["node n3", "at least 30 s", "polderctl node remove n3 --dead"] {
+            assert!(problems[0].contains(expected), "{problems:?}");
         }
         let mut back = leases.clone();
         back.apply(&all, &all, start + MISSING_BEFORE_DEAD * 2);
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_was_dead_is_taken_for_dead_until_its_lease_is_seen_also_while_the_store_is_away() {
+    fn a_dead_node_stays_dead_without_the_datastore_until_its_lease_is_read() {
         let (start, all) = (Instant::now(), names(&["n2", "n3"]));
         let n3 = "n3".parse().unwrap();
         let mut leases = Leases::default();
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_some_are_named_and_the_others_counted() {
+    fn of_many_dead_agents_ten_are_reported_and_the_rest_counted() {
         let start = Instant::now();
         let all: BTreeSet<NodeName> =
             (0..MAX_REPORTED + 2).map(|number| format!("n{number}").parse().unwrap()).collect();

@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_name_has_one_holder_until_that_one_drops_it() {
+    fn a_node_lock_has_one_holder_at_a_time() {
         let name = format!("polder-agent-test-{}", std::process::id());
         let first = NodeLock::take_named(&name).unwrap();
         let said = NodeLock::take_named(&name).unwrap_err().to_string();

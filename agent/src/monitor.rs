@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::thread;
 
-use polder_netlink::monitor::{Event, Monitor, What};
+use polder_netlink::monitor::{Event, EventKind, Monitor};
 use polder_netlink::nft::{Author, FilterMonitor};
 use polder_netlink::{Error, IfIndex, RouteSocket, SocketError};
 use tokio::sync::watch;
@@ -87,7 +87,7 @@ impl Listener {
     fn on_event(&mut self, event: &Event) {
         let is_own = self.task.own.contains(&event.port);
         match &event.what {
-            What::LinkGone { index, name } => {
+            EventKind::LinkGone { index, name } => {
                 self.task.reaper.is_gone(*index);
                 match self.devices.remove(index).or_else(|| Device::named(name)) {
                     // A pod's interface is deleted with the pod: the orphan collector handles that.
@@ -96,7 +96,7 @@ impl Listener {
                     None => self.underlay_changed(event),
                 }
             }
-            What::Link { index, name } => {
+            EventKind::Link { index, name } => {
                 let was_ours = self.devices.contains_key(index);
                 match Device::named(name) {
                     Some(device) => drop(self.devices.insert(*index, device)),
@@ -107,10 +107,10 @@ impl Listener {
                     _ => self.drifted(event, is_own),
                 }
             }
-            What::Address { index } | What::Port { index } if self.devices.contains_key(index) => {
+            EventKind::Address { index } | EventKind::Port { index } if self.devices.contains_key(index) => {
                 self.drifted(event, is_own);
             }
-            What::Neighbour { index, address } => {
+            EventKind::Neighbour { index, address } => {
                 // The bridge has entries for pods. A tunnel has only Polder's entries.
                 let is_expected =
                     address.is_none_or(|address| self.task.neighbours.borrow().contains(&address));
@@ -120,13 +120,13 @@ impl Listener {
                     _ => {}
                 }
             }
-            What::ForwardsNoMore { index } if self.devices.contains_key(index) => {
+            EventKind::ForwardingStopped { index } if self.devices.contains_key(index) => {
                 self.drifted(event, is_own);
             }
-            What::OwnRoute => self.drifted(event, is_own),
-            What::Port { .. } | What::ForwardsNoMore { .. } => {}
-            What::Address { .. } | What::ForeignRoute => self.underlay_changed(event),
-            What::Overrun => {
+            EventKind::OwnRoute => self.drifted(event, is_own),
+            EventKind::Port { .. } | EventKind::ForwardingStopped { .. } => {}
+            EventKind::Address { .. } | EventKind::ForeignRoute => self.underlay_changed(event),
+            EventKind::Overrun => {
                 self.underlay_changed(event);
                 self.drifted(event, false);
             }
@@ -195,7 +195,7 @@ mod tests {
 
     impl Fixture {
         /// Handles one event. Returns the bells that it rang.
-        async fn on_event(&mut self, what: What, port: u32) -> Rung {
+        async fn on_event(&mut self, what: EventKind, port: u32) -> Rung {
             self.listener.on_event(&Event { what, port });
             let underlay = timeout(std::time::Duration::ZERO, self.underlay.rung()).await.is_ok();
             let drift_signal = timeout(std::time::Duration::ZERO, self.drift_signal.rung()).await.is_ok();
@@ -208,12 +208,12 @@ mod tests {
         }
     }
 
-    fn link(index: u32, name: &str) -> What {
-        What::Link { index: IfIndex::new(index), name: name.to_owned() }
+    fn link(index: u32, name: &str) -> EventKind {
+        EventKind::Link { index: IfIndex::new(index), name: name.to_owned() }
     }
 
-    fn gone(index: u32, name: &str) -> What {
-        What::LinkGone { index: IfIndex::new(index), name: name.to_owned() }
+    fn gone(index: u32, name: &str) -> EventKind {
+        EventKind::LinkGone { index: IfIndex::new(index), name: name.to_owned() }
     }
 
     #[tokio::test]
@@ -221,19 +221,19 @@ mod tests {
         let mut fixture = fixture();
         for what in [
             link(1, BRIDGE),
-            What::Address { index: IfIndex::new(1) },
-            What::Port { index: IfIndex::new(3) },
-            What::OwnRoute,
+            EventKind::Address { index: IfIndex::new(1) },
+            EventKind::Port { index: IfIndex::new(3) },
+            EventKind::OwnRoute,
         ] {
             assert_eq!(fixture.on_event(what.clone(), OTHER).await, Rung::Drift, "{what:?}");
             assert_eq!(fixture.on_event(what.clone(), OWN).await, Rung::Nobody, "{what:?}");
         }
         assert_eq!(
-            fixture.on_event(What::ForwardsNoMore { index: IfIndex::new(2) }, OTHER).await,
+            fixture.on_event(EventKind::ForwardingStopped { index: IfIndex::new(2) }, OTHER).await,
             Rung::Drift
         );
         assert_eq!(
-            fixture.on_event(What::ForwardsNoMore { index: IfIndex::new(9) }, OTHER).await,
+            fixture.on_event(EventKind::ForwardingStopped { index: IfIndex::new(9) }, OTHER).await,
             Rung::Nobody
         );
     }
@@ -241,12 +241,15 @@ mod tests {
     #[tokio::test]
     async fn what_is_not_ours_may_be_the_underlay() {
         let mut fixture = fixture();
-        for what in
-            [link(9, "eth0"), gone(9, "eth0"), What::Address { index: IfIndex::new(9) }, What::ForeignRoute]
-        {
+        for what in [
+            link(9, "eth0"),
+            gone(9, "eth0"),
+            EventKind::Address { index: IfIndex::new(9) },
+            EventKind::ForeignRoute,
+        ] {
             assert_eq!(fixture.on_event(what.clone(), OTHER).await, Rung::Underlay, "{what:?}");
         }
-        assert_eq!(fixture.on_event(What::Overrun, 0).await, Rung::Both, "anything may have changed");
+        assert_eq!(fixture.on_event(EventKind::Overrun, 0).await, Rung::Both, "anything may have changed");
     }
 
     #[tokio::test]
@@ -262,7 +265,7 @@ mod tests {
     #[tokio::test]
     async fn neighbours_are_looked_after_in_tunnels_and_where_they_are_to_be() {
         let mut fixture = fixture();
-        let neighbour = |index, address: &str| What::Neighbour {
+        let neighbour = |index, address: &str| EventKind::Neighbour {
             index: IfIndex::new(index),
             address: address.parse().ok(),
         };

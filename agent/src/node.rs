@@ -14,13 +14,13 @@ use polder_ipam::cause::HostError;
 use polder_ipam::change::Change;
 use polder_ipam::claim::{NoClaim, Unavailable};
 use polder_ipam::key::Range;
-use polder_ipam::ledger::{AttachmentEntry, Kind};
+use polder_ipam::ledger::{AttachmentEntry, AttachmentKind};
 use polder_ipam::pool::BlockRequest;
 use polder_ipam::registration::Registration;
 use polder_ipam::store::{Contents, Outcome, StoreError};
 use polder_ipam::tasks::operator::{Knowledge, OperatorHost};
 use polder_ipam::tasks::{
-    CLAIM_PATIENCE, Host, NotHandedOver, PodHost, Records, Requests, ReservationRequest, RetryReason,
+    CLAIM_TIMEOUT, Host, NotHandedOver, PodHost, RecordStore, Requests, ReservationRequest, RetryReason,
 };
 use polder_ipam::view::View;
 use polder_netlink::nft::FilterSocket;
@@ -91,7 +91,7 @@ pub struct Calls {
     pub engine: Bell,
 }
 
-impl Records for Node {
+impl RecordStore for Node {
     async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
         self.store.commit(change).await
     }
@@ -132,7 +132,7 @@ impl Requests for Node {
             self.calls.claims.send(request).await.map_err(|_| Unavailable::Stopping)?;
             answer.await.map_err(|_| Unavailable::Stopping)?
         };
-        timeout(CLAIM_PATIENCE, asked).await.unwrap_or_else(|_| Err(Unavailable::TooSlow.into()))
+        timeout(CLAIM_TIMEOUT, asked).await.unwrap_or_else(|_| Err(Unavailable::TooSlow.into()))
     }
 
     fn claim_ahead(&self, wanted: BlockRequest) {
@@ -153,7 +153,7 @@ impl Requests for Node {
             self.calls.reservations.send(request).await.map_err(|_| stopping())?;
             (&mut answer).await.map_err(|_| stopping())?
         };
-        timeout(CLAIM_PATIENCE, asked).await.unwrap_or_else(|_| {
+        timeout(CLAIM_TIMEOUT, asked).await.unwrap_or_else(|_| {
             // From here on the registrar can detect that the requester gave up. An answer received before counts.
             answer.close();
             let too_slow = || RetryReason::Unavailable(Unavailable::TooSlow);
@@ -169,8 +169,8 @@ impl PodHost for Node {
         self.in_flight.hold(attachment)
     }
 
-    async fn lock(&self, attachment: &Attachment, patience: Duration) -> Option<AttachmentLock> {
-        timeout(patience, self.in_flight.take(attachment)).await.ok()
+    async fn lock(&self, attachment: &Attachment, max_wait: Duration) -> Option<AttachmentLock> {
+        timeout(max_wait, self.in_flight.take(attachment)).await.ok()
     }
 
     fn is_locked(&self, attachment: &Attachment) -> bool {
@@ -180,9 +180,9 @@ impl PodHost for Node {
     async fn gone(&self, held: Vec<AttachmentEntry>) -> Result<BTreeSet<Attachment>, HostError> {
         let links = self.pods.kernel.run(Kernel::pod_interfaces).await.map_err(HostError::new)?;
         let gone = |held: &AttachmentEntry| match held.kind {
-            Kind::Pod => !links.contains(&held.attachment.host_interface()),
+            AttachmentKind::Pod => !links.contains(&held.attachment.host_interface()),
             // The interface name of another plugin is unknown. The interface ends with its namespace at the latest.
-            Kind::Lease => Presence::of(Path::new(&held.netns)) == Presence::Gone,
+            AttachmentKind::Lease => Presence::of(Path::new(&held.netns)) == Presence::Gone,
         };
         Ok(held.into_iter().filter(gone).map(|held| held.attachment).collect())
     }
@@ -268,18 +268,18 @@ impl Knowledge for Node {
         self.store.name()
     }
 
-    fn known(&self) -> Arc<View> {
+    fn current_view(&self) -> Arc<View> {
         self.board.view()
     }
 
-    async fn known_otherwise(&self, known: &Arc<View>, patience: Duration) {
+    async fn view_changed_from(&self, known: &Arc<View>, max_wait: Duration) {
         let mut views = self.board.records.changes();
-        let _ = timeout(patience, views.wait_for(|now| !Arc::ptr_eq(now, known))).await;
+        let _ = timeout(max_wait, views.wait_for(|now| !Arc::ptr_eq(now, known))).await;
     }
 
-    async fn known_at(&self, revision: Revision, patience: Duration) -> Option<Arc<View>> {
+    async fn view_at(&self, revision: Revision, max_wait: Duration) -> Option<Arc<View>> {
         let mut views = self.board.records.changes();
-        let view = timeout(patience, views.wait_for(|view| view.revision >= revision)).await.ok()?.ok()?;
+        let view = timeout(max_wait, views.wait_for(|view| view.revision >= revision)).await.ok()?.ok()?;
         Some(Arc::clone(&view))
     }
 }

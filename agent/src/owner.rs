@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn jobs_run_one_after_another_on_the_same_state() {
+    async fn jobs_run_sequentially_on_the_same_state() {
         let owner = Owner::spawn("counter", 0_u32).unwrap();
         let jobs: Vec<_> = (0..50)
             .map(|_| {
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_thread_with_a_long_queue_works_and_one_that_stands_still_does_not() {
+    async fn a_thread_that_completes_jobs_works_and_a_blocked_thread_does_not() {
         let patience = Duration::from_secs(1);
         // Each job ends on a signal of the test, so that the speed of the machine does not matter.
         let owner = Owner::spawn("owner", ()).unwrap();

@@ -44,8 +44,7 @@ pub enum InstallError {
     /// A plugin cannot be written.
     #[error(
         "cannot write {}: make it writable (in a container: mount that directory of the host, writable), or set --to \
-         to \
-         the directory where the runtime looks for plugins",
+         to the directory where the runtime looks for plugins",
         path.display()
     )]
     Write {

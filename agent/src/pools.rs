@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use polder_api::NodeName;
 use polder_api::message::Refusal;
 use polder_api::pool::{BlockStanding, ClaimStatus, PoolStatus};
-use polder_ipam::capacity::Claimed;
+use polder_ipam::capacity::ClaimedCount;
 use polder_ipam::key::Key;
 use polder_ipam::peers::validate;
 use polder_ipam::tasks::published::PublishedAddresses;
@@ -23,7 +23,7 @@ pub async fn list(records: &Records, store: &Store) -> Result<Vec<PoolStatus>, R
 
 /// The status of one pool.
 pub fn status(view: &View, pool: &Pool, used: Option<&PublishedAddresses>) -> PoolStatus {
-    let claimed = Claimed::of(view, pool);
+    let claimed = ClaimedCount::of(view, pool);
     PoolStatus {
         name: pool.name.clone(),
         cidr: pool.cidr().into(),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use polder_ipam::cause::SharedError;
-use polder_ipam::ledger::{AttachmentEntry, Kind};
+use polder_ipam::ledger::{AttachmentEntry, AttachmentKind};
 
 use crate::container;
 
@@ -135,7 +135,7 @@ pub fn not_seen() -> Option<String> {
 /// Problems of invisible namespaces with allocated addresses, one for each folder.
 pub fn problems<'a>(attachments: impl Iterator<Item = &'a AttachmentEntry>) -> Vec<String> {
     let mut unseen: BTreeMap<&Path, (usize, NotVisible)> = BTreeMap::new();
-    for held in attachments.filter(|held| held.kind == Kind::Lease && !held.netns.is_empty()) {
+    for held in attachments.filter(|held| held.kind == AttachmentKind::Lease && !held.netns.is_empty()) {
         let netns = Path::new(&held.netns);
         if let Presence::Unknown(why) = Presence::of(netns) {
             unseen.entry(folder(netns)).or_insert((0, why)).0 += 1;
@@ -144,8 +144,7 @@ pub fn problems<'a>(attachments: impl Iterator<Item = &'a AttachmentEntry>) -> V
     let problem = |(count, why)| {
         format!(
             "cannot check whether {count} pods that other plugins attached still exist, so their addresses are \
-             released \
-             only by DEL: {why}"
+             released only by DEL: {why}"
         )
     };
     unseen.into_values().map(problem).collect()
@@ -156,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_namespace_is_gone_only_where_it_would_be_seen() {
+    fn a_missing_namespace_counts_as_gone_only_in_an_existing_folder() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("ns");
         assert_eq!(Presence::of(&file), Presence::Gone);

@@ -60,7 +60,7 @@ impl PublisherHost for Task {
         }
     }
 
-    async fn rung(&self) {
+    async fn attachment_signal(&self) {
         self.wake.rung().await;
     }
 

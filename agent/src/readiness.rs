@@ -63,7 +63,7 @@ mod tests {
     use std::net::IpAddr;
     use std::sync::Arc;
 
-    use polder_ipam::registration::{Holdings, Leaving, Registration};
+    use polder_ipam::registration::{Holdings, Registration, RemovalProgress};
 
     use super::*;
     use crate::board::Pass;
@@ -71,7 +71,7 @@ mod tests {
     use crate::underlay::Underlay;
 
     #[test]
-    fn a_node_says_what_it_waits_for_in_order_and_an_add_waits_for_no_peer() {
+    fn readiness_reasons_appear_in_order_and_an_add_does_not_wait_for_peers() {
         let fixture = Fixture::new();
         let (probed, is_open) = watch::channel(Err(NotProbed::Probing));
         let (announced, is_there) = watch::channel(Err(NotWritten::NotYet));
@@ -92,7 +92,7 @@ mod tests {
         assert_eq!((readiness.reasons(), readiness.unannounced()), (vec![unwritten], Vec::new()));
         drop(announced.send_replace(Ok(())));
         assert_eq!(readiness.reasons(), Vec::<String>::new());
-        fixture.registration.send_replace(Registration::Removed(Leaving::CuttingOff));
+        fixture.registration.send_replace(Registration::Removed(RemovalProgress::CuttingOff));
         assert_eq!(readiness.reasons().len(), 1);
     }
 }

@@ -11,7 +11,7 @@ use polder_store::writes::{Refusing, Topic};
 /// The writes that the datastore refuses now, as JSON.
 pub fn status(store: &Store) -> Vec<RefusedWrites> {
     let status = |refusing: Refusing| RefusedWrites {
-        reason: refusing.refusal.words,
+        reason: refusing.refusal.message,
         since: refusing.since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
         count: refusing.count,
     };
@@ -45,7 +45,7 @@ fn problem(store: &str, refusing: &Refusing, now: SystemTime) -> String {
     };
     format!(
         "{store} has refused {what} for {lasts}: {}: {}; {goes_on}. Remedy: {remedy}",
-        refusing.refusal.words,
+        refusing.refusal.message,
         consequences.join(", ")
     )
 }
@@ -76,19 +76,19 @@ fn duration(lasts: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use polder_ipam::store::refusal::Refusal;
+    use polder_ipam::store::refusal::StoreRefusal;
 
     use super::*;
 
     fn text(cause: RefusalCause, words: &str, topics: &[Topic], seconds: u64) -> String {
         let since = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
-        let refusal = Refusal::new(cause, words.to_owned());
+        let refusal = StoreRefusal::new(cause, words.to_owned());
         let refusing = Refusing { refusal, topics: topics.iter().copied().collect(), since, count: 3 };
         problem("etcd at http://10.0.0.1:2379", &refusing, since + Duration::from_secs(seconds))
     }
 
     #[test]
-    fn an_etcd_without_space_concerns_all_writes_whatever_was_tried() {
+    fn an_etcd_without_space_refuses_all_writes_in_the_reported_problem() {
         let text =
             text(RefusalCause::NoSpace, "etcdserver: mvcc: database space exceeded", &[Topic::Alive], 7_261);
         for part in [
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_permission_that_lacks_concerns_what_was_tried() {
+    fn a_missing_permission_is_reported_for_the_refused_writes_only() {
         let text = text(RefusalCause::Permission, "etcdserver: permission denied", &[Topic::Blocks], 59);
         for part in ["refused writes of this node for 59 s", "no new block", "grant-permission"] {
             assert!(text.contains(part), "{part}: {text}");

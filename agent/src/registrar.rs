@@ -9,8 +9,8 @@ use polder_api::Attachment;
 use polder_ipam::Revision;
 use polder_ipam::bootstrap::Unsurveyed;
 use polder_ipam::cause::HostError;
-use polder_ipam::membership::{NoPresence, Presence};
-use polder_ipam::record::Alive;
+use polder_ipam::membership::{NoPresence, NodePresence};
+use polder_ipam::record::LeaseRecord;
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::release::NotReleased;
 use polder_ipam::store::StoreError;
@@ -115,7 +115,7 @@ pub struct OnNode {
     /// The node's identity, blocks and own addresses.
     pub holdings: watch::Sender<Arc<Holdings>>,
     /// The record of the machine that this one replaces, as confirmed by an operator.
-    pub adopted: watch::Receiver<Option<Alive>>,
+    pub adopted: watch::Receiver<Option<LeaseRecord>>,
 }
 
 impl Deref for OnNode {
@@ -131,9 +131,9 @@ impl RegistrarHost for OnNode {
         random_name().map_err(HostError::new)
     }
 
-    async fn changed(&self, view: &Arc<View>, patience: Duration) {
+    async fn changed(&self, view: &Arc<View>, max_wait: Duration) {
         let mut views = self.node.board.records.changes();
-        let _ = timeout(patience, views.wait_for(|now| !Arc::ptr_eq(now, view))).await;
+        let _ = timeout(max_wait, views.wait_for(|now| !Arc::ptr_eq(now, view))).await;
     }
 
     async fn caught_up(&self, revision: Revision) -> Result<(), StoreError> {
@@ -147,14 +147,14 @@ impl RegistrarHost for OnNode {
         }
     }
 
-    fn presence(&self, view: &View) -> Result<Presence, NoPresence> {
+    fn presence(&self, view: &View) -> Result<NodePresence, NoPresence> {
         let config = &self.node.config;
         let underlay = self.node.board.underlay().map_err(HostError::new)?;
         let Some(cluster) = &view.cluster else { return Err(NoPresence::NoSettings) };
-        if view.own != underlay.addresses() {
+        if view.own_addresses != underlay.addresses() {
             return Err(NoPresence::Moving);
         }
-        Ok(Presence {
+        Ok(NodePresence {
             underlay: underlay.addresses(),
             vtep_mac: Encapsulation::of(&cluster.record).mac(&cluster.record, &config.node),
             mtu: pod_mtu(&underlay, &cluster.record, config.mtu),
@@ -164,13 +164,13 @@ impl RegistrarHost for OnNode {
 
     fn surroundings(&self, view: &View) -> Result<(), Unsurveyed> {
         let underlay = self.node.board.underlay().map_err(HostError::new)?;
-        if view.own != underlay.addresses() || view.needed != underlay.needed {
+        if view.own_addresses != underlay.addresses() || view.needed != underlay.needed {
             return Err(Unsurveyed::Reading);
         }
         Ok(())
     }
 
-    fn adopted(&self) -> Option<Alive> {
+    fn adopted(&self) -> Option<LeaseRecord> {
         self.adopted.borrow().clone()
     }
 
@@ -186,12 +186,12 @@ impl RegistrarHost for OnNode {
         teardown::cut_off(&*self.node, attachment).await
     }
 
-    fn is_wired_from_before(&self, attachment: &Attachment) -> bool {
-        self.node.in_flight.is_wired_from_before(attachment)
+    fn is_wired_by_earlier_process(&self, attachment: &Attachment) -> bool {
+        self.node.in_flight.is_wired_by_earlier_process(attachment)
     }
 
-    fn is_any_wired_from_before(&self) -> bool {
-        self.node.in_flight.is_any_wired_from_before()
+    fn is_any_wired_by_earlier_process(&self) -> bool {
+        self.node.in_flight.is_any_wired_by_earlier_process()
     }
 
     async fn remove_gateways(&self) -> Result<(), HostError> {

@@ -15,7 +15,7 @@ use polder_api::credentials::EtcdCredentials;
 use polder_api::ipam::{Release, RepairMode};
 use polder_api::message::{Refusal, RefusalKind, Refuse, Removal, Reply, Request};
 use polder_api::pool::PoolChange;
-use polder_ipam::record::Alive;
+use polder_ipam::record::LeaseRecord;
 use polder_ipam::settings::{InvalidSettings, ValidatedSettings};
 use polder_ipam::store::StoreError;
 use polder_ipam::tasks::operator::{self, Adoption};
@@ -158,7 +158,7 @@ pub struct Task {
     /// Requests for the changes of the next pass, to the engine.
     pub plans: mpsc::Sender<PlanRequest>,
     /// Record of the machine that an operator has replaced by this one.
-    pub adopted: watch::Sender<Option<Alive>>,
+    pub adopted: watch::Sender<Option<LeaseRecord>>,
     /// The agent's threads.
     pub threads: Threads,
     /// Why no plugin can reach the agent.
@@ -299,7 +299,7 @@ impl Task {
     async fn adopt(&self, wanted: &NodeName) -> Result<String, Refusal> {
         let node = &self.node;
         Ok(match operator::adopt(&**node, node.board.membership.me(), wanted).await? {
-            Adoption::Already(words) => words,
+            Adoption::AlreadyAdopted(words) => words,
             Adoption::InPlaceOf(other, words) => {
                 self.adopted.send_replace(Some(other));
                 node.calls.registrar.ring();

@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use polder_api::Attachment;
 use polder_api::message::{AddRequest, LeasedAddress, Refusal, RefusalKind, Refuse, Wiring};
 use polder_ipam::Block;
-use polder_ipam::ledger::Kind;
+use polder_ipam::ledger::AttachmentKind;
 use polder_ipam::tasks;
 
 use crate::caller::Caller;
@@ -86,7 +86,7 @@ pub async fn lease(
 pub async fn leased(node: &Node, attachment: Attachment) -> Result<Vec<LeasedAddress>, Refusal> {
     let key = attachment.clone();
     let found = node.ipam.run(move |ipam| {
-        let held = ipam.get(&key).filter(|held| held.kind == Kind::Lease && !held.leaving)?;
+        let held = ipam.get(&key).filter(|held| held.kind == AttachmentKind::Lease && !held.leaving)?;
         let address = |address: &IpAddr| Some((*address, ipam.neighbourhood(*address)?));
         held.addresses.iter().map(address).collect::<Option<Vec<_>>>()
     });
@@ -108,7 +108,7 @@ pub async fn check(node: &Node, attachment: Attachment) -> Result<Wiring, Refusa
     };
     let key = attachment.clone();
     match node.ipam.run(move |ipam| ipam.get(&key).cloned()).await {
-        Some(held) if !held.leaving && held.kind == Kind::Pod => {
+        Some(held) if !held.leaving && held.kind == AttachmentKind::Pod => {
             Ok(wiring(&node.board.membership, node.features, &cluster.record, &held))
         }
         _ => Err(NotServed::NotAttached(attachment).into()),

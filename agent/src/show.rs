@@ -8,7 +8,7 @@ use polder_api::message::{Refusal, RefusalKind, Refuse};
 use polder_api::{NodeName, PoolName};
 use polder_ipam::cidr::ParseCidrError;
 use polder_ipam::invariants::LedgerFacts;
-use polder_ipam::node::Condition;
+use polder_ipam::node::AddressCondition;
 use polder_ipam::pool::{Purpose, format_labels};
 use polder_ipam::record::PodsGone;
 use polder_ipam::removal::blocks_of;
@@ -220,7 +220,7 @@ impl Lookup<'_> {
         for held in self.facts.attachments.iter().filter(|held| named(&held.pod)) {
             for address in &held.addresses {
                 if !shown.addresses.iter().any(|known| known.address == *address) {
-                    let condition = Condition::Held(Box::new(held.clone()));
+                    let condition = AddressCondition::Held(Box::new(held.clone()));
                     shown.addresses.push(self.own(*address, condition));
                 }
             }
@@ -239,7 +239,7 @@ impl Lookup<'_> {
     /// The published addresses; those of this node from its ledger.
     fn published_where(
         &self,
-        wanted: impl Fn(IpAddr, &polder_ipam::invariants::Published) -> bool,
+        wanted: impl Fn(IpAddr, &polder_ipam::invariants::PublishedAddress) -> bool,
     ) -> Vec<AddressStatus> {
         let records = self.published.iter().flat_map(|published| &published.records);
         let wanted = records.filter(|(published, _)| wanted(published.address, published));
@@ -250,7 +250,7 @@ impl Lookup<'_> {
                 })
                 .flatten();
             match held {
-                Some(held) => self.own(published.address, Condition::Held(Box::new(held.clone()))),
+                Some(held) => self.own(published.address, AddressCondition::Held(Box::new(held.clone()))),
                 None => self.known_elsewhere(published.address),
             }
         });
@@ -270,24 +270,24 @@ impl Lookup<'_> {
     }
 
     /// Status of an address from this node's ledger.
-    fn own(&self, address: IpAddr, condition: Condition) -> AddressStatus {
+    fn own(&self, address: IpAddr, condition: AddressCondition) -> AddressStatus {
         let ago = |moment: Moment| format!("{} s ago", self.now.since(moment).as_secs());
         let mut status = self.blank(address);
         status.node = Some(self.reporter.config.node.clone());
         status.incarnation = self.facts.identity.as_ref().map(|own| own.incarnation.to_string());
         let (standing, why) = match condition {
-            Condition::Held(held) => {
+            AddressCondition::Held(held) => {
                 status.attachment = Some(held.attachment.clone());
                 status.pod = held.pod.as_ref().map(ToString::to_string).or(status.pod);
                 status.since = Some(ago(held.since));
                 let why = if held.leaving { "is being released" } else { "uses it" };
                 (AddressStanding::Used, format!("the attachment in this node's ledger {why}"))
             }
-            Condition::Gateway => {
+            AddressCondition::Gateway => {
                 (AddressStanding::Gateway, "it is the node's own address, the gateway of its pods".to_owned())
             }
-            Condition::Probe => (AddressStanding::Probe, PROBE.to_owned()),
-            Condition::Freed(moment) => {
+            AddressCondition::Probe => (AddressStanding::Probe, PROBE.to_owned()),
+            AddressCondition::Freed(moment) => {
                 status.since = Some(ago(moment));
                 let rest = self.reporter.config.cooldown.saturating_sub(self.now.since(moment));
                 let left = rest.as_secs();
@@ -299,12 +299,11 @@ impl Lookup<'_> {
                     }
                 }
             }
-            Condition::Unused => (AddressStanding::Free, "it has not been used since the block was claimed".to_owned()),
-            Condition::Excluded => (
+            AddressCondition::Unused => (AddressStanding::Free, "it has not been used since the block was claimed".to_owned()),
+            AddressCondition::Excluded => (
                 AddressStanding::Excluded,
                 "it is never allocated: the first or last of its pool, kept for the gateway of its block, or in a \
-                 block \
-                 that is being released"
+                 block that is being released"
                     .to_owned(),
             ),
         };

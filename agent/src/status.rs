@@ -22,10 +22,10 @@ use crate::refused;
 use crate::repair::Repair;
 use crate::reporter::Reporter;
 use crate::underlay::{Other, Underlay};
-use polder_ipam::membership::Waiting;
-use polder_ipam::peers::{Fault, Problem};
+use polder_ipam::membership::WaitReason;
+use polder_ipam::peers::{RecordFault, RecordProblem};
 use polder_ipam::tasks::operator;
-use polder_ipam::view::{Source, View};
+use polder_ipam::view::{View, ViewSource};
 use polder_ipam::{capacity, record};
 
 /// The status of this node.
@@ -155,9 +155,9 @@ fn repair(repair: &Repair) -> RepairStatus {
 fn store(reporter: &Reporter, view: &View) -> StoreStatus {
     let store = reporter.store.name();
     let waiting = || match view.source {
-        Source::Nowhere => Some(Waiting::Records.to_string()),
-        Source::Snapshot => Some(Waiting::Away.to_string()),
-        Source::Store => None,
+        ViewSource::Nowhere => Some(WaitReason::Records.to_string()),
+        ViewSource::Snapshot => Some(WaitReason::NotReached.to_string()),
+        ViewSource::Store => None,
     };
     match view.lost.clone().or_else(waiting) {
         Some(reason) => StoreStatus::Disconnected { store, reason },
@@ -178,7 +178,7 @@ fn problems(reporter: &Reporter, view: &View, pass: Option<&Pass>) -> Vec<String
         _ => None,
     });
     // Blocks in cool-down of a removed node are reported elsewhere.
-    let rests = |problem: &&Problem| matches!(problem.fault, Fault::Rests(_));
+    let rests = |problem: &&RecordProblem| matches!(problem.fault, RecordFault::Rests(_));
     let refused = pass.problems.iter().filter(|problem| !rests(problem)).map(ToString::to_string);
     let mtu = reporter.config.mtu.filter(|mtu| *mtu > pass.mtu).map(|mtu| {
         format!(

@@ -190,7 +190,7 @@ mod tests {
     const INTERVAL: Duration = Duration::from_secs(10);
 
     #[tokio::test(start_paused = true)]
-    async fn an_agent_has_started_though_the_node_is_not_ready_and_the_watchdog_is_told_at_each_interval() {
+    async fn an_agent_reports_its_start_before_readiness_and_notifies_the_watchdog_at_each_interval() {
         let agent = Fake::default();
         agent.with(|state| state.reasons.push("no etcd".to_owned()));
         let mut running = Box::pin(report(&agent, INTERVAL));
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_watchdog_is_not_told_of_an_agent_that_stands_still_until_it_goes_on() {
+    async fn the_watchdog_is_not_notified_while_the_agent_is_blocked() {
         let agent = Fake::default();
         let mut running = Box::pin(report(&agent, INTERVAL));
         agent.told_within(&mut running, INTERVAL / 2).await;
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_systemd_has_not_read_is_told_again() {
+    async fn a_failed_notification_of_systemd_is_repeated() {
         let agent = Fake::default();
         agent.with(|state| state.is_deaf = true);
         let mut running = Box::pin(report(&agent, INTERVAL));

@@ -6,10 +6,10 @@ use std::net::IpAddr;
 use polder_api::{Family, PerFamily};
 use polder_ipam::Cidr;
 use polder_ipam::cause::HostError;
-use polder_ipam::needed::{Needed, NeededFor};
+use polder_ipam::needed::{RequiredFor, RequiredRange};
 use polder_netlink::IfIndex;
 use polder_netlink::address::Address;
-use polder_netlink::route::Lookup;
+use polder_netlink::route::RouteLookup;
 
 use crate::config::UnderlayConfig;
 use crate::kernel::snapshot::{HostNetwork, RouteTo};
@@ -22,7 +22,7 @@ pub struct Underlay {
     /// The node's other addresses, and why they were not chosen.
     pub others: Vec<Other>,
     /// Ranges that the node must reach outside the pod network.
-    pub needed: Vec<Needed>,
+    pub needed: Vec<RequiredRange>,
 }
 
 /// Why the node has no underlay address.
@@ -102,7 +102,7 @@ pub struct UnderlayInputs {
     /// Interfaces, addresses and routes in the kernel.
     pub network: HostNetwork,
     /// etcd's addresses.
-    pub store: Vec<Needed>,
+    pub store: Vec<RequiredRange>,
     /// This node's own blocks and the addresses of its attachments. Another plugin may have routes to them.
     pub pods: Vec<Cidr>,
     /// The cluster's pools: an address of the node inside a pool is left over from another network.
@@ -116,7 +116,7 @@ impl UnderlayInputs {
     fn candidates(&self, family: Family) -> impl Iterator<Item = (&Address, &(String, u32))> {
         let usable = move |address: &&Address| {
             let ip = address.address.ip();
-            Family::of(ip) == family && address.global && !address.fleeting && !ip.is_loopback()
+            Family::of(ip) == family && address.global && !address.temporary && !ip.is_loopback()
         };
         let with_interface =
             |address| Some((address, self.network.interfaces.get(&(address as &Address).index)?));
@@ -145,7 +145,7 @@ impl UnderlayInputs {
             let reason = match (&interface, uplink) {
                 (None, _) => "its interface is down".to_owned(),
                 _ if !found.global => "its scope is not global".to_owned(),
-                _ if found.fleeting => "it is temporary, deprecated or a duplicate".to_owned(),
+                _ if found.temporary => "it is temporary, deprecated or a duplicate".to_owned(),
                 (_, Some(uplink)) => format!("{} was chosen by {}", uplink.address, uplink.chosen_by),
                 (_, None) => "it is not configured, and no route to peers uses it".to_owned(),
             };
@@ -155,7 +155,7 @@ impl UnderlayInputs {
     }
 
     /// Ranges that the node must reach outside the pod network.
-    fn needed(&self) -> Vec<Needed> {
+    fn needed(&self) -> Vec<RequiredRange> {
         let is_elsewhere = |address: &IpAddr| match address {
             IpAddr::V4(v4) => !v4.is_link_local() && !v4.is_loopback() && !v4.is_unspecified(),
             IpAddr::V6(v6) => !v6.is_unicast_link_local() && !v6.is_loopback() && !v6.is_unspecified(),
@@ -172,27 +172,27 @@ impl UnderlayInputs {
             }
             let range = Cidr::around(route.destination.ip(), route.destination.prefix());
             let gateways = route.gateways.iter().copied().filter(is_elsewhere);
-            needed.extend(gateways.map(|gateway| Needed::host(gateway, NeededFor::Gateway)));
+            needed.extend(gateways.map(|gateway| RequiredRange::host(gateway, RequiredFor::Gateway)));
             let is_network = route.gateways.is_empty() && range.length() > 0 && is_elsewhere(&range.first());
             if let Some(interface) = route.index.and_then(name).filter(|_| is_network && !is_pods(range)) {
-                needed.push(Needed { range, what: NeededFor::Network(interface) });
+                needed.push(RequiredRange { range, what: RequiredFor::Network(interface) });
             }
         }
         let routers =
             self.network.routes.iter().filter_map(|(_, way)| way.next_hop.router()).filter(is_elsewhere);
-        needed.extend(routers.map(|router| Needed::host(router, NeededFor::Gateway)));
+        needed.extend(routers.map(|router| RequiredRange::host(router, RequiredFor::Gateway)));
         let in_a_network = |range: Cidr| {
             needed
                 .iter()
-                .any(|network| matches!(network.what, NeededFor::Network(_)) && network.range.covers(range))
+                .any(|network| matches!(network.what, RequiredFor::Network(_)) && network.range.covers(range))
         };
         let alone = self.network.addresses.iter().filter_map(|found| {
             let address = found.address.ip();
             let (interface, _) = self.network.interfaces.get(&found.index)?;
-            let own = Needed::host(address, NeededFor::Own(interface.clone()));
+            let own = RequiredRange::host(address, RequiredFor::Own(interface.clone()));
             (is_elsewhere(&address) && !in_a_network(own.range) && !is_pods(own.range)).then_some(own)
         });
-        let alone: Vec<Needed> = alone.take(OWN_ADDRESSES).collect();
+        let alone: Vec<RequiredRange> = alone.take(OWN_ADDRESSES).collect();
         needed.extend(alone);
         needed.sort();
         needed.dedup();
@@ -202,7 +202,7 @@ impl UnderlayInputs {
     /// The source address for a route. The kernel prefers a host address (/32, /128) to an address with a network
     /// prefix, but a host address may be virtual and move to another node. It also prefers temporary addresses to
     /// permanent ones (`use_tempaddr`).
-    fn source(&self, family: Family, way: &Lookup) -> Option<IpAddr> {
+    fn source(&self, family: Family, way: &RouteLookup) -> Option<IpAddr> {
         let preferred = self.preferred(family);
         let on_it: Vec<&Address> =
             preferred.iter().copied().filter(|found| found.index == way.index).collect();
@@ -224,9 +224,9 @@ impl UnderlayInputs {
     fn is_astray(&self, uplink: &Uplink) -> bool {
         let family = Family::of(uplink.address);
         let is_of_family =
-            |way: &Lookup| !way.local && way.source.is_some_and(|source| Family::of(source) == family);
+            |way: &RouteLookup| !way.local && way.source.is_some_and(|source| Family::of(source) == family);
         let ways = || self.network.routes.iter().filter(|(_, way)| is_of_family(way));
-        let is_from_it = |way: &Lookup| way.index == uplink.index || way.source == Some(uplink.address);
+        let is_from_it = |way: &RouteLookup| way.index == uplink.index || way.source == Some(uplink.address);
         ways().any(|(what, _)| matches!(what, RouteTo::Node(_))) && !ways().any(|(_, way)| is_from_it(way))
     }
 

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use polder_api::{add_marks, tombstone, tombstones};
-use polder_ipam::ledger::{AttachmentEntry, Kind, Ledger, MemberState};
+use polder_ipam::ledger::{AttachmentEntry, AttachmentKind, Ledger, MemberState};
 use polder_store::ledger::Sqlite;
 
 use crate::config::NodePaths;
@@ -222,7 +222,7 @@ fn refuse_if_attached(kernel: &mut Kernel, ledger: Option<&Sqlite>, socket: &Pat
     }
     let attachments = ledger.map(Ledger::attachments).transpose()?.unwrap_or_default();
     let lives = |held: &&AttachmentEntry| {
-        held.kind == Kind::Lease
+        held.kind == AttachmentKind::Lease
             && Presence::of(Path::new(&held.netns)) != Presence::Gone
             && !tombstone(socket, &held.attachment).exists()
     };

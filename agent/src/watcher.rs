@@ -81,7 +81,7 @@ impl Task {
                 _ = self.underlay.changed() => {
                     let underlay = self.underlay.borrow().clone();
                     let own = underlay.as_ref().map(|underlay| underlay.addresses()).unwrap_or_default();
-                    let before = self.view.borrow().own.clone();
+                    let before = self.view.borrow().own_addresses.clone();
                     if before.iter().any(|address| !own.contains(address))
                         && let Err(error) = self.store.reconnect().await
                     {
@@ -89,7 +89,7 @@ impl Task {
                     }
                     let needed = underlay.map(|underlay| underlay.needed.clone()).unwrap_or_default();
                     self.view.send_if_modified(|view| {
-                        let changed = view.own != own || view.needed != needed;
+                        let changed = view.own_addresses != own || view.needed != needed;
                         if changed {
                             Arc::make_mut(view).set_surroundings(own, needed);
                         }
@@ -119,7 +119,7 @@ impl Task {
         self.view.send_modify(|view| {
             let mut earlier = View::from_snapshot(earlier);
             earlier.lost.clone_from(&view.lost);
-            earlier.set_surroundings(view.own.clone(), view.needed.clone());
+            earlier.set_surroundings(view.own_addresses.clone(), view.needed.clone());
             *view = Arc::new(earlier);
         });
     }
@@ -223,7 +223,7 @@ fn read(path: &Path) -> Result<Contents, NoSnapshot> {
 mod tests {
     use polder_api::PerFamily;
     use polder_ipam::store::KeyChange;
-    use polder_ipam::view::Source;
+    use polder_ipam::view::ViewSource;
     use polder_netlink::IfIndex;
     use polder_store::Embedded;
     use tokio::time::timeout;
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_down_is_what_was_known() {
+    fn a_snapshot_contains_the_known_records() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("cluster.json");
         let mut records = Records::default();
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_down_of_another_cluster_is_not_believed() {
+    fn a_snapshot_of_another_cluster_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("cluster.json");
         let mut records = Records::default();
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_file_is_named_and_not_believed() {
+    fn a_truncated_snapshot_is_refused_with_its_file_name() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("cluster.json");
         fs::write(&file, "{\"revision\":5").unwrap();
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_view_is_that_of_the_store_and_knows_the_nodes_own_addresses() {
+    async fn the_view_has_the_records_of_the_datastore_and_the_nodes_own_addresses() {
         let patience = Duration::from_secs(30);
         let folder = tempfile::tempdir().unwrap();
         let store = Store::Embedded(Embedded::open(&folder.path().join("store")).unwrap());
@@ -294,7 +294,9 @@ mod tests {
         let (view, mut told) = watch::channel(Arc::<View>::default());
         let task = Task { store, state_dir: folder.path().to_owned(), underlay, view };
         let running = tokio::spawn(task.run());
-        drop(timeout(patience, told.wait_for(|view| view.source == Source::Store)).await.unwrap().unwrap());
+        drop(
+            timeout(patience, told.wait_for(|view| view.source == ViewSource::Store)).await.unwrap().unwrap(),
+        );
         let uplink = Uplink {
             address: "10.0.0.1".parse().unwrap(),
             index: IfIndex::new(2),
@@ -305,7 +307,7 @@ mod tests {
         let own = vec![uplink.address];
         let chosen = Underlay { uplinks: PerFamily::new(Some(uplink), None), ..Underlay::default() };
         drop(engine.send_replace(Ok(Arc::new(chosen))));
-        drop(timeout(patience, told.wait_for(|view| view.own == own)).await.unwrap().unwrap());
+        drop(timeout(patience, told.wait_for(|view| view.own_addresses == own)).await.unwrap().unwrap());
         running.abort();
     }
 }

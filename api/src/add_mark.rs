@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_add_is_seen_while_its_mark_is_kept_and_not_afterwards() {
+    fn an_add_is_in_progress_only_while_its_mark_is_locked() {
         let folder = std::env::temp_dir().join(format!("polder-add-mark-{}", std::process::id()));
         let socket = folder.join("agent.sock");
         let attachment: Attachment = "net/c1/eth0".parse().unwrap();

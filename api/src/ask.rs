@@ -86,7 +86,7 @@ pub struct RemoveNode(pub Removal);
 
 /// Result of a node removal.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Removed {
+pub enum RemovalAnswer {
     /// The result, as text.
     Done(String),
     /// Nothing was done, because the node is alive and has pods. The request must give their number.
@@ -99,7 +99,7 @@ pub enum Removed {
 }
 
 impl Ask for RemoveNode {
-    type Answer = Removed;
+    type Answer = RemovalAnswer;
 
     const BY_OPERATOR: bool = true;
 
@@ -107,10 +107,10 @@ impl Ask for RemoveNode {
         Request::RemoveNode(self.0)
     }
 
-    fn answer(reply: Reply) -> Result<Removed, Box<Reply>> {
+    fn answer(reply: Reply) -> Result<RemovalAnswer, Box<Reply>> {
         match reply {
-            Reply::Done(what) => Ok(Removed::Done(what)),
-            Reply::Unconfirmed { message, pods } => Ok(Removed::Unconfirmed { message, pods }),
+            Reply::Done(what) => Ok(RemovalAnswer::Done(what)),
+            Reply::Unconfirmed { message, pods } => Ok(RemovalAnswer::Unconfirmed { message, pods }),
             other => Err(Box::new(other)),
         }
     }
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_is_the_request_of_its_name() {
+    fn a_question_is_encoded_as_the_request_of_its_name() {
         assert_eq!(sent(Status), "\"status\"");
         assert_eq!(sent(Plan), "\"plan\"");
         assert_eq!(sent(Nodes), "\"nodes\"");
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_are_for_questions_that_change_the_cluster_alone() {
+    fn only_requests_that_change_the_cluster_use_operator_credentials() {
         const { assert!(RemoveNode::BY_OPERATOR && ChangePool::BY_OPERATOR && ChangeSettings::BY_OPERATOR) };
         const { assert!(Inspect::BY_OPERATOR && Release::BY_OPERATOR) };
         const { assert!(!Status::BY_OPERATOR && !Plan::BY_OPERATOR && !AdoptNode::BY_OPERATOR) };
@@ -161,11 +161,11 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_to_another_question_is_none() {
+    fn the_answer_to_another_question_is_refused() {
         assert_eq!(Plan::answer(Reply::Planned(Vec::new())), Ok(Vec::new()));
         assert_eq!(Plan::answer(Reply::Nodes(Vec::new())), Err(Box::new(Reply::Nodes(Vec::new()))));
         let done = || Reply::Done("node n1 is removed".to_owned());
-        assert!(matches!(RemoveNode::answer(done()), Ok(Removed::Done(_))));
+        assert!(matches!(RemoveNode::answer(done()), Ok(RemovalAnswer::Done(_))));
         assert!(ChangeSettings::answer(done()).is_ok() && Pools::answer(done()).is_err());
     }
 }

@@ -131,14 +131,14 @@ mod tests {
     }
 
     #[test]
-    fn the_host_interface_is_a_valid_name_of_its_own() {
+    fn each_attachment_has_its_own_valid_interface_name() {
         let one = attachment("net/c1/eth0").host_interface();
         assert_eq!(one.as_str().len(), 15);
         assert!(is_host_interface(one.as_str()));
         assert_eq!(Attachment::of_probe().host_interface().as_str(), PROBE_INTERFACE);
         assert!(Attachment::of_probe().is_probe() && !attachment("net/c1/eth0").is_probe());
         for other in [PROBE_INTERFACE, "pld", "pld0", "pldveth-of-mine", "eth0"] {
-            assert!(!is_host_interface(other), "{other} was taken for ours");
+            assert!(!is_host_interface(other), "{other} was accepted as ours");
         }
         assert_ne!(one, attachment("net/c1/eth1").host_interface());
         assert_ne!(one, attachment("net/c2/eth0").host_interface());
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn text_gives_the_attachment_back() {
+    fn an_attachment_is_parsed_as_it_was_formatted() {
         let one = attachment("net/c1/eth0");
         assert_eq!(attachment(&one.to_string()), one);
         for bad in ["", "net/c1", "net/c1/eth0/x", "net//eth0"] {

@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_backend_is_written_in_one_way() {
+    fn a_backend_has_the_same_text_in_json_and_on_the_command_line() {
         for backend in [Backend::Auto, Backend::Direct, Backend::Vxlan] {
             assert_eq!(backend.to_string().parse(), Ok(backend));
             assert_eq!(serde_json::to_string(&backend).unwrap(), format!("\"{backend}\""));

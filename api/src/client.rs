@@ -73,12 +73,12 @@ pub enum AskError {
 }
 
 impl Client {
-    /// Connects to the agent at `socket`. `patience` is the timeout of each read and write.
-    pub fn connect(socket: &Path, patience: Duration) -> Result<Self, ClientError> {
+    /// Connects to the agent at `socket`. `max_wait` is the timeout of each read and write.
+    pub fn connect(socket: &Path, max_wait: Duration) -> Result<Self, ClientError> {
         let connect = || {
             let stream = UnixStream::connect(socket)?;
-            stream.set_read_timeout(Some(patience))?;
-            stream.set_write_timeout(Some(patience))?;
+            stream.set_read_timeout(Some(max_wait))?;
+            stream.set_write_timeout(Some(max_wait))?;
             Ok(stream)
         };
         match connect() {
@@ -122,10 +122,10 @@ impl Client {
 
     /// Whether the agent still holds the attachments of this connection. Sends nothing: the agent closes the connection
     /// when it ends the hold.
-    pub fn holds(&mut self) -> bool {
-        let heard = self.stream.set_nonblocking(true).and_then(|()| self.stream.read(&mut [0]));
-        let silent = heard.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
-        silent && self.stream.set_nonblocking(false).is_ok()
+    pub fn is_open(&mut self) -> bool {
+        let read = self.stream.set_nonblocking(true).and_then(|()| self.stream.read(&mut [0]));
+        let is_open = read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        is_open && self.stream.set_nonblocking(false).is_ok()
     }
 }
 
@@ -142,10 +142,10 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_holds_until_it_ends_or_something_comes_unasked() {
+    fn a_connection_is_open_until_it_ends_or_receives_unrequested_data() {
         let (mut client, mut agent) = connected();
-        assert!(client.holds());
-        // `holds` has no side effect: the next request still waits for its reply.
+        assert!(client.is_open());
+        // `is_open` has no side effect: the next request still waits for its reply.
         let refusal = Reply::Refused(Refusal { kind: RefusalKind::Missing, message: "nothing".to_owned() });
         let answer = refusal.clone();
         let agent = std::thread::spawn(move || {
@@ -154,12 +154,12 @@ mod tests {
             agent
         });
         assert_eq!(client.ask(&Request::Status).unwrap(), refusal);
-        assert!(client.holds());
+        assert!(client.is_open());
         drop(agent.join().unwrap());
-        assert!(!client.holds(), "the agent has ended the connection");
+        assert!(!client.is_open(), "the agent has ended the connection");
 
         let (mut client, mut agent) = connected();
         agent.write_all(b"?").unwrap();
-        assert!(!client.holds());
+        assert!(!client.is_open());
     }
 }

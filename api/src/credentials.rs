@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_secret_is_sent_and_not_printed() {
+    fn secrets_are_sent_but_not_printed() {
         let credentials = EtcdCredentials {
             certificate: Some(ClientCertificate {
                 certificate: "public".into(),

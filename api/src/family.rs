@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_family_has_its_own_and_what_is_missing_is_left_out() {
+    fn a_per_family_value_can_lack_a_family() {
         let mut lengths = PerFamily::each(Family::bits);
         lengths[Family::V4] += 1;
         assert_eq!(lengths, PerFamily::new(33, 128));

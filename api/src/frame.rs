@@ -12,7 +12,7 @@ pub const VERSION: u8 = 1;
 pub const HEADER: usize = 5;
 
 /// Maximum length of the JSON of a message, in bytes: enough to list the nodes of a cluster of 5,000.
-const LONGEST: usize = 16 << 20;
+const MAX_BODY_LENGTH: usize = 16 << 20;
 
 /// A message that could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +23,7 @@ pub enum FrameError {
     Version(u8),
     /// The message exceeds the maximum length.
     /// Remedy: none, it is an internal error or a program that is not of Polder.
-    #[error("message of {0} bytes exceeds the limit of {LONGEST}")]
+    #[error("message of {0} bytes exceeds the limit of {MAX_BODY_LENGTH}")]
     Length(usize),
     /// The message is not valid JSON of the expected type.
     #[error("unreadable message: check that both programs are of the same release")]
@@ -39,7 +39,7 @@ pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, FrameError> {
     let mut frame = vec![0; HEADER];
     serde_json::to_writer(&mut frame, message)?;
     let length = frame.len() - HEADER;
-    let announced = u32::try_from(length).ok().filter(|_| length <= LONGEST);
+    let announced = u32::try_from(length).ok().filter(|_| length <= MAX_BODY_LENGTH);
     frame[0] = VERSION;
     frame[1..HEADER].copy_from_slice(&announced.ok_or(FrameError::Length(length))?.to_le_bytes());
     Ok(frame)
@@ -50,7 +50,7 @@ pub fn body_length(header: [u8; HEADER]) -> Result<usize, FrameError> {
     let [version, length @ ..] = header;
     let length = u32::from_le_bytes(length) as usize;
     match version {
-        VERSION if length <= LONGEST => Ok(length),
+        VERSION if length <= MAX_BODY_LENGTH => Ok(length),
         VERSION => Err(FrameError::Length(length)),
         other => Err(FrameError::Version(other)),
     }
@@ -77,7 +77,7 @@ mod tests {
     use crate::message::Request;
 
     #[test]
-    fn a_message_comes_out_as_it_went_in() {
+    fn a_message_is_decoded_as_it_was_encoded() {
         let request = Request::Del("net/c1/eth0".parse().unwrap());
         let mut wire = Vec::new();
         write(&mut wire, &request).unwrap();
@@ -85,13 +85,13 @@ mod tests {
     }
 
     #[test]
-    fn another_version_or_an_absurd_length_is_refused_before_anything_is_read() {
+    fn another_version_or_a_huge_length_is_refused() {
         assert!(matches!(body_length([9, 1, 0, 0, 0]), Err(FrameError::Version(9))));
         assert!(matches!(body_length([VERSION, 255, 255, 255, 255]), Err(FrameError::Length(_))));
     }
 
     #[test]
-    fn a_torn_message_is_an_error() {
+    fn a_truncated_message_is_an_error() {
         let wire = encode(&Request::Status).unwrap();
         for cut in 0..wire.len() {
             assert!(read::<Request>(&mut &wire[..cut]).is_err(), "{cut} of {} bytes were enough", wire.len());

@@ -269,6 +269,6 @@ impl Checked {
 pub struct Release {
     /// The address.
     pub address: IpAddr,
-    /// Whether the operator declares that the pod is gone for good (`--dead`).
+    /// Whether the operator declares that the pod is permanently gone (`--dead`).
     pub dead: bool,
 }

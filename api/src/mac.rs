@@ -105,13 +105,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_link_local_address_is_that_of_the_example_in_the_rfc() {
+    fn the_link_local_address_matches_the_example_in_the_rfc() {
         let mac: Mac = "34:56:78:9a:bc:de".parse().unwrap();
         assert_eq!(mac.link_local().to_string(), "fe80::3656:78ff:fe9a:bcde");
     }
 
     #[test]
-    fn text_and_octets_are_the_same_address() {
+    fn a_mac_address_is_parsed_from_its_text() {
         let mac: Mac = "0a:58:0A:f4:00:05".parse().unwrap();
         assert_eq!(mac, Mac([0x0a, 0x58, 0x0a, 0xf4, 0, 5]));
         assert_eq!(mac.to_string(), "0a:58:0a:f4:00:05");

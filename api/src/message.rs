@@ -82,8 +82,8 @@ pub enum Request {
 pub struct Removal {
     /// Node name.
     pub node: NodeName,
-    /// Whether the operator declares that the node and its pods are gone for good (`--dead`). The removal then does not
-    /// wait for the node's confirmation.
+    /// Whether the operator declares that the node and its pods are permanently gone (`--dead`). The removal then does
+    /// not wait for the node's confirmation.
     pub dead: bool,
     /// Number of pods that the operator accepts to disconnect (`--disconnect-pods`).
     #[serde(default, skip_serializing_if = "Option::is_none")]

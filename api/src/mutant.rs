@@ -91,18 +91,18 @@ mutants! {
     /// A node treats its record as its own even if it is from another boot or machine.
     AnyBootIsOwn,
     /// The key `alive/NODE` is written even if the node's record has changed.
-    SignIgnoresNode,
+    LeaseIgnoresNode,
 }
 
 /// Whether that defect is active.
 #[cfg(feature = "mutants")]
 pub fn is(mutant: Mutant) -> bool {
-    static AT_WORK: std::sync::LazyLock<Option<Mutant>> = std::sync::LazyLock::new(|| {
+    static ACTIVE: std::sync::LazyLock<Option<Mutant>> = std::sync::LazyLock::new(|| {
         let name = std::env::var("POLDER_MUTANT").ok()?;
         let found = Mutant::ALL.iter().copied().find(|mutant| format!("{mutant:?}") == name);
         Some(found.unwrap_or_else(|| panic!("unknown mutant {name}")))
     });
-    *AT_WORK == Some(mutant)
+    *ACTIVE == Some(mutant)
 }
 
 /// Whether that defect is active: never in this build.

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn interface_names_follow_the_kernel() {
+    fn invalid_kernel_interface_names_are_refused() {
         for bad in ["", ".", "..", "a/b", "a:b", "a b", "sixteen-bytes-xx"] {
             assert!(bad.parse::<IfName>().is_err(), "{bad:?} was taken");
         }
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn an_invalid_name_in_json_names_the_rule() {
+    fn the_error_about_an_invalid_name_states_the_rule() {
         let error = serde_json::from_str::<IfName>("\"a/b\"").unwrap_err().to_string();
         assert!(error.contains("interface name \"a/b\" is not valid: 1 to 15 bytes"), "{error}");
     }

@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn the_strings_that_scripts_rely_on_stay_as_they_are() {
+    fn the_strings_of_the_json_output_stay_the_same() {
         assert_json(&Family::BOTH, &["ipv4", "ipv6"]);
         assert_words(&[Backend::Auto, Backend::Direct, Backend::Vxlan], &["auto", "direct", "vxlan"]);
         assert_words(AttachMode::ALL, &["bridge", "routed"]);
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn the_state_of_the_store_is_a_string_beside_what_it_comes_with() {
+    fn the_datastore_state_is_a_string_beside_its_other_fields() {
         let store = || "etcd".to_owned();
         let state = |status: StoreStatus| serde_json::to_value(status).unwrap()["state"].clone();
         assert_eq!(state(StoreStatus::Connected { store: store(), revision: 1 }), "connected");
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_newer_node_checks_is_read_and_what_is_no_standing_is_not() {
+    fn an_unknown_invariant_is_accepted_but_an_unknown_state_is_refused() {
         assert_eq!(serde_json::from_value::<Invariant>("of tomorrow".into()).unwrap(), Invariant::Other);
         assert!(serde_json::from_value::<BlockStanding>("lent".into()).is_err());
         for unknown in ["removed", "removed, pods gone: perhaps", "away"] {

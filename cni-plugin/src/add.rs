@@ -15,7 +15,7 @@ use polder_api::{AddMark, Attachment, BRIDGE, Family, IfName, Mac};
 use polder_netlink::link::{self, Link, Port, VethPair};
 use polder_netlink::monitor::Monitor;
 use polder_netlink::neighbour::{Destination, FdbEntry, Neighbour};
-use polder_netlink::route::{self, Route, Target};
+use polder_netlink::route::{self, KernelTarget, Route};
 use polder_netlink::{IfIndex, Operation, RouteSocket};
 
 use crate::action::{FileAction, KernelAction};
@@ -25,17 +25,17 @@ use crate::delegated::{DelegatedResult, DelegatedRoute};
 use crate::environment::Verb;
 use crate::error::Error;
 use crate::netconf::BadConfig;
-use crate::patience::until_it_passes;
+use crate::patience::retry;
 use crate::pod::{PodNamespace, host_prefix};
-use crate::result::{Made, result};
+use crate::result::{AttachedPod, result};
 use crate::version::Version;
 use crate::{del, delegate};
 
 /// Timeout for the agent's answer: it may have to claim a block first.
-const AGENT_PATIENCE: Duration = Duration::from_secs(30);
+const AGENT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Timeout for the carrier of the pod's interface. On an idle machine the carrier appears within microseconds.
-const CARRIER_PATIENCE: Duration = Duration::from_secs(5);
+const CARRIER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why the interface was not created or is not usable. What was created is deleted again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -95,11 +95,11 @@ pub fn add(call: &Call) -> Result<String, Error> {
         return Err(Error::InterfaceExists(interface.clone()));
     }
     let Some(plugin) = &call.network.conf.delegate else {
-        return until_it_passes(Error::passes, || attach(call, &mut pod, None));
+        return retry(Error::passes, || attach(call, &mut pod, None));
     };
     let attached = delegate::add(&call.network, plugin).and_then(|given| {
         can_be_told(call.network.conf.version, &given)?;
-        until_it_passes(Error::passes, || attach(call, &mut pod, Some(&given)))
+        retry(Error::passes, || attach(call, &mut pod, Some(&given)))
     });
     if attached.is_err() {
         // Release the addresses of the IPAM plugin, also after a partial ADD.
@@ -124,13 +124,13 @@ fn can_be_told(version: Version, given: &DelegatedResult) -> Result<(), Error> {
 fn attach(call: &Call, pod: &mut PodNamespace, given: Option<&DelegatedResult>) -> Result<String, Error> {
     let interface = &call.environment.interface;
     // The open connection keeps the attachment reserved until this function returns.
-    let mut agent = call.network.agent(AGENT_PATIENCE)?;
+    let mut agent = call.network.agent(AGENT_TIMEOUT)?;
     let wiring = match agent.ask(&Request::Add(request(call, given)))? {
         Reply::Wiring(wiring) => wiring,
         other => return Err(unexpected(other)),
     };
     let routes = given.map_or(&[][..], |given| &given.routes);
-    let held = |agent: &mut Client| if agent.holds() { Ok(()) } else { Err(lost()) };
+    let held = |agent: &mut Client| if agent.is_open() { Ok(()) } else { Err(lost()) };
     let wired = mark(call).and_then(|_mark| {
         // If the agent ended before the mark was set, the next agent does not know of this ADD.
         held(&mut agent)?;
@@ -144,7 +144,10 @@ fn attach(call: &Call, pod: &mut PodNamespace, given: Option<&DelegatedResult>) 
     }
     let host = wired?;
     let netns = call.environment.netns.as_deref().unwrap_or_else(|| std::path::Path::new(""));
-    Ok(result(&call.network.conf, &Made { wiring: &wiring, host_mac: host.mac, interface, netns, given }))
+    Ok(result(
+        &call.network.conf,
+        &AttachedPod { wiring: &wiring, host_mac: host.mac, interface, netns, given },
+    ))
 }
 
 /// Marks this ADD as in progress, for an agent that starts before the ADD ends.
@@ -262,7 +265,7 @@ fn towards_pod(wiring: &Wiring, bridge: Option<IfIndex>, port: IfIndex) -> Vec<O
 fn routes(addresses: &[IpAddr], index: IfIndex) -> impl Iterator<Item = Operation> {
     addresses.iter().map(move |address| {
         let destination = host_prefix(*address);
-        route::replace(&Route { destination, target: Target::Link { index }, source: None, mtu: None })
+        route::replace(&Route { destination, target: KernelTarget::Link { index }, source: None, mtu: None })
     })
 }
 
@@ -286,7 +289,7 @@ fn wait_until_it_carries(host: &mut RouteSocket, name: &str, attach: Attach) -> 
     }
     let failed = || Error::kernel(KernelAction::WaitForCarrier { name: name.to_owned() });
     let mut monitor = Monitor::of_links().map_err(failed())?;
-    let deadline = Instant::now() + CARRIER_PATIENCE;
+    let deadline = Instant::now() + CARRIER_TIMEOUT;
     loop {
         if let Some(link) = carrying(host, name, attach)? {
             return Ok(link);
@@ -296,7 +299,7 @@ fn wait_until_it_carries(host: &mut RouteSocket, name: &str, attach: Attach) -> 
         if left < Duration::from_millis(1) {
             return Err(Error::Refused(NotAttached::NoCarrier { name: name.to_owned() }.into()));
         }
-        monitor.set_patience(left).map_err(failed())?;
+        monitor.set_timeout(left).map_err(failed())?;
         monitor.wait().map_err(failed())?;
     }
 }

@@ -57,9 +57,9 @@ pub struct Network {
 }
 
 impl Network {
-    /// Connects to the agent. `patience` is the timeout of each answer.
-    pub fn agent(&self, patience: Duration) -> Result<Client, Error> {
-        Ok(Client::connect(&self.conf.socket, patience)?.traced(self.trace.clone()))
+    /// Connects to the agent. `max_wait` is the timeout of each answer.
+    pub fn agent(&self, max_wait: Duration) -> Result<Client, Error> {
+        Ok(Client::connect(&self.conf.socket, max_wait)?.traced(self.trace.clone()))
     }
 }
 

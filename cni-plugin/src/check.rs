@@ -6,10 +6,10 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use polder_api::message::{Attach, Reply, Request, Wiring};
 use polder_api::{BRIDGE, IfName, Mac};
-use polder_netlink::inside::{Difference as InPod, Inside};
+use polder_netlink::inside::{PodInterface, PodInterfaceDifference as InPod};
 use polder_netlink::link::{Link, Port};
 use polder_netlink::neighbour::{Destination, FdbEntry, Neighbour};
-use polder_netlink::route::{Route, Target};
+use polder_netlink::route::{KernelTarget, Route};
 use polder_netlink::{IfIndex, RouteSocket};
 use serde_json::Value;
 
@@ -22,11 +22,11 @@ use crate::error::Error;
 use crate::netconf::BadConfig;
 use crate::pod::{PodNamespace, host_prefix};
 
-const AGENT_PATIENCE: Duration = Duration::from_secs(10);
+const AGENT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A difference between what ADD made and the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Difference {
+pub enum AttachmentDifference {
     /// A difference in the pod.
     #[error(transparent)]
     InPod(#[from] InPod),
@@ -123,7 +123,7 @@ pub fn check(call: &Call) -> Result<(), Error> {
         delegate::call(&call.network, plugin, Verb::Check)?;
     }
     let request = Request::Check(call.attachment());
-    let asked = call.network.agent(AGENT_PATIENCE).and_then(|mut agent| match agent.ask(&request)? {
+    let asked = call.network.agent(AGENT_TIMEOUT).and_then(|mut agent| match agent.ask(&request)? {
         Reply::Wiring(wiring) => Ok(wiring),
         other => Err(unexpected(other)),
     });
@@ -154,7 +154,7 @@ fn check_alone(call: &Call) -> Result<(), Error> {
     for previous in previous_addresses(call, |name| name == interface.as_str()) {
         if !found.iter().any(|found| found.index == link.index && found.address.ip() == previous.ip()) {
             let (interface, address) = (interface.clone(), previous.ip());
-            return differs(Difference::NoPreviousAddress { interface, address });
+            return differs(AttachmentDifference::NoPreviousAddress { interface, address });
         }
     }
     let name = call.attachment().host_interface();
@@ -165,13 +165,13 @@ fn check_alone(call: &Call) -> Result<(), Error> {
 /// Reads the host end of the pod's interface, which must exist and be up.
 fn check_link(host: &mut RouteSocket, name: &IfName) -> Result<Link, Error> {
     match host.link(name.as_str()).map_err(Error::kernel(KernelAction::ReadHost))? {
-        None => differs(Difference::NoHostInterface { host: name.clone() }),
-        Some(link) if !link.up => differs(Difference::HostDown { host: name.clone() }),
+        None => differs(AttachmentDifference::NoHostInterface { host: name.clone() }),
+        Some(link) if !link.up => differs(AttachmentDifference::HostDown { host: name.clone() }),
         Some(link) => Ok(link),
     }
 }
 
-pub(crate) fn differs<T>(difference: impl Into<Difference>) -> Result<T, Error> {
+pub(crate) fn differs<T>(difference: impl Into<AttachmentDifference>) -> Result<T, Error> {
     Err(Error::NotAsAttached(difference.into()))
 }
 
@@ -183,7 +183,7 @@ pub(crate) fn check_previous(call: &Call, addresses: impl Iterator<Item = IpAddr
     let known = previous_addresses(call, |_| true);
     for address in addresses {
         if !known.iter().any(|known| known.ip() == address) {
-            return differs(Difference::NotInPrevious { address });
+            return differs(AttachmentDifference::NotInPrevious { address });
         }
     }
     Ok(())
@@ -202,7 +202,7 @@ fn previous_addresses(call: &Call, is_wanted: impl Fn(&str) -> bool) -> Vec<IpNe
 }
 
 fn check_pod(pod: &mut PodNamespace, name: &IfName, wiring: &Wiring) -> Result<(), Error> {
-    let inside = Inside {
+    let inside = PodInterface {
         interface: name.clone(),
         mac: wiring.mac,
         addresses: wiring.addresses.clone(),
@@ -225,7 +225,7 @@ fn check_host(wiring: &Wiring) -> Result<(), Error> {
     for own in &wiring.addresses {
         let neighbour = Neighbour { index, address: own.address, mac: wiring.mac };
         if !neighbours.contains(&neighbour) {
-            return differs(Difference::NoNeighbour { address: own.address, mac: wiring.mac });
+            return differs(AttachmentDifference::NoNeighbour { address: own.address, mac: wiring.mac });
         }
     }
     Ok(())
@@ -237,14 +237,14 @@ fn check_port(host: &mut RouteSocket, link: &Link, locked: bool, wiring: &Wiring
     let name = &wiring.host_interface;
     let bridge = host.link(BRIDGE).map_err(read())?.map(|bridge| bridge.index);
     let Some(bridge) = bridge.filter(|_| link.controller == bridge) else {
-        return differs(Difference::NotPort { host: name.clone() });
+        return differs(AttachmentDifference::NotPort { host: name.clone() });
     };
     if !link.port.is_some_and(|port| port.is_set_like(&Port::of_pod(locked))) {
-        return differs(Difference::OtherPort { host: name.clone() });
+        return differs(AttachmentDifference::OtherPort { host: name.clone() });
     }
     let forward = FdbEntry { index: link.index, mac: wiring.mac, to: Destination::Port };
     if !host.forwards().map_err(read())?.contains(&forward) {
-        return differs(Difference::NoFdbEntry { mac: wiring.mac, host: name.clone() });
+        return differs(AttachmentDifference::NoFdbEntry { mac: wiring.mac, host: name.clone() });
     }
     Ok(bridge)
 }
@@ -252,16 +252,16 @@ fn check_port(host: &mut RouteSocket, link: &Link, locked: bool, wiring: &Wiring
 /// Checks forwarding and routes of a routed pod. Returns the interface that has the pod's neighbour entries.
 fn check_routes(host: &mut RouteSocket, link: &Link, wiring: &Wiring) -> Result<IfIndex, Error> {
     if !link.forwards && wiring.addresses.iter().any(|own| own.address.is_ipv4()) {
-        return differs(Difference::NotForwarding { host: link.name.clone() });
+        return differs(AttachmentDifference::NotForwarding { host: link.name.clone() });
     }
     let (routes, _) = host.routes().map_err(Error::kernel(KernelAction::ReadRoutes))?;
     for own in &wiring.addresses {
         let leads = |route: &Route| {
             route.destination == host_prefix(own.address)
-                && route.target == Target::Link { index: link.index }
+                && route.target == KernelTarget::Link { index: link.index }
         };
         if !routes.iter().any(leads) {
-            return differs(Difference::NoRoute { address: own.address, host: link.name.clone() });
+            return differs(AttachmentDifference::NoRoute { address: own.address, host: link.name.clone() });
         }
     }
     Ok(link.index)

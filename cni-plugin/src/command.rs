@@ -144,9 +144,9 @@ mod tests {
     use super::*;
 
     /// Input that must not be read: a read panics.
-    struct Untouched;
+    struct UnreadInput;
 
-    impl Read for Untouched {
+    impl Read for UnreadInput {
         fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
             panic!("standard input was read");
         }
@@ -155,15 +155,17 @@ mod tests {
     #[test]
     fn version_answers_without_reading_standard_input() {
         let command = |name: &str| (name == "CNI_COMMAND").then(|| "VERSION".to_owned());
-        let Answer::Output(text) = run(Program::Polder, command, &mut Untouched) else { panic!("no output") };
+        let Answer::Output(text) = run(Program::Polder, command, &mut UnreadInput) else {
+            panic!("no output")
+        };
         let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(answer["supportedVersions"], json!(Version::ALL));
     }
 
     #[test]
-    fn without_a_command_it_says_what_it_is() {
+    fn without_a_command_the_program_describes_itself() {
         assert!(
-            matches!(run(Program::PolderIpam, |_| None, &mut Untouched), Answer::About(text) if text.contains("polder-ipam"))
+            matches!(run(Program::PolderIpam, |_| None, &mut UnreadInput), Answer::About(text) if text.contains("polder-ipam"))
         );
     }
 
@@ -181,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_a_verb_does_not_need_keeps_it_from_nothing() {
+    fn an_invalid_key_is_ignored_by_commands_that_do_not_need_it() {
         let conf = json!({
             "cniVersion": "1.1.0", "name": "n", "type": "polder", "isGateway": true, "mtu": "large", "pool": "p",
             "ipam": { "type": "polder-ipam", "colour": "red", "routes": 7 },

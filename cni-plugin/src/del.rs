@@ -18,7 +18,7 @@ use crate::environment::Verb;
 use crate::error::Error;
 
 /// Timeout for the agent's answer; after it, the plugin deletes the interface itself.
-const AGENT_PATIENCE: Duration = Duration::from_secs(20);
+const AGENT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Deletes the attachment, then releases the addresses of a delegated IPAM plugin: they are in use as long as the
 /// interface exists.
@@ -43,14 +43,14 @@ pub fn interface(call: &Call) -> Result<(), Error> {
 
 /// Asks the agent to delete the attachment.
 pub(crate) fn ask(call: &Call, attachment: &Attachment) -> Result<Reply, Error> {
-    Ok(call.network.agent(AGENT_PATIENCE)?.ask(&Request::Del(attachment.clone()))?)
+    Ok(call.network.agent(AGENT_TIMEOUT)?.ask(&Request::Del(attachment.clone()))?)
 }
 
 /// Writes a tombstone, from which the agent releases the addresses, and then deletes the interface. Without a tombstone
 /// the agent finds an address without an interface only after a grace period.
 pub(crate) fn alone(socket: &Path, attachment: &Attachment) -> Result<(), Error> {
     let note = polder_api::tombstone(socket, attachment);
-    bury(socket, attachment).map_err(Error::file(FileAction::WriteTombstone { path: note }))?;
+    write_tombstone(socket, attachment).map_err(Error::file(FileAction::WriteTombstone { path: note }))?;
     let name = attachment.host_interface();
     let failed = || Error::kernel(KernelAction::Delete { host: name.clone() });
     let mut host = RouteSocket::open().map_err(failed())?;
@@ -62,7 +62,7 @@ pub(crate) fn alone(socket: &Path, attachment: &Attachment) -> Result<(), Error>
 }
 
 /// Writes the tombstone by rename, because the agent reads every file in the folder.
-fn bury(socket: &Path, attachment: &Attachment) -> io::Result<()> {
+fn write_tombstone(socket: &Path, attachment: &Attachment) -> io::Result<()> {
     fs::create_dir_all(polder_api::tombstones(socket))?;
     let unfinished = format!("{}.{}", attachment.host_interface(), std::process::id());
     let unfinished = socket.with_file_name(unfinished);
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_reads_the_notes_finds_them_whole() {
+    fn a_reader_never_sees_an_incomplete_tombstone() {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("agent.sock");
         let notes = polder_api::tombstones(&socket);
@@ -97,7 +97,7 @@ mod tests {
                     break;
                 }
                 let attachment = format!("network/c{number}/eth0").parse().unwrap();
-                bury(&socket, &attachment).unwrap();
+                write_tombstone(&socket, &attachment).unwrap();
             }
         });
     }

@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_result_is_understood_in_the_shape_of_every_version() {
+    fn a_result_of_every_version_is_decoded() {
         let new = json!({
             "cniVersion": "1.1.0", "dns": {},
             "ips": [{ "address": "192.0.2.5/24", "gateway": "192.0.2.1" }, { "address": "2001:db8::5/64" }],

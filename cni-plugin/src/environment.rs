@@ -167,11 +167,11 @@ pub fn search_path(variable: impl Fn(&str) -> Option<String>) -> Result<Vec<Path
 /// The trace context of the call for the logs (W3C Trace Context and Baggage): `traceparent`, then `tracestate` and
 /// `baggage` if they are set.
 pub fn trace(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
-    const LONGEST: usize = 512;
+    const MAX_LENGTH: usize = 512;
     let value = |name: &str| {
         variable(name).filter(|value| {
             !value.is_empty()
-                && value.len() <= LONGEST
+                && value.len() <= MAX_LENGTH
                 && value.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ')
         })
     };
@@ -281,7 +281,7 @@ mod tests {
         [("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", "eth0"), ("CNI_NETNS", "/run/netns/c1")];
 
     #[test]
-    fn everything_that_is_missing_is_named_at_once() {
+    fn one_error_names_all_missing_variables() {
         let error = read(Verb::Add, &[]).unwrap_err();
         assert_eq!(error.code(), 4);
         for name in ["CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS"] {
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pod_is_read_from_what_kubernetes_passes() {
+    fn the_pod_is_read_from_the_arguments_of_kubernetes() {
         let arguments = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=c1;K8S_POD_UID=u1;FOO=BAR";
         let pod =
             read(Verb::Add, &[&ALL[..], &[("CNI_ARGS", arguments)]].concat()).unwrap().arguments.pod.unwrap();
@@ -315,11 +315,12 @@ mod tests {
     }
 
     #[test]
-    fn arguments_that_are_not_pairs_or_not_known_are_refused() {
-        for (arguments, sign) in [("FOO=BAR", "FOO"), ("K8S_POD_UID=a=b", "K8S_POD_UID=a=b"), ("x", "\"x\"")]
+    fn malformed_or_unknown_arguments_are_refused() {
+        for (arguments, expected) in
+            [("FOO=BAR", "FOO"), ("K8S_POD_UID=a=b", "K8S_POD_UID=a=b"), ("x", "\"x\"")]
         {
             let error = read(Verb::Add, &[&ALL[..], &[("CNI_ARGS", arguments)]].concat()).unwrap_err();
-            assert!(error.code() == 4 && error.to_string().contains(sign), "{error}");
+            assert!(error.code() == 4 && error.to_string().contains(expected), "{error}");
         }
     }
 }

@@ -9,13 +9,13 @@ use polder_api::message::{Refusal, RefusalKind};
 use serde_json::json;
 
 use crate::action::{FileAction, KernelAction};
-use crate::check::Difference;
+use crate::check::AttachmentDifference;
 use crate::delegate::DelegateFailure;
 use crate::environment::{BadEnvironment, Verb};
 use crate::netconf::BadConfig;
 use crate::options::BadOption;
 use crate::pod::BadNamespace;
-use crate::status::{Limited, NotAvailable};
+use crate::status::{LimitedService, NotAvailable};
 use crate::version::Version;
 
 /// An error reported to the container runtime.
@@ -118,10 +118,10 @@ pub enum Error {
     NotAvailable(#[from] NotAvailable),
     /// STATUS: an ADD would fail, and running pods may be disconnected (code 51).
     #[error(transparent)]
-    Limited(#[from] Limited),
+    Limited(#[from] LimitedService),
     /// CHECK: the interface differs from what ADD made.
     #[error(transparent)]
-    NotAsAttached(#[from] Difference),
+    NotAsAttached(#[from] AttachmentDifference),
 }
 
 fn supported() -> String {

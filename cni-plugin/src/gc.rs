@@ -13,7 +13,7 @@ use crate::environment::Verb;
 use crate::error::Error;
 
 /// Timeout for the agent's answer: there may be hundreds of interfaces to delete.
-const AGENT_PATIENCE: Duration = Duration::from_secs(60);
+const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 rule! {
     /// Whether a GC without a list of valid attachments is treated as one with an empty list.
@@ -51,7 +51,7 @@ fn collect(network: &Network) -> Result<(), Error> {
         valid: valid.collect(),
         began_ms: u64::try_from(network.began.as_millis()).unwrap_or_default(),
     };
-    match network.agent(AGENT_PATIENCE)?.ask(&Request::Collect(collection))? {
+    match network.agent(AGENT_TIMEOUT)?.ask(&Request::Collect(collection))? {
         Reply::Deleted => Ok(()),
         other => Err(unexpected(other)),
     }
@@ -65,7 +65,7 @@ mod tests {
     use crate::netconf::{NetConf, version};
 
     #[test]
-    fn without_a_list_of_what_is_valid_the_agent_is_not_even_asked() {
+    fn without_a_list_of_valid_attachments_the_agent_is_not_called() {
         let gc_with = |valid: serde_json::Value| {
             let mut conf =
                 json!({"cniVersion": "1.1.0", "name": "n", "type": "polder", "socket": "/nowhere"});

@@ -11,11 +11,11 @@ use crate::call::Call;
 use crate::check::check_previous;
 use crate::del;
 use crate::error::Error;
-use crate::patience::until_it_passes;
+use crate::patience::retry;
 use crate::result::ipam_result;
 
 /// Timeout for the agent's answer: it may have to claim a block first.
-const AGENT_PATIENCE: Duration = Duration::from_secs(30);
+const AGENT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Allocates addresses for the container's interface.
 pub fn add(call: &Call) -> Result<String, Error> {
@@ -23,7 +23,7 @@ pub fn add(call: &Call) -> Result<String, Error> {
     // Without an answer the outcome of the attempt is unknown: only a DEL undoes it, so do not retry.
     let passes =
         |error: &Error| error.passes() && !matches!(error, Error::Agent(ClientError::NoAnswer { .. }));
-    let addresses = until_it_passes(passes, || leased(call.network.agent(AGENT_PATIENCE)?.ask(&request)?))?;
+    let addresses = retry(passes, || leased(call.network.agent(AGENT_TIMEOUT)?.ask(&request)?))?;
     Ok(ipam_result(&call.network.conf, &addresses))
 }
 
@@ -35,7 +35,7 @@ pub fn del(call: &Call) -> Result<(), Error> {
 /// Checks that `prevResult` has the addresses in the ledger. Skips the comparison if the agent is unreachable.
 pub fn check(call: &Call) -> Result<(), Error> {
     let request = Request::Leased(call.attachment());
-    let asked = call.network.agent(AGENT_PATIENCE).and_then(|mut agent| leased(agent.ask(&request)?));
+    let asked = call.network.agent(AGENT_TIMEOUT).and_then(|mut agent| leased(agent.ask(&request)?));
     match asked {
         Ok(addresses) => check_previous(call, addresses.iter().map(|leased| leased.address.ip())),
         // The agent is unreachable, so the ledger cannot be compared.

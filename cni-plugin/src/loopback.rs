@@ -9,7 +9,7 @@ use polder_netlink::link::{self, Link};
 
 use crate::action::KernelAction;
 use crate::call::Call;
-use crate::check::{Difference, differs};
+use crate::check::{AttachmentDifference, differs};
 use crate::error::Error;
 use crate::pod::PodNamespace;
 use crate::result::loopback_result;
@@ -45,7 +45,7 @@ pub fn check(call: &Call) -> Result<(), Error> {
     let link = PodNamespace::open(&call.environment)?.socket.link(LO);
     match link.map_err(Error::kernel(KernelAction::ReadLoopback))? {
         Some(Link { up: true, .. }) => Ok(()),
-        _ => differs(Difference::LoopbackDown),
+        _ => differs(AttachmentDifference::LoopbackDown),
     }
 }
 

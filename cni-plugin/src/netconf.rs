@@ -101,16 +101,26 @@ struct Ipam {
 }
 
 /// Keys that runtimes add and that this plugin accepts. `NetConf` does not read them; `PodOptions` reads the last two.
-const TAKEN: [&str; 4] = ["type", "capabilities", "runtimeConfig", "args"];
+const IGNORED_KEYS: [&str; 4] = ["type", "capabilities", "runtimeConfig", "args"];
 
 /// The keys that `NetConf` reads.
-const READ: [&str; 10] =
-    ["cniVersion", "name", "socket", "pool", "mtu", "dns", "prevResult", "ipam", VALID, VALID_BEFORE_1_1];
+const KNOWN_KEYS: [&str; 10] = [
+    "cniVersion",
+    "name",
+    "socket",
+    "pool",
+    "mtu",
+    "dns",
+    "prevResult",
+    "ipam",
+    VALID_ATTACHMENTS,
+    VALID_ATTACHMENTS_BEFORE_1_1,
+];
 
-const VALID: &str = "cni.dev/valid-attachments";
+const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
 
-/// The key that runtimes used instead of `VALID` before CNI 1.1.0.
-const VALID_BEFORE_1_1: &str = "cni.dev/attachments";
+/// The key that runtimes used instead of `VALID_ATTACHMENTS` before CNI 1.1.0.
+const VALID_ATTACHMENTS_BEFORE_1_1: &str = "cni.dev/attachments";
 
 /// Parses the configuration and its `cniVersion`; an unsupported version is an error that lists the supported ones.
 pub fn version(text: &str) -> Result<(Version, Map<String, Value>), Error> {
@@ -130,7 +140,7 @@ pub fn needed_by(verb: Verb, conf: &Map<String, Value>) -> Map<String, Value> {
         Verb::Add | Verb::Version => return conf.clone(),
         Verb::Del => &[],
         Verb::Check => &["prevResult"],
-        Verb::Gc => &[VALID, VALID_BEFORE_1_1],
+        Verb::Gc => &[VALID_ATTACHMENTS, VALID_ATTACHMENTS_BEFORE_1_1],
         Verb::Status => &["pool"],
     };
     let is_needed = |key: &str| ["name", "socket", "ipam"].contains(&key) || more.contains(&key);
@@ -148,7 +158,7 @@ pub fn needed_by(verb: Verb, conf: &Map<String, Value>) -> Map<String, Value> {
 impl NetConf {
     /// Validates the configuration of `polder`.
     pub fn read(version: Version, conf: Map<String, Value>) -> Result<Self, Error> {
-        only(&conf, &[&READ[..], &TAKEN].concat())?;
+        only(&conf, &[&KNOWN_KEYS[..], &IGNORED_KEYS].concat())?;
         let delegate = delegate(field::<Ipam>(&conf, "ipam")?)?;
         Ok(Self { delegate, mtu: field(&conf, "mtu")?, ..Self::of_network(version, &conf, &conf)? })
     }
@@ -182,9 +192,9 @@ impl NetConf {
             previous: field(conf, "prevResult")?,
             delegate: None,
             routes: None,
-            valid: match field(conf, VALID)? {
+            valid: match field(conf, VALID_ATTACHMENTS)? {
                 Some(valid) => Some(valid),
-                None => field(conf, VALID_BEFORE_1_1)?,
+                None => field(conf, VALID_ATTACHMENTS_BEFORE_1_1)?,
             },
             text: conf.clone(),
         })
@@ -232,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_runtime_passes_is_taken() {
+    fn the_configuration_of_a_runtime_is_accepted() {
         let conf = read(
             r#"{"cniVersion":"1.0.0","name":"polder","type":"polder","socket":"/s","pool":"p","mtu":1400,
                 "capabilities":{"portMappings":true},"runtimeConfig":{"x":1},"prevResult":{"ips":[]},"dns":{}}"#,
@@ -243,8 +253,8 @@ mod tests {
     }
 
     #[test]
-    fn each_thing_that_is_wrong_has_its_code_and_is_named() {
-        for (text, code, sign) in [
+    fn each_configuration_error_has_its_code_and_names_the_key() {
+        for (text, code, expected) in [
             ("{", 6, "EOF"),
             ("[]", 6, "expected a map"),
             (r#"{"cniVersion":"1.2.0","name":"n"}"#, 1, "1.2.0"),
@@ -261,7 +271,7 @@ mod tests {
         ] {
             let error = read(text).expect_err(text);
             assert_eq!(error.code(), code, "{text}: {error}");
-            assert!(error.to_string().contains(sign), "{text}: {error}");
+            assert!(error.to_string().contains(expected), "{text}: {error}");
         }
     }
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use polder_api::{BRIDGE, is_host_interface};
-use polder_netlink::link::{Kind, Link};
-use polder_netlink::route::{Route, Target};
+use polder_netlink::link::{Link, LinkKind};
+use polder_netlink::route::{KernelTarget, Route};
 use polder_netlink::{Error, RouteSocket};
 
 /// The state of the node's pod network in the kernel.
@@ -30,15 +30,15 @@ impl NodeNetwork {
     pub fn of(links: &BTreeMap<String, Link>, routes: &[Route]) -> Self {
         let leads_to = |link: &Link| {
             let to = |route: &Route| match route.target {
-                Target::Link { index } | Target::Gateway { index, .. } => Some(index),
-                Target::Unreachable => None,
+                KernelTarget::Link { index } | KernelTarget::Gateway { index, .. } => Some(index),
+                KernelTarget::Unreachable => None,
             };
             link.up && routes.iter().any(|route| to(route) == Some(link.index))
         };
-        let bridge = links.get(BRIDGE).filter(|bridge| bridge.kind == Kind::Bridge && bridge.up);
+        let bridge = links.get(BRIDGE).filter(|bridge| bridge.kind == LinkKind::Bridge && bridge.up);
         let reached = bridge.filter(|bridge| leads_to(bridge));
         let is_port = |link: &Link| reached.is_some_and(|bridge| link.controller == Some(bridge.index));
-        let pods = links.values().filter(|link| link.kind == Kind::Veth && is_host_interface(&link.name));
+        let pods = links.values().filter(|link| link.kind == LinkKind::Veth && is_host_interface(&link.name));
         let mut found = Self { set_up: bridge.is_some() && !routes.is_empty(), connected: 0, cut_off: 0 };
         for pod in pods {
             let is_connected = leads_to(pod) || (pod.up && is_port(pod));
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
     use polder_netlink::IfIndex;
 
-    fn link(index: u32, name: &str, kind: Kind, controller: Option<u32>) -> (String, Link) {
+    fn link(index: u32, name: &str, kind: LinkKind, controller: Option<u32>) -> (String, Link) {
         let link = Link {
             has_neighbours: true,
             index: IfIndex::new(index),
@@ -74,25 +74,25 @@ mod tests {
         (name.to_owned(), link)
     }
 
-    fn route(target: Target) -> Route {
+    fn route(target: KernelTarget) -> Route {
         Route { destination: "10.244.0.0/26".parse().unwrap(), target, source: None, mtu: None }
     }
 
     const POD: &str = "pld0123456789ab";
-    const NOWHERE: Target = Target::Unreachable;
-    const TO_BRIDGE: Target = Target::Link { index: IfIndex::new(2) };
-    const TO_POD: Target = Target::Link { index: IfIndex::new(3) };
+    const NOWHERE: KernelTarget = KernelTarget::Unreachable;
+    const TO_BRIDGE: KernelTarget = KernelTarget::Link { index: IfIndex::new(2) };
+    const TO_POD: KernelTarget = KernelTarget::Link { index: IfIndex::new(3) };
 
-    fn network(links: &[(String, Link)], targets: &[Target]) -> NodeNetwork {
+    fn network(links: &[(String, Link)], targets: &[KernelTarget]) -> NodeNetwork {
         let routes: Vec<Route> = targets.iter().map(|target| route(*target)).collect();
         NodeNetwork::of(&links.iter().cloned().collect(), &routes)
     }
 
     #[test]
-    fn a_pod_is_connected_by_a_route_to_its_bridge_or_to_itself() {
-        let bridge = || link(2, BRIDGE, Kind::Bridge, None);
-        let on_bridge = [bridge(), link(3, POD, Kind::Veth, Some(2))];
-        let routed = [bridge(), link(3, POD, Kind::Veth, None)];
+    fn a_pod_is_connected_by_a_route_to_its_bridge_or_interface() {
+        let bridge = || link(2, BRIDGE, LinkKind::Bridge, None);
+        let on_bridge = [bridge(), link(3, POD, LinkKind::Veth, Some(2))];
+        let routed = [bridge(), link(3, POD, LinkKind::Veth, None)];
         let is = |set_up, connected, cut_off| NodeNetwork { set_up, connected, cut_off };
         assert_eq!(network(&on_bridge, &[NOWHERE, TO_BRIDGE]), is(true, 1, 0));
         assert_eq!(network(&routed, &[NOWHERE, TO_POD]), is(true, 1, 0));
@@ -107,10 +107,10 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_that_only_has_a_pods_name_is_no_pod() {
-        let links = [link(2, BRIDGE, Kind::Bridge, None), link(3, POD, Kind::Other, Some(2))];
+    fn an_interface_with_only_the_name_of_a_pod_is_not_counted() {
+        let links = [link(2, BRIDGE, LinkKind::Bridge, None), link(3, POD, LinkKind::Other, Some(2))];
         assert_eq!(network(&links, &[TO_BRIDGE, TO_POD]).connected, 0);
-        let links = [link(2, BRIDGE, Kind::Bridge, None), link(3, "pldx", Kind::Veth, Some(2))];
+        let links = [link(2, BRIDGE, LinkKind::Bridge, None), link(3, "pldx", LinkKind::Veth, Some(2))];
         assert_eq!(network(&links, &[TO_BRIDGE, TO_POD]).connected, 0);
     }
 }

@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn the_runtime_goes_before_the_configuration_and_that_before_the_arguments() {
+    fn runtime_options_override_configuration_and_arguments() {
         let mut conf = json!({
             "runtimeConfig": {
                 "ips": ["10.0.0.1/24", "fd00::1"], "mac": "02:00:00:00:00:01",
@@ -176,15 +176,15 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_is_given_twice_is_one() {
+    fn a_repeated_address_counts_once() {
         let conf = json!({ "runtimeConfig": { "ips": ["10.0.0.1", "fd00::1", "10.0.0.1/24"] } });
         let addresses = read(&conf, &Arguments::default()).unwrap().addresses;
         assert_eq!(addresses, ["10.0.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
     }
 
     #[test]
-    fn what_makes_no_sense_is_named_with_its_place() {
-        for (conf, sign) in [
+    fn the_error_about_an_invalid_option_names_its_key() {
+        for (conf, expected) in [
             (json!({ "runtimeConfig": { "ips": ["10.0.0.256"] } }), "runtimeConfig.ips: \"10.0.0.256\""),
             (json!({ "runtimeConfig": { "ips": "10.0.0.1" } }), "ips: "),
             (
@@ -199,7 +199,7 @@ mod tests {
             (json!({ "args": { "cni": { "mac": "x" } } }), "args.cni.mac: "),
         ] {
             let error = read(&conf, &Arguments::default()).expect_err(&conf.to_string());
-            assert!(error.code() == 7 && error.to_string().contains(sign), "{conf}: {error}");
+            assert!(error.code() == 7 && error.to_string().contains(expected), "{conf}: {error}");
         }
     }
 }

@@ -12,25 +12,25 @@ use crate::error::Error;
 
 /// Total time for retries. The kubelet retries a failed ADD after 10 to 16 s, so retries within a shorter time are
 /// faster.
-const PATIENCE: Duration = Duration::from_secs(8);
+const RETRY_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Pause between two attempts: initial (it doubles each time) and maximum.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
-/// Repeats the attempt while `passes` is true for its error, for at most `PATIENCE`. Stops if the calling process has
-/// ended: no runtime would undo the ADD.
+/// Repeats the attempt while `passes` is true for its error, for at most `RETRY_TIMEOUT`. Stops if the calling process
+/// has ended: no runtime would undo the ADD.
 #[expect(
     clippy::disallowed_methods,
     reason = "nothing tells a plugin that the agent is back, or that an address is free"
 )]
-pub fn until_it_passes<T>(
+pub fn retry<T>(
     passes: impl Fn(&Error) -> bool,
     mut attempt: impl FnMut() -> Result<T, Error>,
 ) -> Result<T, Error> {
     let (began, caller, mut pause) = (Instant::now(), parent_id(), PAUSE.0);
     loop {
         match attempt() {
-            Err(error) if passes(&error) && began.elapsed() + pause < PATIENCE => {
+            Err(error) if passes(&error) && began.elapsed() + pause < RETRY_TIMEOUT => {
                 thread::sleep(pause);
                 if parent_id() != caller || result_has_no_reader() {
                     return Err(error);
@@ -58,11 +58,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_passes_is_waited_for_and_what_does_not_is_told_at_once() {
+    fn only_temporary_errors_are_retried() {
         let refused = |kind| Err::<(), _>(Error::Refused(Refusal { kind, message: "no".to_owned() }));
         let mut answers =
             [refused(RefusalKind::TryAgain), refused(RefusalKind::TryAgain), Ok(())].into_iter();
-        assert!(until_it_passes(Error::passes, || answers.next().unwrap()).is_ok());
+        assert!(retry(Error::passes, || answers.next().unwrap()).is_ok());
         for kind in [
             RefusalKind::Invalid,
             RefusalKind::PoolExhausted,
@@ -70,7 +70,7 @@ mod tests {
             RefusalKind::Removed,
         ] {
             let mut answers = [refused(kind), Ok(())].into_iter();
-            assert!(until_it_passes(Error::passes, || answers.next().unwrap()).is_err(), "{kind:?}");
+            assert!(retry(Error::passes, || answers.next().unwrap()).is_err(), "{kind:?}");
         }
     }
 }

@@ -10,8 +10,8 @@ use polder_api::{Family, IfName};
 use polder_netlink::link::Link;
 use polder_netlink::namespace::{self, NamespaceId};
 use polder_netlink::neighbour::Neighbour;
-use polder_netlink::route::{OnlinkRoute, Table};
-use polder_netlink::rule::Rule;
+use polder_netlink::route::{OnlinkRoute, RouteTable};
+use polder_netlink::rule::RoutingRule;
 use polder_netlink::{Operation, RouteSocket, address, link, route};
 
 use crate::action::{FileAction, KernelAction};
@@ -103,7 +103,7 @@ impl PodNamespace {
         }
         // Keep IPv6 addresses when another program sets the interface down and up to change something else.
         self.set_ipv6(interface, "keep_addr_on_down", "1")?;
-        let taken = self.socket.default_routes(Table::MAIN).map_err(failed())?;
+        let taken = self.socket.default_routes(RouteTable::MAIN).map_err(failed())?;
         let mut operations: Vec<Operation> = vec![
             // Not all runtimes set lo up.
             link::change("lo").up().into(),
@@ -116,9 +116,9 @@ impl PodNamespace {
             let gateway = Neighbour { index, address: own.gateway, mac: wiring.gateway_mac };
             operations.push(gateway.replace());
             let is_first = !taken.iter().any(|route| route.family == Family::of(own.address));
-            let table = if is_first { Table::MAIN } else { Table::of_interface(index) };
+            let table = if is_first { RouteTable::MAIN } else { RouteTable::of_interface(index) };
             if !is_first {
-                operations.push(Rule { source: own.address, table }.add());
+                operations.push(RoutingRule { source: own.address, table }.add());
             }
             // The routes of the first address serve the other addresses of the same family.
             if led_out.contains(&Family::of(own.address)) {

@@ -15,7 +15,7 @@ use crate::version::Version;
 
 /// The attachment that ADD made.
 #[derive(Debug)]
-pub struct Made<'a> {
+pub struct AttachedPod<'a> {
     /// The wiring that the agent returned.
     pub wiring: &'a Wiring,
     /// The MAC address of the host end of the veth pair.
@@ -29,7 +29,7 @@ pub struct Made<'a> {
 }
 
 /// The result of `polder`, appended to `prevResult`.
-pub fn result(conf: &NetConf, made: &Made<'_>) -> String {
+pub fn result(conf: &NetConf, made: &AttachedPod<'_>) -> String {
     let wiring = made.wiring;
     let mut result = Shape::behind(conf);
     let pod = result.interfaces(interfaces(conf.version, made));
@@ -218,7 +218,7 @@ fn everywhere(family: Family) -> IpNetwork {
 }
 
 /// The bridge, the host end and the pod end. The pod end is last, and the only one with a sandbox.
-fn interfaces(version: Version, made: &Made<'_>) -> Vec<Value> {
+fn interfaces(version: Version, made: &AttachedPod<'_>) -> Vec<Value> {
     let wiring = made.wiring;
     let mut pair = [
         json!({ "name": wiring.host_interface, "mac": made.host_mac }),
@@ -271,7 +271,7 @@ mod tests {
         let conf =
             NetConf::read(Version::parse(version).unwrap(), conf.as_object().unwrap().clone()).unwrap();
         let (wiring, interface) = (wiring(), "eth0".parse().unwrap());
-        let made = Made {
+        let made = AttachedPod {
             wiring: &wiring,
             host_mac: "06:00:00:00:00:02".parse().ok(),
             interface: &interface,
@@ -290,14 +290,14 @@ mod tests {
     }
 
     #[test]
-    fn each_version_has_its_shape() {
+    fn an_add_result_has_the_format_of_its_cni_version() {
         for version in Version::ALL {
             assert_eq!(made(version.as_str(), None), golden(&format!("add-{version}.json")), "{version}");
         }
     }
 
     #[test]
-    fn addresses_alone_have_the_shape_of_each_version_too() {
+    fn an_ipam_result_has_the_format_of_its_cni_version() {
         let leased = |address: &str, gateway: &str| LeasedAddress {
             address: address.parse().unwrap(),
             gateway: gateway.parse().unwrap(),
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_plugins_before_this_one_did_is_passed_on() {
+    fn the_results_of_earlier_plugins_are_passed_on() {
         let previous = json!({
             "cniVersion": "1.0.0",
             "interfaces": [{ "name": "net0", "sandbox": "/run/netns/c1" }],

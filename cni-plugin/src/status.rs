@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::node::NodeNetwork;
 
 /// Timeout for the agent's answer, which comes from memory. Runtimes call STATUS every few seconds, under a lock.
-const AGENT_PATIENCE: Duration = Duration::from_millis(500);
+const AGENT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// STATUS: an ADD would fail.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +49,7 @@ pub enum NotAvailable {
 
 /// STATUS: an ADD would fail, and running pods may be disconnected.
 #[derive(Debug, thiserror::Error)]
-pub enum Limited {
+pub enum LimitedService {
     /// The agent runs, but its problems can affect running pods. Each problem is listed by itself.
     /// Remedy: see each problem.
     #[error("{}", problems.join("; "))]
@@ -70,18 +70,18 @@ pub enum Limited {
 
 /// The reason why an ADD would fail.
 #[derive(Debug)]
-enum Obstacle {
+enum AgentProblem {
     /// The agent is not running, or does not answer in time.
     NoAgent(Error),
     /// The agent or the delegated IPAM plugin reported an error.
-    Said(Error),
+    Reported(Error),
 }
 
-impl Obstacle {
+impl AgentProblem {
     fn into_error(self) -> Error {
         match self {
             Self::NoAgent(error) => NotAvailable::NoAgent(Box::new(error)).into(),
-            Self::Said(error) => error,
+            Self::Reported(error) => error,
         }
     }
 }
@@ -91,7 +91,9 @@ pub fn status(program: Program, network: &Network) -> Result<(), Error> {
     let agent = ask(program, network);
     // CNI specification: a plugin that delegates must call STATUS of the delegated plugin too.
     let delegated = match &network.conf.delegate {
-        Some(plugin) => delegate::call(network, plugin, Verb::Status).map(drop).map_err(Obstacle::Said),
+        Some(plugin) => {
+            delegate::call(network, plugin, Verb::Status).map(drop).map_err(AgentProblem::Reported)
+        }
         None => Ok(()),
     };
     let Err(obstacle) = agent.and(delegated) else { return Ok(()) };
@@ -107,44 +109,46 @@ pub fn status(program: Program, network: &Network) -> Result<(), Error> {
 }
 
 /// The result of STATUS on a node where an ADD would fail.
-fn judge(program: Program, obstacle: Obstacle, node: NodeNetwork) -> Result<(), Error> {
+fn judge(program: Program, obstacle: AgentProblem, node: NodeNetwork) -> Result<(), Error> {
     if node.connected > 0 {
         return Ok(());
     }
     match (program, obstacle) {
         // Another plugin created the interfaces of pods with these addresses, and only the agent knows which ones. Some
         // may exist if the node was set up since its boot.
-        (Program::PolderIpam, Obstacle::NoAgent(_)) if node.set_up => Ok(()),
+        (Program::PolderIpam, AgentProblem::NoAgent(_)) if node.set_up => Ok(()),
         // These pods were connected earlier in this boot.
         (Program::Polder, obstacle) if node.cut_off > 0 => {
             let obstacle = Box::new(obstacle.into_error());
-            Err(Limited::CutOff { pods: node.cut_off, obstacle }.into())
+            Err(LimitedService::CutOff { pods: node.cut_off, obstacle }.into())
         }
-        (_, Obstacle::NoAgent(error)) if !node.set_up => Err(NotAvailable::NotSetUp(Box::new(error)).into()),
+        (_, AgentProblem::NoAgent(error)) if !node.set_up => {
+            Err(NotAvailable::NotSetUp(Box::new(error)).into())
+        }
         (_, obstacle) => Err(obstacle.into_error()),
     }
 }
 
 /// Asks the agent whether an ADD would succeed.
-fn ask(program: Program, network: &Network) -> Result<(), Obstacle> {
+fn ask(program: Program, network: &Network) -> Result<(), AgentProblem> {
     let pools = match network.conf.delegate {
         None => Needed::Addresses(network.conf.pool.clone()),
         Some(_) => Needed::Nothing,
     };
     let health =
-        network.agent(AGENT_PATIENCE).map(|mut agent| agent.ask(&Request::Health(HealthRequest { pools })));
+        network.agent(AGENT_TIMEOUT).map(|mut agent| agent.ask(&Request::Health(HealthRequest { pools })));
     let health: Health = match health {
         Ok(Ok(Reply::Health(health))) => health,
-        Ok(Ok(other)) => return Err(Obstacle::NoAgent(unexpected(other))),
-        Ok(Err(error)) => return Err(Obstacle::NoAgent(error.into())),
-        Err(error) => return Err(Obstacle::NoAgent(error)),
+        Ok(Ok(other)) => return Err(AgentProblem::NoAgent(unexpected(other))),
+        Ok(Err(error)) => return Err(AgentProblem::NoAgent(error.into())),
+        Err(error) => return Err(AgentProblem::NoAgent(error)),
     };
     // The state of running pods is known only if Polder created their interfaces.
     if program == Program::Polder && !health.limited.is_empty() {
-        return Err(Obstacle::Said(Limited::Reported { problems: health.limited }.into()));
+        return Err(AgentProblem::Reported(LimitedService::Reported { problems: health.limited }.into()));
     }
     if !health.unavailable.is_empty() {
-        return Err(Obstacle::Said(NotAvailable::Reported { problems: health.unavailable }.into()));
+        return Err(AgentProblem::Reported(NotAvailable::Reported { problems: health.unavailable }.into()));
     }
     Ok(())
 }
@@ -170,48 +174,48 @@ mod tests {
     const PODS: NodeNetwork = NodeNetwork { connected: 1, cut_off: 1, ..EMPTY };
     const CUT_OFF: NodeNetwork = NodeNetwork { cut_off: 2, ..EMPTY };
 
-    fn no_agent() -> Obstacle {
+    fn no_agent() -> AgentProblem {
         let source = std::io::ErrorKind::NotFound.into();
         let unreachable = ClientError::Unreachable { socket: "/nowhere".into(), source };
-        Obstacle::NoAgent(unreachable.into())
+        AgentProblem::NoAgent(unreachable.into())
     }
 
-    fn said() -> Obstacle {
-        Obstacle::Said(NotAvailable::Reported { problems: vec!["no address".to_owned()] }.into())
+    fn reported() -> AgentProblem {
+        AgentProblem::Reported(NotAvailable::Reported { problems: vec!["no address".to_owned()] }.into())
     }
 
-    fn code(program: Program, obstacle: Obstacle, node: NodeNetwork) -> u32 {
+    fn code(program: Program, obstacle: AgentProblem, node: NodeNetwork) -> u32 {
         judge(program, obstacle, node).map_or_else(|error| error.code(), |()| 0)
     }
 
     #[test]
-    fn nothing_fails_while_a_pod_is_connected() {
+    fn status_succeeds_while_a_pod_is_connected() {
         for program in [Program::Polder, Program::PolderIpam] {
-            assert_eq!((code(program, no_agent(), PODS), code(program, said(), PODS)), (0, 0));
+            assert_eq!((code(program, no_agent(), PODS), code(program, reported(), PODS)), (0, 0));
         }
     }
 
     #[test]
-    fn a_node_without_pods_fails_when_an_add_cannot_work() {
+    fn status_fails_without_pods_when_an_add_would_fail() {
         for node in [BOOTED, EMPTY] {
             assert_eq!(code(Program::Polder, no_agent(), node), 50);
-            assert_eq!(code(Program::Polder, said(), node), 50);
-            assert_eq!(code(Program::PolderIpam, said(), node), 50);
+            assert_eq!(code(Program::Polder, reported(), node), 50);
+            assert_eq!(code(Program::PolderIpam, reported(), node), 50);
         }
         let error = judge(Program::Polder, no_agent(), BOOTED).unwrap_err().to_string();
         assert!(error.contains("has not been set up since it was booted") && error.contains("not reachable"));
     }
 
     #[test]
-    fn addresses_for_interfaces_of_others_may_have_pods_on_every_node_that_was_set_up() {
+    fn ipam_status_without_agent_succeeds_only_if_the_node_was_set_up() {
         assert_eq!(code(Program::PolderIpam, no_agent(), EMPTY), 0);
         assert_eq!(code(Program::PolderIpam, no_agent(), BOOTED), 50);
     }
 
     #[test]
-    fn pods_that_are_cut_off_are_told_apart_from_none() {
+    fn status_distinguishes_disconnected_pods_from_no_pods() {
         assert_eq!(code(Program::Polder, no_agent(), CUT_OFF), 51);
         assert_eq!(code(Program::Polder, no_agent(), NodeNetwork { set_up: false, ..CUT_OFF }), 51);
-        assert_eq!(code(Program::Polder, said(), CUT_OFF), 51);
+        assert_eq!(code(Program::Polder, reported(), CUT_OFF), 51);
     }
 }

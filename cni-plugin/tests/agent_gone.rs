@@ -104,13 +104,13 @@ fn after(prepare: &str, ends: Ends) -> Value {
 }
 
 #[test]
-fn a_wiring_that_fails_is_undone_without_the_agent() {
+fn failed_wiring_is_undone_without_the_agent() {
     let error = after("ip link set lo up; ip address add 10.244.0.1/32 dev lo # the gateway", Ends::Later);
     assert_eq!(error["code"], 5, "{error}");
 }
 
 #[test]
-fn an_interface_whose_addresses_nobody_holds_any_more_is_no_success() {
+fn an_add_fails_if_the_agent_ends_before_the_result() {
     let error = after(":", Ends::AtOnce);
     assert_eq!(error["code"], 11, "{error}");
 }

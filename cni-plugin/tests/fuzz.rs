@@ -122,7 +122,7 @@ fn assert_presentable(error: &Error, version: Version) {
 
 proptest! {
     #[test]
-    fn every_call_is_understood_or_refused(
+    fn every_call_is_decoded_or_refused(
         verb in verb(),
         ipam in any::<bool>(),
         variables in prop::array::uniform6(value()),
@@ -141,7 +141,7 @@ proptest! {
     }
 
     #[test]
-    fn every_message_is_understood_or_refused(json in json(), bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+    fn every_message_is_decoded_or_refused(json in json(), bytes in prop::collection::vec(any::<u8>(), 0..100)) {
         let text = json.to_string();
         for input in [text.as_bytes(), &bytes] {
             let _ = serde_json::from_slice::<Question>(input);

@@ -5,16 +5,16 @@ use polder_api::{Attachment, Pod};
 
 /// The maximum length of an alias, in bytes. The kernel's buffer has 256 (`IFALIASZ`,
 /// `include/uapi/linux/if_link.h`), and the attribute is sent with its NUL: Linux 6.18 rejects 255 bytes.
-pub const LONGEST: usize = 254;
+pub const MAX_LENGTH: usize = 254;
 
-/// The alias of an attachment: the attachment, then a space and the pod if it is known, cut to [`LONGEST`] bytes.
+/// The alias of an attachment: the attachment, then a space and the pod if it is known, cut to [`MAX_LENGTH`] bytes.
 pub fn write(attachment: &Attachment, pod: Option<&Pod>) -> String {
     let mut alias = attachment.to_string();
     if let Some(pod) = pod {
         alias.push(' ');
         alias.push_str(&pod.to_string());
     }
-    alias.truncate(alias.floor_char_boundary(LONGEST));
+    alias.truncate(alias.floor_char_boundary(MAX_LENGTH));
     alias
 }
 
@@ -23,7 +23,7 @@ pub fn write(attachment: &Attachment, pod: Option<&Pod>) -> String {
 pub fn read(alias: &str) -> Option<(Attachment, Option<Pod>)> {
     let (attachment, pod) =
         alias.split_once(' ').map_or((alias, None), |(attachment, pod)| (attachment, Some(pod)));
-    let is_whole = alias.len() < LONGEST;
+    let is_whole = alias.len() < MAX_LENGTH;
     let pod = pod.filter(|_| is_whole).and_then(|pod| pod.split_once('/'));
     let pod = pod.map(|(namespace, name)| Pod {
         namespace: namespace.to_owned(),
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_interface_says_whose_it_is_and_which_pods() {
+    fn an_alias_names_the_attachment_and_its_pod() {
         let attachment: Attachment = "net/c1/eth0".parse().unwrap();
         let pod = |name: &str| Pod { namespace: "default".into(), name: name.into(), uid: None };
         assert_eq!(read(&write(&attachment, None)), Some((attachment.clone(), None)));

@@ -22,7 +22,7 @@ pub const DEFAULT_COOL_DOWN: Duration = Duration::from_mins(1);
 /// The addresses of one node's blocks.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Allocator {
-    rest: Duration,
+    cool_down: Duration,
     blocks: BTreeMap<Block, BlockAddresses>,
     /// Pools from which no address is allocated any more.
     closed: BTreeSet<PoolName>,
@@ -58,7 +58,7 @@ pub struct Counts {
 
 /// The cool-down that an address must have completed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rest {
+pub enum CoolDown {
     /// The full cool-down.
     Full,
     /// The minimum cool-down, [`SHORTEST_COOL_DOWN`]: for when there is no other address and no other block.
@@ -67,7 +67,7 @@ pub enum Rest {
 
 /// Why a requested address is not allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
+pub enum AddressRefusal {
     /// It is in use.
     Used,
     /// It is in cool-down for this much longer.
@@ -80,7 +80,7 @@ pub enum Refused {
 
 /// An address that cannot be marked as used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Untakable {
+pub enum TakeError {
     /// It is already in use.
     /// Remedy: delete the pod that uses the address.
     #[error("{0} is already in use")]
@@ -92,9 +92,13 @@ pub enum Untakable {
 }
 
 impl Allocator {
-    /// An allocator without blocks. A cool-down `rest` below [`SHORTEST_COOL_DOWN`] is raised to it.
-    pub fn new(rest: Duration) -> Self {
-        Self { rest: rest.max(SHORTEST_COOL_DOWN), blocks: BTreeMap::new(), closed: BTreeSet::new() }
+    /// An allocator without blocks. A cool-down `cool_down` below [`SHORTEST_COOL_DOWN`] is raised to it.
+    pub fn new(cool_down: Duration) -> Self {
+        Self {
+            cool_down: cool_down.max(SHORTEST_COOL_DOWN),
+            blocks: BTreeMap::new(),
+            closed: BTreeSet::new(),
+        }
     }
 
     /// Sets the pools from which no address is allocated any more. Used addresses stay in use.
@@ -138,14 +142,20 @@ impl Allocator {
     }
 
     /// The next address to allocate: of that family, and of that pool if one is given.
-    pub fn next(&self, family: Family, pool: Option<&PoolName>, rest: Rest, now: Moment) -> Option<IpAddr> {
+    pub fn next(
+        &self,
+        family: Family,
+        pool: Option<&PoolName>,
+        cool_down: CoolDown,
+        now: Moment,
+    ) -> Option<IpAddr> {
         let of_pool = |addresses: &&BlockAddresses| {
             pool.is_none_or(|pool| *pool == addresses.pool) && !self.closed.contains(&addresses.pool)
         };
         let blocks = self.blocks.iter().filter(|(block, _)| block.family() == family);
-        let required = match rest {
-            Rest::Full => self.rest,
-            Rest::Shortest => SHORTEST_COOL_DOWN,
+        let required = match cool_down {
+            CoolDown::Full => self.cool_down,
+            CoolDown::Shortest => SHORTEST_COOL_DOWN,
         };
         let firsts = blocks.map(|(_, addresses)| addresses).filter(of_pool).filter_map(|addresses| {
             let first = addresses.unused.first()?;
@@ -156,14 +166,14 @@ impl Allocator {
 
     /// Checks whether this address may be allocated. A request for one address has a reason: the minimum cool-down is
     /// enough.
-    pub fn ask(&self, address: IpAddr, now: Moment) -> Result<(), Refused> {
+    pub fn ask(&self, address: IpAddr, now: Moment) -> Result<(), AddressRefusal> {
         let (_, addresses) =
-            self.blocks.iter().find(|(block, _)| block.cidr().has(address)).ok_or(Refused::NotHere)?;
+            self.blocks.iter().find(|(block, _)| block.cidr().has(address)).ok_or(AddressRefusal::NotHere)?;
         if addresses.used.contains(&address) {
-            return Err(Refused::Used);
+            return Err(AddressRefusal::Used);
         }
         let (freed, _) =
-            addresses.unused.iter().find(|(_, unused)| *unused == address).ok_or(Refused::NotHere)?;
+            addresses.unused.iter().find(|(_, unused)| *unused == address).ok_or(AddressRefusal::NotHere)?;
         let cooled_down = match freed {
             Some(freed) => now.since(*freed),
             None if addresses.is_doubted => now.since(Moment::BOOT),
@@ -171,7 +181,7 @@ impl Allocator {
         };
         match SHORTEST_COOL_DOWN.checked_sub(cooled_down) {
             None | Some(Duration::ZERO) => Ok(()),
-            Some(left) => Err(Refused::Resting(left)),
+            Some(left) => Err(AddressRefusal::Resting(left)),
         }
     }
 
@@ -198,13 +208,13 @@ impl Allocator {
     }
 
     /// Marks the address as used.
-    pub fn take(&mut self, address: IpAddr) -> Result<(), Untakable> {
-        let addresses = self.block_of(address).ok_or(Untakable::Foreign(address))?;
+    pub fn take(&mut self, address: IpAddr) -> Result<(), TakeError> {
+        let addresses = self.block_of(address).ok_or(TakeError::Foreign(address))?;
         if addresses.used.contains(&address) {
-            return Err(Untakable::Used(address));
+            return Err(TakeError::Used(address));
         }
         let unused = addresses.unused.iter().find(|(_, unused)| *unused == address).copied();
-        let entry = unused.ok_or(Untakable::Foreign(address))?;
+        let entry = unused.ok_or(TakeError::Foreign(address))?;
         addresses.unused.remove(&entry);
         addresses.used.insert(address);
         Ok(())
@@ -251,9 +261,11 @@ impl Allocator {
     }
 
     fn counts(&self, addresses: &BlockAddresses, now: Moment) -> Counts {
-        let cooled_down =
-            addresses.unused.iter().filter(|(freed, _)| addresses.has_rested(*freed, self.rest, now)).count()
-                as u64;
+        let cooled_down = addresses
+            .unused
+            .iter()
+            .filter(|(freed, _)| addresses.has_rested(*freed, self.cool_down, now))
+            .count() as u64;
         Counts {
             used: addresses.used.len() as u64,
             resting: addresses.unused.len() as u64 - cooled_down,
@@ -307,13 +319,13 @@ mod tests {
     }
 
     fn allocate(allocator: &mut Allocator, now: Moment) -> Option<IpAddr> {
-        let address = allocator.next(Family::V4, None, Rest::Full, now)?;
+        let address = allocator.next(Family::V4, None, CoolDown::Full, now)?;
         allocator.take(address).unwrap();
         Some(address)
     }
 
     #[test]
-    fn every_address_but_the_ends_of_the_pool_goes_out_once() {
+    fn every_address_except_the_ends_of_the_pool_is_allocated_once() {
         let mut allocator = allocator(2);
         let all: Vec<_> = std::iter::from_fn(|| allocate(&mut allocator, START)).collect();
         let expected: Vec<IpAddr> = (1..8).map(|last| IpAddr::from([10, 0, 0, last])).collect();
@@ -323,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_freed_address_rests_and_the_longest_free_goes_out_first() {
+    fn freed_addresses_are_allocated_after_the_cool_down_oldest_first() {
         let mut allocator = allocator(1);
         let all: Vec<_> = std::iter::from_fn(|| allocate(&mut allocator, START)).collect();
         let order = [all[1], all[0], all[2]];
@@ -336,18 +348,19 @@ mod tests {
     }
 
     #[test]
-    fn in_need_an_address_goes_out_after_the_shortest_rest_but_not_before() {
+    fn a_shortage_reduces_the_cool_down_to_the_shortest_one() {
         let mut allocator = allocator(1);
         while allocate(&mut allocator, START).is_some() {}
         allocator.free("10.0.0.2".parse().unwrap(), START);
-        let needed =
-            |seconds| allocator.next(Family::V4, None, Rest::Shortest, START + Duration::from_secs(seconds));
+        let needed = |seconds| {
+            allocator.next(Family::V4, None, CoolDown::Shortest, START + Duration::from_secs(seconds))
+        };
         assert_eq!(needed(9), None);
         assert_eq!(needed(10), Some("10.0.0.2".parse().unwrap()));
     }
 
     #[test]
-    fn a_rest_below_the_shortest_cannot_be_configured() {
+    fn a_cool_down_below_the_minimum_has_no_effect() {
         let v4 = pool("four", "10.0.0.0/30", 30);
         let mut allocator = Allocator::new(Duration::ZERO);
         allocator.add(v4.block(0), &v4);
@@ -357,42 +370,39 @@ mod tests {
     }
 
     #[test]
-    fn what_seems_never_used_after_a_boot_rests_where_that_is_doubted() {
+    fn unused_addresses_of_a_doubted_block_cool_down_after_a_boot() {
         let mut allocator = allocator(2);
         let next = |allocator: &Allocator, millis| {
-            allocator.next(Family::V4, None, Rest::Full, Moment::from_millis(millis))
+            allocator.next(Family::V4, None, CoolDown::Full, Moment::from_millis(millis))
         };
         allocator.doubt(pool("four", "10.0.0.0/24", 30).block(0));
-        assert_eq!(
-            next(&allocator, 9_999),
-            Some("10.0.0.4".parse().unwrap()),
-            "of a block that is not doubted"
-        );
+        assert_eq!(next(&allocator, 9_999), Some("10.0.0.4".parse().unwrap()), "from a block without doubt");
         assert_eq!(next(&allocator, 10_000), Some("10.0.0.1".parse().unwrap()));
         assert_eq!(
             allocator.ask("10.0.0.1".parse().unwrap(), Moment::from_millis(4_000)),
-            Err(Refused::Resting(Duration::from_secs(6)))
+            Err(AddressRefusal::Resting(Duration::from_secs(6)))
         );
     }
 
     #[test]
-    fn the_pool_that_is_named_is_the_only_one_asked() {
+    fn only_the_requested_pool_provides_addresses() {
         let (one, two) = (pool("one", "10.0.0.0/24", 30), pool("two", "10.1.0.0/24", 30));
         let mut allocator = Allocator::new(DEFAULT_COOL_DOWN);
         allocator.add(one.block(0), &one);
-        let named = |allocator: &Allocator| allocator.next(Family::V4, Some(&two.name), Rest::Full, START);
+        let named =
+            |allocator: &Allocator| allocator.next(Family::V4, Some(&two.name), CoolDown::Full, START);
         assert_eq!(named(&allocator), None);
         allocator.add(two.block(0), &two);
         assert_eq!(named(&allocator), Some("10.1.0.1".parse().unwrap()));
     }
 
     #[test]
-    fn a_block_that_is_added_again_keeps_what_it_knows() {
+    fn adding_a_block_again_keeps_its_used_addresses() {
         let mut allocator = allocator(1);
         let taken = allocate(&mut allocator, START).unwrap();
         let v4 = pool("four", "10.0.0.0/24", 30);
         allocator.add(v4.block(0), &v4);
-        assert_eq!(allocator.take(taken), Err(Untakable::Used(taken)));
+        assert_eq!(allocator.take(taken), Err(TakeError::Used(taken)));
     }
 
     #[derive(Debug, Clone)]
@@ -417,7 +427,7 @@ mod tests {
     proptest! {
         /// Compares with a model that tracks the used addresses and the release time of each address.
         #[test]
-        fn no_address_is_out_twice_none_too_early_and_none_is_lost(steps in prop::collection::vec(step(), 0..200)) {
+        fn no_address_is_allocated_twice_or_too_early_or_lost(steps in prop::collection::vec(step(), 0..200)) {
             let v4 = pool("four", "10.0.0.0/24", 30);
             let mut allocator = allocator(1);
             let mut now = START;
@@ -428,13 +438,13 @@ mod tests {
                 match step {
                     Step::Allocate { family, shortest } => {
                         let family = if family { Family::V4 } else { Family::V6 };
-                        let rest = if shortest { Rest::Shortest } else { Rest::Full };
-                        if let Some(address) = allocator.next(family, None, rest, now) {
+                        let cool_down = if shortest { CoolDown::Shortest } else { CoolDown::Full };
+                        if let Some(address) = allocator.next(family, None, cool_down, now) {
                             prop_assert_eq!(Family::of(address), family);
-                            prop_assert!(used.insert(address), "{} is out twice", address);
+                            prop_assert!(used.insert(address), "{} was allocated twice", address);
                             let required = if shortest { SHORTEST_COOL_DOWN } else { DEFAULT_COOL_DOWN };
                             if let Some(freed) = freed.get(&address) {
-                                prop_assert!(now.since(*freed) >= required, "{} did not rest", address);
+                                prop_assert!(now.since(*freed) >= required, "{} was allocated before the end of its cool-down", address);
                             }
                             prop_assert!(allocator.take(address).is_ok());
                         }
@@ -444,8 +454,8 @@ mod tests {
                         let ours = last != 0 && blocks.contains(&(last / 4));
                         match allocator.take(address) {
                             Ok(()) => prop_assert!(ours && used.insert(address)),
-                            Err(Untakable::Used(_)) => prop_assert!(used.contains(&address)),
-                            Err(Untakable::Foreign(_)) => prop_assert!(!ours),
+                            Err(TakeError::Used(_)) => prop_assert!(used.contains(&address)),
+                            Err(TakeError::Foreign(_)) => prop_assert!(!ours),
                         }
                     }
                     Step::Free(last) => {

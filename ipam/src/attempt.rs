@@ -19,27 +19,27 @@ pub struct Attempt {
 
 /// The outcome, as the datastore's answer shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answered {
+pub enum AttemptAnswer {
     /// The change was applied at this revision.
     Made(Revision),
     /// A record that the change depends on has changed: nothing was applied.
     Refused,
     /// The change may have been applied: the datastore must be read.
-    InDoubt(Doubt),
+    InDoubt(UnknownOutcome),
     /// The change was not applied; or it is unknown whether it was, and no record would show it.
     Failed(StoreError),
 }
 
 /// A change that may or may not have been applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Doubt {
+pub struct UnknownOutcome {
     trace: Entry,
     error: StoreError,
 }
 
 /// The outcome, as a read of the datastore shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
+pub enum ReadResult {
     /// The change was applied.
     Made,
     /// The record is missing or different. Not final if the datastore did not answer: the change may still be
@@ -54,12 +54,14 @@ impl Attempt {
     }
 
     /// Evaluates the datastore's answer.
-    pub fn answered(self, answer: Result<Outcome, StoreError>) -> Answered {
+    pub fn answered(self, answer: Result<Outcome, StoreError>) -> AttemptAnswer {
         match (answer, self.trace) {
-            (Ok(Outcome::Applied { revision }), _) => Answered::Made(revision),
-            (Ok(Outcome::Refused), _) => Answered::Refused,
-            (Err(error), Some(trace)) if error.needs_look() => Answered::InDoubt(Doubt { trace, error }),
-            (Err(error), _) => Answered::Failed(error),
+            (Ok(Outcome::Applied { revision }), _) => AttemptAnswer::Made(revision),
+            (Ok(Outcome::Refused), _) => AttemptAnswer::Refused,
+            (Err(error), Some(trace)) if error.needs_look() => {
+                AttemptAnswer::InDoubt(UnknownOutcome { trace, error })
+            }
+            (Err(error), _) => AttemptAnswer::Failed(error),
         }
     }
 }
@@ -72,7 +74,7 @@ rule! {
     ClaimIsPresumed => true
 }
 
-impl Doubt {
+impl UnknownOutcome {
     /// The record that the change writes.
     pub fn trace(&self) -> &Entry {
         &self.trace
@@ -83,12 +85,12 @@ impl Doubt {
         Range::single(self.trace.key.clone())
     }
 
-    /// Evaluates the contents of [`Doubt::range`].
-    pub fn found(self, contents: &Contents) -> Found {
+    /// Evaluates the contents of [`UnknownOutcome::range`].
+    pub fn found(self, contents: &Contents) -> ReadResult {
         if has(contents, &self.trace) {
-            return Found::Made;
+            return ReadResult::Made;
         }
-        Found::NotMade(self.error)
+        ReadResult::NotMade(self.error)
     }
 
     /// The error of the change, for when the datastore cannot be read.
@@ -102,7 +104,7 @@ mod tests {
     use super::*;
     use crate::change::{Claim, Member};
     use crate::pool::{Pool, PoolState};
-    use crate::store::refusal::{Refusal, RefusalCause};
+    use crate::store::refusal::{RefusalCause, StoreRefusal};
 
     fn change() -> Change {
         let record = serde_json::from_str(r#"{"node":"n1","incarnation":"i","pool":"main","nonce":"x"}"#);
@@ -120,47 +122,47 @@ mod tests {
         StoreError::NoAnswer { store: "a test".to_owned(), reason: "none".to_owned() }
     }
 
-    fn doubt(error: StoreError) -> Doubt {
+    fn doubt(error: StoreError) -> UnknownOutcome {
         match Attempt::new(&change()).answered(Err(error)) {
-            Answered::InDoubt(doubt) => doubt,
+            AttemptAnswer::InDoubt(doubt) => doubt,
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn what_the_store_answers_is_final() {
+    fn an_answer_of_the_datastore_is_final() {
         let answered = |outcome| Attempt::new(&change()).answered(Ok(outcome));
         assert_eq!(
             answered(Outcome::Applied { revision: Revision::new(9) }),
-            Answered::Made(Revision::new(9))
+            AttemptAnswer::Made(Revision::new(9))
         );
-        assert_eq!(answered(Outcome::Refused), Answered::Refused);
+        assert_eq!(answered(Outcome::Refused), AttemptAnswer::Refused);
     }
 
     #[test]
-    fn without_an_answer_the_record_that_it_would_have_written_decides() {
+    fn without_an_answer_the_written_record_decides() {
         let doubt = doubt(no_answer());
         let contents = |entries| Contents { revision: Revision::new(9), entries };
-        assert_eq!(doubt.clone().found(&contents(vec![doubt.trace().clone()])), Found::Made);
+        assert_eq!(doubt.clone().found(&contents(vec![doubt.trace().clone()])), ReadResult::Made);
         let other = Entry { value: b"{}".to_vec(), ..doubt.trace().clone() };
-        assert_eq!(doubt.clone().found(&contents(vec![other])), Found::NotMade(no_answer()));
-        assert_eq!(doubt.clone().found(&contents(Vec::new())), Found::NotMade(no_answer()));
+        assert_eq!(doubt.clone().found(&contents(vec![other])), ReadResult::NotMade(no_answer()));
+        assert_eq!(doubt.clone().found(&contents(Vec::new())), ReadResult::NotMade(no_answer()));
     }
 
     #[test]
-    fn a_refusal_that_can_have_been_made_is_in_doubt_and_another_is_not() {
+    fn only_a_refusal_that_may_have_been_applied_is_in_doubt() {
         let refused = |cause| StoreError::Refused {
             store: "a test".to_owned(),
-            refusal: Refusal::new(cause, String::new()),
+            refusal: StoreRefusal::new(cause, String::new()),
         };
         drop(doubt(refused(RefusalCause::NoSpace)));
         let answered = Attempt::new(&change()).answered(Err(refused(RefusalCause::Permission)));
-        assert_eq!(answered, Answered::Failed(refused(RefusalCause::Permission)));
+        assert_eq!(answered, AttemptAnswer::Failed(refused(RefusalCause::Permission)));
     }
 
     #[test]
-    fn a_change_that_leaves_no_record_of_its_own_is_decided_on_anew() {
+    fn a_change_without_a_record_of_its_own_fails_without_an_answer() {
         let change = Change::EndInspection { revision: Revision::new(1) };
-        assert_eq!(Attempt::new(&change).answered(Err(no_answer())), Answered::Failed(no_answer()));
+        assert_eq!(Attempt::new(&change).answered(Err(no_answer())), AttemptAnswer::Failed(no_answer()));
     }
 }

@@ -9,7 +9,7 @@ use crate::key::Key;
 use crate::ledger::NodeIdentity;
 use crate::pools::{self, NotChanged};
 use crate::record::{AttachMode, ClusterRecord, Masquerade, RefusedRecord, VxlanSettings};
-use crate::view::{Settings, Source, View};
+use crate::view::{Settings, View, ViewSource};
 
 /// The initial settings of a cluster, written if it has none.
 #[derive(Debug, Clone)]
@@ -81,7 +81,7 @@ pub fn propose(
     surroundings: Result<(), Unsurveyed>,
     fresh: String,
 ) -> Result<Proposal, NotProposed> {
-    if view.source != Source::Store {
+    if view.source != ViewSource::Store {
         return Err(NotProposed::Unknown);
     }
     if let Some((key, reason)) = view.refused.get_key_value(&Key::Cluster.to_string()) {
@@ -162,7 +162,7 @@ mod tests {
     /// A view of an empty datastore, with changes.
     fn view(change: impl FnOnce(&mut View)) -> View {
         let mut view = View::default();
-        view.source = Source::Store;
+        view.source = ViewSource::Store;
         change(&mut view);
         view
     }
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_settings_are_those_of_the_configuration_with_its_pools() {
+    fn the_first_settings_and_pools_come_from_the_configuration() {
         let made = proposed(&empty(), None, Some(&bootstrap())).unwrap();
         assert_eq!((made.record.id.as_str(), made.is_restored), ("fresh", false));
         assert_eq!(made.pools, Some(bootstrap().pools));
@@ -189,17 +189,17 @@ mod tests {
     }
 
     #[test]
-    fn pools_that_somebody_has_made_stay_and_are_not_checked_against_the_configuration() {
+    fn existing_pools_stay_and_are_not_compared_with_the_configuration() {
         let mut view = empty();
         let known = Versioned { record: Arc::new(pool("10.0.0.0/16")), revision: Revision::new(2) };
         view.pools.insert("main".parse().unwrap(), known);
-        view.own = vec!["10.244.0.1".parse().unwrap()];
+        view.own_addresses = vec!["10.244.0.1".parse().unwrap()];
         let made = proposed(&view, None, Some(&bootstrap())).unwrap();
         assert_eq!(made.pools, None);
     }
 
     #[test]
-    fn settings_that_the_store_has_lost_come_back_only_to_their_own_cluster() {
+    fn lost_settings_are_restored_only_for_their_own_cluster() {
         let first = first_settings(&bootstrap(), None, "lost".to_owned());
         let lost = Settings { cluster: Arc::new(first), pools: vec![Arc::new(pool("10.0.0.0/16"))] };
         let view = view(|view| view.remembered = Some(lost));
@@ -211,17 +211,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_waited_for_is_named() {
-        let says = |view: &View, first: Option<&Bootstrap>, sign: &str| {
-            let said = proposed(view, None, first).unwrap_err().to_string();
-            assert!(said.contains(sign), "{said}");
+    fn the_error_names_what_the_bootstrap_waits_for() {
+        let says = |view: &View, first: Option<&Bootstrap>, expected: &str| {
+            let message = proposed(view, None, first).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
         };
         says(&View::default(), Some(&bootstrap()), "settings are unknown");
         says(&empty(), None, "[bootstrap]");
         let refused = [(Key::Cluster.to_string(), "a riddle".to_owned())].into();
         says(&view(|view| view.refused = refused), Some(&bootstrap()), "a riddle");
         let own = vec!["10.244.0.1".parse().unwrap()];
-        says(&view(|view| view.own = own), Some(&bootstrap()), "bootstrap.pools");
+        says(&view(|view| view.own_addresses = own), Some(&bootstrap()), "bootstrap.pools");
         let reading = Err(Unsurveyed::Reading);
         let waits = propose(&empty(), None, Some(&bootstrap()), reading, String::new());
         assert_eq!(waits, Err(NotProposed::Unsurveyed(Unsurveyed::Reading)));

@@ -12,14 +12,14 @@ use crate::pool::{BlockRequest, Labels, Pool, PoolState, Purpose, format_labels}
 use crate::view::View;
 
 /// The number of named nodes among those with the most blocks.
-const NAMED: usize = 3;
+const MAX_NAMED_OWNERS: usize = 3;
 
 /// The use in percent that leads to a warning.
 const LEVELS: [u8; 2] = [80, 95];
 
 /// The number of claimed blocks of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
-pub struct Claimed {
+pub struct ClaimedCount {
     /// Claimed by nodes of the cluster.
     pub owned: u64,
     /// Claimed by removed nodes.
@@ -28,7 +28,7 @@ pub struct Claimed {
     pub total: u128,
 }
 
-impl Claimed {
+impl ClaimedCount {
     /// Counts the claims of the pool.
     pub fn of(view: &View, pool: &Pool) -> Self {
         let mut claimed = Self { total: pool.last_block().saturating_add(1), ..Self::default() };
@@ -63,25 +63,26 @@ pub fn by_node(view: &View, pool: &PoolName) -> BTreeMap<NodeName, usize> {
 
 /// The nodes with the most blocks of a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Largest {
+pub struct LargestOwners {
     /// The first few nodes, with the number of blocks of each.
     pub named: Vec<(NodeName, usize)>,
     /// The number of blocks of all other nodes.
     pub others: usize,
 }
 
-impl Largest {
+impl LargestOwners {
     /// The largest owners among these nodes.
     pub fn of(blocks: &BTreeMap<NodeName, usize>) -> Self {
         let mut largest: Vec<_> = blocks.iter().collect();
         largest.sort_by_key(|(name, count)| (Reverse(**count), *name));
-        let others = largest.iter().skip(NAMED).map(|(_, count)| **count).sum();
-        let named = largest.into_iter().take(NAMED).map(|(name, count)| (name.clone(), *count)).collect();
+        let others = largest.iter().skip(MAX_NAMED_OWNERS).map(|(_, count)| **count).sum();
+        let named =
+            largest.into_iter().take(MAX_NAMED_OWNERS).map(|(name, count)| (name.clone(), *count)).collect();
         Self { named, others }
     }
 }
 
-impl fmt::Display for Largest {
+impl fmt::Display for LargestOwners {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let named: Vec<_> = self.named.iter().map(|(name, count)| format!("{name}: {count}")).collect();
         f.write_str(&named.join(", "))?;
@@ -103,20 +104,20 @@ pub struct AllClaimed {
     /// The range of the pool.
     pub cidr: Cidr,
     /// The number of blocks, in total and of removed nodes.
-    pub claimed: Claimed,
+    pub claimed: ClaimedCount,
     /// The nodes with the most blocks.
-    pub owners: Largest,
+    pub owners: LargestOwners,
 }
 
 impl AllClaimed {
     /// The state of that pool.
     pub(crate) fn of(view: &View, pool: &Pool) -> Self {
-        let owners = Largest::of(&by_node(view, &pool.name));
-        Self { pool: pool.name.clone(), cidr: pool.cidr(), claimed: Claimed::of(view, pool), owners }
+        let owners = LargestOwners::of(&by_node(view, &pool.name));
+        Self { pool: pool.name.clone(), cidr: pool.cidr(), claimed: ClaimedCount::of(view, pool), owners }
     }
 }
 
-fn by_owner(owners: &Largest) -> String {
+fn by_owner(owners: &LargestOwners) -> String {
     if owners.named.is_empty() { String::new() } else { format!("; {owners}") }
 }
 
@@ -143,7 +144,7 @@ pub struct NoPool {
     /// The requested block.
     pub wanted: BlockRequest,
     /// The matching pools that are not open to the node, with the reason.
-    pub closed: Vec<(PoolName, Cidr, Closed)>,
+    pub closed: Vec<(PoolName, Cidr, ClosedReason)>,
 }
 
 impl NoPool {
@@ -156,7 +157,7 @@ impl NoPool {
         };
         let pools = view.pools.values().map(|pool| &*pool.record).filter(fits);
         let closed =
-            pools.filter_map(|pool| Some((pool.name.clone(), pool.cidr(), Closed::to(labels, pool)?)));
+            pools.filter_map(|pool| Some((pool.name.clone(), pool.cidr(), ClosedReason::to(labels, pool)?)));
         Self { wanted: wanted.clone(), closed: closed.collect() }
     }
 }
@@ -169,21 +170,21 @@ fn described(wanted: &BlockRequest) -> String {
     }
 }
 
-fn listed(closed: &[(PoolName, Cidr, Closed)]) -> String {
+fn listed(closed: &[(PoolName, Cidr, ClosedReason)]) -> String {
     let all: Vec<_> = closed.iter().map(|(name, cidr, why)| format!("pool {name} ({cidr}) {why}")).collect();
     if all.is_empty() { String::new() } else { format!(": {}", all.join("; ")) }
 }
 
 /// Why a node cannot claim a block of a pool: a predicate for the pool in messages.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Closed {
+pub enum ClosedReason {
     /// Its addresses are reserved for workloads by name.
     /// Remedy: request an address of the pool by name, or use another pool.
     #[error("is for reservations")]
     Reservations,
     /// It is for nodes with other labels.
     #[error(transparent)]
-    Foreign(#[from] Foreign),
+    Foreign(#[from] LabelMismatch),
     /// It is draining: no block of it is claimed any more.
     /// Remedy: activate the pool again with polderctl pool add, or add another one.
     #[error("is draining")]
@@ -194,13 +195,13 @@ pub enum Closed {
     Retired,
 }
 
-impl Closed {
+impl ClosedReason {
     /// The reason for a node with these labels, if any.
     fn to(labels: &Labels, pool: &Pool) -> Option<Self> {
         if pool.purpose == Purpose::Reservations {
             return Some(Self::Reservations);
         }
-        Foreign::to(labels, pool).map(Self::from).or(match pool.state {
+        LabelMismatch::to(labels, pool).map(Self::from).or(match pool.state {
             PoolState::Active => None,
             PoolState::Draining => Some(Self::Draining),
             PoolState::Retired => Some(Self::Retired),
@@ -212,14 +213,14 @@ impl Closed {
 /// Remedy: add a pool for the labels of this node with polderctl pool add.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("is for nodes with the labels {}; labels of this node: {}", format_labels(pool), or_none(node))]
-pub struct Foreign {
+pub struct LabelMismatch {
     /// The labels that the pool requires.
     pub pool: Labels,
     /// Those of the node.
     pub node: Labels,
 }
 
-impl Foreign {
+impl LabelMismatch {
     /// The difference for a node with these labels, if any.
     pub fn to(labels: &Labels, pool: &Pool) -> Option<Self> {
         (!pool.serves(labels)).then(|| Self { pool: pool.nodes.clone(), node: labels.clone() })
@@ -260,7 +261,7 @@ pub const REMEDY: &str = "Add a pool with polderctl pool add, or remove nodes th
 
 /// A warning before a shortage.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Warning {
+pub struct CapacityWarning {
     /// The level that is reached, in percent.
     pub level: u8,
     /// The pool or the node.
@@ -271,7 +272,7 @@ pub struct Warning {
     total: u128,
 }
 
-impl fmt::Display for Warning {
+impl fmt::Display for CapacityWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { level, subject, what, used, total } = self;
         write!(
@@ -290,26 +291,26 @@ fn level(used: u64, total: u128) -> Option<u8> {
 
 /// The warnings for a node with these labels: pools with most blocks claimed, and families without a free block in
 /// which most of the node's addresses are used. No warning for the blocks of a pool with one block only.
-pub fn warnings(view: &View, labels: &Labels, own: &PerFamily<Counts>) -> Vec<Warning> {
+pub fn warnings(view: &View, labels: &Labels, own: &PerFamily<Counts>) -> Vec<CapacityWarning> {
     let open: Vec<_> = view.pools.values().filter(|pool| pool.record.is_open_to(labels)).collect();
     let mut warnings = Vec::new();
     for pool in &open {
-        let claimed = Claimed::of(view, &pool.record);
+        let claimed = ClaimedCount::of(view, &pool.record);
         let used = claimed.owned + claimed.resting;
         if let Some(level) = level(used, claimed.total).filter(|_| claimed.total > 1) {
             let subject = format!("pool {} ({})", pool.record.name, pool.record.cidr());
             let what = "blocks are claimed".to_owned();
-            warnings.push(Warning { level, subject, what, used, total: claimed.total });
+            warnings.push(CapacityWarning { level, subject, what, used, total: claimed.total });
         }
     }
     for (family, counts) in own.both() {
         let of_family = open.iter().filter(|pool| pool.record.family() == family);
-        let is_left = of_family.map(|pool| Claimed::of(view, &pool.record).free()).any(|free| free > 0);
+        let is_left = of_family.map(|pool| ClaimedCount::of(view, &pool.record).free()).any(|free| free > 0);
         let (used, total) = (counts.used, u128::from(counts.used + counts.resting + counts.free));
         if let Some(level) = level(used, total).filter(|_| !is_left) {
             let subject = "this node".to_owned();
             let what = format!("{family} addresses are used, and no block is left to claim");
-            warnings.push(Warning { level, subject, what, used, total });
+            warnings.push(CapacityWarning { level, subject, what, used, total });
         }
     }
     warnings
@@ -353,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_without_a_free_block_names_who_has_the_most() {
+    fn the_message_about_a_full_pool_names_the_largest_owners() {
         let owners = ["n1", "n2", "n2", "n2", "n3", "n4", "n5", "n5"];
         let view = cluster(record("10.0.0.0/27", 30), &owners);
         assert_eq!(
@@ -363,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_that_is_not_for_a_node_is_named_with_the_labels_of_both() {
+    fn the_message_shows_the_labels_of_the_pool_and_of_the_node() {
         let mut view = cluster(record("10.0.0.0/24", 26), &[]);
         let mut changed = record("10.0.0.0/24", 26);
         changed.nodes.insert("zone".into(), "a".into());
@@ -389,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shortage_is_announced_at_80_and_at_95_percent_of_the_blocks() {
+    fn a_shortage_warning_appears_at_80_and_95_percent_of_the_blocks() {
         let levels = |claimed: usize| -> Vec<u8> {
             let view = cluster(record("10.0.0.0/24", 32), &vec!["n1"; claimed]);
             warnings(&view, &Labels::new(), &PerFamily::default())
@@ -405,26 +406,26 @@ mod tests {
     }
 
     #[test]
-    fn the_nodes_own_addresses_count_when_no_block_is_left_and_not_before() {
+    fn the_free_addresses_of_the_node_count_only_without_a_free_block() {
         let used = |used| {
             PerFamily::new(Counts { used, resting: 2, free: 8 - used, excluded: 2 }, Counts::default())
         };
         let last = cluster(record("10.0.0.0/28", 28), &["n1"]);
-        let said = |view: &View, own| -> Vec<String> {
+        let texts = |view: &View, own| -> Vec<String> {
             warnings(view, &Labels::new(), &own).iter().map(ToString::to_string).collect()
         };
-        assert_eq!(said(&last, used(7)), [] as [&str; 0], "a pool of one block never had another");
-        let warning = said(&last, used(8));
+        assert_eq!(texts(&last, used(7)), [] as [&str; 0], "a pool of one block never had another");
+        let warning = texts(&last, used(8));
         assert!(
             warning[0].contains("this node: 8 of 10 IPv4 addresses are used") && warning.len() == 1,
             "{warning:?}"
         );
         let another = cluster(record("10.0.0.0/24", 28), &["n1"]);
-        assert_eq!(said(&another, used(8)), [] as [&str; 0]);
+        assert_eq!(texts(&another, used(8)), [] as [&str; 0]);
     }
 
     #[test]
-    fn blocks_of_removed_nodes_are_claimed_and_counted_apart() {
+    fn blocks_of_removed_nodes_are_counted_separately() {
         let mut view = cluster(record("10.0.0.0/27", 30), &["n1", "n2"]);
         let key = "/polder/v1/fences/n2/n2".to_owned();
         let value = br#"{"node":"n2","machine_id":"m","boot_id":"b","pods":"unknown"}"#.to_vec();
@@ -433,11 +434,11 @@ mod tests {
             revision: Revision::new(10),
             changes: vec![crate::store::KeyChange { key, entry }],
         });
-        let claimed = Claimed::of(&view, pool(&view));
-        assert_eq!(claimed, Claimed { owned: 1, resting: 1, total: 8 });
+        let claimed = ClaimedCount::of(&view, pool(&view));
+        assert_eq!(claimed, ClaimedCount { owned: 1, resting: 1, total: 8 });
         assert_eq!(claimed.free(), 6);
         let vast = cluster(record("fd00::/32", 122), &["n1"]);
-        assert_eq!(Claimed::of(&vast, pool(&vast)).free(), (1 << 90) - 1);
+        assert_eq!(ClaimedCount::of(&vast, pool(&vast)).free(), (1 << 90) - 1);
         assert_eq!(Block::new("10.0.0.0/30".parse().unwrap()), pool(&view).block(0));
     }
 }

@@ -71,7 +71,7 @@ mod tests {
     struct NoBridge(#[source] fmt::Error);
 
     #[test]
-    fn an_error_keeps_its_words_and_its_causes() {
+    fn a_wrapped_error_keeps_its_message_and_causes() {
         let error = HostError::new(NoBridge(fmt::Error));
         assert_eq!((error.to_string(), error.clone()), ("no bridge".to_owned(), HostError::new("no bridge")));
         assert_eq!(error.source().map(ToString::to_string), Some(fmt::Error.to_string()));

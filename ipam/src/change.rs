@@ -15,7 +15,7 @@ use crate::ids::Incarnation;
 use crate::key::Name;
 use crate::pool::{Block, Pool};
 use crate::record::{
-    AddressRecord, Alive, AnswerRecord, BlockRecord, ClusterRecord, FenceRecord, InspectionRecord,
+    AddressRecord, AnswerRecord, BlockRecord, ClusterRecord, FenceRecord, InspectionRecord, LeaseRecord,
     NodeRecord, ReservationRecord,
 };
 
@@ -60,7 +60,7 @@ pub enum Change {
     ConfirmRemoval(Confirmation),
     /// Releases the blocks and reserved addresses of a removed node, or a part of them.
     ReleaseRemoved(RemovedHoldings),
-    /// Deletes the fence of a removed node that holds nothing else.
+    /// Deletes the fence of a removed node that holds no blocks or addresses any more.
     ForgetFence {
         /// The node that deletes it.
         by: Member,
@@ -151,9 +151,9 @@ pub enum Change {
         /// The records to delete; with a revision if the record must be unchanged.
         records: Vec<(Name, Option<Revision>)>,
     },
-    /// Writes the sign of life of a node, which exists while its lease is valid.
+    /// Writes the lease record of a node, which exists while its lease is valid.
     WriteLease(LeaseWrite),
-    /// Restores the sign of life of a node, if it was deleted.
+    /// Restores the lease record of a node, if it was deleted.
     RestoreLease(LeaseWrite),
     /// Requests a check on all nodes.
     AskInspection(InspectionRecord),
@@ -184,13 +184,13 @@ pub struct Member {
     pub revision: Revision,
 }
 
-/// The sign of life of a node.
+/// A write of the lease record of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseWrite {
     /// The node.
     pub by: Member,
     /// The machine and its boot.
-    pub alive: Alive,
+    pub record: LeaseRecord,
 }
 
 /// The state of a node that a deletion of its published addresses requires.
@@ -199,7 +199,7 @@ pub enum Writer {
     /// The node is registered, and its record is unchanged.
     Node(Member),
     /// No node has that name. Any node may delete the addresses.
-    Anybody(NodeName),
+    AnyNode(NodeName),
 }
 
 /// A removed node, with its fence.
@@ -264,7 +264,7 @@ pub struct HandOver {
     /// The revision of the current reservation; `None` if there is none.
     pub before: Option<Revision>,
     /// The pool and its revision, which must be unchanged. Set for an address that was not reserved before.
-    pub out_of: Option<(PoolName, Revision)>,
+    pub source_pool: Option<(PoolName, Revision)>,
 }
 
 /// A reserved address whose holder is cleared.
@@ -297,8 +297,10 @@ impl fmt::Display for Change {
             Self::RegisterNode { node, .. } => write!(f, "register node {node}"),
             Self::TakeOverNode { node, .. } => write!(f, "take over node {node}"),
             Self::RemoveNode { fence, .. } => write!(f, "remove node {}", fence.node),
-            Self::ConfirmByOperator(words) => {
-                let nodes = words.iter().map(|word| (&word.record.node, &word.incarnation));
+            Self::ConfirmByOperator(confirmations) => {
+                let nodes = confirmations
+                    .iter()
+                    .map(|confirmation| (&confirmation.record.node, &confirmation.incarnation));
                 list(
                     f,
                     "mark pods as gone (--dead): node",
@@ -329,10 +331,10 @@ impl fmt::Display for Change {
                 list(f, "withdraw", records.iter().map(|(name, _)| name))
             }
             Self::WriteLease(LeaseWrite { by, .. }) => {
-                write!(f, "write the sign of life of node {}", by.node)
+                write!(f, "write the lease record of node {}", by.node)
             }
             Self::RestoreLease(LeaseWrite { by, .. }) => {
-                write!(f, "restore the sign of life of node {}", by.node)
+                write!(f, "restore the lease record of node {}", by.node)
             }
             Self::AskInspection(_) => write!(f, "request a check on all nodes"),
             Self::EndInspection { .. } => write!(f, "end the check on all nodes"),

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_with_host_bits_is_not_a_network_and_the_error_says_which_is_meant() {
+    fn a_network_with_host_bits_is_refused_with_the_correct_network() {
         let error = "10.244.3.1/16".parse::<Cidr>().unwrap_err().to_string();
         assert_eq!(error, "10.244.3.1/16 has host bits set: did you mean 10.244.0.0/16?");
         for bad in ["", "10.0.0.0", "10.0.0.0/33", "fd00::/129", "10.0.0/8", "x/8"] {
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_end_where_they_should_in_both_families_and_at_both_extremes() {
+    fn a_range_has_the_correct_first_and_last_address() {
         for (text, first, last) in [
             ("10.0.0.64/26", "10.0.0.64", "10.0.0.127"),
             ("0.0.0.0/0", "0.0.0.0", "255.255.255.255"),
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn covering_and_overlapping_stop_at_the_family() {
+    fn a_range_never_covers_or_overlaps_one_of_the_other_family() {
         assert!(cidr("10.0.0.0/8").covers(cidr("10.1.0.0/16")));
         assert!(!cidr("10.1.0.0/16").covers(cidr("10.0.0.0/8")));
         assert!(cidr("10.1.0.0/16").overlaps(cidr("10.0.0.0/8")));

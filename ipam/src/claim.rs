@@ -21,7 +21,7 @@ use crate::view::{Versioned, View};
 
 mod none;
 
-pub use none::{Exhausted, NoClaim, Taken, Unavailable};
+pub use none::{AlreadyClaimed, Exhausted, NoClaim, Unavailable};
 
 /// Maximum number of blocks released in one change, which also needs room for the records that it depends on.
 pub const MAX_PER_CHANGE: usize = MOST_RECORDS - 2;
@@ -57,7 +57,7 @@ impl Claim {
 
 rule! {
     /// Whether claims must wait while the owners of lost records restore them.
-    pub(crate) fn holds_off(hold_off: bool) -> bool {
+    pub(crate) fn delays_claims(hold_off: bool) -> bool {
         hold_off
     }
     NoCaution => false
@@ -94,12 +94,12 @@ impl Claimant<'_> {
         };
         // A claim based on the record of another incarnation or machine would belong to that one.
         if node.record.incarnation != identity.incarnation || Boot::from(&*node.record) != self.boot {
-            return Err(Unavailable::OtherLife.into());
+            return Err(Unavailable::OtherBoot.into());
         }
-        if let Some(away) = Unavailable::away(view) {
+        if let Some(away) = Unavailable::if_unreachable(view) {
             return Err(away.into());
         }
-        if holds_off(self.hold_off) {
+        if delays_claims(self.hold_off) {
             return Err(Unavailable::HoldOff.into());
         }
         let (pool, block) = next_block(view, self.me, self.labels, wanted, lost)?;
@@ -117,7 +117,7 @@ pub fn candidates<'a>(
     is_taken: impl Fn(Block) -> bool + 'a,
 ) -> impl Iterator<Item = Block> + 'a {
     let last = pool.last_block();
-    let start = place(node, pool) % last.saturating_add(1);
+    let start = own_offset(node, pool) % last.saturating_add(1);
     (start..=last).chain(0..start).map(|index| pool.block(index)).filter(move |block| !is_taken(*block))
 }
 
@@ -158,8 +158,8 @@ pub fn next_block<'a>(
             return Ok((pool, block));
         }
         tried.push(match wanted {
-            BlockRequest::This(block) => Taken::Block(*block),
-            BlockRequest::Any(..) => Taken::Pool(AllClaimed::of(view, &pool.record)),
+            BlockRequest::This(block) => AlreadyClaimed::Block(*block),
+            BlockRequest::Any(..) => AlreadyClaimed::Pool(AllClaimed::of(view, &pool.record)),
         });
     }
     Err(if tried.is_empty() {
@@ -170,7 +170,7 @@ pub fn next_block<'a>(
 }
 
 /// A number that depends on the node's name and the pool's range: the same at every start.
-fn place(node: &NodeName, pool: &Pool) -> u128 {
+fn own_offset(node: &NodeName, pool: &Pool) -> u128 {
     let mut hash = Sha256::new();
     hash.update(node.as_str());
     hash.update([0]);
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_tries_every_free_block_once_and_starts_at_a_place_of_its_own() {
+    fn a_node_tries_every_free_block_once_from_its_own_start() {
         let pool = pool("10.0.0.0/20", 26);
         let taken = pool.block(7);
         let order = |node: &str| -> Vec<_> {
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_of_2_to_the_66_blocks_is_not_counted_through() {
+    fn a_candidate_in_a_pool_of_2_to_the_66_blocks_is_found() {
         let pool = pool("fd00:244::/56", 122);
         let first = candidates(&"n1".parse().unwrap(), &pool, |_| false).next().unwrap();
         assert!(pool.has_block(first), "{first}");

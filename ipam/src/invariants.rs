@@ -52,7 +52,7 @@ pub enum Repair {
     /// Delete the record that lists the address for the deviation's node.
     Withdraw(IpAddr),
     /// Release a reserved address that no attachment has.
-    LetGo(IpAddr),
+    ReleaseReservation(IpAddr),
 }
 
 /// The facts to check.
@@ -61,16 +61,16 @@ pub struct ClusterReport<'a> {
     /// The datastore's records; `None` if they are unknown.
     pub view: Option<&'a View>,
     /// Whether the datastore lost records and their owners are restoring them: missing records are no deviation then.
-    pub putting_back: bool,
+    pub is_restoring: bool,
     /// The addresses that nodes list in the datastore.
-    pub published: &'a [Published],
+    pub published: &'a [PublishedAddress],
     /// The nodes with known ledgers or kernels. Two can have the same name.
     pub nodes: &'a [NodeFacts],
 }
 
 /// A record that lists an address for an attachment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Published {
+pub struct PublishedAddress {
     /// The node that wrote it.
     pub node: NodeName,
     /// The address.

@@ -54,8 +54,8 @@ pub enum Key {
     Block(Block),
     /// The published owner of an address, for people and tools.
     Address(NodeName, IpAddr),
-    /// The sign of life of a node, deleted when its lease expires.
-    Alive(NodeName),
+    /// The lease record of a node, deleted when its lease expires.
+    Lease(NodeName),
     /// The fence of a removed node: its name and incarnation.
     Fence(NodeName, Incarnation),
     /// The reservation of an address for a workload.
@@ -86,8 +86,8 @@ impl Key {
         Range::prefix(below(&format!("addresses/{node}/")))
     }
 
-    /// The signs of life of all nodes.
-    pub fn all_alive() -> Range {
+    /// The lease records of all nodes.
+    pub fn all_leases() -> Range {
         Range::prefix(below("alive/"))
     }
 
@@ -151,7 +151,7 @@ impl fmt::Display for Key {
                 write!(f, "{}-{}", block_base(cidr.family(), cidr.first()), cidr.length())
             }
             Self::Address(node, ip) => write!(f, "{prefix}addresses/{node}/{ip}"),
-            Self::Alive(node) => write!(f, "{prefix}alive/{node}"),
+            Self::Lease(node) => write!(f, "{prefix}alive/{node}"),
             Self::Fence(node, incarnation) => write!(f, "{prefix}fences/{node}/{incarnation}"),
             Self::Reservation(ip) => write!(f, "{prefix}reservations/{ip}"),
             Self::Inspection => write!(f, "{prefix}inspection"),
@@ -176,7 +176,7 @@ fn parse(text: &str) -> Option<Key> {
         ["pools", name] => Some(Key::Pool(name.parse().ok()?)),
         ["nodes", name] => Some(Key::Node(name.parse().ok()?)),
         ["addresses", node, ip] => Some(Key::Address(node.parse().ok()?, ip.parse().ok()?)),
-        ["alive", node] => Some(Key::Alive(node.parse().ok()?)),
+        ["alive", node] => Some(Key::Lease(node.parse().ok()?)),
         ["fences", node, incarnation] if !incarnation.is_empty() => {
             Some(Key::Fence(node.parse().ok()?, Incarnation::new(*incarnation)))
         }
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_reads_as_it_was_written() {
+    fn a_key_is_parsed_as_it_was_formatted() {
         for (key, text) in [
             (Key::Cluster, "/polder/v1/cluster"),
             (Key::Pool("main".parse().unwrap()), "/polder/v1/pools/main"),
@@ -239,7 +239,7 @@ mod tests {
                 Key::Address("n1".parse().unwrap(), "10.244.0.65".parse().unwrap()),
                 "/polder/v1/addresses/n1/10.244.0.65",
             ),
-            (Key::Alive("n1".parse().unwrap()), "/polder/v1/alive/n1"),
+            (Key::Lease("n1".parse().unwrap()), "/polder/v1/alive/n1"),
             (Key::Fence("n1".parse().unwrap(), Incarnation::new("i")), "/polder/v1/fences/n1/i"),
             (Key::Inspection, "/polder/v1/inspection"),
             (Key::Answer("n1".parse().unwrap()), "/polder/v1/answers/n1"),
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_spelling_of_a_block_is_not_its_key() {
+    fn a_block_key_in_another_spelling_is_refused() {
         for bad in
             ["4-0af40041-26", "4-AF40040-26", "4-0AF40040-26", "4-af40040-26", "4-0af40040-026", "5-00-1"]
         {
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn the_claims_inside_a_range_are_a_range_of_keys() {
+    fn the_keys_of_the_claims_inside_a_range_form_one_range() {
         let range = Key::blocks_in("10.244.0.64/26".parse().unwrap());
         for (other, inside) in [
             ("10.244.0.64/26", true),
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn agents_follow_what_concerns_all_and_not_what_changes_with_every_pod() {
+    fn agents_watch_shared_records_but_not_those_of_every_pod() {
         let followed = Key::followed();
         for key in [
             Key::Cluster,
@@ -290,7 +290,7 @@ mod tests {
         }
         let node: NodeName = "n".parse().unwrap();
         let address = Key::Address(node.clone(), "10.0.0.1".parse().unwrap());
-        for key in [Key::Alive(node.clone()), Key::Answer(node), address] {
+        for key in [Key::Lease(node.clone()), Key::Answer(node), address] {
             assert!(!followed.has(&key.to_string()), "{key}");
         }
         let granted = Range::prefix(prefix::in_use().to_owned());

@@ -71,14 +71,14 @@ pub struct OwnedBlock {
 
 /// Type of an attachment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum AttachmentKind {
     /// Polder creates the interface in the pod.
     Pod,
     /// Addresses only: another plugin creates the interface.
     Lease,
 }
 
-impl Kind {
+impl AttachmentKind {
     /// Value in the ledger: `pod` or `lease`.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -94,7 +94,7 @@ impl Kind {
 #[error("unknown attachment kind {0:?}")]
 pub struct UnknownKind(String);
 
-impl FromStr for Kind {
+impl FromStr for AttachmentKind {
     type Err = UnknownKind;
     fn from_str(text: &str) -> Result<Self, UnknownKind> {
         let known = [Self::Pod, Self::Lease].into_iter().find(|kind| kind.as_str() == text);
@@ -108,7 +108,7 @@ pub struct AttachmentEntry {
     /// Key of the attachment.
     pub attachment: Attachment,
     /// Interface in a pod, or addresses only.
-    pub kind: Kind,
+    pub kind: AttachmentKind,
     /// Time of its ADD.
     pub since: Moment,
     /// Its addresses, IPv4 first. Addresses outside the node's blocks are reserved, or come from another IPAM plugin.

@@ -10,7 +10,7 @@ use polder_api::{Family, Mac, NodeName, PerFamily, rule};
 
 use crate::cause::SharedError;
 use crate::change::{Change, Claim, HandOver, Member};
-use crate::claim::{MAX_PER_CHANGE, NoClaim, Preconditions, holds_off};
+use crate::claim::{MAX_PER_CHANGE, NoClaim, Preconditions, delays_claims};
 use crate::ids::{BootId, MachineId};
 use crate::ledger::{MemberState, NodeIdentity, OwnedBlock};
 use crate::moment::Moment;
@@ -18,14 +18,14 @@ use crate::node::NodeHoldings;
 use crate::peers::validate;
 use crate::pool::{Block, BlockRequest, Labels};
 use crate::pools::{self, Decision};
-use crate::record::{self, Alive, BlockRecord, Boot, Holder, NodeRecord, ReservationRecord};
+use crate::record::{self, BlockRecord, Boot, Holder, LeaseRecord, NodeRecord, ReservationRecord};
 use crate::removal::Quarantine;
 use crate::reservation;
 use crate::store::Entry;
-use crate::view::{Source, Versioned, View};
+use crate::view::{Versioned, View, ViewSource};
 
 pub use identity::{NotAdopted, Proof, adopt};
-pub use reason::{Conflict, NoPresence, Removed, Waiting};
+pub use reason::{Conflict, NoPresence, RemovedState, WaitReason};
 
 mod identity;
 mod reason;
@@ -40,15 +40,15 @@ pub struct MembershipInputs<'a> {
     /// The evidence required that this machine is the node of its ledger.
     pub proof: Proof,
     /// The machine that this one replaces, as requested with `polderctl node adopt`.
-    pub adopted: Option<&'a Alive>,
+    pub adopted: Option<&'a LeaseRecord>,
     /// The node's labels in its configuration.
     pub labels: &'a Labels,
     /// The cluster's records, as last read.
     pub view: &'a View,
     /// The node's blocks and addresses, and the identity in its ledger.
-    pub own: &'a NodeHoldings,
+    pub holdings: &'a NodeHoldings,
     /// The node's addresses and tunnel parameters, or the reason why they are not known yet.
-    pub presence: &'a Result<Presence, NoPresence>,
+    pub presence: &'a Result<NodePresence, NoPresence>,
     /// Result of the last check for another boot or machine with this node's name.
     pub double: NameConflict,
     /// Whether no block is claimed: the datastore lost records, and their owners are restoring them.
@@ -65,7 +65,7 @@ pub struct MembershipInputs<'a> {
 
 /// The node's own addresses and tunnel parameters for its record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Presence {
+pub struct NodePresence {
     /// The underlay addresses, at most one per family.
     pub underlay: Vec<IpAddr>,
     /// MAC address of its VXLAN tunnel endpoint.
@@ -80,20 +80,21 @@ pub struct Presence {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum NameConflict {
     /// Not checked.
-    Unasked,
+    Unchecked,
     /// No other is alive.
     None,
     /// This one is alive.
-    Alive(Alive),
+    Alive(LeaseRecord),
 }
 
 impl NameConflict {
-    /// Evaluates the entry at the node's liveness key (`Key::Alive`) for this boot. An unreadable value counts as
+    /// Evaluates the entry at the node's liveness key (`Key::Lease`) for this boot. An unreadable value counts as
     /// another that is alive.
     pub fn read(entry: Option<&Entry>, me: Boot<'_>) -> Self {
         let Some(entry) = entry else { return Self::None };
-        let unknown = || Alive { boot_id: BootId::new("unknown"), machine_id: MachineId::new("unknown") };
-        let alive = record::alive(&entry.value).unwrap_or_else(|_| unknown());
+        let unknown =
+            || LeaseRecord { boot_id: BootId::new("unknown"), machine_id: MachineId::new("unknown") };
+        let alive = record::lease(&entry.value).unwrap_or_else(|_| unknown());
         if Boot::from(&alive) == me { Self::None } else { Self::Alive(alive) }
     }
 }
@@ -104,11 +105,11 @@ pub enum Step {
     /// Nothing to do.
     Settled,
     /// Nothing to do until this changes. The node may use what it owns.
-    Wait(Waiting),
+    Wait(WaitReason),
     /// Nothing to do: another node or machine has this node's identity or block. The node must not serve.
     Conflict(Box<Conflict>),
     /// Nothing to do: the node was removed. It must not serve.
-    Removed(Removed),
+    Removed(RemovedState),
     /// The cluster has no settings: create them, or wait for them.
     Bootstrap,
     /// Write the node's identity to the ledger.
@@ -174,18 +175,19 @@ pub fn next(facts: &MembershipInputs<'_>) -> Step {
 /// The step; an error if it blocks all later ones.
 fn decide(facts: &MembershipInputs<'_>) -> Result<Step, Step> {
     let view = facts.view;
-    if view.source == Source::Nowhere {
-        let silent = |reason: &String| Waiting::Silent(SharedError::new(reason.clone()));
-        return Err(Step::Wait(view.lost.as_ref().map_or(Waiting::Records, silent)));
+    if view.source == ViewSource::Nowhere {
+        let silent = |reason: &String| WaitReason::Unreachable(SharedError::new(reason.clone()));
+        return Err(Step::Wait(view.lost.as_ref().map_or(WaitReason::Records, silent)));
     }
-    if let Some(identity) = facts.own.identity.as_ref().filter(|own| own.member_state == MemberState::Removed)
+    if let Some(identity) =
+        facts.holdings.identity.as_ref().filter(|own| own.member_state == MemberState::Removed)
     {
         return Ok(identity::leave(facts, identity));
     }
     let Some(cluster) = &view.cluster else { return Err(Step::Bootstrap) };
     let identity = identity::identify(facts, &cluster.record)?;
-    if view.source == Source::Snapshot {
-        return Err(Step::Wait(Waiting::Away));
+    if view.source == ViewSource::Snapshot {
+        return Err(Step::Wait(WaitReason::NotReached));
     }
     let me = register(facts, identity)?;
     let gone = reconcile(facts, identity, &me)?;
@@ -210,8 +212,8 @@ fn register(facts: &MembershipInputs<'_>, identity: &NodeIdentity) -> Result<Mem
         machine_id: facts.boot.machine_id.clone(),
         boot_id: facts.boot.boot_id.clone(),
         underlay: presence.underlay.clone(),
-        gateways: facts.own.gateways.clone(),
-        probes: facts.own.probes.clone(),
+        gateways: facts.holdings.gateways.clone(),
+        probes: facts.holdings.probes.clone(),
         vtep_mac: presence.vtep_mac,
         mtu: presence.mtu,
         version: presence.version.clone(),
@@ -219,7 +221,7 @@ fn register(facts: &MembershipInputs<'_>, identity: &NodeIdentity) -> Result<Mem
     let node = facts.me.clone();
     Err(commit(match known {
         Some(known) if *known.record == record => return Ok(Member { node, revision: known.revision }),
-        Some(known) if identity::is_strangers(facts, &known.record) => {
+        Some(known) if identity::is_of_stranger(facts, &known.record) => {
             Change::TakeOverNode { node, record, before: known.revision }
         }
         _ => {
@@ -235,8 +237,8 @@ fn reconcile(
     facts: &MembershipInputs<'_>,
     identity: &NodeIdentity,
     me: &Member,
-) -> Result<Option<Waiting>, Step> {
-    let (view, blocks) = (facts.view, &facts.own.blocks);
+) -> Result<Option<WaitReason>, Step> {
+    let (view, blocks) = (facts.view, &facts.holdings.blocks);
     for block in validate(view, facts.me, &BTreeSet::new()).own_blocks {
         if !blocks.iter().any(|owned| owned.block == block) {
             // The outcome of this claim was unknown, or the ledger lost it.
@@ -258,7 +260,7 @@ fn reconcile(
     let mut gone = None;
     for lost in blocks.iter().filter(|owned| is_lost(owned, view)) {
         let Some(pool) = view.pools.get(&lost.pool) else {
-            gone = Some(Waiting::PoolGone { pool: lost.pool.clone(), block: lost.block });
+            gone = Some(WaitReason::PoolGone { pool: lost.pool.clone(), block: lost.block });
             continue;
         };
         let grounds = Preconditions { by: me.clone(), incarnation: &identity.incarnation, pool };
@@ -270,8 +272,8 @@ fn reconcile(
 /// Restores pools that the datastore lost and in which this node has addresses: a pool in use cannot have been removed.
 fn put_back_pools(facts: &MembershipInputs<'_>, me: &Member) -> Result<(), Step> {
     for (name, pool) in &facts.view.lost_pools {
-        let of_block = facts.own.blocks.iter().any(|owned| !owned.leaving && owned.pool == *name);
-        let of_stray = || facts.own.strays.iter().any(|stray| pool.cidr().has(stray.address));
+        let of_block = facts.holdings.blocks.iter().any(|owned| !owned.leaving && owned.pool == *name);
+        let of_stray = || facts.holdings.strays.iter().any(|stray| pool.cidr().has(stray.address));
         if !of_block && !of_stray() {
             continue;
         }
@@ -287,7 +289,7 @@ fn put_back_pools(facts: &MembershipInputs<'_>, me: &Member) -> Result<(), Step>
 /// Releases blocks that are not needed, many per change: a node can have thousands.
 fn release_blocks(facts: &MembershipInputs<'_>, identity: &NodeIdentity, me: &Member) -> Result<(), Step> {
     let is_own = |claim: &Versioned<BlockRecord>| claim.record.incarnation == identity.incarnation;
-    let leaving = facts.own.blocks.iter().filter(|owned| owned.leaving).map(|owned| owned.block);
+    let leaving = facts.holdings.blocks.iter().filter(|owned| owned.leaving).map(|owned| owned.block);
     let (claimed, gone): (Vec<Block>, Vec<Block>) =
         leaving.partition(|block| facts.view.blocks.get(block).is_some_and(is_own));
     if !gone.is_empty() {
@@ -299,10 +301,10 @@ fn release_blocks(facts: &MembershipInputs<'_>, identity: &NodeIdentity, me: &Me
         return Err(commit(Change::ReleaseBlocks { by: me.clone(), blocks }));
     }
     // While other nodes restore lost records, this node's claims can be needed as evidence.
-    if facts.own.spare.is_empty() || facts.hold_off {
+    if facts.holdings.spare.is_empty() || facts.hold_off {
         return Ok(());
     }
-    Err(Step::Leave(facts.own.spare.clone()))
+    Err(Step::Leave(facts.holdings.spare.clone()))
 }
 
 /// Result of the check for blocks and gateway addresses.
@@ -310,12 +312,12 @@ struct Needs {
     /// The step that obtains a missing one.
     step: Option<Step>,
     /// The reason why one cannot be obtained.
-    reason: Option<Waiting>,
+    reason: Option<WaitReason>,
 }
 
 /// Ensures an open block and a gateway address in each family. A failure in one family does not block the other.
 fn needs(facts: &MembershipInputs<'_>) -> Needs {
-    let (view, own) = (facts.view, facts.own);
+    let (view, own) = (facts.view, facts.holdings);
     let mut reason = None;
     let is_open = |owned: &&OwnedBlock| {
         !owned.leaving && view.pools.get(&owned.pool).is_some_and(|pool| pool.record.is_open_to(facts.labels))
@@ -328,8 +330,8 @@ fn needs(facts: &MembershipInputs<'_>) -> Needs {
                     reason.get_or_insert_with(|| why.clone().into());
                     None
                 }
-                None if holds_off(facts.hold_off) => {
-                    reason.get_or_insert(Waiting::HoldOff);
+                None if delays_claims(facts.hold_off) => {
+                    reason.get_or_insert(WaitReason::HoldOff);
                     None
                 }
                 None => Some(Step::Claim(BlockRequest::Any(family, None))),
@@ -345,8 +347,8 @@ fn needs(facts: &MembershipInputs<'_>) -> Needs {
         }
     }
     let is_given_up = |gateway: &&IpAddr| !view.families().contains(&Family::of(**gateway));
-    let lonely = own.lonely_gateways.iter().find(is_given_up);
-    Needs { step: lonely.filter(|_| !facts.hold_off).map(|gateway| Step::DropGateway(*gateway)), reason }
+    let unneeded = own.unneeded_gateways.iter().find(is_given_up);
+    Needs { step: unneeded.filter(|_| !facts.hold_off).map(|gateway| Step::DropGateway(*gateway)), reason }
 }
 
 /// Releases reserved addresses that no attachment uses, and restores those that the datastore lost.
@@ -354,21 +356,21 @@ fn reservations(facts: &MembershipInputs<'_>, identity: &NodeIdentity, me: &Memb
     let mine = |holder: &&Holder| holder.incarnation == identity.incarnation;
     for (address, known) in &facts.view.reservations {
         let Some(holder) = known.record.holder.as_ref().filter(mine) else { continue };
-        let held = facts.own.strays.iter().any(|stray| stray.address == *address);
-        let wanted = held || facts.own.expected.contains(address);
+        let held = facts.holdings.strays.iter().any(|stray| stray.address == *address);
+        let wanted = held || facts.holdings.expected.contains(address);
         if !wanted || holder.boot_id != *facts.boot.boot_id {
             let released = reservation::released(*address, known);
             return Err(commit(Change::ReleaseAddress { by: me.clone(), released }));
         }
     }
-    for stray in &facts.own.strays {
+    for stray in &facts.holdings.strays {
         let Some(owner) = &stray.owner else { continue };
         let known = facts.view.reservations.get(&stray.address);
         // A datastore that was restored from a backup has an earlier holder, or none. If the holder is another node, it
         // must release the address first.
         let is_right = known.and_then(|known| Some((known, known.record.holder.as_ref()?)));
         let is_right = is_right.is_some_and(|(known, holder)| {
-            let lives = || facts.own.strays.iter().any(|stray| stray.attachment == holder.attachment);
+            let lives = || facts.holdings.strays.iter().any(|stray| stray.attachment == holder.attachment);
             !mine(&holder) || known.record.owner == *owner || lives()
         });
         if is_right || reservation::pool_of(facts.view, stray.address).is_none() {
@@ -383,7 +385,7 @@ fn reservations(facts: &MembershipInputs<'_>, identity: &NodeIdentity, me: &Memb
         let generation = known.map_or(1, |known| known.record.generation + 1);
         let record = ReservationRecord { owner: owner.clone(), holder: Some(holder), generation };
         let before = known.map(|known| known.revision);
-        let again = HandOver { by: me.clone(), address: stray.address, record, before, out_of: None };
+        let again = HandOver { by: me.clone(), address: stray.address, record, before, source_pool: None };
         return Err(commit(again));
     }
     Ok(())

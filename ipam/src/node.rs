@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use polder_api::{Attachment, Family, Mac, PoolName, rule};
 
-use crate::allocator::{Allocator, Counts, Refused, Rest};
+use crate::allocator::{AddressRefusal, Allocator, CoolDown, Counts};
 use crate::claim::LOW_WATER;
 use crate::ids::BootId;
-use crate::ledger::{AttachmentEntry, Kind, Ledger, LedgerError, NodeIdentity, OwnedBlock};
+use crate::ledger::{AttachmentEntry, AttachmentKind, Ledger, LedgerError, NodeIdentity, OwnedBlock};
 use crate::moment::Moment;
 use crate::pool::{Block, Labels, Pool};
 
@@ -37,11 +37,11 @@ pub struct NodeIpam<L> {
 }
 
 /// Minimum time between adding a block and releasing it.
-const FRESH: Duration = Duration::from_secs(10);
+const MIN_BLOCK_AGE: Duration = Duration::from_secs(10);
 
 rule! {
     /// Whether attachments of an earlier boot are void.
-    fn another_boot_ends_all() -> bool {
+    fn reboot_voids_attachments() -> bool {
         true
     }
     BootIsIgnored => false
@@ -66,7 +66,7 @@ rule! {
 
 rule! {
     /// Whether releasing `released` also releases `one`: only the same attachment, not others of the same pod.
-    fn goes_with(one: &AttachmentEntry, released: &AttachmentEntry) -> bool {
+    fn is_released_with(one: &AttachmentEntry, released: &AttachmentEntry) -> bool {
         one.attachment == released.attachment
     }
     ReleaseByPod => one.pod == released.pod
@@ -82,25 +82,25 @@ rule! {
 
 rule! {
     /// The pools that the node does not allocate from, given those that are closed to it.
-    fn shut(closed: BTreeSet<PoolName>) -> BTreeSet<PoolName> {
+    fn closed_to_allocation(closed: BTreeSet<PoolName>) -> BTreeSet<PoolName> {
         closed
     }
     DrainedPoolGives => BTreeSet::new()
 }
 
 impl<L: Ledger> NodeIpam<L> {
-    /// Opens the ledger in this boot; `rest` is the cool-down. Returns the attachments of an earlier boot, which are
-    /// now void.
+    /// Opens the ledger in this boot; `cool_down` is the cool-down. Returns the attachments of an earlier boot, which
+    /// are now void.
     pub fn with(
         mut ledger: L,
         boot_id: &BootId,
-        rest: Duration,
+        cool_down: Duration,
     ) -> Result<(Self, Vec<AttachmentEntry>), LedgerError> {
-        let void = if another_boot_ends_all() { ledger.enter_boot(boot_id)? } else { Vec::new() };
+        let void = if reboot_voids_attachments() { ledger.enter_boot(boot_id)? } else { Vec::new() };
         let inactive = ledger.blocks()?;
         let attachments = ledger.attachments()?;
         let node = Self {
-            allocator: Allocator::new(rest),
+            allocator: Allocator::new(cool_down),
             blocks: inactive.clone(),
             gateways: ledger.gateways()?,
             attachments: attachments.into_iter().map(|held| (held.attachment.clone(), held)).collect(),
@@ -142,7 +142,7 @@ impl<L: Ledger> NodeIpam<L> {
         }
         self.ledger.add_attachment(&held)?;
         for address in &held.addresses {
-            // Fails for addresses of blocks that are not usable yet: `wake` takes those.
+            // Fails for addresses of blocks that are not usable yet: `activate_block` takes those.
             let _ = self.allocator.take(*address);
         }
         self.attachments.insert(held.attachment.clone(), held);
@@ -165,7 +165,7 @@ impl<L: Ledger> NodeIpam<L> {
     pub fn learn_pools(&mut self, pools: &[Pool], labels: &Labels) -> Result<(), LedgerError> {
         let open = |name: &PoolName| pools.iter().any(|pool| pool.name == *name && pool.is_open_to(labels));
         let closed = self.blocks.iter().map(|owned| &owned.pool).filter(|name| !open(name)).cloned();
-        self.allocator.close(shut(closed.collect()));
+        self.allocator.close(closed_to_allocation(closed.collect()));
         if self.inactive.is_empty() {
             return Ok(());
         }
@@ -176,7 +176,7 @@ impl<L: Ledger> NodeIpam<L> {
             self.inactive = unknown;
             let known: Vec<OwnedBlock> = known;
             for owned in known {
-                self.wake(&owned, pool)?;
+                self.activate_block(&owned, pool)?;
                 self.allocator.doubt(owned.block);
             }
         }
@@ -184,7 +184,7 @@ impl<L: Ledger> NodeIpam<L> {
     }
 
     /// Adds a block to the allocator, with the state of its addresses from the ledger.
-    fn wake(&mut self, owned: &OwnedBlock, pool: &Pool) -> Result<(), LedgerError> {
+    fn activate_block(&mut self, owned: &OwnedBlock, pool: &Pool) -> Result<(), LedgerError> {
         if owned.leaving {
             return Ok(());
         }
@@ -208,15 +208,15 @@ impl<L: Ledger> NodeIpam<L> {
         Ok(())
     }
 
-    /// Adds a block that the node now owns. The node keeps it for at least `FRESH`, so that its requester can use it.
-    /// Succeeds if the node already owns it.
+    /// Adds a block that the node now owns. The node keeps it for at least `MIN_BLOCK_AGE`, so that its requester can
+    /// use it. Succeeds if the node already owns it.
     pub fn add_block(&mut self, owned: OwnedBlock, pool: &Pool, now: Moment) -> Result<(), LedgerError> {
         if self.blocks.iter().any(|known| known.block == owned.block) {
             return Ok(());
         }
         self.ledger.add_block(&owned)?;
-        self.wake(&owned, pool)?;
-        self.fresh.retain(|_, claimed| now.since(*claimed) < FRESH);
+        self.activate_block(&owned, pool)?;
+        self.fresh.retain(|_, claimed| now.since(*claimed) < MIN_BLOCK_AGE);
         self.fresh.insert(owned.block, now);
         self.blocks.push(owned);
         Ok(())
@@ -240,7 +240,7 @@ impl<L: Ledger> NodeIpam<L> {
             if self.gateways.iter().any(|gateway| Family::of(*gateway) == family) {
                 continue;
             }
-            if let Some(address) = self.allocator.next(family, None, Rest::Shortest, now) {
+            if let Some(address) = self.allocator.next(family, None, CoolDown::Shortest, now) {
                 self.ledger.add_gateway(address)?;
                 let _ = self.allocator.take(address);
                 self.last.remove(&address);
@@ -252,63 +252,65 @@ impl<L: Ledger> NodeIpam<L> {
         Ok(new)
     }
 
-    /// Allocates the addresses of a wish. Afterwards the ledger contains all of them, or none.
+    /// Allocates the addresses of a request. Afterwards the ledger contains all of them, or none.
     pub fn allocate(
         &mut self,
-        wish: AllocationRequest,
-        rest: Rest,
+        request: AllocationRequest,
+        cool_down: CoolDown,
         now: Moment,
     ) -> Result<AttachmentEntry, AllocateError> {
-        if let Some(held) = self.attachments.get(&wish.attachment) {
+        if let Some(held) = self.attachments.get(&request.attachment) {
             return Err(AllocateError::Exists(Box::new(held.clone())));
         }
-        if self.is_overtaken(&wish.attachment) {
-            return Err(AllocateError::Overtaken);
+        if self.is_deleted_during_add(&request.attachment) {
+            return Err(AllocateError::DeletedDuringAdd);
         }
-        let mut addresses = match &wish.source {
-            Source::Blocks { families, pool, requested, reserved } => {
+        let mut addresses = match &request.source {
+            AllocationSource::Blocks { families, pool, requested, reserved } => {
                 let expected =
-                    |address: &IpAddr| self.expected.contains(&(*address, wish.attachment.clone()));
+                    |address: &IpAddr| self.expected.contains(&(*address, request.attachment.clone()));
                 if let Some(address) = reserved.iter().copied().find(|address| !expected(address)) {
-                    let why = Refused::NotExpected;
+                    let why = AddressRefusal::NotExpected;
                     return Err(AllocateError::Refused { address, why, holder: None });
                 }
                 let choice =
-                    Choice { pool: pool.as_ref(), requested, reserved, attachment: &wish.attachment };
-                self.choose(families, &choice, rest, now)?
+                    Choice { pool: pool.as_ref(), requested, reserved, attachment: &request.attachment };
+                self.choose(families, &choice, cool_down, now)?
             }
-            Source::Elsewhere(addresses) => addresses.clone(),
+            AllocationSource::OtherPlugin(addresses) => addresses.clone(),
         };
         addresses.sort();
         if let Some((address, holder)) =
             addresses.iter().find_map(|address| Some((*address, self.holder(*address)?)))
         {
-            return Err(AllocateError::Refused { address, why: Refused::Used, holder: Some(holder) });
+            return Err(AllocateError::Refused { address, why: AddressRefusal::Used, holder: Some(holder) });
         }
         let Some(first) = addresses.first() else {
             return Err(AllocateError::Shortage { family: Family::V4, counts: Counts::default() });
         };
         let has_gateway = |family: Family| self.gateways.iter().any(|own| Family::of(*own) == family);
         let families = addresses.iter().map(|address| Family::of(*address));
-        if let (Kind::Pod, Some(family)) = (wish.kind, families.clone().find(|family| !has_gateway(*family)))
+        if let (AttachmentKind::Pod, Some(family)) =
+            (request.kind, families.clone().find(|family| !has_gateway(*family)))
         {
             return Err(AllocateError::NoGateway { family });
         }
-        let mac = wish.mac.unwrap_or_else(|| Mac::of_pod(*first));
-        let same =
-            |held: &&AttachmentEntry| held.kind == Kind::Pod && held.mac == mac && wish.kind == Kind::Pod;
+        let mac = request.mac.unwrap_or_else(|| Mac::of_pod(*first));
+        let same = |held: &&AttachmentEntry| {
+            held.kind == AttachmentKind::Pod && held.mac == mac && request.kind == AttachmentKind::Pod
+        };
         if let Some(holder) = self.attachments.values().find(same) {
             return Err(AllocateError::MacTaken { mac, holder: holder.attachment.clone() });
         }
         let held = AttachmentEntry {
             mac,
-            attachment: wish.attachment,
-            kind: wish.kind,
+            attachment: request.attachment,
+            kind: request.kind,
             since: now,
             addresses,
-            mtu: wish.mtu,
-            netns: wish.netns,
-            pod: wish.pod,
+            mtu: request.mtu,
+            netns: request.netns,
+            pod: request.pod,
             leaving: false,
             gateways: Vec::new(),
         };
@@ -327,7 +329,7 @@ impl<L: Ledger> NodeIpam<L> {
         &self,
         families: &[Family],
         choice: &Choice<'_>,
-        rest: Rest,
+        cool_down: CoolDown,
         now: Moment,
     ) -> Result<Vec<IpAddr>, AllocateError> {
         let Choice { pool, requested, reserved, attachment } = *choice;
@@ -339,11 +341,13 @@ impl<L: Ledger> NodeIpam<L> {
                 let refused = |why| AllocateError::Refused { address, why, holder: self.holder(address) };
                 return match self.allocator.ask(address, now) {
                     // The same attachment used the address last: no cool-down is needed.
-                    Err(Refused::Resting(_)) if self.last.get(&address) == Some(attachment) => Ok(address),
+                    Err(AddressRefusal::Resting(_)) if self.last.get(&address) == Some(attachment) => {
+                        Ok(address)
+                    }
                     asked => asked.map(|()| address).map_err(refused),
                 };
             }
-            self.allocator.next(*family, pool, rest, now).ok_or_else(|| AllocateError::Shortage {
+            self.allocator.next(*family, pool, cool_down, now).ok_or_else(|| AllocateError::Shortage {
                 family: *family,
                 counts: self.total(*family, pool, now),
             })
@@ -371,8 +375,14 @@ impl<L: Ledger> NodeIpam<L> {
     }
 
     /// Whether an address can be allocated.
-    pub fn could_allocate(&self, family: Family, pool: Option<&PoolName>, rest: Rest, now: Moment) -> bool {
-        self.allocator.next(family, pool, rest, now).is_some()
+    pub fn could_allocate(
+        &self,
+        family: Family,
+        pool: Option<&PoolName>,
+        cool_down: CoolDown,
+        now: Moment,
+    ) -> bool {
+        self.allocator.next(family, pool, cool_down, now).is_some()
     }
 
     /// The attachment, if it exists.
@@ -402,7 +412,7 @@ impl<L: Ledger> NodeIpam<L> {
     pub fn release(&mut self, attachment: &Attachment, now: Moment) -> Result<(), LedgerError> {
         self.deleted_meanwhile.remove(attachment);
         let Some(released) = self.attachments.get(attachment) else { return Ok(()) };
-        let gone = self.attachments.values().filter(|one| goes_with(one, released));
+        let gone = self.attachments.values().filter(|one| is_released_with(one, released));
         for attachment in gone.map(|one| one.attachment.clone()).collect::<Vec<_>>() {
             self.ledger.remove_attachment(&attachment, now)?;
             for address in self.attachments.remove(&attachment).into_iter().flat_map(|held| held.addresses) {
@@ -411,7 +421,8 @@ impl<L: Ledger> NodeIpam<L> {
                 }
             }
         }
-        let rests = |address: &IpAddr| matches!(self.allocator.ask(*address, now), Err(Refused::Resting(_)));
+        let rests =
+            |address: &IpAddr| matches!(self.allocator.ask(*address, now), Err(AddressRefusal::Resting(_)));
         self.last.retain(|address, _| rests(address));
         Ok(())
     }
@@ -451,11 +462,11 @@ mod own;
 mod probe;
 mod request;
 
-pub use facts::Condition;
+pub use facts::AddressCondition;
 pub use own::{NodeHoldings, Stray};
 pub use probe::{SMALLEST_BLOCK, SMALLEST_POOL};
 use request::Choice;
-pub use request::{AllocateError, AllocationRequest, Source};
+pub use request::{AllocateError, AllocationRequest, AllocationSource};
 
 #[cfg(test)]
 mod tests;

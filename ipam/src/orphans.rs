@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_once_or_not_for_long_is_left_alone() {
+    fn an_attachment_is_an_orphan_only_after_the_grace_period() {
         let gone: Attachment = "net/c/eth0".parse().unwrap();
         let missing = BTreeSet::from([gone.clone()]);
         let (grace, at) = (Duration::from_secs(30), |seconds: u64| Moment::from_millis(seconds * 1000));
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_works_on_is_not_counted() {
+    fn the_grace_period_starts_after_the_last_running_call() {
         let gone: Attachment = "net/c/eth0".parse().unwrap();
         let missing = BTreeSet::from([gone]);
         let mut seen = Orphans::default();

@@ -23,7 +23,7 @@ use crate::view::{Versioned, View};
 
 mod fault;
 
-pub use fault::{Fault, UniqueAddress};
+pub use fault::{RecordFault, UniqueAddress};
 
 /// Another node, with its blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,14 +38,14 @@ pub struct Peer {
 
 /// A problem with a record, which is not applied or only in part.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Problem {
+pub struct RecordProblem {
     /// Key of the record in the datastore.
     pub key: String,
     /// Result of the validation.
-    pub fault: Fault,
+    pub fault: RecordFault,
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for RecordProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { key, fault } = self;
         if fault.is_partial() {
@@ -85,20 +85,20 @@ pub struct ValidatedRecords {
     /// The valid blocks of this node itself.
     pub own_blocks: Vec<Block>,
     /// The records with problems, sorted by key.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<RecordProblem>,
 }
 
 /// Validates the records from the view of node `me`. `dead` contains the nodes whose agents are known not to be alive.
 pub fn validate(view: &View, me: &NodeName, dead: &BTreeSet<NodeName>) -> ValidatedRecords {
-    let problem = |fault: fn(SharedError) -> Fault| {
+    let problem = |fault: fn(SharedError) -> RecordFault| {
         move |(key, reason): (&String, &String)| {
             let fault = fault(SharedError::new(reason.clone()));
-            Problem { key: key.clone(), fault }
+            RecordProblem { key: key.clone(), fault }
         }
     };
-    let refused = view.refused.iter().map(problem(Fault::Refused));
-    let mut problems: Vec<Problem> =
-        refused.chain(view.doubtful.iter().map(problem(Fault::Doubtful))).collect();
+    let refused = view.refused.iter().map(problem(RecordFault::Refused));
+    let mut problems: Vec<RecordProblem> =
+        refused.chain(view.doubtful.iter().map(problem(RecordFault::Doubtful))).collect();
     let nodes = believable_nodes(view, me, dead, &mut problems);
     let mut blocks = believable_blocks(view, &nodes, &mut problems);
     let own_blocks = blocks.remove(me).unwrap_or_default();
@@ -121,7 +121,7 @@ fn believable_nodes<'a>(
     view: &'a View,
     me: &NodeName,
     dead: &BTreeSet<NodeName>,
-    problems: &mut Vec<Problem>,
+    problems: &mut Vec<RecordProblem>,
 ) -> Nodes<'a> {
     let mut oldest_first: Vec<_> = view.nodes.iter().collect();
     // This node's own record takes precedence.
@@ -144,7 +144,7 @@ fn believable_nodes<'a>(
                 owners.extend(UniqueAddress::all(&known.record).map(|identity| (identity, name)));
                 nodes.insert(name, known);
             }
-            Err(fault) => problems.push(Problem { key: Key::Node(name.clone()).to_string(), fault }),
+            Err(fault) => problems.push(RecordProblem { key: Key::Node(name.clone()).to_string(), fault }),
         }
     }
     nodes
@@ -155,39 +155,39 @@ fn check_node(
     name: &NodeName,
     record: &NodeRecord,
     owners: &HashMap<UniqueAddress, &NodeName>,
-) -> Result<(), Fault> {
+) -> Result<(), RecordFault> {
     let of_another = |identity| owners.get_key_value(&identity).filter(|(_, owner)| **owner != name);
     if let Some((identity, owner)) = UniqueAddress::all(record).find_map(of_another) {
-        return Err(Fault::OfAnother { identity: *identity, owner: (*owner).clone() });
+        return Err(RecordFault::OfAnother { identity: *identity, owner: (*owner).clone() });
     }
     check_shape(view, record)
 }
 
 /// Checks the record by itself and against the pools.
-fn check_shape(view: &View, record: &NodeRecord) -> Result<(), Fault> {
+fn check_shape(view: &View, record: &NodeRecord) -> Result<(), RecordFault> {
     for family in Family::BOTH {
         for (kind, addresses) in
             [("underlay", &record.underlay), ("gateway", &record.gateways), ("probe", &record.probes)]
         {
             if addresses.iter().filter(|address| Family::of(**address) == family).count() > 1 {
-                return Err(Fault::TooMany { family, kind });
+                return Err(RecordFault::TooMany { family, kind });
             }
         }
     }
     for address in &record.underlay {
         if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
-            return Err(Fault::Unreachable(*address));
+            return Err(RecordFault::Unreachable(*address));
         }
         if let Some(pool) = view.pools.values().find(|pool| pool.record.cidr().has(*address)) {
-            return Err(Fault::UnderlayInPool { address: *address, pool: pool.record.name.clone() });
+            return Err(RecordFault::UnderlayInPool { address: *address, pool: pool.record.name.clone() });
         }
     }
     let first = record.vtep_mac.0[0];
     if first & 1 != 0 || record.vtep_mac.0 == [0; 6] {
-        return Err(Fault::Mac(record.vtep_mac));
+        return Err(RecordFault::Mac(record.vtep_mac));
     }
     if !MTU_RANGE.contains(&record.mtu) {
-        return Err(Fault::Mtu { mtu: record.mtu });
+        return Err(RecordFault::Mtu { mtu: record.mtu });
     }
     Ok(())
 }
@@ -197,13 +197,13 @@ fn with_usable_gateways(
     view: &View,
     name: &NodeName,
     record: &Arc<NodeRecord>,
-    problems: &mut Vec<Problem>,
+    problems: &mut Vec<RecordProblem>,
 ) -> Arc<NodeRecord> {
     let in_a_pool = |gateway: &&IpAddr| view.pools.values().any(|pool| pool.record.cidr().has(**gateway));
     let (usable, stray): (Vec<_>, Vec<_>) = record.gateways.iter().partition(in_a_pool);
     let Some(first) = stray.first() else { return Arc::clone(record) };
     let key = Key::Node(name.clone()).to_string();
-    problems.push(Problem { key, fault: Fault::StrayGateway(*first) });
+    problems.push(RecordProblem { key, fault: RecordFault::StrayGateway(*first) });
     Arc::new(NodeRecord { gateways: usable, ..(**record).clone() })
 }
 
@@ -212,20 +212,20 @@ fn with_usable_probes(
     name: &NodeName,
     record: Arc<NodeRecord>,
     blocks: &[Block],
-    problems: &mut Vec<Problem>,
+    problems: &mut Vec<RecordProblem>,
 ) -> Arc<NodeRecord> {
     let is_own = |probe: &&IpAddr| blocks.iter().any(|block| block.cidr().has(**probe));
     let (usable, stray): (Vec<_>, Vec<_>) = record.probes.iter().partition(is_own);
     let Some(first) = stray.first() else { return record };
     let key = Key::Node(name.clone()).to_string();
-    problems.push(Problem { key, fault: Fault::StrayProbe(*first) });
+    problems.push(RecordProblem { key, fault: RecordFault::StrayProbe(*first) });
     Arc::new(NodeRecord { probes: usable, ..(*record).clone() })
 }
 
 fn believable_blocks(
     view: &View,
     nodes: &Nodes<'_>,
-    problems: &mut Vec<Problem>,
+    problems: &mut Vec<RecordProblem>,
 ) -> BTreeMap<NodeName, Vec<Block>> {
     let mut blocks: BTreeMap<NodeName, Vec<Block>> = BTreeMap::new();
     let overlapping = overlapping(view);
@@ -233,25 +233,25 @@ fn believable_blocks(
         let checked = match overlapping.get(block) {
             Some(first) => {
                 let node = view.blocks[first].record.node.clone();
-                Err(Fault::Overlaps { first: *first, node })
+                Err(RecordFault::Overlaps { first: *first, node })
             }
             None => check_block(view, nodes, *block, &known.record),
         };
         match checked {
             Ok(()) => blocks.entry(known.record.node.clone()).or_default().push(*block),
-            Err(fault) => problems.push(Problem { key: Key::Block(*block).to_string(), fault }),
+            Err(fault) => problems.push(RecordProblem { key: Key::Block(*block).to_string(), fault }),
         }
     }
     blocks
 }
 
 /// The reserved addresses, by the incarnation of their holder.
-fn held_addresses(view: &View, problems: &mut Vec<Problem>) -> BTreeMap<Incarnation, Vec<Block>> {
+fn held_addresses(view: &View, problems: &mut Vec<RecordProblem>) -> BTreeMap<Incarnation, Vec<Block>> {
     let mut held: BTreeMap<Incarnation, Vec<Block>> = BTreeMap::new();
     for (address, known) in &view.reservations {
         if reservation::pool_of(view, *address).is_none() {
             let key = Key::Reservation(*address).to_string();
-            problems.push(Problem { key, fault: Fault::StrayReservation });
+            problems.push(RecordProblem { key, fault: RecordFault::StrayReservation });
         } else if let Some(holder) = &known.record.holder {
             let block = Block::new(Cidr::around(*address, Family::of(*address).bits()));
             held.entry(holder.incarnation.clone()).or_default().push(block);
@@ -280,23 +280,23 @@ fn overlapping(view: &View) -> BTreeMap<Block, Block> {
     later
 }
 
-fn check_block(view: &View, nodes: &Nodes<'_>, block: Block, claim: &BlockRecord) -> Result<(), Fault> {
+fn check_block(view: &View, nodes: &Nodes<'_>, block: Block, claim: &BlockRecord) -> Result<(), RecordFault> {
     let BlockRecord { node, incarnation, pool: name, .. } = claim;
     match view.pools.get(name) {
-        None if view.any_pool(name).is_some() => return Err(Fault::UnusablePool(name.clone())),
-        None => return Err(Fault::NoPool(name.clone())),
+        None if view.any_pool(name).is_some() => return Err(RecordFault::UnusablePool(name.clone())),
+        None => return Err(RecordFault::NoPool(name.clone())),
         Some(pool) if !pool.record.has_block(block) => {
             let (cidr, block_length) = (pool.record.cidr(), pool.record.block_length());
-            return Err(Fault::NoBlockOf { pool: name.clone(), cidr, block_length });
+            return Err(RecordFault::NoBlockOf { pool: name.clone(), cidr, block_length });
         }
         Some(_) => {}
     }
     if view.fences.contains_key(incarnation) {
-        return Err(Fault::Rests(node.clone()));
+        return Err(RecordFault::Rests(node.clone()));
     }
     match nodes.get(node) {
-        None => Err(Fault::NoNode(node.clone())),
-        Some(known) if known.record.incarnation != *incarnation => Err(Fault::Earlier(node.clone())),
+        None => Err(RecordFault::NoNode(node.clone())),
+        Some(known) if known.record.incarnation != *incarnation => Err(RecordFault::Earlier(node.clone())),
         Some(_) => Ok(()),
     }
 }

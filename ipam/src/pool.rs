@@ -256,8 +256,8 @@ pub enum BlockRequest {
 
 /// Labels as on a command line: `label=value`, separated by commas.
 pub fn format_labels(labels: &Labels) -> String {
-    let words: Vec<_> = labels.iter().map(|(label, value)| format!("{label}={value}")).collect();
-    words.join(",")
+    let parts: Vec<_> = labels.iter().map(|(label, value)| format!("{label}={value}")).collect();
+    parts.join(",")
 }
 
 #[cfg(test)]
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_that_cannot_be_is_refused_with_the_remedy() {
+    fn an_invalid_pool_is_refused_with_the_remedy() {
         let small = pool("10.0.0.0/28", 26).unwrap_err().to_string();
         assert!(small.contains("10.0.0.0/28") && small.contains("at least 28"), "{small}");
         let large = pool("10.0.0.0/8", 19).unwrap_err().to_string();
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_in_which_a_block_may_have_no_address_for_a_pod_is_not_for_use() {
+    fn a_pool_with_blocks_too_small_for_pods_is_refused() {
         for (cidr, length) in [
             ("10.0.0.0/24", 26),
             ("10.0.0.0/24", 30),
@@ -302,31 +302,31 @@ mod tests {
             ("fd00::/128", 128),
         ] {
             let unfit = pool(cidr, length).unwrap();
-            let said = unfit.check_use().unwrap_err().to_string();
+            let message = unfit.check_use().unwrap_err().to_string();
             let most = if cidr.contains(':') { "at most 126" } else { "at most 30" };
-            assert!(said.contains(most), "{cidr} in /{length}: {said}");
+            assert!(message.contains(most), "{cidr} in /{length}: {message}");
             // No node claims a block of reserved addresses.
             assert_eq!(Pool { purpose: Purpose::Reservations, ..unfit }.check_use(), Ok(()));
         }
     }
 
     #[test]
-    fn a_pool_of_a_special_range_is_not_for_use_whatever_it_is_for() {
+    fn a_pool_of_a_special_range_is_refused_for_any_purpose() {
         let multicast = pool("ff02::/64", 122).unwrap();
-        let said = multicast.check_use().unwrap_err().to_string();
-        assert!(said.contains("ff02::/64 cannot be a pool") && said.contains("multicast"), "{said}");
+        let message = multicast.check_use().unwrap_err().to_string();
+        assert!(message.contains("ff02::/64 cannot be a pool") && message.contains("multicast"), "{message}");
         assert!(Pool { purpose: Purpose::Reservations, ..multicast }.check_use().is_err());
     }
 
     #[test]
-    fn only_the_ends_of_the_pool_are_excluded_not_those_of_each_block() {
+    fn only_the_first_and_last_address_of_the_pool_are_excluded() {
         let pool = pool("10.0.0.0/24", 26).unwrap();
         let excluded: Vec<_> = pool.cidr().addresses().filter(|ip| pool.excludes(*ip)).collect();
         assert_eq!(excluded, ["10.0.0.0".parse::<IpAddr>().unwrap(), "10.0.0.255".parse().unwrap()]);
     }
 
     #[test]
-    fn a_pool_of_two_addresses_has_two_addresses() {
+    fn a_pool_of_at_most_two_addresses_excludes_none() {
         for (cidr, length) in [("10.0.0.0/31", 31), ("10.0.0.0/32", 32), ("fd00::/127", 127)] {
             let pool = pool(cidr, length).unwrap();
             assert!(pool.cidr().addresses().all(|ip| !pool.excludes(ip)), "{cidr}");

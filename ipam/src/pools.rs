@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use polder_api::{NodeName, PoolName};
 
-use crate::capacity::Largest;
+use crate::capacity::LargestOwners;
 use crate::change::Change;
 use crate::key::Key;
 use crate::needed;
@@ -24,13 +24,13 @@ pub use self::reason::{NotChanged, Users};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     /// The requested state already exists; the message about it.
-    Already(String),
+    NothingToDo(String),
     /// The change leads to the requested state.
     Commit {
         /// The change.
         change: Box<Change>,
         /// The message for when the change is applied.
-        done: String,
+        success_message: String,
     },
 }
 
@@ -43,19 +43,19 @@ pub fn add(view: &View, pool: &Pool) -> Result<Decision, NotChanged> {
             return Err(NotChanged::Different { name: name.clone(), there: describe(there) });
         }
         if there.state == PoolState::Active {
-            return Ok(Decision::Already(format!("pool {name} already exists: {}", describe(there))));
+            return Ok(Decision::NothingToDo(format!("pool {name} already exists: {}", describe(there))));
         }
         check_range(view, pool)?;
         let again = there.in_state(PoolState::Active);
         return Ok(Decision::Commit {
             change: Box::new(Change::ReplacePool { pool: again, revision: known.revision }),
-            done: format!("pool {name} is active again: {}", describe(there)),
+            success_message: format!("pool {name} is active again: {}", describe(there)),
         });
     }
     check_room(view, pool)?;
     Ok(Decision::Commit {
         change: Box::new(Change::AddPool { by: None, pool: pool.clone(), as_of: view.revision }),
-        done: format!("pool {name} is added: {}", describe(pool)),
+        success_message: format!("pool {name} is added: {}", describe(pool)),
     })
 }
 
@@ -63,7 +63,7 @@ pub fn add(view: &View, pool: &Pool) -> Result<Decision, NotChanged> {
 pub fn check_range(view: &View, pool: &Pool) -> Result<(), NotChanged> {
     pool.check_use()?;
     let cidr = pool.cidr();
-    if let Some(address) = view.own.iter().find(|address| cidr.has(**address)) {
+    if let Some(address) = view.own_addresses.iter().find(|address| cidr.has(**address)) {
         return Err(NotChanged::OwnAddress { cidr, address: *address });
     }
     if let Some(needed) = needed::overlapping(&view.needed, cidr) {
@@ -133,12 +133,18 @@ fn unreadable_address(key: &str) -> Option<IpAddr> {
 pub fn drain(view: &View, name: &PoolName) -> Result<Decision, NotChanged> {
     let known = find(view, name)?.ok_or_else(|| NotChanged::Unknown(name.clone()))?;
     if known.record.state != PoolState::Active {
-        return Ok(Decision::Already(format!("pool {name} is already drained: {}", drained(view, known))));
+        return Ok(Decision::NothingToDo(format!(
+            "pool {name} is already drained: {}",
+            drained(view, known)
+        )));
     }
     let draining = known.record.in_state(PoolState::Draining);
     Ok(Decision::Commit {
         change: Box::new(Change::ReplacePool { pool: draining, revision: known.revision }),
-        done: format!("pool {name} is drained: new pods get no address from it; {}", drained(view, known)),
+        success_message: format!(
+            "pool {name} is drained: new pods get no address from it; {}",
+            drained(view, known)
+        ),
     })
 }
 
@@ -183,7 +189,7 @@ pub fn remove(view: &View, name: &PoolName) -> Result<Decision, NotChanged> {
     if !blocks.is_empty() || !reserved.is_empty() {
         let count = blocks.values().sum::<usize>();
         let users = Users {
-            blocks: (!blocks.is_empty()).then(|| (count, Largest::of(&blocks))),
+            blocks: (!blocks.is_empty()).then(|| (count, LargestOwners::of(&blocks))),
             reserved: reserved.first().map(|first| (reserved.len(), *first)),
         };
         let name = name.clone();
@@ -201,7 +207,7 @@ pub fn remove(view: &View, name: &PoolName) -> Result<Decision, NotChanged> {
     };
     Ok(Decision::Commit {
         change: Box::new(change),
-        done: format!("pool {name} is removed: {} is free for other uses", pool.cidr()),
+        success_message: format!("pool {name} is removed: {} is free for other uses", pool.cidr()),
     })
 }
 

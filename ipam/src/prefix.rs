@@ -15,7 +15,7 @@ pub struct Prefix(String);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "invalid prefix {0:?}: write names of letters, digits, '.', '_' and '-' between slashes, with a slash at \
-     both ends, like {USUAL}"
+     both ends, like {DEFAULT_PREFIX}"
 )]
 pub struct InvalidPrefix(String);
 
@@ -25,7 +25,7 @@ pub struct InvalidPrefix(String);
 #[error("this process already uses the prefix {0}")]
 pub struct OtherPrefix(&'static str);
 
-const USUAL: &str = "/polder/v1/";
+const DEFAULT_PREFIX: &str = "/polder/v1/";
 
 /// Set once, before the first key is created. An agent has one cluster, and messages must show the keys of etcd: if
 /// keys had other names inside the agent, an operator might delete the record of another cluster.
@@ -33,7 +33,7 @@ static IN_USE: OnceLock<String> = OnceLock::new();
 
 /// The prefix of all keys of this process.
 pub fn in_use() -> &'static str {
-    IN_USE.get().map_or(USUAL, String::as_str)
+    IN_USE.get().map_or(DEFAULT_PREFIX, String::as_str)
 }
 
 impl Prefix {
@@ -46,7 +46,7 @@ impl Prefix {
 
 impl Default for Prefix {
     fn default() -> Self {
-        Self(USUAL.to_owned())
+        Self(DEFAULT_PREFIX.to_owned())
     }
 }
 
@@ -98,11 +98,11 @@ mod tests {
     }
 
     #[test]
-    fn a_process_has_one_prefix() {
+    fn the_prefix_of_a_process_cannot_change() {
         // The default prefix, which all other tests use.
         Prefix::default().set().unwrap();
         Prefix::default().set().unwrap();
-        assert_eq!("/other/".parse::<Prefix>().unwrap().set(), Err(OtherPrefix(USUAL)));
-        assert_eq!(in_use(), USUAL);
+        assert_eq!("/other/".parse::<Prefix>().unwrap().set(), Err(OtherPrefix(DEFAULT_PREFIX)));
+        assert_eq!(in_use(), DEFAULT_PREFIX);
     }
 }

@@ -1,4 +1,4 @@
-//! Records that a node publishes about itself: its sign of life, and the owners of its addresses. For people and
+//! Records that a node publishes about itself: its lease record, and the owners of its addresses. For people and
 //! tools; safety does not depend on them. Only the registered node may publish them.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,13 +13,13 @@ use crate::key::{Key, Name};
 use crate::ledger::{AttachmentEntry, NodeIdentity};
 use crate::record::{AddressRecord, Boot, NodeRecord, encode};
 use crate::store::{Contents, Entry};
-use crate::view::{Source, View};
+use crate::view::{View, ViewSource};
 
 /// The published owners of the addresses of one node.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Published {
+pub struct Publication {
     /// The owner of each address; `None` if the record is not encoded as in this release.
-    said: BTreeMap<IpAddr, Option<AddressRecord>>,
+    records: BTreeMap<IpAddr, Option<AddressRecord>>,
     /// Names of records that do not belong there.
     strays: Vec<Name>,
 }
@@ -46,7 +46,7 @@ pub fn own_revision(
         .get(me)
         .filter(|own| identity.is_some_and(|identity| identity.incarnation == own.record.incarnation))
         .filter(|own| is_of(&own.record, boot));
-    own.filter(|_| view.source == Source::Store).map(|own| own.revision)
+    own.filter(|_| view.source == ViewSource::Store).map(|own| own.revision)
 }
 
 /// The conditions of what a node publishes. When one of them changes, the node publishes everything again.
@@ -66,38 +66,38 @@ impl Basis {
     }
 }
 
-/// The sign of life of a node in one boot of its machine. `revision` is the revision of its record.
-pub fn sign_of_life(me: &NodeName, boot: Boot<'_>, revision: Revision) -> LeaseWrite {
-    LeaseWrite { by: Member { node: me.clone(), revision }, alive: boot.into() }
+/// The write of the lease record of a node in one boot of its machine. `revision` is the revision of its record.
+pub fn lease_write(me: &NodeName, boot: Boot<'_>, revision: Revision) -> LeaseWrite {
+    LeaseWrite { by: Member { node: me.clone(), revision }, record: boot.into() }
 }
 
-/// The nodes with a sign of life.
-pub fn living(signs: &Contents) -> BTreeSet<NodeName> {
+/// The nodes with a lease record.
+pub fn living_nodes(leases: &Contents) -> BTreeSet<NodeName> {
     let name = |key: &str| match key.parse() {
-        Ok(Key::Alive(name)) => Some(name),
+        Ok(Key::Lease(name)) => Some(name),
         _ => None,
     };
-    signs.entries.iter().filter_map(|entry| name(&entry.key)).collect()
+    leases.entries.iter().filter_map(|entry| name(&entry.key)).collect()
 }
 
 /// The records to publish for these attachments.
-pub fn wanted<'a>(attachments: impl Iterator<Item = &'a AttachmentEntry>) -> Published {
-    let mut said = BTreeMap::new();
+pub fn wanted<'a>(attachments: impl Iterator<Item = &'a AttachmentEntry>) -> Publication {
+    let mut records = BTreeMap::new();
     for held in attachments {
         let record = AddressRecord { attachment: held.attachment.clone(), pod: held.pod.clone() };
-        said.extend(held.addresses.iter().map(|address| (*address, Some(record.clone()))));
+        records.extend(held.addresses.iter().map(|address| (*address, Some(record.clone()))));
     }
-    Published { said, strays: Vec::new() }
+    Publication { records, strays: Vec::new() }
 }
 
 /// Decodes the published addresses of a node.
-pub fn read(node: &NodeName, contents: &Contents) -> Published {
-    let mut published = Published::default();
+pub fn read(node: &NodeName, contents: &Contents) -> Publication {
+    let mut published = Publication::default();
     for Entry { key, value, .. } in &contents.entries {
         match Name::from(key.as_str()) {
             Name::Key(Key::Address(of, address)) if of == *node => {
                 let record = serde_json::from_slice(value).ok().filter(|record| encode(record) == *value);
-                published.said.insert(address, record);
+                published.records.insert(address, record);
             }
             stray => published.strays.push(stray),
         }
@@ -106,23 +106,27 @@ pub fn read(node: &NodeName, contents: &Contents) -> Published {
 }
 
 /// The changes from `published` to `wanted`, with at most `most` records each.
-pub fn publish(by: &Member, published: &Published, wanted: &Published, most: usize) -> Vec<Change> {
-    enum Part {
+pub fn publish(by: &Member, published: &Publication, wanted: &Publication, most: usize) -> Vec<Change> {
+    enum PublicationPart {
         Withdraw(Name),
-        Say(IpAddr, AddressRecord),
+        Publish(IpAddr, AddressRecord),
     }
-    let gone = published.said.keys().filter(|address| !wanted.said.contains_key(*address));
+    let gone = published.records.keys().filter(|address| !wanted.records.contains_key(*address));
     let gone = gone.map(|address| Name::Key(Key::Address(by.node.clone(), *address)));
-    let mut parts: Vec<Part> = published.strays.iter().cloned().chain(gone).map(Part::Withdraw).collect();
-    let new = wanted.said.iter().filter(|(address, record)| published.said.get(address) != Some(record));
-    parts.extend(new.filter_map(|(address, record)| Some(Part::Say(*address, record.clone()?))));
+    let mut parts: Vec<PublicationPart> =
+        published.strays.iter().cloned().chain(gone).map(PublicationPart::Withdraw).collect();
+    let new =
+        wanted.records.iter().filter(|(address, record)| published.records.get(address) != Some(record));
+    parts.extend(
+        new.filter_map(|(address, record)| Some(PublicationPart::Publish(*address, record.clone()?))),
+    );
     let mut changes = Vec::new();
     while !parts.is_empty() {
         let (mut publish, mut withdraw) = (Vec::new(), Vec::new());
         for part in parts.drain(..parts.len().min(most)) {
             match part {
-                Part::Withdraw(name) => withdraw.push(name),
-                Part::Say(address, record) => publish.push((address, record)),
+                PublicationPart::Withdraw(name) => withdraw.push(name),
+                PublicationPart::Publish(address, record) => publish.push((address, record)),
             }
         }
         changes.push(Change::PublishAddresses { by: by.clone(), publish, withdraw });
@@ -136,7 +140,7 @@ pub fn forget(node: &NodeName, published: &Contents, most: usize) -> Vec<Change>
     let names: Vec<_> =
         published.entries.iter().map(|entry| (Name::from(entry.key.as_str()), None)).collect();
     let part = |part: &[_]| {
-        let by = Writer::Anybody(node.clone());
+        let by = Writer::AnyNode(node.clone());
         Change::WithdrawAddresses { by, records: part.to_vec() }
     };
     names.chunks(most).map(part).collect()
@@ -152,12 +156,12 @@ mod tests {
     use crate::change::MOST_RECORDS;
     use crate::ids::{BootId, ClusterId, Incarnation, MachineId};
     use crate::ledger::MemberState;
-    use crate::record::{Alive, NodeRecord};
+    use crate::record::{LeaseRecord, NodeRecord};
     use crate::view::Versioned;
 
     /// The machine and boot of the registered node.
-    fn alive() -> Alive {
-        Alive { machine_id: MachineId::new("m1"), boot_id: BootId::new("b1") }
+    fn alive() -> LeaseRecord {
+        LeaseRecord { machine_id: MachineId::new("m1"), boot_id: BootId::new("b1") }
     }
 
     fn me() -> NodeName {
@@ -186,25 +190,25 @@ mod tests {
             version: String::new(),
         };
         let mut view = View::default();
-        view.source = Source::Store;
+        view.source = ViewSource::Store;
         view.nodes.insert(me(), Versioned { record: Arc::new(record), revision: Revision::new(7) });
         view
     }
 
     #[test]
-    fn the_own_record_counts_only_in_its_incarnation_boot_and_machine_and_from_the_store() {
+    fn the_own_record_must_match_incarnation_boot_and_machine() {
         let (ours, alive) = (identity("i1"), alive());
         let boot = Boot::from(&alive);
         assert_eq!(own_revision(&view(), &me(), Some(&ours), boot), Some(Revision::new(7)));
-        let later = Alive { boot_id: BootId::new("b2"), ..alive.clone() };
-        let elsewhere = Alive { machine_id: MachineId::new("m2"), ..alive.clone() };
+        let later = LeaseRecord { boot_id: BootId::new("b2"), ..alive.clone() };
+        let elsewhere = LeaseRecord { machine_id: MachineId::new("m2"), ..alive.clone() };
         for other in [later, elsewhere] {
             assert_eq!(own_revision(&view(), &me(), Some(&ours), Boot::from(&other)), None);
         }
         assert_eq!(own_revision(&view(), &me(), Some(&identity("i2")), boot), None);
         assert_eq!(own_revision(&view(), &me(), None, boot), None);
         let mut remembered = view();
-        remembered.source = Source::Snapshot;
+        remembered.source = ViewSource::Snapshot;
         assert_eq!(own_revision(&remembered, &me(), Some(&ours), boot), None);
     }
 
@@ -212,18 +216,18 @@ mod tests {
         AddressRecord { attachment: format!("net/{container}/eth0").parse().unwrap(), pod: None }
     }
 
-    fn said(addresses: std::ops::Range<usize>) -> Published {
+    fn publication(addresses: std::ops::Range<usize>) -> Publication {
         let address = |number: usize| IpAddr::from([10, 0, 0, u8::try_from(number).unwrap()]);
-        Published {
-            said: addresses.map(|number| (address(number), Some(record("a")))).collect(),
+        Publication {
+            records: addresses.map(|number| (address(number), Some(record("a")))).collect(),
             strays: Vec::new(),
         }
     }
 
     #[test]
-    fn what_changed_is_published_in_parts_that_each_rest_on_the_own_record() {
+    fn a_large_publication_is_split_and_each_part_names_the_own_record() {
         let ours = Member { node: me(), revision: Revision::new(7) };
-        let (published, wanted) = (said(0..2), said(1..2 + MOST_RECORDS));
+        let (published, wanted) = (publication(0..2), publication(1..2 + MOST_RECORDS));
         let changes = publish(&ours, &published, &wanted, MOST_RECORDS);
         let sizes = changes.iter().map(|change| match change {
             Change::PublishAddresses { by, publish, withdraw } if *by == ours => {
@@ -236,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_where_nothing_should_be_or_in_other_words_does_not_stay() {
+    fn stray_records_are_withdrawn_and_differing_ones_rewritten() {
         let entry = |name: &str, value: Vec<u8>| Entry {
             key: format!("/polder/v1/addresses/n1/{name}"),
             value,
@@ -250,7 +254,7 @@ mod tests {
         let changes = publish(
             &Member { node: me(), revision: Revision::new(7) },
             &published,
-            &said(0..2),
+            &publication(0..2),
             MOST_RECORDS,
         );
         let [Change::PublishAddresses { publish, withdraw, .. }] = changes.as_slice() else {
@@ -261,14 +265,14 @@ mod tests {
     }
 
     #[test]
-    fn the_addresses_of_a_removed_node_are_forgotten_by_anybody_while_nobody_has_its_name() {
+    fn any_node_withdraws_the_addresses_of_a_removed_node_in_parts() {
         let entry =
             |number: usize| Entry { key: format!("{number}"), value: Vec::new(), revision: Revision::new(1) };
         let entries = (0..3).map(entry).collect();
         let sizes =
             forget(&me(), &Contents { revision: Revision::new(1), entries }, 2).into_iter().map(|change| {
                 match change {
-                    Change::WithdrawAddresses { by, records } if by == Writer::Anybody(me()) => records.len(),
+                    Change::WithdrawAddresses { by, records } if by == Writer::AnyNode(me()) => records.len(),
                     other => panic!("{other}"),
                 }
             });
@@ -276,9 +280,9 @@ mod tests {
     }
 
     #[test]
-    fn who_is_alive_is_read_off_the_keys_and_what_is_no_such_key_is_nobody() {
+    fn only_lease_keys_name_living_nodes() {
         let entry = |key: &str| Entry { key: key.to_owned(), value: Vec::new(), revision: Revision::new(1) };
-        let entries = vec![entry(&Key::Alive(me()).to_string()), entry("/polder/v1/alive/"), entry("/else")];
-        assert_eq!(living(&Contents { revision: Revision::new(1), entries }), [me()].into());
+        let entries = vec![entry(&Key::Lease(me()).to_string()), entry("/polder/v1/alive/"), entry("/else")];
+        assert_eq!(living_nodes(&Contents { revision: Revision::new(1), entries }), [me()].into());
     }
 }

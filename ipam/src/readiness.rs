@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use polder_api::Family;
 
 use crate::record::MTU_RANGE;
-use crate::registration::{Holdings, Pending, Registration};
+use crate::registration::{Holdings, PendingReason, Registration};
 use crate::view::View;
 
 /// The facts that decide readiness.
@@ -31,7 +31,7 @@ pub struct ReadinessInputs<'a> {
 
 /// Why a node does not serve an ADD.
 #[derive(Debug, thiserror::Error)]
-enum Obstacle {
+enum NotReadyReason {
     /// The node has not read the settings of the cluster, or has no identity yet.
     #[error("the cluster has no settings yet: start an agent whose configuration has [bootstrap]")]
     NoSettings,
@@ -46,7 +46,7 @@ enum Obstacle {
         family: Family,
         /// Why the registration is not complete.
         #[source]
-        why: Pending,
+        why: PendingReason,
     },
     /// The node has no gateway address of a family of the cluster, and claims a block for it.
     #[error("the node has no {0} block yet: wait a few seconds, the agent claims one")]
@@ -82,7 +82,7 @@ fn listed(refused: &[(String, String)]) -> String {
 /// The reasons to refuse an ADD. Empty if the node is ready.
 pub fn obstacles(facts: &ReadinessInputs<'_>) -> Vec<String> {
     let ReadinessInputs { view, registration, holdings, underlay, gateways, mtu, failures } = *facts;
-    if let Some(reason) = registration.forbids() {
+    if let Some(reason) = registration.serving_obstacle() {
         return vec![reason.to_string()];
     }
     let pending = match registration {
@@ -90,7 +90,7 @@ pub fn obstacles(facts: &ReadinessInputs<'_>) -> Vec<String> {
         _ => None,
     };
     if view.cluster.is_none() || holdings.identity.is_none() {
-        let waiting = || pending.map_or_else(|| Obstacle::NoSettings.to_string(), ToString::to_string);
+        let waiting = || pending.map_or_else(|| NotReadyReason::NoSettings.to_string(), ToString::to_string);
         return vec![view.lost.clone().unwrap_or_else(waiting)];
     }
     if let Err(reason) = underlay {
@@ -100,22 +100,23 @@ pub fn obstacles(facts: &ReadinessInputs<'_>) -> Vec<String> {
     let families = view.families();
     if families.is_empty() {
         let refused = view.refused.iter().filter(|(key, _)| key.contains("/pools/"));
-        obstacles.push(Obstacle::NoPool(refused.map(|(key, why)| (key.clone(), why.clone())).collect()));
+        obstacles
+            .push(NotReadyReason::NoPool(refused.map(|(key, why)| (key.clone(), why.clone())).collect()));
     }
     for family in &families {
         let of_family = |all: &[IpAddr]| all.iter().copied().find(|address| Family::of(*address) == *family);
         match (of_family(&holdings.gateways), of_family(gateways)) {
             (None, _) => obstacles.push(match pending.cloned() {
-                Some(why) => Obstacle::NoBlock { family: *family, why },
-                None => Obstacle::Claiming(*family),
+                Some(why) => NotReadyReason::NoBlock { family: *family, why },
+                None => NotReadyReason::Claiming(*family),
             }),
-            (Some(own), None) => obstacles.push(Obstacle::NoGateway(*family, own)),
+            (Some(own), None) => obstacles.push(NotReadyReason::NoGateway(*family, own)),
             (Some(_), Some(_)) => {}
         }
     }
     let smallest = smallest_mtu(&families);
     if (1..smallest).contains(&mtu) {
-        obstacles.push(Obstacle::Mtu { mtu, smallest });
+        obstacles.push(NotReadyReason::Mtu { mtu, smallest });
     }
     let obstacles = obstacles.iter().map(ToString::to_string);
     obstacles.chain(failures.iter().cloned()).collect()
@@ -138,7 +139,7 @@ mod tests {
     use crate::ledger::{MemberState, NodeIdentity};
     use crate::pool::PoolState;
     use crate::record::ClusterRecord;
-    use crate::registration::{Leaving, Pending};
+    use crate::registration::{PendingReason, RemovalProgress};
     use crate::view::Versioned;
 
     fn view(pools: &[&str]) -> View {
@@ -171,7 +172,7 @@ mod tests {
 
     /// The obstacles of a ready dual-stack node after `change`.
     fn found(
-        change: impl for<'a> FnOnce(ReadinessInputs<'a>, &'a Spoilt) -> ReadinessInputs<'a>,
+        change: impl for<'a> FnOnce(ReadinessInputs<'a>, &'a BrokenInputs) -> ReadinessInputs<'a>,
     ) -> Vec<String> {
         let (view, holdings) = (view(&["10.0.0.0/24", "fd00::/120"]), holdings(&["10.0.0.1", "fd00::1"]));
         let gateways = holdings.gateways.clone();
@@ -184,11 +185,11 @@ mod tests {
             mtu: 1450,
             failures: &[],
         };
-        obstacles(&change(facts, &Spoilt::new()))
+        obstacles(&change(facts, &BrokenInputs::new()))
     }
 
     /// Wrong values for the tests.
-    struct Spoilt {
+    struct BrokenInputs {
         no_cluster: View,
         no_pool: View,
         nobody: Holdings,
@@ -199,7 +200,7 @@ mod tests {
         failures: Vec<String>,
     }
 
-    impl Spoilt {
+    impl BrokenInputs {
         fn new() -> Self {
             let mut no_cluster = View::default();
             no_cluster.lost = Some("etcd does not answer".to_owned());
@@ -210,8 +211,8 @@ mod tests {
                 no_pool,
                 nobody: Holdings::default(),
                 one_gateway: holdings(&["10.0.0.1"]),
-                waiting: Registration::Waiting(Pending::More),
-                removed: Registration::Removed(Leaving::CuttingOff),
+                waiting: Registration::Waiting(PendingReason::More),
+                removed: Registration::Removed(RemovalProgress::CuttingOff),
                 no_underlay: HostError::new("no uplink"),
                 failures: vec!["no bridge".to_owned()],
             }
@@ -219,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_has_everything_serves_even_while_its_record_waits() {
+    fn a_complete_node_is_ready_even_before_its_record_is_written() {
         assert_eq!(found(|facts, _| facts), Vec::<String>::new());
         assert_eq!(
             found(|facts, it| ReadinessInputs { registration: &it.waiting, ..facts }),
@@ -230,9 +231,9 @@ mod tests {
     }
 
     #[test]
-    fn each_obstacle_is_named() {
-        let says = |found: Vec<String>, sign: &str| {
-            assert!(found.len() == 1 && found[0].contains(sign), "{found:?} does not say {sign}");
+    fn each_missing_precondition_is_named() {
+        let says = |found: Vec<String>, expected: &str| {
+            assert!(found.len() == 1 && found[0].contains(expected), "{found:?} does not say {expected}");
         };
         says(
             found(|facts, it| ReadinessInputs { registration: &it.removed, ..facts }),

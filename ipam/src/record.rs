@@ -16,7 +16,7 @@ use crate::pool::{Labels, Pool, PoolState, Purpose, default_block_length};
 
 mod codec;
 
-pub use codec::{Record, RefusedRecord, address, alive, decode, encode};
+pub use codec::{Record, RefusedRecord, address, decode, encode, lease};
 
 /// MTU in bytes: from the size that every IPv4 host accepts (RFC 791, section 3.1) to the maximum of an interface.
 pub const MTU_RANGE: std::ops::RangeInclusive<u32> = 576..=65535;
@@ -214,7 +214,7 @@ pub struct Holder {
 /// Liveness record of a node; its key is bound to a lease.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Alive {
+pub struct LeaseRecord {
     /// Id of the boot that is alive.
     pub boot_id: BootId,
     /// Id of the machine: machines can share a boot id, for example containers of one host.
@@ -243,19 +243,19 @@ impl<'a> From<&'a FenceRecord> for Boot<'a> {
     }
 }
 
-impl<'a> From<&'a Alive> for Boot<'a> {
-    fn from(record: &'a Alive) -> Self {
+impl<'a> From<&'a LeaseRecord> for Boot<'a> {
+    fn from(record: &'a LeaseRecord) -> Self {
         Self { machine_id: &record.machine_id, boot_id: &record.boot_id }
     }
 }
 
-impl From<Boot<'_>> for Alive {
+impl From<Boot<'_>> for LeaseRecord {
     fn from(boot: Boot<'_>) -> Self {
         Self { boot_id: boot.boot_id.clone(), machine_id: boot.machine_id.clone() }
     }
 }
 
-impl fmt::Display for Alive {
+impl fmt::Display for LeaseRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Boot::from(self).fmt(f)
     }

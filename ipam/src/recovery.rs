@@ -6,7 +6,7 @@ use polder_api::{IfName, Mac};
 use tracing::{info, warn};
 
 use crate::alias;
-use crate::ledger::{AttachmentEntry, Kind, Ledger, LedgerError};
+use crate::ledger::{AttachmentEntry, AttachmentKind, Ledger, LedgerError};
 use crate::moment::Moment;
 use crate::node::NodeIpam;
 
@@ -29,10 +29,10 @@ impl LivingPod {
     /// The ledger entry of the pod; `None` if the alias does not identify the attachment of this interface.
     pub fn held(self, now: Moment) -> Option<AttachmentEntry> {
         let (attachment, pod) =
-            alias::read(&self.alias).filter(|(whose, _)| whose.host_interface() == self.name)?;
+            alias::read(&self.alias).filter(|(attachment, _)| attachment.host_interface() == self.name)?;
         Some(AttachmentEntry {
             attachment,
-            kind: Kind::Pod,
+            kind: AttachmentKind::Pod,
             since: now,
             addresses: self.addresses,
             mac: self.mac,
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_ledger_has_again_what_lives_with_the_name_of_the_pod() {
+    fn a_lost_ledger_is_recovered_from_the_interfaces_with_pod_names() {
         let (mut ipam, _) =
             NodeIpam::with(Memory::default(), &BootId::new("b1"), Duration::from_secs(60)).unwrap();
         let pod = Pod { namespace: "default".to_owned(), name: "db-0".to_owned(), uid: None };
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_with_the_alias_of_another_does_not_say_whose_it_is() {
+    fn an_interface_with_the_alias_of_another_is_not_recovered() {
         let swapped = LivingPod { alias: living("b", None).alias, ..living("a", None) };
         assert_eq!(swapped.held(Moment::from_millis(7)), None);
     }

@@ -8,7 +8,7 @@ use polder_api::NodeName;
 use crate::bootstrap::NotProposed;
 use crate::cause::HostError;
 use crate::ledger::{LedgerError, NodeIdentity, OwnedBlock};
-use crate::membership::{Conflict, Removed, Waiting};
+use crate::membership::{Conflict, RemovedState, WaitReason};
 use crate::release::NotReleased;
 use crate::store::StoreError;
 
@@ -28,23 +28,23 @@ pub struct Holdings {
 pub enum Registration {
     /// Not registered yet, or the record is outdated; the reason. The node may use its blocks and addresses
     /// meanwhile.
-    Waiting(Pending),
+    Waiting(PendingReason),
     /// Registered, and the record is current.
     Registered,
     /// It is unknown whether another machine is alive as this node: it must not serve.
-    Unproven(Unproven),
+    Unproven(UnprovenReason),
     /// The node conflicts with another node or cluster: it must not serve.
     Conflict(Box<Conflict>),
     /// The node was removed from the cluster: it must not serve.
-    Removed(Leaving),
+    Removed(RemovalProgress),
 }
 
 /// Why a node that may serve is not fully registered.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Pending {
+pub enum PendingReason {
     /// An external condition is not met.
     #[error(transparent)]
-    Waiting(#[from] Waiting),
+    Waiting(#[from] WaitReason),
     /// The node is updating its records.
     /// Remedy: none, it is temporary.
     #[error("updating the node's records")]
@@ -55,23 +55,23 @@ pub enum Pending {
     More,
     /// A step failed, and is retried.
     #[error(transparent)]
-    Failed(#[from] Failed),
+    Failed(#[from] StepError),
 }
 
 /// Why it is unknown whether another machine is alive as the node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Unproven {
+pub enum UnprovenReason {
     /// The agent has just started, and may run on another machine than the node in its ledger.
     /// Remedy: none, it is temporary.
     #[error("the agent has just started")]
     Started,
     /// No record has been read.
     #[error(transparent)]
-    Waiting(#[from] Waiting),
+    Waiting(#[from] WaitReason),
     /// The identity of the node cannot be saved in the ledger.
     /// Remedy: check the disk of the agent's state directory; the agent retries.
     #[error("cannot save the node's identity: {0}")]
-    Unwritten(#[source] Failed),
+    Unwritten(#[source] StepError),
     /// The datastore is being read.
     /// Remedy: none, it is temporary.
     #[error("checking whether another machine is alive as node {0}")]
@@ -88,12 +88,12 @@ pub enum Unproven {
     },
     /// An earlier step failed, and is retried.
     #[error(transparent)]
-    Failed(#[from] Failed),
+    Failed(#[from] StepError),
 }
 
 /// The progress of a removed node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Leaving {
+pub enum RemovalProgress {
     /// Its pods are being disconnected.
     /// Remedy: none, it is temporary.
     #[error("this node was removed: disconnecting its pods")]
@@ -101,15 +101,15 @@ pub enum Leaving {
     /// A cleanup step failed, and is retried.
     /// Remedy: correct the error in the text; the agent retries.
     #[error("this node was removed from the cluster, and the remaining cleanup failed and is retried: {0}")]
-    Failed(#[source] Failed),
+    Failed(#[source] StepError),
     /// Its pods are gone.
     #[error(transparent)]
-    Removed(#[from] Removed),
+    Removed(#[from] RemovedState),
 }
 
 /// Why a step failed; it is retried.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Failed {
+pub enum StepError {
     /// The ledger cannot be read or written.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -138,13 +138,13 @@ pub enum Failed {
 /// An agent that has just started may run on another machine than the node in its ledger.
 impl Default for Registration {
     fn default() -> Self {
-        Self::Unproven(Unproven::Started)
+        Self::Unproven(UnprovenReason::Started)
     }
 }
 
 impl Registration {
     /// The reason why the node must not serve, if there is one.
-    pub fn forbids(&self) -> Option<&(dyn Error + 'static)> {
+    pub fn serving_obstacle(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Unproven(reason) => Some(reason),
             Self::Conflict(reason) => Some(&**reason),
@@ -155,9 +155,9 @@ impl Registration {
 
     /// The state after a failed step: a node that must not serve still must not.
     #[must_use]
-    pub fn stalled(&self, why: Failed) -> Self {
+    pub fn after_failure(&self, why: StepError) -> Self {
         match self {
-            Self::Removed(_) => Self::Removed(Leaving::Failed(why)),
+            Self::Removed(_) => Self::Removed(RemovalProgress::Failed(why)),
             Self::Unproven(_) | Self::Conflict(_) => Self::Unproven(why.into()),
             Self::Waiting(_) | Self::Registered => Self::Waiting(why.into()),
         }
@@ -169,20 +169,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_step_changes_nothing_about_whether_the_node_may_serve() {
+    fn a_failed_step_does_not_change_whether_the_node_may_serve() {
         let name = || "n1".parse::<NodeName>().unwrap();
         let conflict = Conflict::Name { ledger: name(), me: name() };
         for (before, may_serve) in [
             (Registration::default(), false),
-            (Registration::Unproven(Unproven::Asking(name())), false),
+            (Registration::Unproven(UnprovenReason::Asking(name())), false),
             (Registration::Conflict(conflict.into()), false),
-            (Registration::Removed(Leaving::CuttingOff), false),
-            (Registration::Waiting(Pending::More), true),
+            (Registration::Removed(RemovalProgress::CuttingOff), false),
+            (Registration::Waiting(PendingReason::More), true),
             (Registration::Registered, true),
         ] {
-            let after = before.stalled(Failed::Changed);
+            let after = before.after_failure(StepError::Changed);
             assert_eq!(
-                (before.forbids().is_none(), after.forbids().is_none()),
+                (before.serving_obstacle().is_none(), after.serving_obstacle().is_none()),
                 (may_serve, may_serve),
                 "{before:?}"
             );

@@ -22,7 +22,7 @@ use crate::record::{Boot, FenceRecord, NodeRecord, PodsGone};
 use crate::reservation;
 use crate::view::{Versioned, View};
 
-/// Whether an operator confirms that the node and all its pods are gone permanently.
+/// Whether an operator confirms that the node and all its pods are permanently gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OperatorConfirmation {
     /// No: the node has to confirm it.
@@ -38,20 +38,20 @@ pub enum OperatorConfirmation {
 pub enum NotRemoved {
     /// No node of that name exists or was removed.
     #[error(
-        "there is no node {0}, and no removed node of that name that still holds blocks: see polderctl \
+        "there is no node {0}, and no removed node of that name still holds blocks: see polderctl \
              node list"
     )]
     Unknown(NodeName),
     /// The node is already removed.
     #[error(
-        "node {0} was already removed, and its blocks are held back: add --dead if you know that the machine \
-         is gone for good"
+        "node {0} was already removed, and its blocks are not released yet: add --dead if you know that the \
+         machine is permanently gone"
     )]
-    Already(NodeName),
+    AlreadyRemoved(NodeName),
     /// The request could apply to either of two machines.
     #[error(
         "two machines had the name {node}: one was removed and has not confirmed that its pods are gone \
-         ({earlier}), and one is registered now ({now}). If the first is gone for good, run polderctl node \
+         ({earlier}), and one is registered now ({now}). If the first is permanently gone, run polderctl node \
          remove {node} --dead --earlier; then this command removes the second"
     )]
     Ambiguous {
@@ -92,7 +92,7 @@ pub fn remove(
     match (unconfirmed.is_empty(), confirmed) {
         (true, _) if of_name().next().is_none() => Err(NotRemoved::Unknown(name.clone())),
         (true, _) => Ok(None),
-        (false, OperatorConfirmation::No) => Err(NotRemoved::Already(name.clone())),
+        (false, OperatorConfirmation::No) => Err(NotRemoved::AlreadyRemoved(name.clone())),
         (false, OperatorConfirmation::Yes | OperatorConfirmation::Earlier) => {
             let confirmation = |(incarnation, fence)| confirm_by_operator(incarnation, fence);
             Ok(Some(Change::ConfirmByOperator(unconfirmed.into_iter().map(confirmation).collect())))
@@ -102,15 +102,15 @@ pub fn remove(
 
 /// An operator's confirmation that the pods of a removed node are gone.
 pub fn confirm_by_operator(incarnation: &Incarnation, fence: &Versioned<FenceRecord>) -> Confirmation {
-    gone(incarnation, fence, PodsGone::ConfirmedByOperator)
+    confirmation(incarnation, fence, PodsGone::ConfirmedByOperator)
 }
 
 /// A removed node's own confirmation that its pods are gone.
 pub fn confirm(incarnation: &Incarnation, fence: &Versioned<FenceRecord>) -> Change {
-    Change::ConfirmRemoval(gone(incarnation, fence, PodsGone::Confirmed))
+    Change::ConfirmRemoval(confirmation(incarnation, fence, PodsGone::Confirmed))
 }
 
-fn gone(incarnation: &Incarnation, fence: &Versioned<FenceRecord>, pods: PodsGone) -> Confirmation {
+fn confirmation(incarnation: &Incarnation, fence: &Versioned<FenceRecord>, pods: PodsGone) -> Confirmation {
     let record = FenceRecord { pods, ..(*fence.record).clone() };
     Confirmation { incarnation: incarnation.clone(), record, revision: fence.revision }
 }
@@ -119,8 +119,8 @@ fn gone(incarnation: &Incarnation, fence: &Versioned<FenceRecord>, pods: PodsGon
 /// that releases them.
 const MAX_PER_CHANGE: usize = MOST_RECORDS - 2;
 
-/// The number of fences kept for removed nodes that hold nothing else. If such a node returns, or its ledger is an
-/// older copy, its fence shows that it owns nothing any more.
+/// The number of fences kept for removed nodes that hold no blocks or addresses any more. If such a node returns, or
+/// its ledger is an older copy, its fence shows that it owns nothing any more.
 pub const FENCES_KEPT: usize = 1_000;
 
 /// The blocks and addresses of a removed node that one change releases; the rest follows in later changes. `None` if
@@ -161,12 +161,12 @@ pub fn blocks_of<'a>(
 /// When this node first read that the pods of removed nodes are gone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Quarantine {
-    rest: Duration,
-    gone: BTreeMap<Incarnation, Moment>,
+    cool_down: Duration,
+    confirmed_at: BTreeMap<Incarnation, Moment>,
 }
 
-/// The delay per node: each node waits this long for every node before it, in an order that depends on the removed
-/// node.
+/// The delay per position: the node at position N, counted from 0, waits N times this before it releases. The order of
+/// the nodes depends on the removed node.
 const DELAY_PER_RANK: Duration = Duration::from_secs(10);
 
 rule! {
@@ -179,26 +179,26 @@ rule! {
 
 rule! {
     /// The cool-down of a removed node's blocks after its pods are gone, given the cool-down of addresses.
-    fn cool_down_of_removed(rest: Duration) -> Duration {
-        rest
+    fn cool_down_of_removed(cool_down: Duration) -> Duration {
+        cool_down
     }
     RemovedBlocksSkipCoolDown => Duration::ZERO
 }
 
 impl Quarantine {
     /// A quarantine with this cool-down.
-    pub fn new(rest: Duration) -> Self {
-        Self { rest, gone: BTreeMap::new() }
+    pub fn new(cool_down: Duration) -> Self {
+        Self { cool_down, confirmed_at: BTreeMap::new() }
     }
 
-    /// Takes the confirmations in the view.
+    /// Records when this node first read the confirmations in the view, and forgets those that the view lacks.
     pub fn observe(&mut self, view: &View, now: Moment) {
         let is_gone = |incarnation: &Incarnation| {
             view.fences.get(incarnation).is_some_and(|fence| are_gone(fence.record.pods))
         };
-        self.gone.retain(|incarnation, _| is_gone(incarnation));
+        self.confirmed_at.retain(|incarnation, _| is_gone(incarnation));
         for incarnation in view.fences.keys().filter(|incarnation| is_gone(incarnation)) {
-            self.gone.entry(incarnation.clone()).or_insert(now);
+            self.confirmed_at.entry(incarnation.clone()).or_insert(now);
         }
     }
 
@@ -206,17 +206,17 @@ impl Quarantine {
     /// any, delete the oldest fence above [`FENCES_KEPT`].
     pub fn next_change(&self, view: &View, by: &Member, now: Moment) -> Option<Change> {
         let is_my_turn = |incarnation: &Incarnation| {
-            let since = self.gone.get(incarnation);
-            let rest = cool_down_of_removed(self.rest);
+            let since = self.confirmed_at.get(incarnation);
+            let cool_down = cool_down_of_removed(self.cool_down);
             since.is_some_and(|since| {
-                now.since(*since) >= rest + DELAY_PER_RANK * rank(view, &by.node, incarnation)
+                now.since(*since) >= cool_down + DELAY_PER_RANK * rank(view, &by.node, incarnation)
             })
         };
         let holders = holders(view);
         let (held, empty_fences): (Vec<_>, Vec<_>) = view
             .fences
             .iter()
-            .filter(|(incarnation, _)| self.gone.contains_key(*incarnation))
+            .filter(|(incarnation, _)| self.confirmed_at.contains_key(*incarnation))
             .partition(|(incarnation, _)| holders.contains(*incarnation));
         let mut held = held.into_iter().filter(|(incarnation, _)| is_my_turn(incarnation));
         if let Some((incarnation, _)) = held.next() {
@@ -271,17 +271,17 @@ mod tests {
     }
 
     #[test]
-    fn a_spent_fence_stays_until_there_are_very_many_and_then_the_oldest_goes() {
-        let (rest, less) = (Duration::from_secs(60), Duration::from_secs(59));
+    fn the_oldest_empty_fence_is_deleted_only_above_the_limit() {
+        let (cool_down, less) = (Duration::from_secs(60), Duration::from_secs(59));
         let forgotten = |fences: usize, after: Duration| {
             let view = view(fences);
-            let mut quarantine = Quarantine::new(rest);
+            let mut quarantine = Quarantine::new(cool_down);
             quarantine.observe(&view, Moment::BOOT);
             let by = Member { node: "me".parse().unwrap(), revision: Revision::new(7) };
             quarantine.next_change(&view, &by, Moment::BOOT + after)
         };
-        assert_eq!(forgotten(FENCES_KEPT, rest), None);
-        let Some(Change::ForgetFence { fence, .. }) = forgotten(FENCES_KEPT + 1, rest) else {
+        assert_eq!(forgotten(FENCES_KEPT, cool_down), None);
+        let Some(Change::ForgetFence { fence, .. }) = forgotten(FENCES_KEPT + 1, cool_down) else {
             panic!("nothing is forgotten")
         };
         assert_eq!(fence.incarnation.as_str(), format!("i{}", FENCES_KEPT + 1));
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_that_could_hit_either_of_two_machines_is_refused() {
+    fn an_ambiguous_removal_is_refused() {
         let entry = |key: &str, value: &str| Entry {
             key: format!("/polder/v1/{key}"),
             value: value.into(),

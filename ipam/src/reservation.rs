@@ -15,7 +15,7 @@ use crate::view::{Versioned, View};
 
 /// Why a workload does not get an address.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Denied {
+pub enum HandOverDenied {
     /// It belongs to another workload.
     /// Remedy: request another address, or release it with polderctl ipam release.
     #[error("{address} is reserved for {owner}")]
@@ -40,7 +40,7 @@ pub enum Denied {
         /// The last holder.
         holder: Box<Holder>,
         /// The event that clears the holder.
-        until: Until,
+        until: ReleaseCondition,
     },
     /// It cannot be reserved.
     ///
@@ -50,7 +50,7 @@ pub enum Denied {
         /// The address.
         address: IpAddr,
         /// The reason.
-        reason: Unfit,
+        reason: UnusableAddress,
     },
     /// The node of the new holder has not registered since its boot.
     #[error(
@@ -77,7 +77,7 @@ pub enum Denied {
 
 /// Why an address cannot be reserved.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Unfit {
+pub enum UnusableAddress {
     /// No pool for reservations contains it.
     /// Remedy: request an address of a pool that polderctl pool list shows as for reservations.
     #[error("it is not in a pool for reservations")]
@@ -94,7 +94,7 @@ pub enum Unfit {
 
 /// The event that clears the holder of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Until {
+pub enum ReleaseCondition {
     /// The DEL of its pod on this node.
     Deleted,
     /// The DEL of its pod on another node, or a confirmation that this node is gone.
@@ -105,23 +105,23 @@ pub enum Until {
     Unknown,
 }
 
-impl Until {
+impl ReleaseCondition {
     /// The event as text, with the command for a node that is gone.
     fn for_holder(self, address: IpAddr, Holder { node, .. }: &Holder) -> String {
         match self {
             Self::Deleted => "the address is assigned again when that pod is gone".to_owned(),
             Self::DeletedElsewhere => format!(
-                "the address is assigned again when that pod is gone. If the machine of node {node} is gone for \
-                 good, run \
+                "the address is assigned again when that pod is gone. If the machine of node {node} is \
+                 permanently gone, run \
                  polderctl node remove {node} --dead"
             ),
             Self::Confirmed => format!(
-                "node {node} was removed, and has not confirmed that its pods are gone. If its machine is gone for \
-                 good, run \
+                "node {node} was removed, and has not confirmed that its pods are gone. If its machine is \
+                 permanently gone, run \
                  polderctl node remove {node} --dead"
             ),
             Self::Unknown => format!(
-                "node {node} is unknown. If its machine is gone for good, run polderctl ipam release {address} \
+                "node {node} is unknown. If its machine is permanently gone, run polderctl ipam release {address} \
                  --dead"
             ),
         }
@@ -140,24 +140,25 @@ pub fn hand_over(
     holder: &Holder,
     own_revision: Revision,
     is_gone: IsGone<'_>,
-) -> Result<HandOver, Denied> {
-    let unfit = |reason| Denied::Unfit { address, reason };
-    let pool = pool_of(view, address).ok_or_else(|| unfit(Unfit::NoPool))?;
-    let is_he = |node: &NodeRecord| node.incarnation == holder.incarnation && node.boot_id == holder.boot_id;
-    if !view.nodes.get(&holder.node).is_some_and(|node| is_he(&node.record)) {
-        return Err(Denied::Unregistered { address, node: holder.node.clone() });
+) -> Result<HandOver, HandOverDenied> {
+    let unfit = |reason| HandOverDenied::Unfit { address, reason };
+    let pool = pool_of(view, address).ok_or_else(|| unfit(UnusableAddress::NoPool))?;
+    let is_registered =
+        |node: &NodeRecord| node.incarnation == holder.incarnation && node.boot_id == holder.boot_id;
+    if !view.nodes.get(&holder.node).is_some_and(|node| is_registered(&node.record)) {
+        return Err(HandOverDenied::Unregistered { address, node: holder.node.clone() });
     }
     let known = view.reservations.get(&address);
     let generation = match known {
         None if pool.record.state != PoolState::Active => {
-            return Err(unfit(Unfit::NotActive(pool.record.name.clone())));
+            return Err(unfit(UnusableAddress::NotActive(pool.record.name.clone())));
         }
         None if pool.record.excludes(address) => {
-            return Err(unfit(Unfit::Excluded(pool.record.name.clone())));
+            return Err(unfit(UnusableAddress::Excluded(pool.record.name.clone())));
         }
         None => 1,
         Some(known) if known.record.owner != owner => {
-            return Err(Denied::Foreign { address, owner: known.record.owner.clone() });
+            return Err(HandOverDenied::Foreign { address, owner: known.record.owner.clone() });
         }
         Some(known) => {
             if let Some(last) = &known.record.holder {
@@ -169,8 +170,8 @@ pub fn hand_over(
     let record = ReservationRecord { owner: owner.to_owned(), holder: Some(holder.clone()), generation };
     let by = Member { node: holder.node.clone(), revision: own_revision };
     let before = known.map(|known| known.revision);
-    let out_of = known.is_none().then(|| (pool.record.name.clone(), pool.revision));
-    Ok(HandOver { by, address, record, before, out_of })
+    let source_pool = known.is_none().then(|| (pool.record.name.clone(), pool.revision));
+    Ok(HandOver { by, address, record, before, source_pool })
 }
 
 rule! {
@@ -188,25 +189,29 @@ fn check_gone(
     last: &Holder,
     next: &Holder,
     is_gone: IsGone<'_>,
-) -> Result<(), Denied> {
+) -> Result<(), HandOverDenied> {
     if !needs_proof() {
         return Ok(());
     }
-    let held = |until| Err(Denied::Held { address, holder: Box::new(last.clone()), until });
+    let held = |until| Err(HandOverDenied::Held { address, holder: Box::new(last.clone()), until });
     if last.incarnation == next.incarnation {
-        return if last.boot_id != next.boot_id || is_gone(last) { Ok(()) } else { held(Until::Deleted) };
+        return if last.boot_id != next.boot_id || is_gone(last) {
+            Ok(())
+        } else {
+            held(ReleaseCondition::Deleted)
+        };
     }
     if let Some(fence) = view.fences.get(&last.incarnation) {
         return match fence.record.pods {
             PodsGone::Confirmed | PodsGone::ConfirmedByOperator => Ok(()),
-            PodsGone::Unknown => held(Until::Confirmed),
+            PodsGone::Unknown => held(ReleaseCondition::Confirmed),
         };
     }
     match view.nodes.get(&last.node).filter(|node| node.record.incarnation == last.incarnation) {
         // A pod does not survive a reboot of its node.
         Some(node) if node.record.boot_id != last.boot_id => Ok(()),
-        Some(_) => held(Until::DeletedElsewhere),
-        None => held(Until::Unknown),
+        Some(_) => held(ReleaseCondition::DeletedElsewhere),
+        None => held(ReleaseCondition::Unknown),
     }
 }
 
@@ -217,21 +222,22 @@ pub fn released(address: IpAddr, known: &Versioned<ReservationRecord>) -> Addres
 }
 
 /// Deletes the reservation of an address. The caller checks that no pod holds it.
-pub fn give_up(address: IpAddr, known: &Versioned<ReservationRecord>) -> Change {
+pub fn delete(address: IpAddr, known: &Versioned<ReservationRecord>) -> Change {
     Change::DeleteReservation { address, revision: known.revision }
 }
 
 /// The address for a workload that requests none: its reserved address in the pool, or the first free one.
-pub fn choose(view: &View, pool: &Versioned<Pool>, owner: &str) -> Result<IpAddr, Denied> {
+pub fn choose(view: &View, pool: &Versioned<Pool>, owner: &str) -> Result<IpAddr, HandOverDenied> {
     let cidr = pool.record.cidr();
     let of_pool = || view.reservations.iter().filter(|(address, _)| cidr.has(**address));
     if let Some((address, _)) = of_pool().find(|(_, known)| known.record.owner == owner) {
         return Ok(*address);
     }
     let free = |address: &IpAddr| !pool.record.excludes(*address) && !view.reservations.contains_key(address);
-    cidr.addresses()
-        .find(free)
-        .ok_or_else(|| Denied::Exhausted { pool: pool.record.name.clone(), reserved: of_pool().count() })
+    cidr.addresses().find(free).ok_or_else(|| HandOverDenied::Exhausted {
+        pool: pool.record.name.clone(),
+        reserved: of_pool().count(),
+    })
 }
 
 /// The pool for reservations that contains the address.
@@ -270,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_handed_over_to_a_node_whose_record_is_of_an_earlier_boot() {
+    fn no_address_is_handed_over_to_a_node_registered_in_an_earlier_boot() {
         let address = "10.1.0.5".parse().unwrap();
         let holder = Holder {
             node: "n".parse().unwrap(),
@@ -281,7 +287,7 @@ mod tests {
         let handed_over = |boot_id| {
             hand_over(&view(boot_id), address, "default/db", &holder, Revision::new(7), &|_: &Holder| true)
         };
-        assert!(matches!(handed_over("boot-1"), Err(Denied::Unregistered { .. })));
+        assert!(matches!(handed_over("boot-1"), Err(HandOverDenied::Unregistered { .. })));
         assert!(handed_over("boot-2").is_ok());
     }
 }

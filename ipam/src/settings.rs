@@ -107,16 +107,16 @@ pub fn change(view: &View, wanted: &ValidatedSettings) -> Result<Decision, NotCh
     };
     let (differences, same) = compare(wanted, before, &record);
     if differences.is_empty() {
-        return Ok(Decision::Already(same.join("; ")));
+        return Ok(Decision::NothingToDo(same.join("; ")));
     }
-    let mut done = differences.join("; ");
+    let mut success_message = differences.join("; ");
     if record.vxlan != before.vxlan {
-        done += ". Tunnels carry nothing until both of their nodes use the new values; permit the new port in \
-                 firewalls";
+        success_message += ". Tunnels carry nothing until both of their nodes use the new values; permit the new \
+                            port in firewalls";
     }
     Ok(Decision::Commit {
         change: Box::new(Change::ReplaceSettings { record, revision: known.revision }),
-        done,
+        success_message,
     })
 }
 
@@ -183,21 +183,21 @@ mod tests {
 
     fn changed(wanted: &ValidatedSettings) -> (ClusterRecord, String) {
         match change(&view(), wanted).unwrap() {
-            Decision::Commit { change, done } => match *change {
+            Decision::Commit { change, success_message } => match *change {
                 Change::ReplaceSettings { record, revision } => {
                     assert_eq!(revision, Revision::new(3));
-                    (record, done)
+                    (record, success_message)
                 }
                 other => panic!("{other:?}"),
             },
-            Decision::Already(already) => panic!("{already}"),
+            Decision::NothingToDo(already) => panic!("{already}"),
         }
     }
 
     #[test]
-    fn only_what_is_wanted_is_changed_and_what_that_means_is_said() {
+    fn only_the_requested_settings_change_and_the_message_names_them() {
         let before = ClusterRecord::new(ClusterId::new("c"));
-        let (record, done) = changed(&ValidatedSettings {
+        let (record, success_message) = changed(&ValidatedSettings {
             port: Some(4789),
             masquerade: Some(false),
             ..ValidatedSettings::default()
@@ -208,20 +208,20 @@ mod tests {
             ClusterRecord { vxlan, masquerade: Masquerade { enabled: false, except: Vec::new() }, ..before }
         );
         assert!(
-            done.starts_with(
+            success_message.starts_with(
                 "the VXLAN port is now 4789 (was 8472); masquerade is now off (was on). Tunnels"
             ),
-            "{done}"
+            "{success_message}"
         );
         let except = Some(vec!["192.0.2.0/24".parse().unwrap()]);
-        let (_, done) = changed(&ValidatedSettings { except, ..ValidatedSettings::default() });
-        assert_eq!(done, "masquerade exceptions are now 192.0.2.0/24 (was none)");
+        let (_, success_message) = changed(&ValidatedSettings { except, ..ValidatedSettings::default() });
+        assert_eq!(success_message, "masquerade exceptions are now 192.0.2.0/24 (was none)");
         let same = change(&view(), &Backend::Auto.into()).unwrap();
-        assert_eq!(same, Decision::Already("the backend is already auto".to_owned()));
+        assert_eq!(same, Decision::NothingToDo("the backend is already auto".to_owned()));
     }
 
     #[test]
-    fn what_cannot_be_changed_is_refused_with_the_reason_and_nothing_else_is_changed() {
+    fn a_fixed_or_invalid_setting_is_refused() {
         let attach = ValidatedSettings {
             attach: Some(AttachMode::Routed),
             port: Some(1),
@@ -230,7 +230,7 @@ mod tests {
         let refused = change(&view(), &attach).unwrap_err().to_string();
         assert!(refused.contains("bridge") && refused.contains("routed"), "{refused}");
         let same = ValidatedSettings { attach: Some(AttachMode::Bridge), ..ValidatedSettings::default() };
-        assert!(matches!(change(&view(), &same), Ok(Decision::Already(_))));
+        assert!(matches!(change(&view(), &same), Ok(Decision::NothingToDo(_))));
         for wrong in [
             SettingsChange { vni: Some(0), ..SettingsChange::default() },
             SettingsChange { vni: Some(1 << 24), ..SettingsChange::default() },

@@ -19,12 +19,12 @@ pub struct Special {
     /// The document that defines it.
     pub source: &'static str,
     /// Whether pods can have addresses of it.
-    pub verdict: Verdict,
+    pub verdict: RangeVerdict,
 }
 
 /// Whether pods can have addresses of a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Verdict {
+pub enum RangeVerdict {
     /// No.
     Refused,
     /// Yes, but something else may use the same addresses.
@@ -33,14 +33,14 @@ pub enum Verdict {
     Fine,
 }
 
-use Verdict::{Doubtful, Fine, Refused};
+use RangeVerdict::{Doubtful, Fine, Refused};
 
 const fn v4(
     octets: [u8; 4],
     length: u8,
     purpose: &'static str,
     source: &'static str,
-    verdict: Verdict,
+    verdict: RangeVerdict,
 ) -> Special {
     let [a, b, c, d] = octets;
     Special { base: IpAddr::V4(Ipv4Addr::new(a, b, c, d)), length, purpose, source, verdict }
@@ -51,7 +51,7 @@ const fn v6(
     length: u8,
     purpose: &'static str,
     source: &'static str,
-    verdict: Verdict,
+    verdict: RangeVerdict,
 ) -> Special {
     let base = IpAddr::V6(Ipv6Addr::new(all[0], all[1], all[2], all[3], all[4], all[5], all[6], all[7]));
     Special { base, length, purpose, source, verdict }
@@ -160,8 +160,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_forwardable_is_refused_and_so_is_what_has_it_inside() {
-        for (range, sign) in [
+    fn a_range_that_contains_special_addresses_is_refused() {
+        for (range, expected) in [
             ("0.0.0.0/8", "0.0.0.0/8"),
             ("0.0.0.0/0", "0.0.0.0/8"),
             ("127.0.0.0/16", "loopback"),
@@ -195,12 +195,12 @@ mod tests {
             ("ff02::/64", "multicast"),
         ] {
             let found = refused(cidr(range)).unwrap_or_else(|| panic!("{range} was taken"));
-            assert!(found.to_string().contains(sign), "{range}: {found}");
+            assert!(found.to_string().contains(expected), "{range}: {found}");
         }
     }
 
     #[test]
-    fn private_ranges_are_taken_without_a_word() {
+    fn private_ranges_are_accepted_without_a_warning() {
         for range in [
             "10.0.0.0/16",
             "10.244.0.0/16",
@@ -218,8 +218,8 @@ mod tests {
     }
 
     #[test]
-    fn ranges_that_others_are_likely_to_use_are_taken_with_a_warning() {
-        for (range, sign) in [
+    fn ranges_with_common_other_uses_are_accepted_with_a_warning() {
+        for (range, expected) in [
             ("10.96.0.0/12", "kubeadm"),
             ("10.100.0.0/16", "kubeadm"),
             ("10.0.0.0/8", "kubeadm"),
@@ -232,7 +232,7 @@ mod tests {
         ] {
             assert_eq!(refused(cidr(range)), None, "{range}");
             let doubts = doubts(cidr(range));
-            assert!(doubts.len() == 1 && doubts[0].contains(sign), "{range}: {doubts:?}");
+            assert!(doubts.len() == 1 && doubts[0].contains(expected), "{range}: {doubts:?}");
         }
     }
 }

@@ -6,7 +6,7 @@
 pub mod position;
 pub mod refusal;
 
-use refusal::{Effect, Refusal};
+use refusal::{Effect, StoreRefusal};
 
 use crate::Revision;
 use crate::key::{Key, Range};
@@ -113,14 +113,14 @@ pub enum StoreError {
         /// Cause and remedy.
         reason: String,
     },
-    /// The datastore refused the request. Nothing was changed, but see [`Refusal::effect`].
+    /// The datastore refused the request. Nothing was changed, but see [`StoreRefusal::effect`].
     /// Remedy: follow the remedy in parentheses.
     #[error("{store} refused the request: {refusal}")]
     Refused {
         /// Name of the datastore.
         store: String,
         /// Cause and remedy.
-        refusal: Refusal,
+        refusal: StoreRefusal,
     },
     /// The request was not sent: the configuration is not usable, or the client could not log in.
     /// Remedy: correct the etcd settings of the agent; the cause is in the text.

@@ -28,16 +28,16 @@ use polder_api::{Attachment, NodeName};
 
 use crate::Moment;
 use crate::Revision;
-use crate::attempt::{Answered, Attempt, Found};
+use crate::attempt::{Attempt, AttemptAnswer, ReadResult};
 use crate::bootstrap::{Bootstrap, Unsurveyed};
 use crate::cause::HostError;
 use crate::change::{Change, MOST_RECORDS};
 use crate::ids::{BootId, MachineId};
 use crate::ledger::Ledger;
-use crate::membership::{NoPresence, Presence, Proof, Step};
+use crate::membership::{NoPresence, NodePresence, Proof, Step};
 use crate::node::NodeIpam;
 use crate::pool::Labels;
-use crate::record::{Alive, Boot};
+use crate::record::{Boot, LeaseRecord};
 use crate::registration::{Holdings, Registration};
 use crate::release::NotReleased;
 use crate::store::StoreError;
@@ -46,8 +46,8 @@ use crate::view::View;
 pub use self::attach::{Caller, add, lease};
 pub use self::claims::could_claim;
 pub use self::hand_over::{NotHandedOver, ReservationRequest, RetryReason};
-pub use self::pods::{CLAIM_PATIENCE, LastAdd, LedgerUnusable, PodHost, Requests};
-pub use self::records::Records;
+pub use self::pods::{CLAIM_TIMEOUT, LastAdd, LedgerUnusable, PodHost, Requests};
+pub use self::records::RecordStore;
 pub use self::registrar::{Decided, Registrar, RegistrarState};
 
 /// The identity and settings of the node, constant while its agent runs.
@@ -80,7 +80,7 @@ impl OwnNode {
 pub const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// The environment of all tasks, in addition to the cluster's records.
-pub trait Host: Records {
+pub trait Host: RecordStore {
     /// The storage of the node's addresses.
     type Ledger: Ledger + 'static;
 
@@ -139,7 +139,7 @@ where
 
 /// The outcome of a change that was sent to the datastore.
 #[derive(Debug)]
-enum Ended {
+enum AttemptResult {
     /// Made, at this revision or before it.
     Made(Revision),
     /// Not made: the records that it depends on have changed.
@@ -154,18 +154,20 @@ enum Ended {
 const ATTEMPTS: usize = 10;
 
 /// Sends a change once. If the outcome is unknown, reads the records to find it, without sending the change again.
-async fn attempt(records: &impl Records, change: &Change) -> Ended {
+async fn attempt(records: &impl RecordStore, change: &Change) -> AttemptResult {
     let doubt = match Attempt::new(change).answered(records.commit(change).await) {
-        Answered::Made(revision) => return Ended::Made(revision),
-        Answered::Refused => return Ended::Refused,
-        Answered::Failed(error) => return Ended::Failed(error),
-        Answered::InDoubt(doubt) => doubt,
+        AttemptAnswer::Made(revision) => return AttemptResult::Made(revision),
+        AttemptAnswer::Refused => return AttemptResult::Refused,
+        AttemptAnswer::Failed(error) => return AttemptResult::Failed(error),
+        AttemptAnswer::InDoubt(doubt) => doubt,
     };
-    let Ok(contents) = records.range(&doubt.range()).await else { return Ended::Failed(doubt.unread()) };
+    let Ok(contents) = records.range(&doubt.range()).await else {
+        return AttemptResult::Failed(doubt.unread());
+    };
     match doubt.found(&contents) {
-        Found::Made => Ended::Made(contents.revision),
-        Found::NotMade(error) if error.is_unknown() => Ended::NotMade(error),
-        Found::NotMade(error) => Ended::Failed(error),
+        ReadResult::Made => AttemptResult::Made(contents.revision),
+        ReadResult::NotMade(error) if error.is_unknown() => AttemptResult::NotMade(error),
+        ReadResult::NotMade(error) => AttemptResult::Failed(error),
     }
 }
 
@@ -174,20 +176,20 @@ pub trait RegistrarHost: Host {
     /// A new unique name.
     fn fresh_name(&self) -> Result<String, HostError>;
 
-    /// Waits until the current view is not `view` any more, at most for `patience`.
-    fn changed(&self, view: &Arc<View>, patience: Duration) -> impl Future<Output = ()>;
+    /// Waits until the current view is not `view` any more, at most for `max_wait`.
+    fn changed(&self, view: &Arc<View>, max_wait: Duration) -> impl Future<Output = ()>;
 
     /// Waits until the view shows the record written at `revision`. Fails after [`CATCH_UP`].
     fn caught_up(&self, revision: Revision) -> impl Future<Output = Result<(), StoreError>>;
 
     /// How peers reach this node, or why that is not known yet.
-    fn presence(&self, view: &View) -> Result<Presence, NoPresence>;
+    fn presence(&self, view: &View) -> Result<NodePresence, NoPresence>;
 
     /// Succeeds if the view contains the addresses in use around this node; otherwise returns what is missing.
     fn surroundings(&self, view: &View) -> Result<(), Unsurveyed>;
 
     /// The machine that this one replaces, as confirmed by an operator.
-    fn adopted(&self) -> Option<Alive>;
+    fn adopted(&self) -> Option<LeaseRecord>;
 
     /// Publishes the registration state to the other tasks.
     fn register(&self, registration: Registration);
@@ -199,11 +201,11 @@ pub trait RegistrarHost: Host {
     fn cut_off(&self, attachment: &Attachment) -> impl Future<Output = Result<(), NotReleased>>;
 
     /// Whether a plugin still creates the attachment's interface although the agent that answered its ADD has ended.
-    fn is_wired_from_before(&self, attachment: &Attachment) -> bool;
+    fn is_wired_by_earlier_process(&self, attachment: &Attachment) -> bool;
 
     /// Whether a plugin still creates any interface although the agent that answered its ADD has ended. The ledger may
     /// not list its attachment any more.
-    fn is_any_wired_from_before(&self) -> bool;
+    fn is_any_wired_by_earlier_process(&self) -> bool;
 
     /// Deletes the node's gateway addresses from the kernel.
     fn remove_gateways(&self) -> impl Future<Output = Result<(), HostError>>;

@@ -37,7 +37,9 @@ pub fn transaction(change: &Change) -> Txn {
             txn.delete(&Key::Node(fence.node.clone()), *revision);
             txn.replace(Key::Fence(fence.node.clone(), incarnation.clone()), Revision::ABSENT, fence);
         }
-        Change::ConfirmByOperator(words) => words.iter().for_each(|confirmation| txn.confirm(confirmation)),
+        Change::ConfirmByOperator(confirmations) => {
+            confirmations.iter().for_each(|confirmation| txn.confirm(confirmation));
+        }
         Change::ConfirmRemoval(confirmation) => txn.confirm(confirmation),
         Change::ReleaseRemoved(what) => txn.release_removed(what),
         Change::ForgetFence { by, fence } => {
@@ -51,14 +53,10 @@ pub fn transaction(change: &Change) -> Txn {
         }
         Change::HandOverAddress(what) => {
             txn.only_if(is_member(&what.by));
-            txn.replace(
-                Key::Reservation(what.address),
-                what.before.unwrap_or(Revision::ABSENT),
-                &what.record,
-            );
-            let pool =
-                what.out_of.iter().map(|(pool, revision)| unchanged(&Key::Pool(pool.clone()), *revision));
-            txn.only_if(pool);
+            let before = what.before.unwrap_or(Revision::ABSENT);
+            txn.replace(Key::Reservation(what.address), before, &what.record);
+            let pool = what.source_pool.iter();
+            txn.only_if(pool.map(|(pool, revision)| unchanged(&Key::Pool(pool.clone()), *revision)));
         }
         Change::ReleaseAddress { by, released } => {
             txn.released(released);
@@ -91,7 +89,7 @@ pub fn transaction(change: &Change) -> Txn {
         Change::ReplaceSettings { record, revision } => txn.replace(Key::Cluster, *revision, record),
         Change::PublishAddresses { by, publish, withdraw } => {
             txn.only_if(is_member(by));
-            withdraw.iter().for_each(|name| txn.take_away(name));
+            withdraw.iter().for_each(|name| txn.delete_unchecked(name));
             publish.iter().for_each(|(address, record)| {
                 txn.put(&Key::Address(by.node.clone(), *address), record);
             });
@@ -100,13 +98,13 @@ pub fn transaction(change: &Change) -> Txn {
             txn.only_if(may_write(by));
             for (name, revision) in records {
                 txn.only_if(revision.map(|revision| unchanged(name, revision)));
-                txn.take_away(name);
+                txn.delete_unchecked(name);
             }
         }
-        Change::WriteLease(sign) => txn.sign(sign),
-        Change::RestoreLease(sign) => {
-            txn.only_if([Compare::absent(&Key::Alive(sign.by.node.clone()))]);
-            txn.sign(sign);
+        Change::WriteLease(lease) => txn.lease(lease),
+        Change::RestoreLease(lease) => {
+            txn.only_if([Compare::absent(&Key::Lease(lease.by.node.clone()))]);
+            txn.lease(lease);
         }
         Change::AskInspection(record) => txn.put(&Key::Inspection, record),
         Change::EndInspection { revision } => txn.delete(&Key::Inspection, *revision),
@@ -116,7 +114,7 @@ pub fn transaction(change: &Change) -> Txn {
         }
         Change::ForgetAnswers(names) => {
             txn.only_if([Compare::absent(&Key::Inspection)]);
-            names.iter().for_each(|name| txn.take_away(name));
+            names.iter().for_each(|name| txn.delete_unchecked(name));
         }
     }
     let Draft(txn) = txn;
@@ -140,9 +138,9 @@ pub fn trace(change: &Change) -> Option<Entry> {
 struct Draft(Txn);
 
 impl Draft {
-    fn sign(&mut self, LeaseWrite { by, alive }: &LeaseWrite) {
-        self.only_if(sign_of_a_member(by));
-        self.put(&Key::Alive(by.node.clone()), alive);
+    fn lease(&mut self, LeaseWrite { by, record }: &LeaseWrite) {
+        self.only_if(lease_of_member(by));
+        self.put(&Key::Lease(by.node.clone()), record);
     }
 
     fn only_if(&mut self, compares: impl IntoIterator<Item = Compare>) {
@@ -153,7 +151,7 @@ impl Draft {
         self.0.writes.push(Write::Put { key: key.to_string(), value: encode(record) });
     }
 
-    fn take_away(&mut self, name: &Name) {
+    fn delete_unchecked(&mut self, name: &Name) {
         self.0.writes.push(Write::Delete { key: name.to_string() });
     }
 
@@ -215,13 +213,13 @@ fn is_member(by: &Member) -> Option<Compare> {
 fn may_write(by: &Writer) -> Option<Compare> {
     match by {
         Writer::Node(member) => is_member(member),
-        Writer::Anybody(node) => Some(Compare::absent(&Key::Node(node.clone()))),
+        Writer::AnyNode(node) => Some(Compare::absent(&Key::Node(node.clone()))),
     }
 }
 
 /// Only the registered node can be alive under its name.
-fn sign_of_a_member(by: &Member) -> Option<Compare> {
-    unless(Mutant::SignIgnoresNode, record_of(by))
+fn lease_of_member(by: &Member) -> Option<Compare> {
+    unless(Mutant::LeaseIgnoresNode, record_of(by))
 }
 
 /// A removed node does not register again.

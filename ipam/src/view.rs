@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::Revision;
 use crate::ids::Incarnation;
 use crate::key::Key;
-use crate::needed::{self, Needed};
+use crate::needed::{self, RequiredRange};
 use crate::pool::{InvalidPool, PoolState, Purpose};
 use crate::record::{
     BlockRecord, ClusterRecord, FenceRecord, InspectionRecord, NodeRecord, Record, ReservationRecord, decode,
@@ -18,7 +18,7 @@ use polder_api::{Family, NodeName, PoolName};
 
 mod reason;
 
-use self::reason::{Doubt, NotUsable};
+use self::reason::{NotUsable, PoolDoubt};
 
 /// A record as of the revision that last changed it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub struct Versioned<T> {
 
 /// The source of a view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Source {
+pub enum ViewSource {
     /// None yet: nothing is known, not even that a record is missing.
     #[default]
     Nowhere,
@@ -45,7 +45,7 @@ pub enum Source {
 #[derive(Debug, Clone, Default)]
 pub struct View {
     /// The source.
-    pub source: Source,
+    pub source: ViewSource,
     /// The revision of the datastore that the view shows.
     pub revision: Revision,
     /// Why the datastore is unreachable, while it is.
@@ -62,9 +62,9 @@ pub struct View {
     /// The pools in use with addresses that pods should not have: by key, with the reason.
     pub doubtful: BTreeMap<String, String>,
     /// The underlay addresses of this node.
-    pub own: Vec<IpAddr>,
+    pub own_addresses: Vec<IpAddr>,
     /// The addresses that this node must reach outside the pod network.
-    pub needed: Vec<Needed>,
+    pub needed: Vec<RequiredRange>,
     /// The nodes.
     pub nodes: BTreeMap<NodeName, Versioned<NodeRecord>>,
     /// The claims.
@@ -98,7 +98,7 @@ pub struct Settings {
 impl View {
     /// A view of a snapshot.
     pub fn from_snapshot(contents: Contents) -> Self {
-        let mut view = Self { source: Source::Snapshot, revision: contents.revision, ..Self::default() };
+        let mut view = Self { source: ViewSource::Snapshot, revision: contents.revision, ..Self::default() };
         view.take_all(contents.entries);
         view.settle_pools();
         view
@@ -130,9 +130,9 @@ impl View {
 
     fn load(&mut self, contents: Contents) {
         let before = std::mem::take(self);
-        self.source = Source::Store;
+        self.source = ViewSource::Store;
         self.revision = contents.revision;
-        self.own.clone_from(&before.own);
+        self.own_addresses.clone_from(&before.own_addresses);
         self.needed.clone_from(&before.needed);
         self.take_all(contents.entries);
         let unreadable: Vec<String> = self.refused.keys().cloned().collect();
@@ -144,7 +144,7 @@ impl View {
                 let now = self.reservations.get(address);
                 now.is_none_or(|now| now.record.generation < known.record.generation)
             })
-            || self.revision < before.revision && before.source == Source::Store
+            || self.revision < before.revision && before.source == ViewSource::Store
             || before.cluster.is_some() && self.cluster.is_none();
         self.losses = before.losses + u64::from(lost);
         let known = before.pools.iter().map(|(name, known)| (name.clone(), Arc::clone(&known.record)));
@@ -228,8 +228,8 @@ impl View {
     }
 
     /// Sets the node's own addresses and the addresses that it must reach.
-    pub fn set_surroundings(&mut self, own: Vec<IpAddr>, needed: Vec<Needed>) {
-        self.own = own;
+    pub fn set_surroundings(&mut self, own: Vec<IpAddr>, needed: Vec<RequiredRange>) {
+        self.own_addresses = own;
         self.needed = needed;
         self.settle_pools();
     }
@@ -268,12 +268,12 @@ impl View {
             let name = pool.record.name.clone();
             let key = Key::Pool(name.clone()).to_string();
             match self.use_of(&pool.record) {
-                Use::Full => drop(self.pools.insert(name, pool)),
-                Use::Doubtful(reason) => {
+                PoolUse::Full => drop(self.pools.insert(name, pool)),
+                PoolUse::Doubtful(reason) => {
                     self.doubtful.insert(key, reason.to_string());
                     self.pools.insert(name, pool);
                 }
-                Use::None(reason) => {
+                PoolUse::None(reason) => {
                     self.refused.insert(key.clone(), reason.to_string());
                     self.unusable_keys.insert(key);
                     self.unusable.insert(name, pool);
@@ -283,10 +283,10 @@ impl View {
     }
 
     /// Whether this node can use the pool. A pool in use stays in use if possible.
-    fn use_of(&self, pool: &Pool) -> Use {
+    fn use_of(&self, pool: &Pool) -> PoolUse {
         let (name, cidr) = (&pool.name, pool.cidr());
-        if let Some(address) = self.own.iter().find(|address| cidr.has(**address)) {
-            return Use::None(NotUsable::OwnAddress { pool: name.clone(), cidr, address: *address });
+        if let Some(address) = self.own_addresses.iter().find(|address| cidr.has(**address)) {
+            return PoolUse::None(NotUsable::OwnAddress { pool: name.clone(), cidr, address: *address });
         }
         let in_use = || {
             let reserved = |address: &IpAddr| pool.purpose == Purpose::Reservations && cidr.has(*address);
@@ -298,9 +298,9 @@ impl View {
             let first = cidr.first();
             let never = first.is_multicast() || first.is_loopback() || first.is_unspecified();
             return if in_use() && !never {
-                Use::Doubtful(Doubt::Unfit { pool: pool_name, error })
+                PoolUse::Doubtful(PoolDoubt::Unfit { pool: pool_name, error })
             } else {
-                Use::None(match error {
+                PoolUse::None(match error {
                     InvalidPool::Special { special, .. } => NotUsable::Special { pool: pool_name, special },
                     error => NotUsable::Unfit { pool: pool_name, error },
                 })
@@ -308,9 +308,9 @@ impl View {
         }
         if let Some(needed) = needed::overlapping(&self.needed, cidr) {
             return if in_use() {
-                Use::Doubtful(Doubt::Needed(needed.clone()))
+                PoolUse::Doubtful(PoolDoubt::Needed(needed.clone()))
             } else {
-                Use::None(NotUsable::Needed { pool: pool_name, needed: needed.clone() })
+                PoolUse::None(NotUsable::Needed { pool: pool_name, needed: needed.clone() })
             };
         }
         let mut nodes = self.nodes.iter();
@@ -319,11 +319,11 @@ impl View {
         });
         match inside {
             // The record of that node is refused instead: an underlay address must not be in the pod network.
-            Some(_) if in_use() => Use::Full,
+            Some(_) if in_use() => PoolUse::Full,
             Some((node, address)) => {
-                Use::None(NotUsable::Underlay { pool: pool_name, address: *address, node: node.clone() })
+                PoolUse::None(NotUsable::Underlay { pool: pool_name, address: *address, node: node.clone() })
             }
-            None => Use::Full,
+            None => PoolUse::Full,
         }
     }
 
@@ -345,7 +345,7 @@ impl View {
             Ok(Key::Fence(_, incarnation)) => drop(self.fences.remove(&incarnation)),
             Ok(Key::Reservation(address)) => drop(self.reservations.remove(&address)),
             Ok(Key::Inspection) => self.inspection = None,
-            Ok(Key::Address(..) | Key::Alive(_) | Key::Answer(_)) | Err(_) => {}
+            Ok(Key::Address(..) | Key::Lease(_) | Key::Answer(_)) | Err(_) => {}
         }
     }
 
@@ -363,11 +363,11 @@ impl View {
 }
 
 /// Whether a node can use a pool.
-enum Use {
+enum PoolUse {
     /// Yes.
     Full,
     /// Yes, despite the problem.
-    Doubtful(Doubt),
+    Doubtful(PoolDoubt),
     /// No, with the reason.
     None(NotUsable),
 }

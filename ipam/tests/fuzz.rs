@@ -40,7 +40,7 @@ fn leaf() -> impl Strategy<Value = Value> {
 }
 
 #[test]
-fn the_records_that_are_changed_here_are_right() {
+fn the_unchanged_records_are_valid() {
     for (key, record) in records() {
         assert!(decode(key, record.to_string().as_bytes()).is_ok(), "{key}");
     }
@@ -48,7 +48,7 @@ fn the_records_that_are_changed_here_are_right() {
 
 proptest! {
     #[test]
-    fn a_record_with_something_changed_is_understood_or_refused_with_its_key(
+    fn a_mutated_record_is_decoded_or_refused_with_its_key(
         which in 0..4_usize,
         field in any::<prop::sample::Index>(),
         value in prop::option::of(leaf()),
@@ -66,7 +66,7 @@ proptest! {
     }
 
     #[test]
-    fn any_key_with_any_value_is_understood_or_refused(
+    fn any_key_with_any_value_is_decoded_or_refused(
         key in prop_oneof![any::<String>(), "/polder/v1/(pools|nodes|blocks|addresses|alive)/[ -~]{0,40}"],
         value in prop::collection::vec(any::<u8>(), 0..100),
     ) {

@@ -21,7 +21,7 @@ pub struct Address {
     /// Whether its scope is global, not link or host.
     pub global: bool,
     /// Whether it may disappear soon: deprecated, temporary, or failed duplicate address detection.
-    pub fleeting: bool,
+    pub temporary: bool,
 }
 
 /// Adds the address with global scope, without duplicate address detection and without an automatic prefix route.
@@ -85,6 +85,6 @@ fn decode(message: &AddressMessage) -> Option<Address> {
         index: IfIndex::new(message.header.index),
         address: IpNetwork::new(ip, message.header.prefix_len).ok()?,
         global: message.header.scope == AddressScope::Universe,
-        fleeting: flags.intersects(passing),
+        temporary: flags.intersects(passing),
     })
 }

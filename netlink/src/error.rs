@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_own_words_are_part_of_the_error() {
+    fn the_error_contains_the_message_of_the_kernel() {
         let offset = [8, 0, 2, 0, 1, 2, 3, 4];
         let text = *b"\x0a\x00\x01\x00no way\0\0";
         let error = Error::refused(-17, &[&offset[..], &text[..10], &[0, 0]].concat());
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn torn_attributes_are_no_text_and_no_panic() {
+    fn truncated_attributes_give_no_message_and_no_panic() {
         for torn in [&[1u8][..], &[0, 0, 1, 0], &[200, 0, 1, 0, 65], &[5, 0, 2, 0, 1]] {
             assert_eq!(message_text(torn), None);
         }

@@ -7,13 +7,13 @@ use polder_api::message::PodAddress;
 use polder_api::{Family, IfName, Mac};
 
 use crate::neighbour::Neighbour;
-use crate::route::{DefaultRoute, Table};
-use crate::rule::Rule;
+use crate::route::{DefaultRoute, RouteTable};
+use crate::rule::RoutingRule;
 use crate::{Error, IfIndex, RouteSocket};
 
 /// The configuration that ADD made in the pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Inside {
+pub struct PodInterface {
     /// The name of the pod's interface.
     pub interface: IfName,
     /// The MAC address of the interface.
@@ -26,7 +26,7 @@ pub struct Inside {
 
 /// A difference between the configuration that ADD made in the pod and the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Difference {
+pub enum PodInterfaceDifference {
     /// The interface was deleted or renamed, or moved to another network namespace.
     /// Remedy: delete the pod; without a controller, also create it again.
     #[error("the pod has no interface {interface}")]
@@ -86,27 +86,27 @@ fn shown(mac: Option<Mac>) -> String {
     mac.map(|mac| mac.to_string()).unwrap_or_default()
 }
 
-impl Inside {
+impl PodInterface {
     /// The first difference between this configuration and the kernel, read through `pod`, a socket in the pod's
     /// namespace. `None` if there is no difference.
-    pub fn difference(&self, pod: &mut RouteSocket) -> Result<Option<Difference>, Error> {
+    pub fn difference(&self, pod: &mut RouteSocket) -> Result<Option<PodInterfaceDifference>, Error> {
         let Self { interface: name, mac, addresses, gateway_mac } = self;
         let Some(link) = pod.link(name.as_str())? else {
-            return Ok(Some(Difference::NoInterface { interface: name.clone() }));
+            return Ok(Some(PodInterfaceDifference::NoInterface { interface: name.clone() }));
         };
         if !link.up {
-            return Ok(Some(Difference::Down { interface: name.clone() }));
+            return Ok(Some(PodInterfaceDifference::Down { interface: name.clone() }));
         }
         if link.mac != Some(*mac) {
             let (interface, found) = (name.clone(), link.mac);
-            return Ok(Some(Difference::Mac { interface, found, expected: *mac }));
+            return Ok(Some(PodInterfaceDifference::Mac { interface, found, expected: *mac }));
         }
         let found_addresses = pod.addresses()?;
         let neighbours = pod.known_neighbours()?;
         for own in addresses {
             let address = host_prefix(own.address);
             if !found_addresses.iter().any(|found| found.index == link.index && found.address == address) {
-                return Ok(Some(Difference::NoAddress { interface: name.clone(), address }));
+                return Ok(Some(PodInterfaceDifference::NoAddress { interface: name.clone(), address }));
             }
             // A missing entry is not an error: the kernel drops it when another plugin changes the MAC address, and
             // the pod resolves the gateway with ARP or neighbour discovery.
@@ -114,14 +114,14 @@ impl Inside {
                 found.index == link.index && found.address == own.gateway && found.mac != *gateway_mac
             };
             if let Some(wrong) = neighbours.iter().find(is_wrong) {
-                return Ok(Some(Difference::GatewayMac {
+                return Ok(Some(PodInterfaceDifference::GatewayMac {
                     gateway: own.gateway,
                     found: wrong.mac,
                     expected: *gateway_mac,
                 }));
             }
             if !has_way_out(pod, link.index, own)? {
-                return Ok(Some(Difference::NoDefaultRoute { gateway: own.gateway }));
+                return Ok(Some(PodInterfaceDifference::NoDefaultRoute { gateway: own.gateway }));
             }
         }
         Ok(None)
@@ -132,11 +132,11 @@ impl Inside {
 /// interface's own table.
 fn has_way_out(pod: &mut RouteSocket, index: IfIndex, own: &PodAddress) -> Result<bool, Error> {
     let leads = |route: &DefaultRoute| route.index == Some(index) && route.gateway == Some(own.gateway);
-    if pod.default_routes(Table::MAIN)?.iter().any(leads) {
+    if pod.default_routes(RouteTable::MAIN)?.iter().any(leads) {
         return Ok(true);
     }
-    let table = Table::of_interface(index);
-    let rule = Rule { source: own.address, table };
+    let table = RouteTable::of_interface(index);
+    let rule = RoutingRule { source: own.address, table };
     Ok(pod.rules()?.contains(&rule) && pod.default_routes(table)?.iter().any(leads))
 }
 

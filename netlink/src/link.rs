@@ -52,7 +52,7 @@ pub struct Link {
     /// `ifalias`.
     pub alias: Option<String>,
     /// The kind of device.
-    pub kind: Kind,
+    pub kind: LinkKind,
     /// Whether it is a bridge with `vlan_filtering` on. False if the kernel does not support that.
     pub filters_vlans: bool,
     /// The settings of the bridge port, if it is one.
@@ -65,7 +65,7 @@ pub struct Link {
 
 /// The kind of an interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
+pub enum LinkKind {
     /// A software bridge.
     Bridge,
     /// One end of a veth pair.
@@ -260,7 +260,7 @@ impl From<LinkMessage> for Link {
             controller: None,
             peer: None,
             alias: None,
-            kind: Kind::Other,
+            kind: LinkKind::Other,
             filters_vlans: false,
             port: None,
             makes_link_local: None,
@@ -290,13 +290,13 @@ impl Link {
     fn take_info(&mut self, infos: Vec<LinkInfo>) {
         for info in infos {
             match info {
-                LinkInfo::Kind(InfoKind::Bridge) => self.kind = Kind::Bridge,
-                LinkInfo::Kind(InfoKind::Veth) => self.kind = Kind::Veth,
+                LinkInfo::Kind(InfoKind::Bridge) => self.kind = LinkKind::Bridge,
+                LinkInfo::Kind(InfoKind::Veth) => self.kind = LinkKind::Veth,
                 LinkInfo::Data(InfoData::Bridge(attributes)) => {
                     self.filters_vlans = attributes.contains(&InfoBridge::VlanFiltering(true));
                 }
                 LinkInfo::Data(InfoData::Vxlan(attributes)) => {
-                    self.kind = Kind::Vxlan(Vxlan::from_attributes(&attributes));
+                    self.kind = LinkKind::Vxlan(Vxlan::from_attributes(&attributes));
                 }
                 LinkInfo::PortData(InfoPortData::BridgePort(attributes)) => {
                     self.port = Some(Port::from_attributes(&attributes));

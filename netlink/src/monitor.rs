@@ -34,7 +34,7 @@ const RECEIVE_QUEUE: usize = 4 << 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// The change.
-    pub what: What,
+    pub what: EventKind,
     /// The port of the netlink socket that requested it, as in [`crate::Socket::port`]. 0 if no socket did, or if the
     /// kernel does not report it.
     pub port: u32,
@@ -42,7 +42,7 @@ pub struct Event {
 
 /// A change in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum What {
+pub enum EventKind {
     /// The interface was deleted.
     LinkGone {
         /// The former index.
@@ -75,7 +75,7 @@ pub enum What {
         address: Option<IpAddr>,
     },
     /// IPv4 forwarding was turned off on an interface.
-    ForwardsNoMore {
+    ForwardingStopped {
         /// The index of the interface.
         index: IfIndex,
     },
@@ -88,7 +88,7 @@ pub enum What {
 }
 
 impl Event {
-    const OVERRUN: Self = Self { what: What::Overrun, port: 0 };
+    const OVERRUN: Self = Self { what: EventKind::Overrun, port: 0 };
 }
 
 /// A socket that receives the notifications of one network namespace.
@@ -107,8 +107,8 @@ impl Monitor {
     }
 
     /// Sets the receive timeout, after which [`Monitor::wait`] returns an error.
-    pub fn set_patience(&self, patience: Duration) -> Result<(), Error> {
-        self.0.set_patience(patience)
+    pub fn set_timeout(&self, max_wait: Duration) -> Result<(), Error> {
+        self.0.set_timeout(max_wait)
     }
 
     /// Waits for the next notifications and returns their events. The list may be empty: some notifications are not
@@ -151,9 +151,9 @@ impl Inbox {
     }
 
     /// Sets the receive timeout, after which [`Inbox::receive`] returns an error.
-    pub(crate) fn set_patience(&self, patience: Duration) -> Result<(), Error> {
-        let patience = TimeVal::milliseconds(i64::try_from(patience.as_millis()).unwrap_or(i64::MAX));
-        setsockopt(&self.inner, sockopt::ReceiveTimeout, &patience)
+    pub(crate) fn set_timeout(&self, max_wait: Duration) -> Result<(), Error> {
+        let max_wait = TimeVal::milliseconds(i64::try_from(max_wait.as_millis()).unwrap_or(i64::MAX));
+        setsockopt(&self.inner, sockopt::ReceiveTimeout, &max_wait)
             .map_err(|errno| SocketError::Configure(errno.into()).into())
     }
 
@@ -178,8 +178,8 @@ fn events(mut rest: &[u8]) -> Vec<Event> {
         };
         let length = buffer.length() as usize;
         if [netconf::NEW, netconf::DELETED].contains(&buffer.message_type()) {
-            let index = netconf::forwards_no_more(&rest[..length]);
-            events.extend(index.map(|index| Event { what: What::ForwardsNoMore { index }, port: 0 }));
+            let index = netconf::forwarding_stopped(&rest[..length]);
+            events.extend(index.map(|index| Event { what: EventKind::ForwardingStopped { index }, port: 0 }));
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
             continue;
         }
@@ -195,7 +195,7 @@ fn events(mut rest: &[u8]) -> Vec<Event> {
     events
 }
 
-fn what(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<What> {
+fn what(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<EventKind> {
     let NetlinkPayload::InnerMessage(message) = payload else { return None };
     match message {
         // A bridge reports its ports in family AF_BRIDGE: a port that left the bridge is not a deleted interface.
@@ -203,29 +203,32 @@ fn what(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<What> {
             if link.header.interface_family != AddressFamily::Unspec =>
         {
             let is_port = link.header.interface_family == AddressFamily::Bridge;
-            is_port.then_some(What::Port { index: IfIndex::new(link.header.index) })
+            is_port.then_some(EventKind::Port { index: IfIndex::new(link.header.index) })
         }
         RouteNetlinkMessage::NewLink(link) => {
-            Some(What::Link { index: IfIndex::new(link.header.index), name: name(link) })
+            Some(EventKind::Link { index: IfIndex::new(link.header.index), name: name(link) })
         }
         RouteNetlinkMessage::DelLink(link) => {
-            Some(What::LinkGone { index: IfIndex::new(link.header.index), name: name(link) })
+            Some(EventKind::LinkGone { index: IfIndex::new(link.header.index), name: name(link) })
         }
         RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
-            Some(What::Address { index: IfIndex::new(address.header.index) })
+            Some(EventKind::Address { index: IfIndex::new(address.header.index) })
         }
         RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
             let ours = route.header.protocol == RouteProtocol::from(ROUTE_PROTOCOL);
             // The kernel's own routes in table local follow addresses and interfaces, which have their own events.
             let kernels = route.header.table == RT_TABLE_LOCAL;
             match (ours, kernels) {
-                (true, _) => Some(What::OwnRoute),
+                (true, _) => Some(EventKind::OwnRoute),
                 (false, true) => None,
-                (false, false) => Some(What::ForeignRoute),
+                (false, false) => Some(EventKind::ForeignRoute),
             }
         }
         RouteNetlinkMessage::NewNeighbour(entry) | RouteNetlinkMessage::DelNeighbour(entry) => {
-            Some(What::Neighbour { index: IfIndex::new(entry.header.ifindex), address: neighbour(entry) })
+            Some(EventKind::Neighbour {
+                index: IfIndex::new(entry.header.ifindex),
+                address: neighbour(entry),
+            })
         }
         _ => None,
     }

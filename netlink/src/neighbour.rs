@@ -53,7 +53,7 @@ pub enum Destination {
     Remote(IpAddr),
     /// A tunnel destination that Polder never uses: not permanent, a next hop object, or with its own UDP port, VNI or
     /// interface. Such entries are only read and deleted.
-    Otherwise,
+    Unsupported,
 }
 
 impl Neighbour {
@@ -81,7 +81,7 @@ impl Neighbour {
 }
 
 impl FdbEntry {
-    /// Creates the entry, or replaces the one for its link-layer address. An entry with [`Destination::Otherwise`]
+    /// Creates the entry, or replaces the one for its link-layer address. An entry with [`Destination::Unsupported`]
     /// must be deleted first.
     pub fn replace(&self) -> Operation {
         let mut message = self.message();
@@ -108,7 +108,7 @@ impl FdbEntry {
                 message.header.state = NeighbourState::Noarp;
                 message.header.flags = NeighbourFlags::Controller;
             }
-            Destination::Remote(_) | Destination::Otherwise => {
+            Destination::Remote(_) | Destination::Unsupported => {
                 message.header.state = NeighbourState::Permanent;
                 message.header.flags = NeighbourFlags::Own;
             }
@@ -176,8 +176,8 @@ fn forward(message: &RouteNetlinkMessage) -> Option<FdbEntry> {
     });
     let to = match (message.header.state, remote) {
         (NeighbourState::Permanent, Some(underlay)) if !is_odd => Destination::Remote(underlay),
-        (_, Some(_)) => Destination::Otherwise,
-        (_, None) if is_by_object => Destination::Otherwise,
+        (_, Some(_)) => Destination::Unsupported,
+        (_, None) if is_by_object => Destination::Unsupported,
         (NeighbourState::Noarp, None) => Destination::Port,
         _ => return None,
     };
@@ -214,7 +214,7 @@ mod tests {
     const POD: Mac = Mac([2, 0, 0, 0, 0, 2]);
 
     /// An FDB entry of a bridge port, decoded from the bytes that the kernel would send.
-    fn told(vlan: Option<u16>) -> RouteNetlinkMessage {
+    fn message_of_vlan(vlan: Option<u16>) -> RouteNetlinkMessage {
         let mut message = FdbEntry { index: IfIndex::new(7), mac: POD, to: Destination::Port }.message();
         message.attributes.push(NeighbourAttribute::Controller(3));
         message.attributes.extend(vlan.map(NeighbourAttribute::Vlan));
@@ -224,12 +224,12 @@ mod tests {
     }
 
     #[test]
-    fn the_entry_that_a_bridge_uses_is_that_of_vlan_0_and_others_are_not_taken_for_it() {
+    fn only_an_fdb_entry_without_vlan_is_ours() {
         let ours = FdbEntry { index: IfIndex::new(7), mac: POD, to: Destination::Port };
-        assert_eq!(forward(&told(None)), Some(ours));
-        assert_eq!(forward(&told(Some(0))), Some(ours));
+        assert_eq!(forward(&message_of_vlan(None)), Some(ours));
+        assert_eq!(forward(&message_of_vlan(Some(0))), Some(ours));
         for vlan in [1, 77, 4094] {
-            assert_eq!(forward(&told(Some(vlan))), None);
+            assert_eq!(forward(&message_of_vlan(Some(vlan))), None);
         }
     }
 }

@@ -23,7 +23,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use polder_api::Family;
 
 pub use self::anchor::NatAnchor;
-pub use self::element::{Element, Key, union};
+pub use self::element::{Element, ElementKey, union};
 pub use self::family::TableFamily;
 pub use self::monitor::{Author, FilterMonitor};
 use crate::{Error, Operation, Protocol, Socket};
@@ -52,14 +52,14 @@ pub struct Table {
 
 /// The table family: the kernel has separate tables for IP and ARP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Side {
+pub enum TableSide {
     /// IPv4 and IPv6 (family `inet`).
     Ip,
     /// ARP (family `arp`).
     Arp,
 }
 
-impl Side {
+impl TableSide {
     const BOTH: [Self; 2] = [Self::Ip, Self::Arp];
 }
 
@@ -67,11 +67,11 @@ impl Side {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Set {
     /// The table that has the set.
-    pub side: Side,
+    pub side: TableSide,
     /// The name of the set.
     pub name: &'static str,
     /// The type of its elements.
-    pub key: Key,
+    pub key: ElementKey,
 }
 
 /// A base chain with policy accept: packets that match no rule pass.
@@ -100,10 +100,10 @@ pub enum Hook {
 
 impl Hook {
     /// The table family of the hook.
-    pub fn side(self) -> Side {
+    pub fn side(self) -> TableSide {
         match self {
-            Self::Raw | Self::Input | Self::SourceNat => Side::Ip,
-            Self::ArpInput => Side::Arp,
+            Self::Raw | Self::Input | Self::SourceNat => TableSide::Ip,
+            Self::ArpInput => TableSide::Arp,
         }
     }
 }
@@ -123,11 +123,11 @@ pub struct Rule {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Match {
     /// The input interface.
-    Input(Interface),
+    Input(InterfaceMatch),
     /// The output interface.
-    Output(Interface),
+    Output(InterfaceMatch),
     /// Any output interface except this.
-    NotOutput(Interface),
+    NotOutput(InterfaceMatch),
     /// The address family. Required before every match on addresses.
     Family(Family),
     /// UDP with this destination port.
@@ -135,11 +135,11 @@ pub enum Match {
     /// VXLAN with this VNI. Requires [`Match::UdpTo`] before it.
     VxlanOf(u32),
     /// The source address, in or not in a set.
-    Source(Within),
+    Source(SetMatch),
     /// The destination address, in or not in a set.
-    Destination(Within),
+    Destination(SetMatch),
     /// The pair of source link-layer address and source address, in or not in a set.
-    Sender(Within),
+    Sender(SetMatch),
     /// The destination is unicast, neither multicast nor broadcast.
     Unicast,
     /// ICMP for IPv6 of this type (RFC 4443).
@@ -154,17 +154,17 @@ pub enum Match {
         /// The number of bits of the inner source address that are compared.
         length: u8,
         /// The set. Its family is the outer one.
-        within: Within,
+        within: SetMatch,
     },
     /// An ARP reply.
     ArpReply,
     /// The pair of sender link-layer address and sender address of an ARP packet, in or not in a set.
-    ArpSender(Within),
+    ArpSender(SetMatch),
 }
 
 /// Interfaces, by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Interface {
+pub enum InterfaceMatch {
     /// The interface with this name.
     Named(&'static str),
     /// All interfaces whose name has this prefix.
@@ -173,7 +173,7 @@ pub enum Interface {
 
 /// Membership of a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Within {
+pub enum SetMatch {
     /// In the set of that family and name.
     Set(Family, &'static str),
     /// Not in the set of that family and name.
@@ -196,7 +196,7 @@ pub type Elements = BTreeMap<&'static str, BTreeSet<Element>>;
 
 /// The state of a table in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
+pub enum TableState {
     /// The table exists as defined, with these elements.
     Intact(Elements),
     /// The table is missing or different; the reason.
@@ -225,7 +225,7 @@ impl Table {
     pub fn install(&self, elements: &Elements) -> Transaction {
         let mut all = self.delete().0;
         let fingerprint = self.fingerprint();
-        all.extend(Side::BOTH.map(|side| encode::add_table(side, self.name, Some(&fingerprint))));
+        all.extend(TableSide::BOTH.map(|side| encode::add_table(side, self.name, Some(&fingerprint))));
         all.extend(self.sets.iter().zip(1..).map(|(set, id)| encode::add_set(self.name, set, id)));
         for set in &self.sets {
             let members = elements.get(set.name).into_iter().flatten();
@@ -272,7 +272,7 @@ impl Table {
     /// Deletes the table with its content. Succeeds if it does not exist.
     pub fn delete(&self) -> Transaction {
         let delete = |side| [encode::add_table(side, self.name, None), encode::delete_table(side, self.name)];
-        Transaction(Side::BOTH.into_iter().flat_map(delete).collect())
+        Transaction(TableSide::BOTH.into_iter().flat_map(delete).collect())
     }
 }
 
@@ -287,7 +287,7 @@ impl FilterSocket {
 
     /// Whether a table with the name of `table` exists, on either side.
     pub fn has(&mut self, table: &Table) -> Result<bool, Error> {
-        for side in Side::BOTH {
+        for side in TableSide::BOTH {
             match self.get(encode::get_table(side, table.name)) {
                 Ok(_) => return Ok(true),
                 Err(error) if error.is_missing() => {}
@@ -298,21 +298,21 @@ impl FilterSocket {
     }
 
     /// Reads the table from the kernel and compares it with `table`.
-    pub fn find(&mut self, table: &Table) -> Result<Found, Error> {
+    pub fn find(&mut self, table: &Table) -> Result<TableState, Error> {
         match self.read(table) {
             Ok(found) => Ok(found),
             Err(error) if error.is_missing() => {
-                Ok(Found::Different("a part of the table is missing".to_owned()))
+                Ok(TableState::Different("a part of the table is missing".to_owned()))
             }
             Err(error) => Err(error),
         }
     }
 
-    fn read(&mut self, table: &Table) -> Result<Found, Error> {
-        for side in Side::BOTH {
+    fn read(&mut self, table: &Table) -> Result<TableState, Error> {
+        for side in TableSide::BOTH {
             let comment = decode::table_comment(&self.get(encode::get_table(side, table.name))?);
             if comment.as_deref() != Some(table.fingerprint().as_str()) {
-                return Ok(Found::Different(format!(
+                return Ok(TableState::Different(format!(
                     "another version created the table (comment {:?})",
                     comment.unwrap_or_default()
                 )));
@@ -321,11 +321,14 @@ impl FilterSocket {
         for chain in &table.chains {
             let found = self.get(encode::get_chain(table.name, chain))?;
             if !decode::accepts_by_policy(&found) {
-                return Ok(Found::Different(format!("chain {} does not have policy accept", chain.name)));
+                return Ok(TableState::Different(format!(
+                    "chain {} does not have policy accept",
+                    chain.name
+                )));
             }
         }
         let mut rules = Vec::new();
-        for side in Side::BOTH {
+        for side in TableSide::BOTH {
             let message = encode::get_rules(side, table.name);
             rules.extend(self.dump(message, |message| decode::rule(&message, table.name))?);
         }
@@ -333,7 +336,7 @@ impl FilterSocket {
             let found =
                 rules.iter().filter(|rule| rule.chain == chain.name).map(|rule| rule.comment.as_str());
             if !found.eq(chain.rules.iter().map(|rule| rule.comment)) {
-                return Ok(Found::Different(format!("chain {} has different rules", chain.name)));
+                return Ok(TableState::Different(format!("chain {} has different rules", chain.name)));
             }
         }
         let mut elements = Elements::new();
@@ -352,13 +355,13 @@ impl FilterSocket {
                 elements.insert(set.name, two);
             }
             if !differ.is_empty() {
-                return Ok(Found::Different(format!(
+                return Ok(TableState::Different(format!(
                     "set {} differs between the inet and the arp table",
                     set.name
                 )));
             }
         }
-        Ok(Found::Intact(elements))
+        Ok(TableState::Intact(elements))
     }
 
     fn elements(&mut self, table: &Table, set: &Set) -> Result<BTreeSet<Element>, Error> {

@@ -25,9 +25,9 @@ const OWN_TABLES: u32 = 84_000;
 
 /// A routing table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Table(u32);
+pub struct RouteTable(u32);
 
-impl Table {
+impl RouteTable {
     /// Table main (254).
     pub const MAIN: Self = Self(RouteHeader::RT_TABLE_MAIN as u32);
 
@@ -42,7 +42,7 @@ impl Table {
     }
 }
 
-impl From<u32> for Table {
+impl From<u32> for RouteTable {
     fn from(number: u32) -> Self {
         Self(number)
     }
@@ -65,7 +65,7 @@ pub struct Route {
     /// The destination.
     pub destination: IpNetwork,
     /// The next hop, or unreachable.
-    pub target: Target,
+    pub target: KernelTarget,
     /// The preferred source address of packets that the host itself sends.
     pub source: Option<IpAddr>,
     /// The route MTU in bytes, if it is less than the interface's.
@@ -74,7 +74,7 @@ pub struct Route {
 
 /// The next hop of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Target {
+pub enum KernelTarget {
     /// The destinations are neighbours on the interface.
     Link {
         /// The interface.
@@ -119,7 +119,7 @@ pub fn replace(route: &Route) -> Operation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OnlinkRoute {
     /// The routing table.
-    pub table: Table,
+    pub table: RouteTable,
     /// The destination; `None` for a default route.
     pub destination: Option<IpNetwork>,
     /// The route MTU in bytes, if it is less than the interface's.
@@ -132,7 +132,7 @@ pub struct OnlinkRoute {
 
 impl OnlinkRoute {
     /// A default route in that table.
-    pub const fn to_everywhere(table: Table) -> Self {
+    pub const fn to_everywhere(table: RouteTable) -> Self {
         Self { table, destination: None, mtu: None, advmss: None, priority: None }
     }
 }
@@ -182,13 +182,13 @@ fn builder(destination: IpNetwork) -> RouteMessageBuilder {
 fn message(route: &Route) -> RouteMessage {
     let mut builder = builder(route.destination);
     builder = match route.target {
-        Target::Link { index } => builder.output_interface(index.number()).scope(RouteScope::Link),
-        Target::Gateway { index, gateway, onlink } => {
+        KernelTarget::Link { index } => builder.output_interface(index.number()).scope(RouteScope::Link),
+        KernelTarget::Gateway { index, gateway, onlink } => {
             let builder =
                 builder.output_interface(index.number()).gateway(gateway).expect("gateway of the family");
             if onlink { builder.onlink() } else { builder }
         }
-        Target::Unreachable => builder.kind(RouteType::Unreachable),
+        KernelTarget::Unreachable => builder.kind(RouteType::Unreachable),
     };
     if let Some(source) = route.source {
         builder = builder.pref_source(source).expect("source of the family");
@@ -247,7 +247,7 @@ impl NextHop {
             Via(RouteVia::Inet6(address)) => Some((*address).into()),
             _ => None,
         });
-        let says_nothing_of_it = |attribute: &RouteAttribute| {
+        let is_irrelevant = |attribute: &RouteAttribute| {
             matches!(
                 attribute,
                 CacheInfo(_)
@@ -274,7 +274,7 @@ impl NextHop {
         };
         match router {
             Some(router) => Self::Router(router),
-            None if attributes.iter().all(says_nothing_of_it) => Self::Destination,
+            None if attributes.iter().all(is_irrelevant) => Self::Destination,
             None => Self::Unclear,
         }
     }
@@ -290,7 +290,7 @@ impl NextHop {
 
 /// The result of a route lookup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lookup {
+pub struct RouteLookup {
     /// The output interface.
     pub index: IfIndex,
     /// The next hop.
@@ -337,7 +337,7 @@ impl RouteSocket {
     }
 
     /// The default routes of a table.
-    pub fn default_routes(&mut self, table: Table) -> Result<Vec<DefaultRoute>, Error> {
+    pub fn default_routes(&mut self, table: RouteTable) -> Result<Vec<DefaultRoute>, Error> {
         let mut routes = Vec::new();
         for family in Family::BOTH {
             let mut filter = RouteMessage::default();
@@ -372,7 +372,7 @@ impl RouteSocket {
     }
 
     /// Looks up the route to `address`; `None` if the kernel has no route.
-    pub fn look_up(&mut self, address: IpAddr) -> Result<Option<Lookup>, Error> {
+    pub fn look_up(&mut self, address: IpAddr) -> Result<Option<RouteLookup>, Error> {
         let mut message = RouteMessage::default();
         message.header.address_family = family(address);
         message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
@@ -440,11 +440,13 @@ fn marked(message: &RouteMessage) -> Option<(Route, u32)> {
     };
     let destination = attributes.destination.unwrap_or(unspecified);
     let target = match (message.header.kind, attributes.index, attributes.gateway) {
-        (RouteType::Unicast, Some(index), Some(gateway)) => {
-            Target::Gateway { index, gateway, onlink: message.header.flags.contains(RouteFlags::Onlink) }
-        }
-        (RouteType::Unicast, Some(index), None) => Target::Link { index },
-        _ => Target::Unreachable,
+        (RouteType::Unicast, Some(index), Some(gateway)) => KernelTarget::Gateway {
+            index,
+            gateway,
+            onlink: message.header.flags.contains(RouteFlags::Onlink),
+        },
+        (RouteType::Unicast, Some(index), None) => KernelTarget::Link { index },
+        _ => KernelTarget::Unreachable,
     };
     let destination = IpNetwork::new(destination, message.header.destination_prefix_length).ok()?;
     let route = Route { destination, target, source: attributes.source, mtu: attributes.mtu };
@@ -477,10 +479,10 @@ fn foreign(message: &RouteMessage) -> Option<ForeignRoute> {
     Some(ForeignRoute { destination, index: found.index, gateways: gateways.collect() })
 }
 
-fn looked_up(message: &RouteMessage) -> Option<Lookup> {
+fn looked_up(message: &RouteMessage) -> Option<RouteLookup> {
     let attributes = Attributes::of(message);
     match message.header.kind {
-        kind @ (RouteType::Unicast | RouteType::Local) => Some(Lookup {
+        kind @ (RouteType::Unicast | RouteType::Local) => Some(RouteLookup {
             index: attributes.index?,
             next_hop: NextHop::of(&message.attributes),
             source: attributes.source,

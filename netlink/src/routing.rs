@@ -27,7 +27,7 @@ pub struct AnyRoute {
     /// The metric: of two routes to the same destination, the kernel uses the one with the lower metric.
     pub priority: u32,
     /// The action for matching packets.
-    pub leads: Leads,
+    pub action: RouteAction,
     /// The output interface, if there is one.
     pub index: Option<IfIndex>,
     /// The gateway, if there is one.
@@ -38,13 +38,13 @@ pub struct AnyRoute {
 
 /// The action of a route for matching packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Leads {
+pub enum RouteAction {
     /// Forwards them.
-    On,
+    Forward,
     /// Delivers them to the host itself.
-    ToHost,
+    Local,
     /// Drops or rejects them; the route type as in `ip route`.
-    Nowhere(&'static str),
+    Drop(&'static str),
 }
 
 /// A routing policy rule (`ip rule`).
@@ -61,7 +61,7 @@ pub struct AnyRule {
     /// The input interface (`iif`), if any.
     pub input: Option<String>,
     /// Whether the remaining selectors can match a forwarded packet without a mark.
-    pub otherwise: Applies,
+    pub otherwise: RuleCoverage,
     /// Whether the selectors are inverted (`not`).
     pub inverted: bool,
     /// The action for matching packets.
@@ -70,7 +70,7 @@ pub struct AnyRule {
 
 /// How many packets of a group something applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Applies {
+pub enum RuleCoverage {
     /// None.
     Never,
     /// Possibly some.
@@ -85,11 +85,11 @@ pub enum RuleTarget {
     /// Look up the table. Routes with at most that prefix length are ignored (`suppress_prefixlength`).
     Table(u32, Option<u32>),
     /// Drop or reject packets; the action as in `ip rule`.
-    Nowhere(&'static str),
+    Drop(&'static str),
     /// Continue with the rules from that priority on.
     Goto(u32),
     /// Continue with the next rule.
-    Nothing,
+    Continue,
 }
 
 impl RouteSocket {
@@ -116,12 +116,12 @@ impl RouteSocket {
 }
 
 fn any_route(message: &RouteMessage, wanted: &impl Fn(IpNetwork) -> bool) -> Option<AnyRoute> {
-    let leads = match message.header.kind {
-        RouteType::Unicast => Leads::On,
-        RouteType::Local => Leads::ToHost,
-        RouteType::BlackHole => Leads::Nowhere("blackhole"),
-        RouteType::Unreachable => Leads::Nowhere("unreachable"),
-        RouteType::Prohibit => Leads::Nowhere("prohibit"),
+    let action = match message.header.kind {
+        RouteType::Unicast => RouteAction::Forward,
+        RouteType::Local => RouteAction::Local,
+        RouteType::BlackHole => RouteAction::Drop("blackhole"),
+        RouteType::Unreachable => RouteAction::Drop("unreachable"),
+        RouteType::Prohibit => RouteAction::Drop("prohibit"),
         // Type `throw`, or a type that is not for unicast.
         _ => return None,
     };
@@ -145,7 +145,7 @@ fn any_route(message: &RouteMessage, wanted: &impl Fn(IpNetwork) -> bool) -> Opt
         destination,
         table,
         priority: found.priority,
-        leads,
+        action,
         index: found.index,
         gateway: found.gateway,
         ours: table == MAIN && u8::from(message.header.protocol) == ROUTE_PROTOCOL,
@@ -162,7 +162,7 @@ fn any_rule(message: &RuleMessage) -> Option<AnyRule> {
     let (mut priority, mut table, mut goto, mut suppressed) = (0, u32::from(header.table), 0, None);
     let (mut source, mut destination, mut input) = (None, None, None);
     let (mut mark, mut bits) = (0, None);
-    let mut otherwise = if header.tos == 0 { Applies::Always } else { Applies::Perhaps };
+    let mut otherwise = if header.tos == 0 { RuleCoverage::Always } else { RuleCoverage::Perhaps };
     for attribute in &message.attributes {
         let asked = match attribute {
             RuleAttribute::Priority(number) => {
@@ -207,25 +207,25 @@ fn any_rule(message: &RuleMessage) -> Option<AnyRule> {
             }
             // Forwarded packets have no socket and no tunnel metadata.
             RuleAttribute::Oifname(_) | RuleAttribute::TunId(_) | RuleAttribute::L3MDev(true) => {
-                Applies::Never
+                RuleCoverage::Never
             }
             RuleAttribute::L3MDev(false) => continue,
-            RuleAttribute::UidRange(range) if range.start > 0 => Applies::Never,
+            RuleAttribute::UidRange(range) if range.start > 0 => RuleCoverage::Never,
             RuleAttribute::UidRange(range) if range.end == u32::MAX => continue,
-            _ => Applies::Perhaps,
+            _ => RuleCoverage::Perhaps,
         };
         otherwise = otherwise.min(asked);
     }
     if mark & bits.unwrap_or(u32::MAX) != 0 {
-        otherwise = Applies::Never;
+        otherwise = RuleCoverage::Never;
     }
     let action = match header.action {
         RuleAction::ToTable => RuleTarget::Table(table, suppressed),
-        RuleAction::Blackhole => RuleTarget::Nowhere("blackhole"),
-        RuleAction::Unreachable => RuleTarget::Nowhere("unreachable"),
-        RuleAction::Prohibit => RuleTarget::Nowhere("prohibit"),
+        RuleAction::Blackhole => RuleTarget::Drop("blackhole"),
+        RuleAction::Unreachable => RuleTarget::Drop("unreachable"),
+        RuleAction::Prohibit => RuleTarget::Drop("prohibit"),
         RuleAction::Goto => RuleTarget::Goto(goto),
-        _ => RuleTarget::Nothing,
+        _ => RuleTarget::Continue,
     };
     let inverted = header.flags.contains(RuleFlags::Invert);
     Some(AnyRule { family, priority, source, destination, input, otherwise, inverted, action })

@@ -8,7 +8,7 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use nix::errno::Errno;
 
 use crate::address::family;
-use crate::route::Table;
+use crate::route::RouteTable;
 use crate::{Error, Operation, RouteSocket};
 
 /// The rule priority: after the rule for table local (0), before the one for table main (32766).
@@ -17,14 +17,14 @@ const PRIORITY: u32 = 84;
 /// A rule: packets from `source` are routed by `table`. If the table has no route, the kernel continues with the next
 /// rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rule {
+pub struct RoutingRule {
     /// The source address.
     pub source: IpAddr,
     /// The routing table.
-    pub table: Table,
+    pub table: RouteTable,
 }
 
-impl Rule {
+impl RoutingRule {
     /// Creates the rule. Succeeds if it already exists.
     pub fn add(&self) -> Operation {
         let mut message = RuleMessage::default();
@@ -43,21 +43,21 @@ impl Rule {
 
 impl RouteSocket {
     /// The rules with a single source address, of both families.
-    pub fn rules(&mut self) -> Result<Vec<Rule>, Error> {
+    pub fn rules(&mut self) -> Result<Vec<RoutingRule>, Error> {
         self.dump(RouteNetlinkMessage::GetRule(RuleMessage::default()), |message| rule(&message))
     }
 }
 
-fn rule(message: &RouteNetlinkMessage) -> Option<Rule> {
+fn rule(message: &RouteNetlinkMessage) -> Option<RoutingRule> {
     let RouteNetlinkMessage::NewRule(message) = message else { return None };
     let (mut source, mut table) = (None, None);
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Source(address) => source = Some(*address),
-            RuleAttribute::Table(number) => table = Some(Table::from(*number)),
+            RuleAttribute::Table(number) => table = Some(RouteTable::from(*number)),
             _ => {}
         }
     }
     let whole = |source: &IpAddr| message.header.src_len == if source.is_ipv4() { 32 } else { 128 };
-    Some(Rule { source: source.filter(whole)?, table: table? })
+    Some(RoutingRule { source: source.filter(whole)?, table: table? })
 }

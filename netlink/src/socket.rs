@@ -30,7 +30,7 @@ const RECEIVE_BUFFER: usize = 64 << 10;
 const BATCH: usize = 128;
 
 /// Receive timeout in seconds. The kernel answers during the send, so it only matters if an answer is lost.
-const PATIENCE_SECONDS: i64 = 10;
+const REPLY_TIMEOUT_SECONDS: i64 = 10;
 
 /// A netlink protocol: its messages and its number.
 pub trait Protocol: NetlinkSerializable + NetlinkDeserializable + Debug {
@@ -102,7 +102,7 @@ impl<M: Protocol> Socket<M> {
         inner.set_cap_ack(true).map_err(SocketError::Configure)?;
         // The kernel filters dumps, and rejects a filter that it does not support instead of ignoring it.
         inner.set_netlink_get_strict_chk(true).map_err(SocketError::Configure)?;
-        let timeout = TimeVal::seconds(PATIENCE_SECONDS);
+        let timeout = TimeVal::seconds(REPLY_TIMEOUT_SECONDS);
         setsockopt(&inner, sockopt::ReceiveTimeout, &timeout)
             .and_then(|()| setsockopt(&inner, sockopt::RcvBufForce, &(1 << 20)))
             .and_then(|()| setsockopt(&inner, sockopt::SndBufForce, &(8 << 20)))
@@ -181,12 +181,12 @@ impl<M: Protocol> Socket<M> {
         answer.messages.into_iter().next().ok_or(Error::NoAnswer)
     }
 
-    /// Reads all objects of a kind: a consistent dump, or an error. `put` converts each message on arrival, because
+    /// Reads all objects of a kind: a consistent dump, or an error. `convert` converts each message on arrival, because
     /// messages take about a kilobyte each and there can be thousands.
     pub(crate) fn dump<T>(
         &mut self,
         message: impl Into<M>,
-        mut put: impl FnMut(M) -> Option<T>,
+        mut convert: impl FnMut(M) -> Option<T>,
     ) -> Result<Vec<T>, Error>
     where
         M: Clone,
@@ -195,8 +195,8 @@ impl<M: Protocol> Socket<M> {
         answer::whole(|| {
             let mut found = Vec::new();
             let mut answers = self.exchange(vec![(message.clone(), 0)], NLM_F_DUMP, |answers| {
-                let came = answers.iter_mut().flat_map(|answer| answer.messages.drain(..));
-                found.extend(came.filter_map(&mut put));
+                let messages = answers.iter_mut().flat_map(|answer| answer.messages.drain(..));
+                found.extend(messages.filter_map(&mut convert));
                 all_ended(answers)
             })?;
             Ok(answers.pop().ok_or(Error::NoAnswer)?.with(found))

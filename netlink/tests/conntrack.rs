@@ -9,7 +9,7 @@ use polder_netlink::nft::FilterSocket;
 use polder_netlink::{RouteSocket, link, namespace};
 
 #[test]
-fn the_connections_of_an_address_are_forgotten_and_no_others() {
+fn only_the_tracked_connections_of_the_address_are_deleted() {
     namespace::in_a_new_one(|| {
         RouteSocket::open().unwrap().execute_all([link::change("lo").up().into()]).unwrap();
         // The kernel tracks connections only if a rule in the namespace needs it.

@@ -13,11 +13,11 @@ use common::{POD_MAC, in_a_new_namespace, ip, kernel_release, network, run};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use polder_api::{Family, IfName, Mac};
-use polder_netlink::link::{Kind, Port, VethPair, Vxlan};
-use polder_netlink::monitor::{Event, Monitor, What};
+use polder_netlink::link::{LinkKind, Port, VethPair, Vxlan};
+use polder_netlink::monitor::{Event, EventKind, Monitor};
 use polder_netlink::neighbour::{Destination, FdbEntry, Neighbour};
-use polder_netlink::route::{DefaultRoute, OnlinkRoute, Route, Table, Target};
-use polder_netlink::rule::Rule;
+use polder_netlink::route::{DefaultRoute, KernelTarget, OnlinkRoute, Route, RouteTable};
+use polder_netlink::rule::RoutingRule;
 use polder_netlink::{IfIndex, RouteSocket, address, link, namespace, route};
 
 const BRIDGE_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
@@ -52,20 +52,20 @@ fn pod(socket: &mut RouteSocket, bridge: IfIndex) -> File {
 }
 
 #[test]
-fn a_bridge_keeps_the_address_it_was_given_and_makes_none_of_its_own() {
+fn a_bridge_keeps_its_mac_address_and_gets_no_link_local_address() {
     in_a_new_namespace(|socket| {
         let index = bridge(socket);
         let _pod = pod(socket, index);
         let bridge = socket.link("br").unwrap().unwrap();
-        assert_eq!((bridge.kind, bridge.up, bridge.mtu), (Kind::Bridge, true, 1450));
-        assert_eq!(bridge.mac, Some(BRIDGE_MAC), "it follows its ports");
+        assert_eq!((bridge.kind, bridge.up, bridge.mtu), (LinkKind::Bridge, true, 1450));
+        assert_eq!(bridge.mac, Some(BRIDGE_MAC), "the MAC address changed with the ports");
         assert_eq!(bridge.makes_link_local, Some(false));
-        assert_eq!(socket.addresses().unwrap(), [], "it made itself an address");
+        assert_eq!(socket.addresses().unwrap(), [], "the interface has a link-local address");
     });
 }
 
 #[test]
-fn a_bridge_keeps_the_mtu_it_was_given_when_its_ports_come_and_go() {
+fn a_bridge_keeps_its_mtu_when_its_ports_change() {
     in_a_new_namespace(|socket| {
         let index = bridge(socket);
         let pod = pod(socket, index);
@@ -77,12 +77,12 @@ fn a_bridge_keeps_the_mtu_it_was_given_when_its_ports_come_and_go() {
 }
 
 #[test]
-fn the_far_end_of_a_pair_is_born_in_its_own_namespace_under_its_last_name() {
+fn the_peer_of_a_veth_pair_is_created_in_the_pod_namespace() {
     in_a_new_namespace(|socket| {
         let bridge = bridge(socket);
         let pod = pod(socket, bridge);
         let host = socket.link("host").unwrap().unwrap();
-        assert_eq!((host.kind, host.controller), (Kind::Veth, Some(bridge)));
+        assert_eq!((host.kind, host.controller), (LinkKind::Veth, Some(bridge)));
         let mut inside = namespace::within(&pod, RouteSocket::open).unwrap().unwrap();
         let eth0 = inside.link("eth0").unwrap().expect("eth0");
         assert_eq!((eth0.mac, eth0.mtu, eth0.up), (Some(POD_MAC), 1450, false));
@@ -91,7 +91,7 @@ fn the_far_end_of_a_pair_is_born_in_its_own_namespace_under_its_last_name() {
 }
 
 #[test]
-fn the_settings_of_a_pod_port_are_read_back_as_they_were_made() {
+fn a_pod_port_is_read_back_as_it_was_set() {
     in_a_new_namespace(|socket| {
         let bridge = bridge(socket);
         let _pod = pod(socket, bridge);
@@ -100,7 +100,7 @@ fn the_settings_of_a_pod_port_are_read_back_as_they_were_made() {
         for locked in [true, false] {
             assert!(
                 !before.is_set_like(&Port::of_pod(locked)),
-                "it is so by itself, and the test proves nothing"
+                "the default settings are the same: the test proves nothing"
             );
         }
         let change = link::change("host").alias("net/c/eth0 ns/pod").port(&port);
@@ -119,21 +119,21 @@ fn the_settings_of_a_pod_port_are_read_back_as_they_were_made() {
 }
 
 #[test]
-fn a_vxlan_device_is_read_back_as_it_was_made() {
+fn a_vxlan_device_is_read_back_as_it_was_created() {
     in_a_new_namespace(|socket| {
         for (name, local) in [("vx4", "10.9.0.1"), ("vx6", "fd09::1")] {
             let vxlan = Vxlan { vni: 77, port: 8472, local: Some(ip(local)), learning: false };
             socket.execute_all(link::create_vxlan(name, &vxlan, POD_MAC, 1430)).unwrap();
             let found = socket.link(name).unwrap().unwrap();
-            assert_eq!(found.kind, Kind::Vxlan(vxlan));
+            assert_eq!(found.kind, LinkKind::Vxlan(vxlan));
             assert_eq!((found.mac, found.mtu, found.up), (Some(POD_MAC), 1430, true));
-            assert_eq!(socket.addresses().unwrap(), [], "it made itself an address");
+            assert_eq!(socket.addresses().unwrap(), [], "the interface has a link-local address");
         }
     });
 }
 
 #[test]
-fn a_device_too_small_for_ipv6_is_made_all_the_same() {
+fn a_device_with_an_mtu_too_small_for_ipv6_is_created() {
     for mtu in [1280, 1279, 1000, 65_535] {
         in_a_new_namespace(|socket| {
             let index = bridge_with(socket, mtu);
@@ -146,13 +146,13 @@ fn a_device_too_small_for_ipv6_is_made_all_the_same() {
                 // Below an MTU of 1280 bytes, the interface has no IPv6.
                 assert_eq!(made.makes_link_local, (mtu >= 1280).then_some(false));
             }
-            assert_eq!(socket.addresses().unwrap(), [], "one made itself an address");
+            assert_eq!(socket.addresses().unwrap(), [], "an interface has a link-local address");
         });
     }
 }
 
 #[test]
-fn only_the_error_that_an_operation_calls_harmless_is() {
+fn only_the_error_marked_as_harmless_is_ignored() {
     in_a_new_namespace(|socket| {
         let missing = || link::delete(IfIndex::new(4711));
         socket.execute_all([missing().harmless_if(Errno::ENODEV)]).unwrap();
@@ -161,7 +161,7 @@ fn only_the_error_that_an_operation_calls_harmless_is() {
 }
 
 #[test]
-fn an_alias_that_is_no_text_harms_only_an_interface_of_ours() {
+fn an_invalid_alias_is_an_error_only_on_our_interfaces() {
     in_a_new_namespace(|socket| {
         bridge(socket);
         run("ip", &["link", "add", "q0", "type", "bridge"]);
@@ -179,7 +179,7 @@ fn an_alias_that_is_no_text_harms_only_an_interface_of_ours() {
 }
 
 #[test]
-fn what_is_not_there_is_none_and_deleting_it_says_that_it_is_missing() {
+fn deleting_a_missing_object_reports_it_as_missing() {
     in_a_new_namespace(|socket| {
         assert_eq!(socket.link("nobody").unwrap(), None);
         assert!(socket.execute_all([link::delete(IfIndex::new(4711))]).unwrap_err().is_missing());
@@ -194,7 +194,7 @@ fn what_is_not_there_is_none_and_deleting_it_says_that_it_is_missing() {
 }
 
 #[test]
-fn an_error_carries_the_kernels_own_words() {
+fn an_error_contains_the_message_of_the_kernel() {
     in_a_new_namespace(|socket| {
         let vxlan = Vxlan { vni: 77, port: 8472, local: Some(ip("10.9.0.1")), learning: false };
         socket.execute_all(link::create_vxlan("vx1", &vxlan, POD_MAC, 1430)).unwrap();
@@ -222,19 +222,19 @@ fn every_operation_of_a_batch_has_its_own_outcome() {
 }
 
 #[test]
-fn an_ipv6_address_is_usable_at_once() {
+fn an_ipv6_address_is_usable_immediately() {
     in_a_new_namespace(|socket| {
         let index = bridge(socket);
         socket.execute_all([address::add(index, network("fd00::1/128"))]).unwrap();
         std::net::UdpSocket::bind("[fd00::1]:0").expect("no wait for duplicate address detection");
         let addresses = socket.addresses().unwrap();
         assert_eq!(addresses.len(), 1);
-        assert!(addresses[0].global && !addresses[0].fleeting);
+        assert!(addresses[0].global && !addresses[0].temporary);
     });
 }
 
 #[test]
-fn routes_are_read_back_as_they_were_made_and_those_of_others_are_not_ours() {
+fn own_routes_are_read_back_as_they_were_made_without_foreign_ones() {
     in_a_new_namespace(|socket| {
         let index = bridge(socket);
         for own in ["10.1.0.1/32", "fd01::1/128"] {
@@ -246,10 +246,10 @@ fn routes_are_read_back_as_they_were_made_and_those_of_others_are_not_ours() {
             ("fd02::/64", "fd03::/122", "fd04::/122", "fd09::9", "fd01::1"),
         ] {
             let plain = |destination, target| Route { destination, target, source: None, mtu: None };
-            made.push(plain(network(link), Target::Link { index }));
-            let target = Target::Gateway { index, gateway: ip(gateway), onlink: true };
+            made.push(plain(network(link), KernelTarget::Link { index }));
+            let target = KernelTarget::Gateway { index, gateway: ip(gateway), onlink: true };
             made.push(Route { source: Some(ip(own)), mtu: Some(1400), ..plain(network(onlink), target) });
-            made.push(plain(network(none), Target::Unreachable));
+            made.push(plain(network(none), KernelTarget::Unreachable));
         }
         socket.execute_all(made.iter().map(route::replace)).unwrap();
         socket.execute_all(made.iter().map(route::replace)).expect("a second time changes nothing");
@@ -263,7 +263,7 @@ fn routes_are_read_back_as_they_were_made_and_those_of_others_are_not_ours() {
 
         run("ip", &["route", "add", "10.2.0.0/24", "dev", "br", "metric", "5"]);
         run("ip", &["-6", "route", "add", "fd02::/64", "dev", "br", "metric", "5"]);
-        assert_eq!(ours(socket), made, "a foreign route is taken for ours");
+        assert_eq!(ours(socket), made, "a foreign route was reported as ours");
         socket.execute_all(made.iter().map(|route| route::delete(route.destination))).unwrap();
         assert_eq!(ours(socket), []);
         assert!(run("ip", &["route"]).contains("10.2.0.0/24 dev br"), "the foreign route is gone too");
@@ -271,18 +271,20 @@ fn routes_are_read_back_as_they_were_made_and_those_of_others_are_not_ours() {
 }
 
 #[test]
-fn an_interface_has_a_default_route_of_its_own_beside_that_of_the_main_table() {
+fn an_interface_has_its_own_table_with_a_default_route() {
     in_a_new_namespace(|socket| {
         let index = bridge(socket);
-        let own = Table::of_interface(index);
+        let own = RouteTable::of_interface(index);
         for (family, address, gateway) in
             [(Family::V4, "10.1.0.1", "10.1.0.254"), (Family::V6, "fd01::1", "fd01::ff")]
         {
             let route = DefaultRoute { family, index: Some(index), gateway: Some(ip(gateway)) };
-            let rule = Rule { source: ip(address), table: own };
+            let rule = RoutingRule { source: ip(address), table: own };
             let address = IpNetwork::from(ip(address));
-            let way = route::onlink(index, ip(gateway), &OnlinkRoute::to_everywhere(own));
-            socket.execute_all([address::add(index, address), way, rule.add(), rule.add()]).unwrap();
+            let default_route = route::onlink(index, ip(gateway), &OnlinkRoute::to_everywhere(own));
+            socket
+                .execute_all([address::add(index, address), default_route, rule.add(), rule.add()])
+                .unwrap();
             let found = socket.default_routes(own).unwrap();
             assert_eq!(found.into_iter().filter(|found| found.family == family).collect::<Vec<_>>(), [route]);
             assert!(socket.rules().unwrap().contains(&rule));
@@ -291,12 +293,12 @@ fn an_interface_has_a_default_route_of_its_own_beside_that_of_the_main_table() {
             assert!(again.unwrap_err().is_exists(), "a default route is replaced");
         }
         assert_eq!(socket.rules().unwrap().len(), 2, "a rule is there twice, or is none of ours");
-        assert_eq!(socket.default_routes(Table::MAIN).unwrap(), []);
+        assert_eq!(socket.default_routes(RouteTable::MAIN).unwrap(), []);
     });
 }
 
 #[test]
-fn neighbours_and_forwards_are_read_back_as_they_were_made() {
+fn neighbours_and_fdb_entries_are_read_back_as_they_were_made() {
     in_a_new_namespace(|socket| {
         let bridge = bridge(socket);
         let _pod = pod(socket, bridge);
@@ -333,7 +335,7 @@ fn neighbours_and_forwards_are_read_back_as_they_were_made() {
             "nhid 2 permanent",
         ] {
             run("sh", &["-ec", &format!("bridge fdb add {POD_MAC} dev vx {odd} self")]);
-            let odd = FdbEntry { to: Destination::Otherwise, ..moved };
+            let odd = FdbEntry { to: Destination::Unsupported, ..moved };
             assert_eq!(sorted(socket.forwards().unwrap()), sorted(vec![forwards[0], odd]));
             socket.execute_all([odd.delete()]).unwrap();
             assert_eq!(socket.forwards().unwrap(), forwards[..1]);
@@ -352,7 +354,7 @@ fn bridges_know_vlans() -> bool {
 }
 
 #[test]
-fn an_entry_of_another_vlan_is_not_ours_and_does_not_hide_that_ours_is_missing() {
+fn an_fdb_entry_of_another_vlan_does_not_replace_ours() {
     in_a_new_namespace(|socket| {
         let bridge = bridge(socket);
         let _pod = pod(socket, bridge);
@@ -377,14 +379,14 @@ fn an_entry_of_another_vlan_is_not_ours_and_does_not_hide_that_ours_is_missing()
         assert!(!table().contains("static"), "one is left: {}", table());
         run("bridge", &["fdb", "add", &POD_MAC.to_string(), "dev", "host", "master", "static", "vlan", "1"]);
         assert!(table().contains(&entry), "{}", table());
-        assert_eq!(socket.forwards().unwrap(), [], "it is taken for ours");
+        assert_eq!(socket.forwards().unwrap(), [], "the entry of another VLAN was reported as ours");
         socket.execute_all([ours.replace()]).unwrap();
         assert_eq!(socket.forwards().unwrap(), [ours]);
     });
 }
 
 #[test]
-fn a_bridge_that_filters_vlans_is_told_from_one_that_does_not_and_made_one_that_does_not() {
+fn vlan_filtering_of_a_bridge_is_detected_and_switched_off() {
     in_a_new_namespace(|socket| {
         let index = bridge(socket);
         assert!(!socket.link("br").unwrap().unwrap().filters_vlans);
@@ -397,7 +399,7 @@ fn a_bridge_that_filters_vlans_is_told_from_one_that_does_not_and_made_one_that_
         assert_eq!(socket.link("br").unwrap().unwrap().filters_vlans, knows);
         socket.execute_all([link::without_vlans(index)]).unwrap();
         let bridge = socket.link("br").unwrap().unwrap();
-        assert_eq!((bridge.filters_vlans, bridge.kind, bridge.mtu), (false, Kind::Bridge, 1450));
+        assert_eq!((bridge.filters_vlans, bridge.kind, bridge.mtu), (false, LinkKind::Bridge, 1450));
     });
 }
 
@@ -407,7 +409,7 @@ fn sorted(mut forwards: Vec<FdbEntry>) -> Vec<FdbEntry> {
 }
 
 #[test]
-fn a_group_of_interfaces_goes_in_one_request() {
+fn a_group_of_interfaces_is_deleted_in_one_request() {
     in_a_new_namespace(|socket| {
         let bridge = bridge(socket);
         let _pod = pod(socket, bridge);
@@ -422,37 +424,37 @@ fn listen(socket: &mut RouteSocket) -> (IfIndex, Monitor) {
     let index = socket.link("host").unwrap().unwrap().index;
     let monitor = Monitor::open().unwrap();
     // If an event is lost, the test fails instead of waiting forever.
-    monitor.set_patience(Duration::from_secs(10)).unwrap();
+    monitor.set_timeout(Duration::from_secs(10)).unwrap();
     (index, monitor)
 }
 
 #[test]
-fn the_monitor_tells_of_a_port_that_is_not_isolated_any_more() {
+fn the_monitor_reports_a_port_that_is_no_longer_isolated() {
     in_a_new_namespace(|socket| {
         let bridge = bridge(socket);
         let _pod = pod(socket, bridge);
         let (index, mut monitor) = listen(socket);
         run("bridge", &["link", "set", "dev", "host", "isolated", "off"]);
-        let port = Event { what: What::Port { index }, port: 0 };
+        let port = Event { what: EventKind::Port { index }, port: 0 };
         while !monitor.wait().unwrap().contains(&port) {}
     });
 }
 
 #[test]
-fn the_monitor_tells_of_an_interface_that_is_set_to_forward_no_more() {
+fn the_monitor_reports_an_interface_that_stops_forwarding() {
     in_a_new_namespace(|socket| {
         let bridge = bridge(socket);
         let _pod = pod(socket, bridge);
         run("sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
         let (index, mut monitor) = listen(socket);
         run("sysctl", &["-qw", "net.ipv4.conf.host.forwarding=0"]);
-        let forwards_no_more = Event { what: What::ForwardsNoMore { index }, port: 0 };
-        while !monitor.wait().unwrap().contains(&forwards_no_more) {}
+        let forwarding_stopped = Event { what: EventKind::ForwardingStopped { index }, port: 0 };
+        while !monitor.wait().unwrap().contains(&forwarding_stopped) {}
     });
 }
 
 #[test]
-fn the_monitor_tells_of_an_interface_that_goes_but_not_of_one_that_leaves_its_bridge() {
+fn the_monitor_reports_a_deleted_interface_but_not_one_that_leaves_its_bridge() {
     in_a_new_namespace(|socket| {
         let bridge = bridge(socket);
         let _pod = pod(socket, bridge);
@@ -463,21 +465,24 @@ fn the_monitor_tells_of_an_interface_that_goes_but_not_of_one_that_leaves_its_br
         run("ip", &["route", "add", "unreachable", "10.9.0.0/16", "proto", "84"]);
         socket.execute_all([link::delete(index)]).unwrap();
         let mut seen: Vec<Event> = Vec::new();
-        let saw = |seen: &[Event], what: &What| seen.iter().any(|event| event.what == *what);
-        while !saw(&seen, &What::LinkGone { index, name: "host".to_owned() }) {
+        let saw = |seen: &[Event], what: &EventKind| seen.iter().any(|event| event.what == *what);
+        while !saw(&seen, &EventKind::LinkGone { index, name: "host".to_owned() }) {
             seen.extend(monitor.wait().unwrap());
         }
         assert_eq!(
-            seen.iter().filter(|event| matches!(event.what, What::LinkGone { .. })).count(),
+            seen.iter().filter(|event| matches!(event.what, EventKind::LinkGone { .. })).count(),
             1,
             "{seen:?}"
         );
-        let neighbour = What::Neighbour { index: bridge, address: "10.1.0.2".parse().ok() };
-        for what in [What::Address { index: bridge }, neighbour, What::ForeignRoute, What::OwnRoute] {
+        let neighbour = EventKind::Neighbour { index: bridge, address: "10.1.0.2".parse().ok() };
+        for what in
+            [EventKind::Address { index: bridge }, neighbour, EventKind::ForeignRoute, EventKind::OwnRoute]
+        {
             assert!(saw(&seen, &what), "{what:?} is not in {seen:?}");
         }
         let own = socket.port().unwrap();
-        let others = seen.iter().filter(|event| matches!(event.what, What::OwnRoute | What::Address { .. }));
+        let others =
+            seen.iter().filter(|event| matches!(event.what, EventKind::OwnRoute | EventKind::Address { .. }));
         assert!(others.into_iter().all(|event| event.port != 0 && event.port != own), "{seen:?}");
     });
 }

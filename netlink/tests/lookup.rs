@@ -16,7 +16,7 @@ fn interface() {
 }
 
 #[test]
-fn a_look_up_tells_on_link_from_behind_a_router_and_from_nowhere() {
+fn a_lookup_distinguishes_on_link_routed_and_unreachable_destinations() {
     in_a_new_namespace(|socket| {
         interface();
         run("ip", &["address", "add", "10.1.0.1/24", "dev", "near"]);
@@ -33,7 +33,7 @@ fn a_look_up_tells_on_link_from_behind_a_router_and_from_nowhere() {
 }
 
 #[test]
-fn a_look_up_takes_nothing_for_on_link_that_is_not() {
+fn a_lookup_reports_no_routed_destination_as_on_link() {
     in_a_new_namespace(|socket| {
         interface();
         run("ip", &["address", "add", "10.1.0.1/24", "dev", "near"]);
@@ -66,7 +66,7 @@ fn a_look_up_takes_nothing_for_on_link_that_is_not() {
 }
 
 #[test]
-fn a_link_that_sorts_packets_by_their_addresses_has_no_neighbours() {
+fn a_tun_interface_has_no_neighbours() {
     in_a_new_namespace(|socket| {
         interface();
         run("ip", &["tuntap", "add", "mesh", "mode", "tun"]);

@@ -9,21 +9,21 @@ use std::time::Duration;
 use common::{POD_MAC, in_a_new_namespace, ip, network, run};
 use polder_api::Family;
 use polder_netlink::nft::{
-    Chain, Element, Elements, FilterMonitor, FilterSocket, Found, Hook, Interface, Key, Match, Rule, Set,
-    Side, Table, Verdict, Within,
+    Chain, Element, ElementKey, Elements, FilterMonitor, FilterSocket, Hook, InterfaceMatch, Match, Rule,
+    Set, SetMatch, Table, TableSide, TableState, Verdict,
 };
 
 fn table() -> Table {
-    let bridge = Match::Input(Interface::Named("br"));
+    let bridge = Match::Input(InterfaceMatch::Named("br"));
     Table {
         name: "lab",
         sets: vec![
-            Set { side: Side::Ip, name: "networks", key: Key::Network(Family::V4) },
-            Set { side: Side::Ip, name: "senders", key: Key::Sender(Family::V6) },
-            Set { side: Side::Ip, name: "peers", key: Key::Address(Family::V6) },
-            Set { side: Side::Ip, name: "bearers", key: Key::Bearer(Family::V4, Family::V6) },
-            Set { side: Side::Ip, name: "neighbours", key: Key::Sender(Family::V4) },
-            Set { side: Side::Arp, name: "neighbours", key: Key::Sender(Family::V4) },
+            Set { side: TableSide::Ip, name: "networks", key: ElementKey::Network(Family::V4) },
+            Set { side: TableSide::Ip, name: "senders", key: ElementKey::Sender(Family::V6) },
+            Set { side: TableSide::Ip, name: "peers", key: ElementKey::Address(Family::V6) },
+            Set { side: TableSide::Ip, name: "bearers", key: ElementKey::Bearer(Family::V4, Family::V6) },
+            Set { side: TableSide::Ip, name: "neighbours", key: ElementKey::Sender(Family::V4) },
+            Set { side: TableSide::Arp, name: "neighbours", key: ElementKey::Sender(Family::V4) },
         ],
         chains: vec![
             Chain {
@@ -34,7 +34,7 @@ fn table() -> Table {
                     matches: vec![
                         bridge.clone(),
                         Match::Family(Family::V6),
-                        Match::Sender(Within::NotSet(Family::V6, "senders")),
+                        Match::Sender(SetMatch::NotSet(Family::V6, "senders")),
                     ],
                     verdict: Verdict::Drop,
                 }],
@@ -48,7 +48,7 @@ fn table() -> Table {
                         Match::UdpTo(8472),
                         Match::VxlanOf(1),
                         Match::Family(Family::V6),
-                        Match::Source(Within::NotSet(Family::V6, "peers")),
+                        Match::Source(SetMatch::NotSet(Family::V6, "peers")),
                     ],
                     verdict: Verdict::Drop,
                 }],
@@ -66,7 +66,7 @@ fn table() -> Table {
                             Match::Bearer {
                                 carried: Family::V6,
                                 length: 122,
-                                within: Within::Set(Family::V4, "bearers"),
+                                within: SetMatch::Set(Family::V4, "bearers"),
                             },
                         ],
                         verdict: Verdict::Accept,
@@ -87,7 +87,7 @@ fn table() -> Table {
                         comment: "nobody else",
                         matches: vec![
                             bridge.clone(),
-                            Match::ArpSender(Within::NotSet(Family::V4, "neighbours")),
+                            Match::ArpSender(SetMatch::NotSet(Family::V4, "neighbours")),
                         ],
                         verdict: Verdict::Drop,
                     },
@@ -99,12 +99,12 @@ fn table() -> Table {
                 rules: vec![Rule {
                     comment: "to the world",
                     matches: vec![
-                        Match::Input(Interface::Prefixed("pld")),
-                        Match::Output(Interface::Prefixed("eth")),
-                        Match::NotOutput(Interface::Named("br")),
+                        Match::Input(InterfaceMatch::Prefixed("pld")),
+                        Match::Output(InterfaceMatch::Prefixed("eth")),
+                        Match::NotOutput(InterfaceMatch::Named("br")),
                         Match::Family(Family::V4),
-                        Match::Source(Within::Set(Family::V4, "networks")),
-                        Match::Destination(Within::NotSet(Family::V4, "networks")),
+                        Match::Source(SetMatch::Set(Family::V4, "networks")),
+                        Match::Destination(SetMatch::NotSet(Family::V4, "networks")),
                         Match::Unicast,
                     ],
                     verdict: Verdict::Masquerade,
@@ -129,7 +129,7 @@ fn elements() -> Elements {
 
 /// Checks that the kernel has the table with these elements.
 fn assert_found(filter: &mut FilterSocket, table: &Table, expected: &Elements) {
-    let Found::Intact(found) = filter.find(table).unwrap() else { panic!("the table differs") };
+    let TableState::Intact(found) = filter.find(table).unwrap() else { panic!("the table differs") };
     let differ = |set: &&&str| found.get(**set) != expected.get(**set);
     // A failure prints only the names of the sets: there are over 1500 elements.
     let differing: Vec<_> = expected.keys().chain(found.keys()).filter(differ).collect();
@@ -137,11 +137,11 @@ fn assert_found(filter: &mut FilterSocket, table: &Table, expected: &Elements) {
 }
 
 #[test]
-fn a_table_is_found_intact_as_it_was_made_and_nft_reads_it_in_the_same_way() {
+fn a_new_table_is_intact_and_nft_lists_it_correctly() {
     in_a_new_namespace(|_| {
         let mut filter = FilterSocket::open().unwrap();
         let table = table();
-        assert!(matches!(filter.find(&table).unwrap(), Found::Different(_)));
+        assert!(matches!(filter.find(&table).unwrap(), TableState::Different(_)));
         for _ in 0..2 {
             filter.commit(table.install(&elements())).unwrap();
             assert_found(&mut filter, &table, &elements());
@@ -173,7 +173,7 @@ fn a_table_is_found_intact_as_it_was_made_and_nft_reads_it_in_the_same_way() {
 }
 
 #[test]
-fn what_nft_lists_can_be_loaded_again() {
+fn the_ruleset_that_nft_lists_can_be_loaded_again() {
     let listed = || run("nft", &["list", "ruleset"]);
     in_a_new_namespace(|_| {
         FilterSocket::open().unwrap().commit(table().install(&elements())).unwrap();
@@ -186,7 +186,7 @@ fn what_nft_lists_can_be_loaded_again() {
 }
 
 #[test]
-fn elements_come_and_go_without_the_rest_of_the_table() {
+fn set_elements_change_without_the_rest_of_the_table() {
     in_a_new_namespace(|_| {
         let mut filter = FilterSocket::open().unwrap();
         let table = table();
@@ -221,7 +221,7 @@ fn a_transaction_that_fails_in_the_middle_changes_nothing() {
 }
 
 #[test]
-fn a_table_that_somebody_changed_is_not_intact() {
+fn a_table_changed_by_another_program_is_not_intact() {
     for change in [
         "delete table inet lab",
         "delete table arp lab",
@@ -236,36 +236,36 @@ fn a_table_that_somebody_changed_is_not_intact() {
             let mut filter = FilterSocket::open().unwrap();
             filter.commit(table().install(&elements())).unwrap();
             run("nft", &[change]);
-            assert!(matches!(filter.find(&table()).unwrap(), Found::Different(_)), "{change}");
+            assert!(matches!(filter.find(&table()).unwrap(), TableState::Different(_)), "{change}");
         });
     }
 }
 
 #[test]
-fn a_dump_that_the_kernel_refuses_is_an_error_and_not_an_empty_table() {
+fn a_table_without_one_of_its_sets_is_not_intact() {
     in_a_new_namespace(|_| {
         let mut filter = FilterSocket::open().unwrap();
         let mut table = table();
         // A set that no rule uses can be deleted without any other change of the table.
-        table.sets.push(Set { side: Side::Ip, name: "spare", key: Key::Address(Family::V4) });
+        table.sets.push(Set { side: TableSide::Ip, name: "spare", key: ElementKey::Address(Family::V4) });
         filter.commit(table.install(&Elements::new())).unwrap();
-        assert!(matches!(filter.find(&table).unwrap(), Found::Intact(_)));
+        assert!(matches!(filter.find(&table).unwrap(), TableState::Intact(_)));
         run("nft", &["delete set inet lab spare"]);
         assert_eq!(
             filter.find(&table).unwrap(),
-            Found::Different("a part of the table is missing".to_owned())
+            TableState::Different("a part of the table is missing".to_owned())
         );
     });
 }
 
 #[test]
-fn the_monitor_tells_who_has_changed_the_table_and_nothing_of_other_tables() {
+fn the_monitor_reports_who_changed_the_table_and_ignores_other_tables() {
     in_a_new_namespace(|_| {
         let mut filter = FilterSocket::open().unwrap();
         let table = table();
         filter.commit(table.install(&elements())).unwrap();
         let mut monitor = FilterMonitor::open("lab").unwrap();
-        monitor.set_patience(Duration::from_secs(10)).unwrap();
+        monitor.set_timeout(Duration::from_secs(10)).unwrap();
         run("nft", &["add", "table", "inet", "another"]);
         run("nft", &["add", "table", "ip", "lab"]);
         run("nft", &["delete", "element", "inet", "lab", "peers", "{ fd09::1 }"]);

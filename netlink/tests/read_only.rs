@@ -6,13 +6,13 @@ mod common;
 
 use common::in_a_new_namespace;
 use polder_api::{Family, Mac};
-use polder_netlink::nft::{Elements, FilterSocket, Key, Set, Side, Table};
+use polder_netlink::nft::{ElementKey, Elements, FilterSocket, Set, Table, TableSide};
 use polder_netlink::{Error, RouteSocket, link};
 
 const BRIDGE_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 
 #[test]
-fn a_socket_that_was_opened_to_read_changes_nothing() {
+fn a_read_only_route_socket_changes_nothing() {
     in_a_new_namespace(|socket| {
         socket.execute_all(link::create_bridge("br", BRIDGE_MAC, 1450)).unwrap();
         let index = socket.link("br").unwrap().unwrap().index;
@@ -27,14 +27,14 @@ fn a_socket_that_was_opened_to_read_changes_nothing() {
 }
 
 #[test]
-fn a_socket_for_tables_that_was_opened_to_read_finds_them_and_changes_nothing() {
+fn a_read_only_filter_socket_reads_tables_and_changes_nothing() {
     in_a_new_namespace(|_| {
         let table = Table { name: "lab", sets: Vec::new(), chains: Vec::new() };
         let mut filter = FilterSocket::open().unwrap();
         filter.commit(table.install(&Elements::new())).unwrap();
         let before = filter.find(&table).unwrap();
         let mut reader = FilterSocket::open_to_read().unwrap();
-        let set = Set { side: Side::Ip, name: "more", key: Key::Address(Family::V4) };
+        let set = Set { side: TableSide::Ip, name: "more", key: ElementKey::Address(Family::V4) };
         let more = Table { sets: vec![set], ..table.clone() };
         assert!(matches!(reader.commit(more.install(&Elements::new())), Err(Error::ReadOnly)));
         assert_eq!((reader.find(&table).unwrap(), filter.find(&table).unwrap()), (before.clone(), before));

@@ -1,10 +1,10 @@
 //! The agent of a node: the production tasks of [`polder_ipam::tasks`], with data in place of a kernel and a store.
 
-pub mod ask;
 pub mod engine;
 pub mod host;
 pub mod publisher;
 pub mod registrar;
+pub mod registrar_requests;
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -36,7 +36,7 @@ use crate::in_flight::InFlight;
 use crate::settings;
 use crate::store_request::{Answer, Question, no_answer};
 use crate::task::{Owner, Pause, Task, Wait, Waiting};
-use crate::world::{Agent, COOL_DOWN, Keeping, Kernel, Machine, Shared, World};
+use crate::world::{Agent, COOL_DOWN, Kernel, Machine, Shared, StoreKind, World};
 
 /// Handle of a task to the simulated world.
 #[derive(Clone)]
@@ -112,7 +112,7 @@ impl SimHost {
 
     /// Commits a change to the store.
     pub async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
-        match self.ask(Question::Commit(transaction(change))).await? {
+        match self.call_store(Question::Commit(transaction(change))).await? {
             Answer::Outcome(outcome) => Ok(outcome),
             other => Err(other.error()),
         }
@@ -120,17 +120,17 @@ impl SimHost {
 
     /// Reads a range of the store.
     pub async fn range(&self, range: Range) -> Result<Contents, StoreError> {
-        match self.ask(Question::Range(range)).await? {
+        match self.call_store(Question::Range(range)).await? {
             Answer::Contents(contents) => Ok(contents),
             other => Err(other.error()),
         }
     }
 
     /// Sends a request to the store and waits for the reply.
-    async fn ask(&self, question: Question) -> Result<Answer, StoreError> {
+    async fn call_store(&self, question: Question) -> Result<Answer, StoreError> {
         let is_commit = matches!(question, Question::Commit(_));
-        let id = self.with(|world| world.ask(self.machine, question));
-        let mut asked = PendingRequest { hand: self, id, is_commit, is_answered: false };
+        let id = self.with(|world| world.send_request(self.machine, question));
+        let mut asked = PendingRequest { host: self, id, is_commit, is_answered: false };
         self.wait(Wait::Reply(id)).await;
         asked.is_answered = true;
         self.with(|world| world.take_answer(id))
@@ -163,7 +163,7 @@ impl SimHost {
 
 /// A request whose reply a task waits for. If the wait is dropped, the request can still arrive.
 struct PendingRequest<'a> {
-    hand: &'a SimHost,
+    host: &'a SimHost,
     id: u64,
     is_commit: bool,
     is_answered: bool,
@@ -174,9 +174,9 @@ impl Drop for PendingRequest<'_> {
         if self.is_answered {
             return;
         }
-        let SimHost { machine, epoch, .. } = *self.hand;
-        self.hand.with(|world| {
-            world.leave(self.id);
+        let SimHost { machine, epoch, .. } = *self.host;
+        self.host.with(|world| {
+            world.abandon(self.id);
             // While the agent runs, only the publisher abandons a change.
             if self.is_commit && world.machines[machine].epoch_running() == Some(epoch) {
                 world.count(publisher::CANCELLED);
@@ -196,9 +196,9 @@ pub fn spawn<F: Future<Output = ()> + 'static>(
     name: &str,
     task: impl FnOnce(SimHost) -> F,
 ) {
-    let hand = SimHost::new(world, machine, epoch);
-    let waiting = Rc::clone(&hand.waiting);
-    let task = Task::new(machine, Owner::Agent(epoch), name.to_owned(), u64::MAX, waiting, task(hand));
+    let host = SimHost::new(world, machine, epoch);
+    let waiting = Rc::clone(&host.waiting);
+    let task = Task::new(machine, Owner::Agent(epoch), name.to_owned(), u64::MAX, waiting, task(host));
     world.borrow_mut().spawned.push(task);
 }
 
@@ -213,10 +213,10 @@ pub fn spawn_plugin<F: Future<Output = ()> + 'static>(
         let mut world = world.borrow_mut();
         (world.number(), world.now + PATIENCE_MS)
     };
-    let hand = SimHost::new(world, machine, 0);
-    let waiting = Rc::clone(&hand.waiting);
-    let life = Owner::Plugin(number);
-    let task = Task::new(machine, life, name.to_owned(), deadline, waiting, task(hand, number));
+    let host = SimHost::new(world, machine, 0);
+    let waiting = Rc::clone(&host.waiting);
+    let owner = Owner::Plugin(number);
+    let task = Task::new(machine, owner, name.to_owned(), deadline, waiting, task(host, number));
     world.borrow_mut().spawned.push(task);
     number
 }
@@ -227,7 +227,7 @@ pub fn start(world: &Shared, index: usize) -> bool {
     let number = world.borrow_mut().number();
     let mut guard = world.borrow_mut();
     let proof = guard.proof();
-    let World { machines, first_pools, keeping, etcd, .. } = &mut *guard;
+    let World { machines, first_pools, store_kind, etcd, .. } = &mut *guard;
     let machine = &mut machines[index];
     let Ok((ipam, void)) = NodeIpam::with(machine.disk.clone(), &machine.boot_id, COOL_DOWN) else {
         return false;
@@ -238,9 +238,9 @@ pub fn start(world: &Shared, index: usize) -> bool {
     }
     machine.ledger_is_whole = true;
     machine.epoch = number;
-    if *keeping == Keeping::Embedded {
+    if *store_kind == StoreKind::Embedded {
         // Liveness records from before the file was closed are stale.
-        let _ = etcd.transact(&[], &[Operation::Delete(Key::all_alive())]);
+        let _ = etcd.transact(&[], &[Operation::Delete(Key::all_leases())]);
     }
     let me = me(machine, proof, first_pools.clone());
     let leaving: Vec<Attachment> =
@@ -265,23 +265,23 @@ pub fn start(world: &Shared, index: usize) -> bool {
         last_step: String::new(),
         closed: Vec::new(),
     });
-    if machine.is_cut {
+    if machine.is_partitioned {
         machine.agent.as_mut().expect("just made").watcher.cut();
     }
     guard.note(|| format!("{index}: agent {number} starts, {} attachments are void", void.len()));
     drop(guard);
-    spawn(world, index, number, "main", |hand| async move {
-        tombstones::apply_all(&hand).await;
-        hand.agent(|agent| agent.is_open = true);
-        let SimHost { world, machine, epoch, .. } = &hand;
+    spawn(world, index, number, "main", |host| async move {
+        tombstones::apply_all(&host).await;
+        host.agent(|agent| agent.is_open = true);
+        let SimHost { world, machine, epoch, .. } = &host;
         spawn(world, *machine, *epoch, "verifier", verify);
         spawn(world, *machine, *epoch, "registrar", registrar::run);
         spawn(world, *machine, *epoch, "engine", engine::run);
-        spawn(world, *machine, *epoch, "publisher", async move |hand| {
-            run_publisher(&hand, &hand.me()).await;
+        spawn(world, *machine, *epoch, "publisher", async move |host| {
+            run_publisher(&host, &host.me()).await;
         });
-        spawn(world, *machine, *epoch, "sweeper", async move |hand| {
-            orphan_collector::run(&hand, leaving, GRACE).await;
+        spawn(world, *machine, *epoch, "sweeper", async move |host| {
+            orphan_collector::run(&host, leaving, GRACE).await;
         });
     });
     true
@@ -302,12 +302,12 @@ fn me(machine: &Machine, proof: Proof, pools: Vec<Pool>) -> OwnNode {
 }
 
 /// Verifies periodically that the watch has missed nothing.
-async fn verify(hand: SimHost) {
+async fn verify(host: SimHost) {
     loop {
-        hand.sleep(host::millis(VERIFY_EVERY)).await;
-        hand.with(|world| {
+        host.sleep(host::millis(VERIFY_EVERY)).await;
+        host.with(|world| {
             let World { machines, etcd, .. } = world;
-            let agent = machines[hand.machine].agent.as_mut().expect("a task of an agent ends with it");
+            let agent = machines[host.machine].agent.as_mut().expect("a task of an agent ends with it");
             if let Some(update) = agent.watcher.verify(etcd) {
                 Arc::make_mut(&mut agent.view).apply(update);
                 agent.news = true;

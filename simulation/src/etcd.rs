@@ -18,7 +18,7 @@ pub use condition::{Condition, Operator, Property};
 pub use error::Error;
 pub use history::{Deletions, Event, KeyValue};
 pub use lease::{Lease, LeaseId};
-pub use watch::{Said, Watch};
+pub use watch::{Watch, WatchMessage};
 
 use history::History;
 use lease::Leases;

@@ -48,7 +48,7 @@ pub enum Fault {
     /// A machine fails permanently. Its node is removed, and a new machine joins under its name.
     NodeReplaced,
     /// Another machine joins under the name of a live one. In some cases the original becomes unreachable.
-    Rival,
+    NameConflict,
     /// Another machine joins with a copy of the ledger of a live one. In some cases the original is partitioned from
     /// the store. The new machine has its own machine id and boot id.
     LedgerCopied,
@@ -93,7 +93,7 @@ impl Fault {
         Self::PluginKilled,
         Self::NodeRemoved,
         Self::NodeReplaced,
-        Self::Rival,
+        Self::NameConflict,
         Self::LedgerCopied,
         Self::LedgerBack,
         Self::ClockSpeed,
@@ -105,7 +105,7 @@ impl Fault {
     ];
 
     /// Whether the fault can occur on a node with an embedded store (local file).
-    pub fn happens_to_a_file(self) -> bool {
+    pub fn affects_embedded_store(self) -> bool {
         match self {
             Self::Crash
             | Self::Reboot
@@ -117,18 +117,18 @@ impl Fault {
             | Self::WatchEnds
             | Self::ClockSpeed
             | Self::NodeRemoved => true,
-            other => other.is_asked_for(),
+            other => other.is_operator_request(),
         }
     }
 
     /// Whether the fault is a pool change. A run has either none or all of these faults.
-    pub fn is_about_pools(self) -> bool {
+    pub fn is_pool_change(self) -> bool {
         matches!(self, Self::PoolAdded | Self::PoolDrained | Self::PoolRemoved)
     }
 
     /// Whether an operator requests this, and an agent executes it.
-    pub fn is_asked_for(self) -> bool {
-        self.is_about_pools()
+    pub fn is_operator_request(self) -> bool {
+        self.is_pool_change()
             || matches!(self, Self::SettingsChanged | Self::AddressReleased | Self::NodeRemoved)
     }
 
@@ -157,9 +157,9 @@ impl Fault {
             Self::PluginKilled => "plugin killed",
             Self::NodeRemoved => "node remove",
             Self::NodeReplaced => "node replaced",
-            Self::Rival => "rival came",
+            Self::NameConflict => "name conflict",
             Self::LedgerCopied => "ledger copied",
-            Self::LedgerBack => "lost ledger came back",
+            Self::LedgerBack => "lost ledger restored",
             Self::ClockSpeed => "clock speed changed",
             Self::PoolAdded => "pool add",
             Self::PoolDrained => "pool drain",

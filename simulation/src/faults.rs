@@ -5,8 +5,8 @@ mod machines;
 mod names;
 mod store;
 
-pub use file::CRASHED_OVER_A_FILE;
-pub use names::{COPY_OF_SILENT, RIVAL_OF_SILENT};
+pub use file::CRASHED_WITH_EMBEDDED_STORE;
+pub use names::{CONFLICT_WITH_UNREACHABLE, COPY_OF_UNREACHABLE};
 
 use crate::fault::Fault;
 use crate::operator;
@@ -24,14 +24,14 @@ impl Schedule {
         if self.world.borrow().machines[machine].is_destroyed || self.is_quiet() {
             return;
         }
-        if self.happens(fault, machine) {
+        if self.try_inject(fault, machine) {
             let mut world = self.world.borrow_mut();
             world.count(fault.name());
             world.note(|| format!("FAULT {fault:?} on {machine}"));
         }
     }
 
-    fn happens(&mut self, fault: Fault, machine: usize) -> bool {
+    fn try_inject(&mut self, fault: Fault, machine: usize) -> bool {
         match fault {
             Fault::Crash => self.crash(machine),
             Fault::Reboot => self.reboot(machine),
@@ -60,14 +60,14 @@ impl Schedule {
                 file::lose(&mut self.world.borrow_mut());
                 true
             }
-            asked if asked.is_asked_for() => operator::ask(&self.world, machine, asked),
+            asked if asked.is_operator_request() => operator::send_request(&self.world, machine, asked),
             Fault::NodeReplaced => self.replace(machine),
-            Fault::Rival => self.let_rival_come(machine),
+            Fault::NameConflict => self.add_name_conflict(machine),
             Fault::LedgerCopied => self.copy_ledger(machine),
-            Fault::LedgerBack => self.bring_ledger_back(machine),
+            Fault::LedgerBack => self.restore_lost_ledger(machine),
             Fault::PluginKilled => self.kill_plugin(),
-            Fault::StoreEmptied | Fault::StoreRestored => self.set_store_back(fault),
-            _ => store::happens(&mut self.world.borrow_mut(), fault, machine),
+            Fault::StoreEmptied | Fault::StoreRestored => self.lose_or_restore_store(fault),
+            _ => store::try_inject(&mut self.world.borrow_mut(), fault, machine),
         }
     }
 }

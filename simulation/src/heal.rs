@@ -11,9 +11,9 @@ use polder_ipam::removal::OperatorConfirmation;
 
 use crate::container::Container;
 use crate::fault::Fault;
-use crate::judge::{Strictness, Wrong, holds};
 use crate::operator;
 use crate::schedule::Schedule;
+use crate::violations::{CheckFailure, Strictness, check_invariants};
 use crate::world::{Machine, World};
 
 /// Time for a cluster to recover, in seconds.
@@ -23,53 +23,56 @@ const TIME_TO_HEAL: u64 = 240;
 pub const EMPTIED: &str = "pool in use drained, emptied and removed";
 
 /// Ends all faults, and gives the cluster time to recover. Returns an error if anything is still wrong afterwards.
-pub fn heal(schedule: &mut Schedule, steps: &mut u64) -> Result<(), Wrong> {
+pub fn heal(schedule: &mut Schedule, steps: &mut u64) -> Result<(), CheckFailure> {
     let releases = std::mem::take(&mut schedule.faults).contains(&Fault::AddressReleased);
     schedule.restore();
-    schedule.world.borrow_mut().note(|| "nothing goes wrong any more".to_owned());
-    let mut retirement = Retirement::plan(&mut schedule.world.borrow_mut());
+    schedule.world.borrow_mut().note(|| "no more faults".to_owned());
+    let mut pool_removal = PoolRemoval::plan(&mut schedule.world.borrow_mut());
     for second in 0..TIME_TO_HEAL {
         schedule.start_agents();
-        if !schedule.settle() {
-            let wanting = vec!["there is no end to what there is to do".to_owned()];
-            return Err(Wrong { deviations: Vec::new(), wanting });
+        if !schedule.run_until_idle() {
+            let unrecovered = vec!["the cluster does not become idle".to_owned()];
+            return Err(CheckFailure { deviations: Vec::new(), unrecovered });
         }
         *steps += 1;
-        holds(&mut schedule.world.borrow_mut(), Strictness::Lenient)?;
+        check_invariants(&mut schedule.world.borrow_mut(), Strictness::Lenient)?;
         schedule.rejoin();
-        schedule.retire_rivals();
+        schedule.end_name_conflicts();
         let machines = schedule.world.borrow().machines.len();
         if second % 5 == 0 {
             let mut world = schedule.world.borrow_mut();
-            operator::open_all_pools(&mut world, retirement.as_ref().map(|retirement| &retirement.name));
+            operator::open_all_pools(
+                &mut world,
+                pool_removal.as_ref().map(|pool_removal| &pool_removal.name),
+            );
             remove_again(&mut world);
-            vouch(&mut world);
+            confirm_dead_nodes(&mut world);
         }
         for machine in (0..machines).filter(|_| second % 5 == 0 && second < TIME_TO_HEAL - 30) {
-            clear_up(schedule, machine);
+            clean_up(schedule, machine);
         }
         if releases && second % 5 == 2 && second < TIME_TO_HEAL - 30 {
             let machine = schedule.any_machine();
-            operator::ask(&schedule.world, machine, Fault::AddressReleased);
+            operator::send_request(&schedule.world, machine, Fault::AddressReleased);
         }
-        if let Some(retirement) = retirement.as_mut().filter(|_| second % 5 == 0) {
-            retirement.go_on(schedule, second < TIME_TO_HEAL - 90);
+        if let Some(pool_removal) = pool_removal.as_mut().filter(|_| second % 5 == 0) {
+            pool_removal.advance(schedule, second < TIME_TO_HEAL - 90);
         }
         schedule.advance(1_000);
     }
-    schedule.settle();
-    let mut wanting = wanting(&schedule.world.borrow());
-    wanting.extend(retirement.and_then(|retirement| retirement.wanting()));
-    match holds(&mut schedule.world.borrow_mut(), Strictness::Strict) {
-        Ok(()) if wanting.is_empty() => Ok(()),
-        Ok(()) => Err(Wrong { deviations: Vec::new(), wanting }),
-        Err(Wrong { deviations, .. }) => Err(Wrong { deviations, wanting }),
+    schedule.run_until_idle();
+    let mut unrecovered = unrecovered(&schedule.world.borrow());
+    unrecovered.extend(pool_removal.and_then(|pool_removal| pool_removal.unrecovered()));
+    match check_invariants(&mut schedule.world.borrow_mut(), Strictness::Strict) {
+        Ok(()) if unrecovered.is_empty() => Ok(()),
+        Ok(()) => Err(CheckFailure { deviations: Vec::new(), unrecovered }),
+        Err(CheckFailure { deviations, .. }) => Err(CheckFailure { deviations, unrecovered }),
     }
 }
 
 /// A pool that operators remove while no faults occur: it is drained, its pods are moved, and in the end it must be
 /// removable.
-struct Retirement {
+struct PoolRemoval {
     name: PoolName,
     cidr: Cidr,
     /// Whether a block of the pool was claimed.
@@ -77,7 +80,7 @@ struct Retirement {
     is_over: bool,
 }
 
-impl Retirement {
+impl PoolRemoval {
     /// Chooses an added pool for removal, in half of the runs.
     fn plan(world: &mut World) -> Option<Self> {
         let own = |pool: &PoolName| world.first_pools.iter().all(|first| first.name != *pool);
@@ -87,7 +90,7 @@ impl Retirement {
         world.random.once_in(2).then_some(Self { name, cidr, was_used, is_over: false })
     }
 
-    fn go_on(&mut self, schedule: &mut Schedule, moves_pods: bool) {
+    fn advance(&mut self, schedule: &mut Schedule, moves_pods: bool) {
         let known = schedule.world.borrow().truth.pools.get(&self.name).map(|known| known.record.state);
         match known {
             None => self.is_over = true,
@@ -125,13 +128,13 @@ impl Retirement {
         }
     }
 
-    fn wanting(&self) -> Option<String> {
+    fn unrecovered(&self) -> Option<String> {
         (!self.is_over).then(|| format!("pool {} was drained, and cannot be removed", self.name))
     }
 }
 
 /// The runtime removes leftover namespaces of ended containers, and retries failed pods.
-fn clear_up(schedule: &mut Schedule, machine: usize) {
+fn clean_up(schedule: &mut Schedule, machine: usize) {
     if schedule.world.borrow().machines[machine].is_destroyed {
         return;
     }
@@ -169,13 +172,13 @@ fn remove_again(world: &mut World) {
         let Some(node) = world.truth.nodes.get(&machine.name) else { return false };
         let is_same = node.record.machine_id == machine.machine_id;
         // A recreated machine reports the conflict: no remaining machine has the ids of the record.
-        let is_gone = |other: &Machine| other.is_destroyed || other.life() != Boot::from(&*node.record);
-        let is_anew = || world.machines.iter().all(is_gone);
+        let is_gone = |other: &Machine| other.is_destroyed || other.boot() != Boot::from(&*node.record);
+        let has_no_registered_machine = || world.machines.iter().all(is_gone);
         machine.agent.as_ref().filter(|_| !machine.is_destroyed).is_some_and(|agent| {
-            let says = |sign| agent.last_step.contains(sign);
-            let is_older = says("does not belong to the registered node");
-            let is_told = is_older || says("has no ledger of node");
-            is_same && is_older || is_told && is_anew()
+            let last_step_contains = |text: &str| agent.last_step.contains(text);
+            let is_older = last_step_contains("does not belong to the registered node");
+            let is_in_conflict = is_older || last_step_contains("has no ledger of node");
+            is_same && is_older || is_in_conflict && has_no_registered_machine()
         })
     };
     if let Some(name) = world.machines.iter().find(is_older).map(|machine| machine.name.clone()) {
@@ -192,42 +195,44 @@ fn remove_again(world: &mut World) {
 }
 
 /// An operator confirms that the pods of removed nodes are gone if no remaining machine could confirm the removal.
-fn vouch(world: &mut World) {
+fn confirm_dead_nodes(world: &mut World) {
     let could_confirm = |incarnation: &Incarnation| {
         world.machines.iter().filter(|machine| !machine.is_destroyed).any(|machine| {
             let identity = machine.disk.identity().ok().flatten();
             !machine.ledger_is_whole || identity.is_some_and(|identity| identity.incarnation == *incarnation)
         })
     };
-    let silent = || world.truth.fences.iter().filter(|(_, fence)| fence.record.pods == PodsGone::Unknown);
+    let unconfirmed =
+        || world.truth.fences.iter().filter(|(_, fence)| fence.record.pods == PodsGone::Unknown);
     // The confirmation covers all removed machines with the name.
-    let is_forgotten = |name: &NodeName| {
-        let mut of_name = silent().filter(|(_, fence)| fence.record.node == *name);
+    let is_unconfirmable = |name: &NodeName| {
+        let mut of_name = unconfirmed().filter(|(_, fence)| fence.record.node == *name);
         of_name.all(|(incarnation, _)| !could_confirm(incarnation))
     };
-    let forgotten = silent().map(|(_, fence)| &fence.record.node).find(|name| is_forgotten(name)).cloned();
-    if let Some(name) = forgotten {
+    let unconfirmable =
+        unconfirmed().map(|(_, fence)| &fence.record.node).find(|name| is_unconfirmable(name)).cloned();
+    if let Some(name) = unconfirmable {
         operator::remove_node(world, &name, OperatorConfirmation::Earlier);
     }
 }
 
 /// Describes what has not recovered.
-fn wanting(world: &World) -> Vec<String> {
-    let mut wanting = Vec::new();
+fn unrecovered(world: &World) -> Vec<String> {
+    let mut unrecovered = Vec::new();
     for (index, machine) in world.machines.iter().enumerate().filter(|(_, machine)| !machine.is_destroyed) {
         let Some(agent) = &machine.agent else {
-            wanting.push(format!("the agent of {index} does not start"));
+            unrecovered.push(format!("the agent of {index} does not start"));
             continue;
         };
         if agent.is_forbidden() || agent.last_step != "Settled" {
-            wanting.push(format!("{index}/{} is not settled: {}", machine.name, agent.last_step));
+            unrecovered.push(format!("{index}/{} is not idle: {}", machine.name, agent.last_step));
         }
     }
     for one in world.containers.iter().filter(|one| one.is_wanted) {
         let interfaces = &world.machines[one.machine].kernel.interfaces;
         if !one.is_attached || !interfaces.contains_key(&one.attachment) {
-            wanting.push(format!("{} on {} is not attached", one.attachment, one.machine));
+            unrecovered.push(format!("{} on {} is not attached", one.attachment, one.machine));
         }
     }
-    wanting
+    unrecovered
 }

@@ -14,7 +14,6 @@ mod flaw;
 mod host;
 mod limits;
 mod machine;
-mod play;
 mod pods;
 mod projection;
 mod properties;
@@ -24,6 +23,7 @@ mod spaces;
 mod start;
 mod tally;
 mod task;
+mod transition;
 mod watcher;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -44,17 +44,17 @@ use polder_ipam::transaction::transaction;
 use polder_ipam::view::View;
 use stateright::{Model, Property};
 
-pub use action::{Action, Fate, Whose};
-pub use cluster::{Broken, Cluster, Remains};
-pub use explore::{Report, Ways};
+pub use action::{Action, Fate, TaskKind};
+pub use cluster::{Cluster, RemovedPods, Violation};
+pub use explore::{Counterexamples, Report};
 pub use flaw::Flaw;
 pub use limits::Limits;
-pub use machine::{Container, Machine, Power, Who};
+pub use machine::{Container, Machine, MachineIndex, Power};
 pub use start::Start;
-pub use tally::{HAPPENINGS, Happening, Tally};
-pub use task::{Answer, Ended, Job, Part, Sent, Stopped, Wait};
+pub use tally::{OCCURRENCES, Occurrence, Tally};
+pub use task::{Answer, Job, Part, Sent, Stopped, TaskResult, Wait};
 
-use play::Play;
+use transition::Transition;
 
 /// The address reserved for [`OWNER`].
 pub const RESERVED: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 0, 1));
@@ -95,7 +95,7 @@ impl Space {
             name: machine.name.clone(),
             machine_id: machine.machine_id(),
             boot_id: machine.boot_id(),
-            proof: if self.flaw == Some(Flaw::BelievesCopies) { Proof::Ledger } else { Proof::Machine },
+            proof: if self.flaw == Some(Flaw::AcceptsCopies) { Proof::Ledger } else { Proof::Machine },
             labels: Labels::new(),
             bootstrap: None,
             cooldown: DEFAULT_COOL_DOWN,
@@ -103,7 +103,7 @@ impl Space {
     }
 
     /// The view that a task uses, modified by the defect.
-    fn bend(&self, view: &Arc<View>, job: &Job) -> Arc<View> {
+    fn apply_flaw_to_view(&self, view: &Arc<View>, job: &Job) -> Arc<View> {
         let mut view = Arc::clone(view);
         match self.flaw {
             Some(Flaw::IgnoresFences) => Arc::make_mut(&mut view).fences.clear(),
@@ -123,7 +123,7 @@ impl Space {
     }
 
     /// The modified ledger that a task uses; `None` if it uses the machine's own.
-    fn bend_ledger(&self, machine: &Machine, job: &Job) -> Option<NodeIpam<Memory>> {
+    fn apply_flaw_to_ledger(&self, machine: &Machine, job: &Job) -> Option<NodeIpam<Memory>> {
         let identity = machine.identity().filter(|identity| identity.member_state == MemberState::Removed)?;
         if self.flaw != Some(Flaw::ConfirmsFirst) || !matches!(job, Job::Decide) {
             return None;
@@ -134,7 +134,7 @@ impl Space {
     }
 
     /// The identity that a machine without a ledger wrongly assumes because of the defect.
-    fn mistake(&self, machine: &Machine) -> Option<NodeIdentity> {
+    fn mistaken_identity(&self, machine: &Machine) -> Option<NodeIdentity> {
         if self.flaw != Some(Flaw::MatchesFencesByBoot) || machine.identity().is_some() {
             return None;
         }
@@ -181,14 +181,14 @@ impl Model for Space {
 
     fn actions(&self, cluster: &Cluster, actions: &mut Vec<Action>) {
         // States after a violation are not explored: they prove nothing.
-        if cluster.broken.is_none() {
+        if cluster.violation.is_none() {
             choices::choices(cluster, actions);
         }
     }
 
     fn next_state(&self, cluster: &Cluster, action: Action) -> Option<Cluster> {
-        let mut play = Play { space: self, cluster: cluster.clone() };
-        play.act(&action).then_some(play.cluster)
+        let mut transition = Transition { space: self, cluster: cluster.clone() };
+        transition.apply(&action).then_some(transition.cluster)
     }
 
     fn properties(&self) -> Vec<Property<Self>> {

@@ -3,8 +3,8 @@
 //!
 //! Every reply to an operator is checked against the records when it is sent.
 
-mod desk;
-mod told;
+mod direct;
+mod reply_check;
 
 use std::rc::Rc;
 
@@ -23,8 +23,8 @@ use crate::fault::Fault;
 use crate::settings;
 use crate::world::{Machine, Shared, World};
 
-pub use self::desk::{change_pools, remove_node};
-pub use self::told::OUTCOMES;
+pub use self::direct::{change_pools, remove_node};
+pub use self::reply_check::OUTCOMES;
 
 /// A request of an operator.
 #[derive(Debug, Clone)]
@@ -41,45 +41,45 @@ pub enum OperatorRequest {
 
 /// Sends an operator request of that kind, about that machine, to an agent that serves. Returns false if no request
 /// is possible, or if no agent serves.
-pub fn ask(shared: &Shared, machine: usize, sort: Fault) -> bool {
+pub fn send_request(shared: &Shared, machine: usize, kind: Fault) -> bool {
     let mut world = shared.borrow_mut();
-    let Some(wish) = wish(&mut world, machine, sort) else { return false };
+    let Some(request) = random_request(&mut world, machine, kind) else { return false };
     let serves = |index: &usize| world.machines[*index].agent.as_ref().is_some_and(|agent| agent.is_open);
     let asked: Vec<usize> = (0..world.machines.len()).filter(serves).collect();
     if asked.is_empty() {
         return false;
     }
     // A node releases its own addresses. Any agent can execute all other requests.
-    let is_its_own = matches!(wish, OperatorRequest::Release(_)) && asked.contains(&machine);
+    let is_its_own = matches!(request, OperatorRequest::Release(_)) && asked.contains(&machine);
     let asked = if is_its_own { machine } else { *world.random.one_of(&asked) };
     let Some(epoch) = world.machines[asked].epoch_running() else { return false };
-    world.note(|| format!("operator asks {asked} for {wish:?}"));
+    world.note(|| format!("operator asks {asked} for {request:?}"));
     drop(world);
-    spawn(shared, asked, epoch, "operator", |hand| serve(hand, wish));
+    spawn(shared, asked, epoch, "operator", |host| serve(host, request));
     true
 }
 
 /// The agent's side of the request.
-async fn serve(hand: SimHost, wish: OperatorRequest) {
-    let begun = hand.with(|world| told::Begun::new(world, &wish));
-    hand.turn().await;
-    let me = hand.me();
-    let answer = match wish.clone() {
-        OperatorRequest::Pools(change) => operator::change_pools(&hand, &hand.view(), change).await,
-        OperatorRequest::Backend(backend) => operator::change_settings(&hand, &backend.into()).await,
-        OperatorRequest::Release(release) => operator::release(&hand, &me, &hand, release).await,
-        OperatorRequest::Remove(removal) => remove(&hand, removal).await,
+async fn serve(host: SimHost, request: OperatorRequest) {
+    let started = host.with(|world| reply_check::RequestStart::new(world, &request));
+    host.turn().await;
+    let me = host.me();
+    let answer = match request.clone() {
+        OperatorRequest::Pools(change) => operator::change_pools(&host, &host.view(), change).await,
+        OperatorRequest::Backend(backend) => operator::change_settings(&host, &backend.into()).await,
+        OperatorRequest::Release(release) => operator::release(&host, &me, &host, release).await,
+        OperatorRequest::Remove(removal) => remove(&host, removal).await,
     };
-    hand.note(|| format!("operator is told: {answer:?}"));
-    hand.with(|world| told::check(world, &wish, &begun, &answer));
+    host.note(|| format!("reply to the operator: {answer:?}"));
+    host.with(|world| reply_check::check(world, &request, &started, &answer));
 }
 
 /// An operator who removes a node confirms the number of pods that are disconnected.
-async fn remove(hand: &SimHost, mut removal: Removal) -> Result<String, Refusal> {
-    let me = hand.me();
+async fn remove(host: &SimHost, mut removal: Removal) -> Result<String, Refusal> {
+    let me = host.me();
     loop {
-        match operator::allow_removal(hand, &me, hand, &removal).await {
-            Ok(()) => return operator::remove_node(hand, hand, removal).await,
+        match operator::allow_removal(host, &me, host, &removal).await {
+            Ok(()) => return operator::remove_node(host, host, removal).await,
             Err(Reply::Unconfirmed { pods, .. }) => removal.disconnect_pods = Some(pods),
             Err(Reply::Refused(refusal)) => return Err(refusal),
             Err(other) => unreachable!("{other:?} is no answer to that"),
@@ -88,8 +88,8 @@ async fn remove(hand: &SimHost, mut removal: Removal) -> Result<String, Refusal>
 }
 
 /// A random request of that kind, if possible.
-fn wish(world: &mut World, machine: usize, sort: Fault) -> Option<OperatorRequest> {
-    Some(match sort {
+fn random_request(world: &mut World, machine: usize, kind: Fault) -> Option<OperatorRequest> {
+    Some(match kind {
         Fault::PoolAdded => {
             // Without cluster settings, a new cluster would have other pools than those of the configuration.
             world.truth.cluster.as_ref()?;
@@ -178,34 +178,34 @@ pub fn open_all_pools(world: &mut World, but: Option<&PoolName>) {
 }
 
 /// Lets a machine replace a failed one: with its ledger as the same node, without it as a new node.
-pub fn take_place(shared: &Shared, index: usize) {
+pub fn replace_machine(shared: &Shared, index: usize) {
     let (name, epoch) = {
         let world = shared.borrow();
         let machine = &world.machines[index];
         let Some(node) = world.truth.nodes.get(&machine.name) else { return };
-        let is_it = Boot::from(&*node.record) == machine.life();
+        let is_it = Boot::from(&*node.record) == machine.boot();
         let Some(agent) = machine.agent.as_ref().filter(|agent| agent.is_open && !is_it) else { return };
         (machine.name.clone(), agent.epoch)
     };
-    spawn(shared, index, epoch, "operator", |hand| adopt(hand, name));
+    spawn(shared, index, epoch, "operator", |host| adopt(host, name));
 }
 
-async fn adopt(hand: SimHost, name: NodeName) {
-    let me = Rc::clone(&hand.me());
-    let answer = operator::adopt(&hand, &me, &name).await;
-    hand.note(|| format!("operator is told: {answer:?}"));
+async fn adopt(host: SimHost, name: NodeName) {
+    let me = Rc::clone(&host.me());
+    let answer = operator::adopt(&host, &me, &name).await;
+    host.note(|| format!("reply to the operator: {answer:?}"));
     match answer {
         Ok(Adoption::InPlaceOf(other, _)) => {
-            hand.agent(|agent| {
+            host.agent(|agent| {
                 agent.adopted = Some(other);
                 agent.news = true;
             });
-            hand.with(|world| world.count("node adopted"));
+            host.with(|world| world.count("node adopted"));
         }
         // The machine has no ledger of that node.
-        Err(Refusal { kind: RefusalKind::Invalid, .. }) => hand.with(|world| {
+        Err(Refusal { kind: RefusalKind::Invalid, .. }) => host.with(|world| {
             remove_node(world, &name, OperatorConfirmation::Yes);
         }),
-        Ok(Adoption::Already(_)) | Err(_) => {}
+        Ok(Adoption::AlreadyAdopted(_)) | Err(_) => {}
     }
 }

@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn every_choice_is_made_sooner_or_later() {
+    fn every_choice_occurs_eventually() {
         let mut random = Random::new(0);
         let chosen: std::collections::BTreeSet<_> = (0..200).map(|_| random.below(7)).collect();
         assert_eq!(chosen.len(), 7);

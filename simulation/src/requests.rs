@@ -13,35 +13,35 @@ use polder_ipam::tasks::{NotHandedOver, ReservationRequest};
 #[derive(Debug)]
 pub struct Reply<T> {
     /// Whether the reply is available.
-    pub given: Rc<Cell<bool>>,
+    pub is_sent: Rc<Cell<bool>>,
     /// The reply.
     pub answer: Rc<RefCell<Option<T>>>,
     /// Whether the waiting task has given up.
-    pub given_up: Rc<Cell<bool>>,
+    pub abandoned: Rc<Cell<bool>>,
 }
 
 impl<T> Default for Reply<T> {
     fn default() -> Self {
-        Self { given: Rc::default(), answer: Rc::default(), given_up: Rc::default() }
+        Self { is_sent: Rc::default(), answer: Rc::default(), abandoned: Rc::default() }
     }
 }
 
 impl<T> Clone for Reply<T> {
     fn clone(&self) -> Self {
         Self {
-            given: Rc::clone(&self.given),
+            is_sent: Rc::clone(&self.is_sent),
             answer: Rc::clone(&self.answer),
-            given_up: Rc::clone(&self.given_up),
+            abandoned: Rc::clone(&self.abandoned),
         }
     }
 }
 
 impl<T> Reply<T> {
     /// Stores the reply. Returns false if the waiting task has given up.
-    pub fn give(&self, answer: T) -> bool {
+    pub fn send(&self, answer: T) -> bool {
         *self.answer.borrow_mut() = Some(answer);
-        self.given.set(true);
-        !self.given_up.get()
+        self.is_sent.set(true);
+        !self.abandoned.get()
     }
 }
 

@@ -28,7 +28,7 @@ struct Connection {
     answered: Rc<Cell<bool>>,
     answer: Rc<RefCell<Option<Vec<IpAddr>>>>,
     /// The plugin has sent a message, or has ended.
-    spoken: Rc<Cell<bool>>,
+    plugin_done: Rc<Cell<bool>>,
     /// The plugin requests the removal of the attachment.
     wants_del: Rc<Cell<bool>>,
     /// The removal is complete.
@@ -37,16 +37,16 @@ struct Connection {
 
 impl Caller for Connection {
     fn is_gone(&self) -> bool {
-        self.spoken.get()
+        self.plugin_done.get()
     }
 }
 
 /// Closes the connection when the plugin ends, for any reason.
-struct Ending(Connection);
+struct EndsOnDrop(Connection);
 
-impl Drop for Ending {
+impl Drop for EndsOnDrop {
     fn drop(&mut self) {
-        self.0.spoken.set(true);
+        self.0.plugin_done.set(true);
     }
 }
 
@@ -60,10 +60,10 @@ pub fn add(world: &Shared, container: usize) {
         let netns = attachment.container.to_string();
         (machine, AddRequest { attachment, netns, pod: Some(pod), source, mac: None, mtu: None })
     };
-    let number = spawn_plugin(world, machine, "ADD", |hand, number| async move {
-        let added = wire(&hand, request).await;
-        hand.with(|world| {
-            let machine = &mut world.machines[hand.machine];
+    let number = spawn_plugin(world, machine, "ADD", |host, number| async move {
+        let added = plugin_add(&host, request).await;
+        host.with(|world| {
+            let machine = &mut world.machines[host.machine];
             let this = &mut world.containers[container];
             this.plugins.retain(|plugin| *plugin != number);
             // An ADD that hung for so long that a DEL overtook it guarantees nothing.
@@ -74,7 +74,7 @@ pub fn add(world: &Shared, container: usize) {
                 *world.counts.entry("pod attached").or_default() += 1;
             }
         });
-        hand.note(|| format!("ADD of container {container} ends with {added:?}"));
+        host.note(|| format!("ADD of container {container} ends with {added:?}"));
     });
     let mut world = world.borrow_mut();
     world.containers[container].plugins.push(number);
@@ -83,25 +83,25 @@ pub fn add(world: &Shared, container: usize) {
 }
 
 /// The plugin's side of an ADD.
-async fn wire(hand: &SimHost, request: AddRequest) -> Option<Vec<IpAddr>> {
-    hand.turn().await;
+async fn plugin_add(host: &SimHost, request: AddRequest) -> Option<Vec<IpAddr>> {
+    host.turn().await;
     let attachment = request.attachment.clone();
     let alias = polder_ipam::alias::write(&attachment, request.pod.as_ref());
-    let epoch = hand.with(|world| {
-        let machine = &world.machines[hand.machine];
+    let epoch = host.with(|world| {
+        let machine = &world.machines[host.machine];
         machine.agent.as_ref().filter(|agent| agent.is_open).map(|agent| agent.epoch)
     })?;
-    let ending = Ending(Connection::default());
+    let ending = EndsOnDrop(Connection::default());
     let connection = ending.0.clone();
-    spawn(&hand.world, hand.machine, epoch, "serve ADD", |agent| serve(agent, request, connection));
-    let Ending(connection) = &ending;
-    hand.wait(Wait::Flag(Rc::clone(&connection.answered), epoch)).await;
+    spawn(&host.world, host.machine, epoch, "serve ADD", |agent| serve(agent, request, connection));
+    let EndsOnDrop(connection) = &ending;
+    host.wait(Wait::Flag(Rc::clone(&connection.answered), epoch)).await;
     let addresses = connection.answer.borrow_mut().take()?;
-    let holds = || hand.with(|world| world.machines[hand.machine].epoch_running() == Some(epoch));
-    let mark = Lock::new(hand.marked(), &attachment).filter(|_| holds())?;
-    hand.turn().await;
-    let is_made = hand.with(|world| {
-        let machine = &mut world.machines[hand.machine];
+    let holds = || host.with(|world| world.machines[host.machine].epoch_running() == Some(epoch));
+    let mark = Lock::new(host.marked(), &attachment).filter(|_| holds())?;
+    host.turn().await;
+    let is_made = host.with(|world| {
+        let machine = &mut world.machines[host.machine];
         let kernel = &mut machine.kernel;
         let is_new = !kernel.interfaces.contains_key(&attachment);
         let is_made = is_new && kernel.namespaces.contains(attachment.container.as_str());
@@ -128,32 +128,32 @@ async fn wire(hand: &SimHost, request: AddRequest) -> Option<Vec<IpAddr>> {
         }
         is_made
     });
-    hand.turn().await;
+    host.turn().await;
     if is_made && holds() {
         return Some(addresses);
     }
     drop(mark);
     if holds() {
         connection.wants_del.set(true);
-        connection.spoken.set(true);
-        hand.wait(Wait::Flag(Rc::clone(&connection.deleted), epoch)).await;
+        connection.plugin_done.set(true);
+        host.wait(Wait::Flag(Rc::clone(&connection.deleted), epoch)).await;
         if connection.deleted.get() {
             return None;
         }
     }
-    take_down(hand, &attachment).await;
+    plugin_del(host, &attachment).await;
     None
 }
 
 /// The agent's side of an ADD.
-async fn serve(hand: SimHost, request: AddRequest, connection: Connection) {
+async fn serve(host: SimHost, request: AddRequest, connection: Connection) {
     let attachment = request.attachment.clone();
-    let closed = hand.with(|world| closed(world, hand.machine, &attachment));
-    let added = tasks::add(&hand, &hand.me(), request, &connection).await;
+    let closed = host.with(|world| closed(world, host.machine, &attachment));
+    let added = tasks::add(&host, &host.me(), request, &connection).await;
     if let Ok((held, _)) = &added {
-        hand.with(|world| check_closed(world, held, &closed));
+        host.with(|world| check_closed(world, held, &closed));
     }
-    hand.note(|| match &added {
+    host.note(|| match &added {
         Ok((held, _)) => format!("agent gives {attachment} {:?}", held.addresses),
         Err(refusal) => format!("agent refuses {attachment}: {refusal}"),
     });
@@ -163,13 +163,13 @@ async fn serve(hand: SimHost, request: AddRequest, connection: Connection) {
     if lock.is_none() {
         return;
     }
-    hand.wait(Wait::Flag(Rc::clone(&connection.spoken), hand.epoch)).await;
+    host.wait(Wait::Flag(Rc::clone(&connection.plugin_done), host.epoch)).await;
     if connection.wants_del.get() {
         drop(lock);
-        delete(&hand, &attachment).await;
+        delete(&host, &attachment).await;
         connection.deleted.set(true);
     } else {
-        teardown::abandoned(&hand, &attachment).await;
+        teardown::abandoned(&host, &attachment).await;
     }
 }
 
@@ -202,10 +202,10 @@ fn check_closed(world: &mut World, held: &AttachmentEntry, closed: &[ClosedPool]
 
 /// The agent's side of a DEL. No fault in the simulation prevents a removal, so the runtime must never receive a
 /// refusal.
-async fn delete(hand: &SimHost, attachment: &Attachment) {
-    let Err(refusal) = teardown::del(hand, attachment).await else { return };
-    hand.with(|world| {
-        let node = world.machines[hand.machine].name.clone();
+async fn delete(host: &SimHost, attachment: &Attachment) {
+    let Err(refusal) = teardown::del(host, attachment).await else { return };
+    host.with(|world| {
+        let node = world.machines[host.machine].name.clone();
         world.found.push(Deviation {
             invariant: Invariant::NoLeak,
             what: format!("the DEL of {attachment} on {node} is refused: {refusal}"),
@@ -221,14 +221,14 @@ pub fn del(world: &Shared, container: usize) {
     let (machine, attachment) = {
         let mut world = world.borrow_mut();
         let Container { attachment, machine, .. } = world.containers[container].clone();
-        over(&mut world, container);
+        mark_ended(&mut world, container);
         (machine, attachment)
     };
-    let number = spawn_plugin(world, machine, "DEL", |hand, number| async move {
-        hand.turn().await;
-        take_down(&hand, &attachment).await;
-        hand.with(|world| world.containers[container].plugins.retain(|plugin| *plugin != number));
-        hand.note(|| format!("DEL of container {container} ends"));
+    let number = spawn_plugin(world, machine, "DEL", |host, number| async move {
+        host.turn().await;
+        plugin_del(&host, &attachment).await;
+        host.with(|world| world.containers[container].plugins.retain(|plugin| *plugin != number));
+        host.note(|| format!("DEL of container {container} ends"));
     });
     let mut world = world.borrow_mut();
     world.containers[container].plugins.push(number);
@@ -237,7 +237,7 @@ pub fn del(world: &Shared, container: usize) {
 }
 
 /// Marks the container as ended, and ends the guarantee of its addresses.
-pub fn over(world: &mut World, container: usize) {
+pub fn mark_ended(world: &mut World, container: usize) {
     let Container { attachment, machine, .. } = world.containers[container].clone();
     world.containers[container].is_wanted = false;
     world.containers[container].is_attached = false;
@@ -245,27 +245,27 @@ pub fn over(world: &mut World, container: usize) {
 }
 
 /// The plugin's side of a DEL.
-async fn take_down(hand: &SimHost, attachment: &Attachment) {
-    let epoch = hand.with(|world| {
-        let machine = &world.machines[hand.machine];
+async fn plugin_del(host: &SimHost, attachment: &Attachment) {
+    let epoch = host.with(|world| {
+        let machine = &world.machines[host.machine];
         machine.agent.as_ref().filter(|agent| agent.is_open).map(|agent| agent.epoch)
     });
     if let Some(epoch) = epoch {
         let done = Rc::new(Cell::new(false));
-        let (told, whose) = (Rc::clone(&done), attachment.clone());
-        spawn(&hand.world, hand.machine, epoch, "serve DEL", |agent| async move {
-            delete(&agent, &whose).await;
-            told.set(true);
+        let (finished, own) = (Rc::clone(&done), attachment.clone());
+        spawn(&host.world, host.machine, epoch, "serve DEL", |agent| async move {
+            delete(&agent, &own).await;
+            finished.set(true);
         });
-        hand.wait(Wait::Flag(Rc::clone(&done), epoch)).await;
+        host.wait(Wait::Flag(Rc::clone(&done), epoch)).await;
         if done.get() {
             return;
         }
     }
     // No agent is running: first write a tombstone, then delete the interface.
-    hand.with(|world| world.machines[hand.machine].tombstones.insert(attachment.clone()));
-    hand.turn().await;
-    hand.with(|world| world.machines[hand.machine].kernel.interfaces.remove(attachment));
+    host.with(|world| world.machines[host.machine].tombstones.insert(attachment.clone()));
+    host.turn().await;
+    host.with(|world| world.machines[host.machine].kernel.interfaces.remove(attachment));
 }
 
 /// Removes attachments that the runtime does not list, as a GC does. Attachments added after its start are kept.
@@ -279,10 +279,10 @@ pub fn collect(world: &Shared, machine: usize) {
         (valid, world.machines[machine].clock)
     };
     world.borrow_mut().count("GC");
-    spawn(world, machine, epoch, "GC", move |hand| async move {
-        hand.turn().await;
+    spawn(world, machine, epoch, "GC", move |host| async move {
+        host.turn().await;
         let network = NETWORK.parse().expect("a name");
-        let collected = collect::collect(&hand, Collection { network, valid, began_ms }).await;
-        hand.note(|| format!("GC ends with {collected:?}"));
+        let collected = collect::collect(&host, Collection { network, valid, began_ms }).await;
+        host.note(|| format!("GC ends with {collected:?}"));
     });
 }

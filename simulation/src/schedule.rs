@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use polder_api::NodeName;
 use polder_ipam::ids::MachineId;
-use polder_ipam::tasks::teardown::WIRING_PATIENCE;
+use polder_ipam::tasks::teardown::WIRING_TIMEOUT;
 
 use crate::agent::PATIENCE_MS;
 use crate::agent::host::millis;
@@ -32,8 +32,8 @@ pub const HUNG: &str = "ADD hangs";
 const HANGS: Duration = Duration::from_secs(17);
 
 const _: () = assert!(
-    HANGS.as_secs() > WIRING_PATIENCE.as_secs() * 3 / 2 && HANGS.as_secs() < COOL_DOWN.as_secs(),
-    "no DEL would lose patience, or an address be given again to who hangs"
+    HANGS.as_secs() > WIRING_TIMEOUT.as_secs() * 3 / 2 && HANGS.as_secs() < COOL_DOWN.as_secs(),
+    "no DEL would time out, or the address would be allocated again while the ADD hangs"
 );
 
 /// The running tasks and the possible faults.
@@ -67,7 +67,7 @@ pub fn add_machine(world: &mut World, name: NodeName) {
         epoch: 0,
         agent: None,
         is_stopped: false,
-        is_cut: false,
+        is_partitioned: false,
         reads_only: false,
         tombstones: std::collections::BTreeSet::new(),
         promised: std::collections::BTreeMap::new(),
@@ -77,7 +77,7 @@ pub fn add_machine(world: &mut World, name: NodeName) {
 impl Schedule {
     /// Whether faults are suspended, because lost records are being restored.
     pub fn is_quiet(&self) -> bool {
-        self.world.borrow().putting_back
+        self.world.borrow().is_restoring
     }
 
     fn chance(&self, end: usize) -> usize {
@@ -94,7 +94,7 @@ impl Schedule {
     pub fn end_tasks(&mut self) {
         let ended: Vec<Task> = {
             let world = self.world.borrow();
-            let lives = |task: &Task| match task.life {
+            let lives = |task: &Task| match task.owner {
                 Owner::Agent(epoch) => world.machines[task.machine].epoch_running() == Some(epoch),
                 Owner::Plugin(_) => true,
             };
@@ -107,10 +107,10 @@ impl Schedule {
 
     /// Ends the plugins of a machine.
     pub fn end_plugins(&mut self, machine: usize) {
-        let (ended, going_on) = std::mem::take(&mut self.tasks)
+        let (ended, continuing) = std::mem::take(&mut self.tasks)
             .into_iter()
             .partition(|task| task.is_plugin() && task.machine == machine);
-        self.tasks = going_on;
+        self.tasks = continuing;
         drop::<Vec<Task>>(ended);
     }
 
@@ -119,32 +119,32 @@ impl Schedule {
         if !self.faults.is_empty() && self.chance(self.rarity) == 0 {
             let fault = self.faults[self.chance(self.faults.len())];
             self.inject(fault);
-            return self.adopt();
+            return self.collect_spawned();
         }
         match self.chance(100) {
-            0..=54 => drop(self.go_on()),
-            55..=74 => self.pass_on(),
+            0..=54 => drop(self.poll_any()),
+            55..=74 => self.advance_request(),
             75..=83 => {
                 let machine = self.any_machine();
-                self.follow(machine);
+                self.deliver_watch_events(machine);
             }
-            84..=90 => self.call(),
-            91..=97 => self.let_time_pass(),
+            84..=90 => self.call_runtime(),
+            91..=97 => self.pass_time(),
             98 => self.start_agents(),
-            _ => self.care(),
+            _ => self.maintain(),
         }
-        self.adopt();
+        self.collect_spawned();
     }
 
     /// Adds the tasks that were started since.
-    fn adopt(&mut self) {
+    fn collect_spawned(&mut self) {
         let spawned = std::mem::take(&mut self.world.borrow_mut().spawned);
         self.tasks.extend(spawned);
         self.end_tasks();
     }
 
     /// Advances a random ready task. Returns false if no task is ready.
-    fn go_on(&mut self) -> bool {
+    fn poll_any(&mut self) -> bool {
         let ready: Vec<usize> = {
             let world = self.world.borrow();
             let is_ready = |task: &Task| !task.hangs && task.is_ready(&world);
@@ -164,16 +164,16 @@ impl Schedule {
 
     /// Lets an ADD hang. Its runtime may time out immediately.
     fn hang(&mut self, index: usize) {
-        let Task { hangs, has_hung, deadline, life, .. } = &mut self.tasks[index];
+        let Task { hangs, has_hung, deadline, owner, .. } = &mut self.tasks[index];
         (*hangs, *has_hung) = (true, true);
         let (container, is_over) = {
             let mut world = self.world.borrow_mut();
             *deadline = world.now + millis(HANGS);
             world.count(HUNG);
-            let Owner::Plugin(number) = *life else { return };
-            let whose =
+            let Owner::Plugin(number) = *owner else { return };
+            let container =
                 world.containers.iter().position(|one| one.plugins.contains(&number) && one.is_wanted);
-            (whose, world.random.once_in(2))
+            (container, world.random.once_in(2))
         };
         if let (Some(container), true) = (container, is_over) {
             self.end_container(container);
@@ -181,13 +181,13 @@ impl Schedule {
     }
 
     fn poll(&mut self, index: usize) {
-        if self.tasks[index].go_on() {
+        if self.tasks[index].poll() {
             drop(self.tasks.swap_remove(index));
         }
     }
 
     /// Delivers a random request or reply.
-    fn pass_on(&mut self) {
+    fn advance_request(&mut self) {
         let mut world = self.world.borrow_mut();
         let open: Vec<usize> = (0..world.requests.len())
             .filter(|index| !matches!(world.requests[*index].state, Progress::Answered(_)))
@@ -196,11 +196,11 @@ impl Schedule {
             return;
         }
         let index = *world.random.one_of(&open);
-        world.pass_on(index);
+        world.advance_request(index);
     }
 
     /// Delivers pending store updates to an agent. Returns false if nothing changed.
-    fn follow(&mut self, machine: usize) -> bool {
+    fn deliver_watch_events(&mut self, machine: usize) -> bool {
         let mut world = self.world.borrow_mut();
         let World { machines, etcd, .. } = &mut *world;
         let Some(agent) = &mut machines[machine].agent else { return false };
@@ -215,9 +215,9 @@ impl Schedule {
 
     /// Advances time, usually by a moment, sometimes by more. While lost records are being restored, time advances
     /// only when all tasks are idle.
-    fn let_time_pass(&mut self) {
+    fn pass_time(&mut self) {
         if self.is_quiet() {
-            self.settle();
+            self.run_until_idle();
             return self.advance(1_000);
         }
         let span = match self.chance(20) {
@@ -230,7 +230,7 @@ impl Schedule {
 
     /// Advances the time by `millis`, and each machine's clock at its own speed.
     pub fn advance(&mut self, millis: u64) {
-        self.push_on(millis);
+        self.poll_due(millis);
         let mut world = self.world.borrow_mut();
         let (before, after) = (world.now / 1_000, (world.now + millis) / 1_000);
         world.now += millis;
@@ -244,7 +244,7 @@ impl Schedule {
     }
 
     /// Runs plugins that have reached their deadline, and engines before a longer time step.
-    fn push_on(&mut self, millis: u64) {
+    fn poll_due(&mut self, millis: u64) {
         for _ in 0..50 {
             let index = {
                 let world = self.world.borrow();
@@ -261,29 +261,29 @@ impl Schedule {
                 self.tasks[index].deadline = self.world.borrow().now + PATIENCE_MS;
             }
             self.poll(index);
-            self.adopt();
+            self.collect_spawned();
         }
     }
 
     /// Runs all tasks until they are idle. Returns false if they do not become idle in 3000 rounds.
-    pub fn settle(&mut self) -> bool {
+    pub fn run_until_idle(&mut self) -> bool {
         for _ in 0..3_000 {
-            self.adopt();
-            let mut has_gone_on = self.go_on();
+            self.collect_spawned();
+            let mut has_progress = self.poll_any();
             {
                 let mut world = self.world.borrow_mut();
                 let open =
                     world.requests.iter().position(|request| !matches!(request.state, Progress::Answered(_)));
                 if let Some(index) = open {
-                    world.pass_on(index);
-                    has_gone_on = true;
+                    world.advance_request(index);
+                    has_progress = true;
                 }
             }
             let machines = self.world.borrow().machines.len();
             for machine in 0..machines {
-                has_gone_on |= self.follow(machine);
+                has_progress |= self.deliver_watch_events(machine);
             }
-            if !has_gone_on {
+            if !has_progress {
                 return true;
             }
         }
@@ -291,7 +291,7 @@ impl Schedule {
     }
 
     /// Occasional actions of operators, such as backups.
-    fn care(&mut self) {
+    fn maintain(&mut self) {
         if self.is_quiet() {
             return;
         }
@@ -322,13 +322,13 @@ impl Schedule {
             world.machines[machine].lose_disk();
             world.machines[machine].promised.clear();
             world.count("node joined again");
-            world.note(|| format!("operator: {machine} is to join again"));
+            world.note(|| format!("operator: {machine} joins again"));
         }
         self.end_tasks();
     }
 
     /// Executes a random action of a runtime.
-    fn call(&mut self) {
+    fn call_runtime(&mut self) {
         let (machine, choice) = {
             let mut world = self.world.borrow_mut();
             let end = world.machines.len();
@@ -341,7 +341,7 @@ impl Schedule {
             0..=3 => {
                 self.start_container(machine, None);
             }
-            4..=8 => self.trouble_container(machine),
+            4..=8 => self.disturb_container(machine),
             9 => runtime::collect(&self.world, machine),
             _ => self.retry(machine),
         }
@@ -405,7 +405,7 @@ impl Schedule {
             .collect()
     }
 
-    fn trouble_container(&mut self, machine: usize) {
+    fn disturb_container(&mut self, machine: usize) {
         let (wanted, over) = (self.containers(machine, true), self.containers(machine, false));
         if !wanted.is_empty() && self.chance(2) == 0 {
             let index = wanted[self.chance(wanted.len())];
@@ -442,7 +442,7 @@ impl Schedule {
     /// addresses guaranteed to the other.
     fn repeat_add(&mut self, index: usize) {
         let hangs =
-            |plugin: &u64| self.tasks.iter().any(|task| task.life == Owner::Plugin(*plugin) && task.hangs);
+            |plugin: &u64| self.tasks.iter().any(|task| task.owner == Owner::Plugin(*plugin) && task.hangs);
         let is_hung = self.world.borrow().containers[index].plugins.iter().any(hangs);
         if !is_hung {
             runtime::add(&self.world, index);
@@ -451,7 +451,7 @@ impl Schedule {
 
     /// Ends a container in one of several ways.
     pub fn end_container(&mut self, index: usize) {
-        runtime::over(&mut self.world.borrow_mut(), index);
+        runtime::mark_ended(&mut self.world.borrow_mut(), index);
         match self.chance(4) {
             // Its DEL is lost, or arrives late.
             0 => self.remove_namespace(index),
@@ -487,7 +487,7 @@ impl Schedule {
                 // A disconnected pod is treated like a pod that was never attached.
                 let lives =
                     *is_attached && world.machines[machine].kernel.interfaces.contains_key(attachment);
-                let runs = |plugin: &u64| self.tasks.iter().any(|task| task.life == Owner::Plugin(*plugin));
+                let runs = |plugin: &u64| self.tasks.iter().any(|task| task.owner == Owner::Plugin(*plugin));
                 (!lives && !plugins.iter().any(runs), pod.clone(), *reserved)
             };
             if failed {

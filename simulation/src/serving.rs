@@ -1,23 +1,26 @@
 //! The path of a request: to the store, through the store, and back.
 
-use polder_ipam::invariants::history::check_sign_of_life;
+use polder_ipam::invariants::history::check_lease_record;
 use polder_ipam::key::{Key, Range};
 use polder_ipam::record::Boot;
-use polder_ipam::store::refusal::{Refusal, RefusalCause};
+use polder_ipam::store::refusal::{RefusalCause, StoreRefusal};
 use polder_ipam::store::{Outcome, StoreError, Txn, Write};
 
 use crate::etcd::{Condition, Error, LeaseId, Operation};
 use crate::store_request::{Answer, Progress, Question, Request, brief, no_answer, short};
-use crate::world::{Keeping, Machine, TAIL, World};
+use crate::world::{Machine, StoreKind, TAIL, World};
 
 impl World {
     /// Sends a request to the store. Returns the request number.
-    pub fn ask(&mut self, machine: usize, question: Question) -> u64 {
+    pub fn send_request(&mut self, machine: usize, question: Question) -> u64 {
         let id = self.number();
-        let state =
-            if self.machines[machine].is_cut { Progress::Answered(Err(no_answer())) } else { Progress::Sent };
+        let state = if self.machines[machine].is_partitioned {
+            Progress::Answered(Err(no_answer()))
+        } else {
+            Progress::Sent
+        };
         self.requests.push(Request { id, machine, question, state });
-        if self.keeping == Keeping::Embedded {
+        if self.store_kind == StoreKind::Embedded {
             // Embedded store: the write has taken effect, even if the task ends before it reads the reply.
             let index = self.requests.len() - 1;
             self.serve(index);
@@ -45,7 +48,7 @@ impl World {
     }
 
     /// Moves a request or a reply one step forward.
-    pub fn pass_on(&mut self, index: usize) {
+    pub fn advance_request(&mut self, index: usize) {
         match self.requests[index].state.clone() {
             Progress::Sent | Progress::Late => self.serve(index),
             Progress::Served(answer) => self.requests[index].state = Progress::Answered(Ok(answer)),
@@ -87,12 +90,12 @@ impl World {
     }
 
     fn commit(&mut self, machine: usize, lease: Option<LeaseId>, txn: &Txn) -> Answer {
-        let refused = |cause, words: &str| Answer::Refused(Refusal::new(cause, words.to_owned()));
+        let refused = |cause, words: &str| Answer::Refused(StoreRefusal::new(cause, words.to_owned()));
         let Machine { reads_only, disk, .. } = &self.machines[machine];
         if *reads_only {
             return refused(RefusalCause::Permission, "etcdserver: permission denied");
         }
-        if self.keeping == Keeping::Embedded {
+        if self.store_kind == StoreKind::Embedded {
             if disk.is_full() {
                 return refused(RefusalCause::Disk, "database or disk is full");
             }
@@ -103,19 +106,19 @@ impl World {
         }
         let outcome = self.transact_under(lease, txn);
         if lease.is_some() && matches!(outcome, Ok(Outcome::Applied { .. })) {
-            txn.writes.iter().for_each(|write| self.check_sign(write));
+            txn.writes.iter().for_each(|write| self.check_liveness_record(write));
         }
         outcome.map_or_else(Answer::Refused, Answer::Outcome)
     }
 
     /// Executes a transaction in the store immediately.
-    pub fn transact(&mut self, txn: &Txn) -> Result<Outcome, Refusal> {
+    pub fn transact(&mut self, txn: &Txn) -> Result<Outcome, StoreRefusal> {
         self.transact_under(None, txn)
     }
 
-    fn transact_under(&mut self, lease: Option<LeaseId>, txn: &Txn) -> Result<Outcome, Refusal> {
+    fn transact_under(&mut self, lease: Option<LeaseId>, txn: &Txn) -> Result<Outcome, StoreRefusal> {
         // An embedded store has no leases: no other node could see that this node has failed.
-        let lease = lease.filter(|_| self.keeping == Keeping::Etcd);
+        let lease = lease.filter(|_| self.store_kind == StoreKind::Etcd);
         let only_if: Vec<Condition> = txn.compares.iter().map(Condition::from).collect();
         let operations: Vec<Operation> = txn.writes.iter().map(|write| operation(write, lease)).collect();
         let outcome = self.etcd.transact(&only_if, &operations).map_err(refusal);
@@ -125,9 +128,9 @@ impl World {
 
     fn grant(&mut self, seconds: u64) -> Answer {
         let id = LeaseId::try_from(self.number()).expect("fewer than that");
-        match self.keeping {
-            Keeping::Embedded => Answer::Lease(Some(id)),
-            Keeping::Etcd => match self.etcd.grant(id, seconds) {
+        match self.store_kind {
+            StoreKind::Embedded => Answer::Lease(Some(id)),
+            StoreKind::Etcd => match self.etcd.grant(id, seconds) {
                 Ok(()) => Answer::Lease(Some(id)),
                 Err(error) => Answer::Refused(refusal(error)),
             },
@@ -136,33 +139,33 @@ impl World {
 
     /// The lease, if it is still valid.
     fn renew(&mut self, lease: LeaseId) -> Option<LeaseId> {
-        let lasts = self.keeping == Keeping::Embedded || self.etcd.keep_alive(lease).is_some();
+        let lasts = self.store_kind == StoreKind::Embedded || self.etcd.keep_alive(lease).is_some();
         lasts.then_some(lease)
     }
 
     /// Checks that only the node that is named in the node record puts the liveness record.
-    fn check_sign(&mut self, write: &Write) {
+    fn check_liveness_record(&mut self, write: &Write) {
         let Write::Put { key, value } = write else { return };
-        let Ok(Key::Alive(name)) = key.parse() else { return };
-        let alive = polder_ipam::record::alive(value).expect("a sign as nodes put it");
+        let Ok(Key::Lease(name)) = key.parse() else { return };
+        let alive = polder_ipam::record::lease(value).expect("a sign as nodes put it");
         let record = self.truth.nodes.get(&name).map(|known| &*known.record);
-        let wrong = check_sign_of_life(&name, Boot::from(&alive), record);
+        let wrong = check_lease_record(&name, Boot::from(&alive), record);
         self.found.extend(wrong);
     }
 
     /// Stops waiting for the reply to a request.
-    pub fn leave(&mut self, id: u64) {
-        self.leave_all(|request| request.id == id);
+    pub fn abandon(&mut self, id: u64) {
+        self.abandon_all(|request| request.id == id);
     }
 
     /// Abandons requests: one that has not reached the store can still arrive; a reply in flight is dropped.
-    pub(crate) fn leave_all(&mut self, is_left: impl Fn(&Request) -> bool) {
-        for request in self.requests.iter_mut().filter(|request| is_left(request)) {
+    pub(crate) fn abandon_all(&mut self, is_abandoned: impl Fn(&Request) -> bool) {
+        for request in self.requests.iter_mut().filter(|request| is_abandoned(request)) {
             if matches!(request.state, Progress::Sent) {
                 request.state = Progress::Late;
             }
         }
-        self.requests.retain(|request| !is_left(request) || matches!(request.state, Progress::Late));
+        self.requests.retain(|request| !is_abandoned(request) || matches!(request.state, Progress::Late));
     }
 }
 
@@ -174,11 +177,11 @@ fn operation(write: &Write, lease: Option<LeaseId>) -> Operation {
 }
 
 /// The refusal of etcd if it has no space, or if the lease has expired.
-fn refusal(error: Error) -> Refusal {
+fn refusal(error: Error) -> StoreRefusal {
     let cause = match error {
         Error::NoSpace => RefusalCause::NoSpace,
         Error::LeaseNotFound(_) => RefusalCause::Request,
         other => panic!("a request that etcd does not look at: {other}"),
     };
-    Refusal::new(cause, error.to_string())
+    StoreRefusal::new(cause, error.to_string())
 }

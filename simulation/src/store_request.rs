@@ -1,7 +1,7 @@
 //! Requests to the store and their replies, while in flight.
 
 use polder_ipam::key::Range;
-use polder_ipam::store::refusal::Refusal;
+use polder_ipam::store::refusal::StoreRefusal;
 use polder_ipam::store::{Contents, Outcome, StoreError, Txn, Write};
 
 use crate::etcd::LeaseId;
@@ -58,7 +58,7 @@ pub enum Answer {
     /// Reply to a lease request: the current lease, if any.
     Lease(Option<LeaseId>),
     /// The store refused the request.
-    Refused(Refusal),
+    Refused(StoreRefusal),
 }
 
 impl Answer {
@@ -102,6 +102,6 @@ pub fn short(answer: &Answer) -> String {
         Answer::Contents(contents) => format!("{} entries", contents.entries.len()),
         Answer::Outcome(outcome) => format!("{outcome:?}"),
         Answer::Lease(lease) => lease.map_or("no lease".to_owned(), |lease| format!("lease {lease}")),
-        Answer::Refused(refusal) => refusal.words.clone(),
+        Answer::Refused(refusal) => refusal.message.clone(),
     }
 }

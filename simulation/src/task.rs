@@ -46,7 +46,7 @@ pub struct Task {
     /// Index of the machine.
     pub machine: usize,
     /// The process that owns the task; the task ends with it.
-    pub life: Owner,
+    pub owner: Owner,
     /// Name for the log.
     pub name: String,
     /// Time by which a ready task must continue, in milliseconds of [`World::now`]. `u64::MAX` (no deadline) for the
@@ -74,24 +74,24 @@ impl Task {
     /// A task that has not begun.
     pub fn new(
         machine: usize,
-        life: Owner,
+        owner: Owner,
         name: String,
         deadline: u64,
         wait: Waiting,
         future: impl Future<Output = ()> + 'static,
     ) -> Self {
-        Self { machine, life, name, deadline, hangs: false, has_hung: false, wait, future: Box::pin(future) }
+        Self { machine, owner, name, deadline, hangs: false, has_hung: false, wait, future: Box::pin(future) }
     }
 
     /// Advances to the next effect. Returns true if the task has ended.
-    pub fn go_on(&mut self) -> bool {
+    pub fn poll(&mut self) -> bool {
         let mut context = Context::from_waker(Waker::noop());
         self.future.as_mut().poll(&mut context) == Poll::Ready(())
     }
 
     /// Whether the task is a plugin.
     pub fn is_plugin(&self) -> bool {
-        matches!(self.life, Owner::Plugin(_))
+        matches!(self.owner, Owner::Plugin(_))
     }
 
     /// Whether the task can continue.

@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 use polder_ipam::Revision;
 use polder_ipam::key::Range;
 use polder_ipam::store::Update;
-use polder_ipam::store::position::{Heard, Interruption, Position};
+use polder_ipam::store::position::{Interruption, Position, WatchEvent};
 
-use crate::etcd::{Event, Model, Said, Watch};
+use crate::etcd::{Event, Model, Watch, WatchMessage};
 
 /// A follower of a range. Its updates are those of `polder_store::Store::follow`.
 #[derive(Debug, Clone)]
@@ -22,39 +22,39 @@ pub struct Watcher {
 #[derive(Debug, Clone)]
 struct Stream {
     watch: Watch,
-    under_way: VecDeque<Said>,
+    in_flight: VecDeque<WatchMessage>,
 }
 
 /// The connection to etcd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Link {
-    Whole,
+    Up,
     /// No message arrives, but the connection has not failed yet.
-    Slow,
-    Cut,
+    Delayed,
+    Down,
 }
 
 impl Watcher {
     /// A follower without data.
     pub fn new(range: Range) -> Self {
-        Self { range, position: Position::default(), stream: None, link: Link::Whole }
+        Self { range, position: Position::default(), stream: None, link: Link::Up }
     }
 
     /// Advances, and returns the updates: one connection attempt if there is no stream, else everything that has
     /// arrived.
     pub fn poll(&mut self, etcd: &Model) -> Vec<Update> {
         match self.link {
-            Link::Cut => vec![self.lose(Interruption::Broken("etcd cannot be reached".to_owned()))],
-            Link::Slow => {
+            Link::Down => vec![self.lose(Interruption::Broken("etcd cannot be reached".to_owned()))],
+            Link::Delayed => {
                 self.send(etcd);
                 Vec::new()
             }
-            Link::Whole if self.stream.is_none() => {
-                let (watch, said) = self.connect(etcd);
-                self.stream = watch.map(|watch| Stream { watch, under_way: VecDeque::new() });
-                said.into_iter().collect()
+            Link::Up if self.stream.is_none() => {
+                let (watch, update) = self.connect(etcd);
+                self.stream = watch.map(|watch| Stream { watch, in_flight: VecDeque::new() });
+                update.into_iter().collect()
             }
-            Link::Whole => {
+            Link::Up => {
                 self.send(etcd);
                 self.receive()
             }
@@ -63,7 +63,7 @@ impl Watcher {
 
     /// Checks for missed changes. If there are any, reads everything again; the watch continues.
     pub fn verify(&mut self, etcd: &Model) -> Option<Update> {
-        if self.link != Link::Whole || self.stream.is_none() {
+        if self.link != Link::Up || self.stream.is_none() {
             return None;
         }
         let known = etcd.range_at(&self.range, self.position.known()).map(|keys| keys.len());
@@ -74,35 +74,35 @@ impl Watcher {
     /// Lets etcd send its pending messages, without delivery. Messages in flight are safe from compaction.
     pub fn send(&mut self, etcd: &Model) {
         let Some(stream) = &mut self.stream else { return };
-        while !stream.under_way.back().is_some_and(Said::is_last) {
-            let Some(said) = stream.watch.send(etcd) else { return };
-            stream.under_way.push_back(said);
+        while !stream.in_flight.back().is_some_and(WatchMessage::is_last) {
+            let Some(message) = stream.watch.send(etcd) else { return };
+            stream.in_flight.push_back(message);
         }
     }
 
     /// Ends the stream. Messages in flight are lost.
     pub fn disconnect(&mut self) {
         if let Some(stream) = &mut self.stream {
-            stream.under_way = VecDeque::from([Said::Closed]);
+            stream.in_flight = VecDeque::from([WatchMessage::Closed]);
         }
     }
 
     /// Ends the stream, and prevents a new one until the link is restored.
     pub fn cut(&mut self) {
         self.stream = None;
-        self.link = Link::Cut;
+        self.link = Link::Down;
     }
 
     /// Stops delivery until the link is restored; then everything arrives.
     pub fn delay(&mut self) {
-        if self.link == Link::Whole {
-            self.link = Link::Slow;
+        if self.link == Link::Up {
+            self.link = Link::Delayed;
         }
     }
 
     /// Ends a delay or a cut.
     pub fn restore(&mut self) {
-        self.link = Link::Whole;
+        self.link = Link::Up;
     }
 
     /// Lets etcd send the last revisions again, as far as they are retained.
@@ -127,8 +127,8 @@ impl Watcher {
 
     fn receive(&mut self) -> Vec<Update> {
         let mut updates = Vec::new();
-        while let Some(said) = self.stream.as_mut().and_then(|stream| stream.under_way.pop_front()) {
-            match decode(said).and_then(|heard| self.position.receive(heard)) {
+        while let Some(message) = self.stream.as_mut().and_then(|stream| stream.in_flight.pop_front()) {
+            match decode(message).and_then(|event| self.position.receive(event)) {
                 Ok(update) => updates.extend(update),
                 Err(interruption) => updates.push(self.lose(interruption)),
             }
@@ -142,15 +142,15 @@ impl Watcher {
     }
 }
 
-fn decode(said: Said) -> Result<Heard, Interruption> {
-    Ok(match said {
-        Said::Opened { revision } => Heard::Opened { revision: Revision::new(revision) },
-        Said::Events { revision, events } => Heard::Changes {
+fn decode(message: WatchMessage) -> Result<WatchEvent, Interruption> {
+    Ok(match message {
+        WatchMessage::Opened { revision } => WatchEvent::Opened { revision: Revision::new(revision) },
+        WatchMessage::Events { revision, events } => WatchEvent::Changes {
             revision: Revision::new(revision),
             changes: events.iter().map(Event::change).collect(),
         },
-        Said::Compacted { revision } => Heard::Compacted { revision: Revision::new(revision) },
-        Said::Closed => return Err(Interruption::Broken("the watch was closed".to_owned())),
+        WatchMessage::Compacted { revision } => WatchEvent::Compacted { revision: Revision::new(revision) },
+        WatchMessage::Closed => return Err(Interruption::Broken("the watch was closed".to_owned())),
     })
 }
 

@@ -17,7 +17,7 @@ use polder_ipam::ledger::Ledger as _;
 use polder_ipam::membership::Proof;
 use polder_ipam::node::NodeIpam;
 use polder_ipam::publication::Basis;
-use polder_ipam::record::{Alive, Boot};
+use polder_ipam::record::{Boot, LeaseRecord};
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::tasks::OwnNode;
 use polder_ipam::view::View;
@@ -74,7 +74,7 @@ pub struct Machine {
     /// Whether the agent must not be restarted.
     pub is_stopped: bool,
     /// Whether the machine is partitioned from the store.
-    pub is_cut: bool,
+    pub is_partitioned: bool,
     /// Whether the machine's store role is read-only.
     pub reads_only: bool,
     /// The attachments that plugins removed while no agent ran.
@@ -103,13 +103,13 @@ pub struct Kernel {
 
 impl Machine {
     /// Whether a plugin is creating the interface of the attachment after a reply of an earlier agent.
-    pub fn is_wired_from_before(&self, attachment: &Attachment) -> bool {
+    pub fn is_wired_by_earlier_process(&self, attachment: &Attachment) -> bool {
         !self.is_locked_by_agent(attachment) && self.kernel.marked.borrow().contains(attachment)
     }
 
     /// Whether a task works on the attachment.
     pub fn is_locked(&self, attachment: &Attachment) -> bool {
-        self.is_locked_by_agent(attachment) || self.is_wired_from_before(attachment)
+        self.is_locked_by_agent(attachment) || self.is_wired_by_earlier_process(attachment)
     }
 
     fn is_locked_by_agent(&self, attachment: &Attachment) -> bool {
@@ -153,7 +153,7 @@ pub struct Agent {
     /// Whether an attachment was added or removed since the publisher last checked.
     pub is_unpublished: bool,
     /// The machine that this one replaces, as declared by an operator.
-    pub adopted: Option<Alive>,
+    pub adopted: Option<LeaseRecord>,
     /// Number of store losses that the registrar has handled.
     pub losses: u64,
     /// Whether the registrar makes no claims because of a loss.
@@ -177,7 +177,7 @@ pub struct ClosedPool {
 
 impl Machine {
     /// The machine id and the boot id.
-    pub fn life(&self) -> Boot<'_> {
+    pub fn boot(&self) -> Boot<'_> {
         Boot { machine_id: &self.machine_id, boot_id: &self.boot_id }
     }
 
@@ -194,7 +194,7 @@ impl Machine {
     /// The current basis of the node's records in the store, if an agent runs.
     pub fn basis(&self) -> Option<Basis> {
         let agent = self.agent.as_ref()?;
-        Some(Basis::of(&agent.view, &self.name, agent.holdings.identity.as_ref(), self.life()))
+        Some(Basis::of(&agent.view, &self.name, agent.holdings.identity.as_ref(), self.boot()))
     }
 
     /// The time on the machine's clock.
@@ -216,7 +216,7 @@ impl Agent {
 
     /// Whether the node must not serve.
     pub fn is_forbidden(&self) -> bool {
-        self.registration.forbids().is_some()
+        self.registration.serving_obstacle().is_some()
     }
 }
 
@@ -244,7 +244,7 @@ pub enum Ids {
 
 /// Location of the records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keeping {
+pub enum StoreKind {
     /// An etcd that all machines share.
     Etcd,
     /// A local file of the only machine.
@@ -260,13 +260,13 @@ pub struct World {
     /// Milliseconds since the start, independent of the machines' clocks.
     pub now: u64,
     /// Location of the records.
-    pub keeping: Keeping,
+    pub store_kind: StoreKind,
     /// The store.
     pub etcd: Model,
     /// The states of an embedded store before its last writes, the latest at the end.
     pub earlier: Vec<Model>,
     /// Number of times that the store has lost records.
-    pub set_backs: u64,
+    pub store_losses: u64,
     /// Backups of the store, at most 2.
     pub backups: Vec<Model>,
     /// The machines, by index.
@@ -278,13 +278,13 @@ pub struct World {
     /// A view of the current records.
     pub truth: View,
     /// The watcher that updates `truth`.
-    pub truth_follower: Watcher,
+    pub truth_watcher: Watcher,
     /// Earlier observations, for invariants over time.
     pub history: History,
     /// The initial pools in every node's configuration.
     pub first_pools: Vec<Pool>,
     /// Whether the owners of lost records are restoring them.
-    pub putting_back: bool,
+    pub is_restoring: bool,
     /// The last log lines.
     pub log: VecDeque<String>,
     /// Number of occurrences of each event.
@@ -307,18 +307,18 @@ impl World {
             ids: *random.one_of(&[Ids::Usual, Ids::Usual, Ids::OneKernel, Ids::LedgerAlone]),
             random,
             now: 0,
-            keeping: Keeping::Etcd,
+            store_kind: StoreKind::Etcd,
             etcd: Model::new(),
             earlier: Vec::new(),
-            set_backs: 0,
+            store_losses: 0,
             backups: Vec::new(),
             machines: Vec::new(),
             requests: Vec::new(),
             containers: Vec::new(),
             truth: View::default(),
-            truth_follower: Watcher::new(Key::followed()),
+            truth_watcher: Watcher::new(Key::followed()),
             history: History::new(SHORTEST_COOL_DOWN),
-            putting_back: false,
+            is_restoring: false,
             log: VecDeque::new(),
             counts: BTreeMap::new(),
             found: Vec::new(),
@@ -368,7 +368,7 @@ impl World {
     }
 
     /// Indices of the machines with that name that are not destroyed.
-    pub fn namesakes(&self, name: &NodeName) -> Vec<usize> {
+    pub fn machines_named(&self, name: &NodeName) -> Vec<usize> {
         let is_one = |index: &usize| {
             let machine = &self.machines[*index];
             machine.name == *name && !machine.is_destroyed
@@ -377,9 +377,9 @@ impl World {
     }
 
     /// Records that the store has lost records: its current state does not follow from the previous one.
-    pub fn store_was_set_back(&mut self) {
-        self.set_backs += 1;
-        self.putting_back = true;
+    pub fn note_store_loss(&mut self) {
+        self.store_losses += 1;
+        self.is_restoring = true;
         self.history.store_was_set_back();
         self.observe();
     }
@@ -390,7 +390,7 @@ impl World {
             return;
         }
         for _ in 0..3 {
-            for update in self.truth_follower.poll(&self.etcd) {
+            for update in self.truth_watcher.poll(&self.etcd) {
                 self.truth.apply(update);
             }
         }
@@ -400,7 +400,7 @@ impl World {
     /// Ends an agent. The scheduler ends its tasks.
     pub fn kill_agent(&mut self, machine: usize) {
         self.machines[machine].agent = None;
-        self.leave_all(|request| request.machine == machine);
+        self.abandon_all(|request| request.machine == machine);
     }
 }
 

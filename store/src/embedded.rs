@@ -5,18 +5,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use polder_ipam::Revision;
 use polder_ipam::key::{Key, Range};
-use polder_ipam::store::refusal::{Refusal, RefusalCause};
+use polder_ipam::store::refusal::{RefusalCause, StoreRefusal};
 use polder_ipam::store::{Compare, Contents, Entry, KeyChange, Outcome, StoreError, Txn, Update, Write};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params};
 use tokio::sync::{broadcast, mpsc};
 
-use crate::sqlite::{OpenError, Step, open_database};
+use crate::sqlite::{LayoutStep, OpenError, open_database};
 use crate::writes::{Writes, Written};
 
 /// Maximum number of changes that a watcher may be behind; then it reads everything again.
 const CHANGES_KEPT: usize = 256;
 
-const LAYOUTS: &[Step] = &[Step::Remakes(
+const LAYOUTS: &[LayoutStep] = &[LayoutStep::Remakes(
     "
 CREATE TABLE store (key TEXT PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL) STRICT;
 CREATE TABLE store_revision (revision INTEGER NOT NULL) STRICT;
@@ -39,7 +39,7 @@ impl Embedded {
     /// Opens the file, or creates it. Deletes the records of alive nodes: they may be out of date.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let database = open_database(path, LAYOUTS)?;
-        let alive = Key::all_alive();
+        let alive = Key::all_leases();
         database
             .execute("DELETE FROM store WHERE key >= ?1 AND key < ?2", params![alive.start, alive.end])
             .map_err(|source| OpenError::Unusable { path: path.to_owned(), source })?;
@@ -154,11 +154,11 @@ impl Embedded {
         // A panic cannot leave a transaction half done: SQLite rolls it back.
         let mut database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
         job(&mut database).map_err(|error| {
-            let (store, words) = (self.name(), error.to_string());
+            let (store, message) = (self.name(), error.to_string());
             if is_refusal(&error) {
-                StoreError::Refused { store, refusal: Refusal::new(RefusalCause::Disk, words) }
+                StoreError::Refused { store, refusal: StoreRefusal::new(RefusalCause::Disk, message) }
             } else {
-                StoreError::NoAnswer { store, reason: words }
+                StoreError::NoAnswer { store, reason: message }
             }
         })
     }
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transaction_happens_at_one_revision_or_not_at_all() {
+    fn a_transaction_is_applied_completely_or_not_at_all() {
         let (_folder, store) = store();
         let both = Txn {
             compares: vec![unchanged("a", Revision::ABSENT)],
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_may_be_demanded_to_be_no_newer_than_what_was_read() {
+    fn a_transaction_can_require_that_a_range_is_unchanged() {
         let (_folder, store) = store();
         let range = Range { start: "b".into(), end: "c".into() };
         let attempt = |revision, writes| {
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_follower_gets_everything_once_and_then_every_change_of_its_range() {
+    async fn a_watch_gets_all_records_once_and_then_every_change() {
         let (_folder, store) = store();
         store.commit(&Txn { writes: vec![put("b1", "1"), put("z", "1")], ..Txn::default() }).unwrap();
         let (sender, mut updates) = mpsc::channel(8);
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_stored_is_there_after_opening_again() {
+    fn stored_records_survive_a_restart() {
         let (folder, store) = store();
         store.commit(&Txn { writes: vec![put("a", "1")], ..Txn::default() }).unwrap();
         drop(store);

@@ -19,7 +19,7 @@ use etcd_client::{Client, CompareOp, GetOptions, TxnOp};
 use polder_api::credentials::EtcdCredentials;
 use polder_ipam::Revision;
 use polder_ipam::key::Range;
-use polder_ipam::store::refusal::{Asker, Refusal, RefusalCause};
+use polder_ipam::store::refusal::{Asker, RefusalCause, StoreRefusal};
 use polder_ipam::store::{Compare, Contents, Entry, Outcome, StoreError, Txn, Update, Write};
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
@@ -27,8 +27,8 @@ use tracing::warn;
 
 use self::answer::{Hint, explain, refusal};
 use self::config::{Credentials, EtcdConfig, Password, Pem};
-use self::members::{Member, Members};
-use self::session::Turn;
+use self::members::{EtcdMember, Members};
+use self::session::LoginGate;
 use crate::reason::{NoReply, Unusable};
 use crate::writes::{Writes, Written};
 
@@ -36,7 +36,7 @@ use crate::writes::{Writes, Written};
 const OUT_OF_RANGE: i32 = 11;
 
 /// Timeout for one answer of a member. etcd replaces a lost leader within about a second.
-const PATIENCE: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Entries in one page: far below the 4 MiB that the client decodes at once.
 const PAGE: i64 = 2000;
@@ -47,7 +47,7 @@ pub struct Etcd {
     members: Members,
     writes: Writes,
     credentials: Option<Arc<Credentials>>,
-    turn: Arc<Mutex<Turn>>,
+    turn: Arc<Mutex<LoginGate>>,
     asker: Asker,
 }
 
@@ -121,7 +121,7 @@ impl Etcd {
     }
 
     /// The member in use. If it is a proxy, tries the next members, each once.
-    async fn member(&self) -> Result<Arc<Member>, StoreError> {
+    async fn member(&self) -> Result<Arc<EtcdMember>, StoreError> {
         let mut outcome = self.direct_member().await;
         for _ in 1..self.members.count() {
             if !matches!(outcome, Err(StoreError::Unusable { .. })) {
@@ -137,7 +137,7 @@ impl Etcd {
     /// `etcd grpc-proxy` removes the codes of errors, so that a refusal looks like an unknown outcome, and watches
     /// through it can stall forever. It answers a request for the member list itself, without the header of etcd's
     /// answers (`server/proxy/grpcproxy/cluster.go`; 3.4.23).
-    async fn direct_member(&self) -> Result<Arc<Member>, StoreError> {
+    async fn direct_member(&self) -> Result<Arc<EtcdMember>, StoreError> {
         let member = self.members.current()?;
         if member.is_direct() {
             return Ok(member);
@@ -161,7 +161,7 @@ impl Etcd {
         self.credentials.as_deref()
     }
 
-    fn turn(&self) -> Arc<Mutex<Turn>> {
+    fn turn(&self) -> Arc<Mutex<LoginGate>> {
         Arc::clone(&self.turn)
     }
 
@@ -175,7 +175,7 @@ impl Etcd {
     }
 
     /// Switches to the next member, unless another call has already left this one.
-    fn leave(&self, member: &Arc<Member>) {
+    fn leave(&self, member: &Arc<EtcdMember>) {
         self.members.leave(member);
     }
 
@@ -185,7 +185,7 @@ impl Etcd {
         // With TLS 1.3 the client may send data before it learns that the member refuses its certificate.
         let closed = ["broken pipe", "connection reset", "connection closed"];
         let is_tls = self.members.is_secure();
-        if is_known || !is_tls || !closed.iter().any(|sign| text.contains(sign)) {
+        if is_known || !is_tls || !closed.iter().any(|pattern| text.contains(pattern)) {
             return text;
         }
         format!("{text} ({})", Hint::ClientCertificate)
@@ -197,11 +197,11 @@ impl Etcd {
 
     /// Converts an error of that member. Leaves the member if it sent no refusal: a member that refuses works. Also
     /// leaves a learner, because the other members serve the request.
-    fn failed(&self, member: &Arc<Member>, error: &etcd_client::Error) -> StoreError {
+    fn failed(&self, member: &Arc<EtcdMember>, error: &etcd_client::Error) -> StoreError {
         let store = member.to_string();
         match refusal(error) {
             Some(refusal) => {
-                let refusal = Refusal { asker: self.asker, ..refusal };
+                let refusal = StoreRefusal { asker: self.asker, ..refusal };
                 if refusal.cause == RefusalCause::Learner {
                     self.leave(member);
                 }
@@ -237,16 +237,20 @@ impl Etcd {
         self.attempt(&member, &call).await
     }
 
-    async fn attempt<T, F>(&self, member: &Arc<Member>, call: &impl Fn(Client) -> F) -> Result<T, StoreError>
+    async fn attempt<T, F>(
+        &self,
+        member: &Arc<EtcdMember>,
+        call: &impl Fn(Client) -> F,
+    ) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
-        match again_if_stale(|| timeout(PATIENCE, call(member.client.clone())), is_stale).await {
+        match again_if_stale(|| timeout(REQUEST_TIMEOUT, call(member.client.clone())), is_stale).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(self.failed(member, &error)),
             Err(_) => {
                 self.leave(member);
-                Err(NoReply::Timeout { seconds: PATIENCE.as_secs() }.at(member.to_string()))
+                Err(NoReply::Timeout { seconds: REQUEST_TIMEOUT.as_secs() }.at(member.to_string()))
             }
         }
     }
@@ -445,7 +449,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_refused_because_users_were_changed_is_tried_again_once() {
+    async fn a_request_with_stale_authentication_is_repeated_once() {
         assert_eq!(play(&[Ok(1)]).await, (1, Ok(Ok(1))));
         assert_eq!(play(&[Err("stale"), Ok(2)]).await, (2, Ok(Ok(2))));
         assert_eq!(play(&[Err("stale"), Err("stale"), Ok(3)]).await, (2, Ok(Err("stale"))));

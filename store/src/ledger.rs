@@ -16,7 +16,7 @@ use polder_ipam::{Block, Moment, node};
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
 use rusqlite::{Connection, Params, Row, Transaction, TransactionBehavior, params};
 
-use crate::sqlite::{OpenError, Step, open_database};
+use crate::sqlite::{LayoutStep, OpenError, open_database};
 
 /// The addresses of this node, with the ledger on disk.
 pub type NodeIpam = node::NodeIpam<Sqlite>;
@@ -31,8 +31,8 @@ pub fn open_node(
 }
 
 /// The layouts of the tables, each as the step from the previous one: ledgers of all earlier releases can be read.
-const LAYOUTS: &[Step] = &[
-    Step::Remakes(
+const LAYOUTS: &[LayoutStep] = &[
+    LayoutStep::Remakes(
         "
 -- Exactly one row: whose ledger this is.
 CREATE TABLE identity (
@@ -62,13 +62,13 @@ CREATE INDEX addresses_of_attachment ON addresses (attachment);
 CREATE TABLE sysctls (path TEXT PRIMARY KEY, previous TEXT NOT NULL) STRICT;
 ",
     ),
-    Step::Adds(
+    LayoutStep::Adds(
         "
 ALTER TABLE attachments ADD COLUMN kind TEXT NOT NULL DEFAULT 'pod';
 ALTER TABLE attachments ADD COLUMN since_ms INTEGER NOT NULL DEFAULT 0;
 ",
     ),
-    Step::Remakes(
+    LayoutStep::Remakes(
         "
 -- Whether the node was removed from its cluster.
 ALTER TABLE identity ADD COLUMN removed INTEGER NOT NULL DEFAULT 0;
@@ -335,7 +335,7 @@ impl Ledger for Sqlite {
                     _ => None,
                 },
                 leaving: row.get(8)?,
-                gateways: row.get::<_, Spaced>(11)?.0,
+                gateways: row.get::<_, SpaceSeparated>(11)?.0,
             })
         })
     }
@@ -471,9 +471,9 @@ impl<T> Text<T> {
 }
 
 /// A text column with addresses, separated by spaces.
-struct Spaced(Vec<IpAddr>);
+struct SpaceSeparated(Vec<IpAddr>);
 
-impl FromSql for Spaced {
+impl FromSql for SpaceSeparated {
     fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
         let parse = |text: &str| text.parse().map_err(|error| FromSqlError::Other(Box::new(error)));
         value.as_str()?.split_whitespace().map(parse).collect::<Result<_, _>>().map(Self)

@@ -1,8 +1,9 @@
 //! Storage of the cluster's records and of the node's ledger: etcd, or a file of this node.
 //!
 //! `polder-ipam` defines the requests to a datastore ([`polder_ipam::store`]) and the contents of a ledger
-//! ([`polder_ipam::ledger`]), and decides on changes. This crate carries them out: [`etcd`] reads, follows and changes
-//! records in transactions, or [`embedded`] does on a node without etcd; the ledger is in SQLite ([`ledger`]).
+//! ([`polder_ipam::ledger`]), and decides on changes. This crate carries them out: [`etcd`] reads, watches and changes
+//! records in transactions; on a node without etcd, [`embedded`] does the same in a file. The ledger is in SQLite
+//! ([`ledger`]).
 
 pub mod embedded;
 pub mod etcd;
@@ -17,7 +18,7 @@ use polder_api::credentials::EtcdCredentials;
 use polder_ipam::change::Change;
 use polder_ipam::key::Range;
 use polder_ipam::store::{Contents, Outcome, StoreError, Txn, Update};
-use polder_ipam::tasks::Records;
+use polder_ipam::tasks::RecordStore;
 use polder_ipam::tasks::lease::LeaseStore;
 use polder_ipam::transaction::transaction;
 use tokio::sync::mpsc;
@@ -37,7 +38,7 @@ pub enum Store {
     Embedded(Embedded),
 }
 
-impl Records for Store {
+impl RecordStore for Store {
     async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
         Self::commit(self, change).await
     }
@@ -67,10 +68,10 @@ impl Store {
         }
     }
 
-    /// The datastore for an operator's request: with these credentials, or without them with the agent's.
-    pub async fn for_operator(&self, own: Option<&EtcdCredentials>) -> Result<Self, StoreError> {
-        match (self, own) {
-            (Self::Etcd(etcd), own) => Ok(Self::Etcd(etcd.for_operator(own).await?)),
+    /// The datastore for an operator's request: it uses these credentials, or the agent's if there are none.
+    pub async fn for_operator(&self, credentials: Option<&EtcdCredentials>) -> Result<Self, StoreError> {
+        match (self, credentials) {
+            (Self::Etcd(etcd), credentials) => Ok(Self::Etcd(etcd.for_operator(credentials).await?)),
             (Self::Embedded(_), None) => Ok(self.clone()),
             (Self::Embedded(_), Some(_)) => Err(Unusable::NotEtcd.at(self.name())),
         }
@@ -152,9 +153,9 @@ impl LeaseStore for Store {
         }
     }
 
-    async fn renew(&self, lease: &mut Lease, patience: Duration) -> Result<(), StoreError> {
+    async fn renew(&self, lease: &mut Lease, max_wait: Duration) -> Result<(), StoreError> {
         match (self, lease) {
-            (Self::Etcd(etcd), Lease::Etcd(lease)) => etcd.renew(lease, patience).await,
+            (Self::Etcd(etcd), Lease::Etcd(lease)) => etcd.renew(lease, max_wait).await,
             _ => Ok(()),
         }
     }

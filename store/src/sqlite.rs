@@ -49,14 +49,14 @@ pub enum OpenError {
 
 /// The step from one layout to the next, in SQL.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Step {
+pub(crate) enum LayoutStep {
     /// Only adds columns and tables. The previous release leaves them at their defaults and works without them.
     Adds(&'static str),
     /// Changes data that the previous release uses, or adds data that it must not ignore.
     Remakes(&'static str),
 }
 
-impl Step {
+impl LayoutStep {
     fn sql(self) -> &'static str {
         match self {
             Self::Adds(sql) | Self::Remakes(sql) => sql,
@@ -65,13 +65,13 @@ impl Step {
 }
 
 /// The earliest layout whose release can use a file of the last layout in `layouts`.
-fn readable_from(layouts: &[Step]) -> usize {
-    layouts.iter().rposition(|step| matches!(step, Step::Remakes(_))).map_or(0, |index| index + 1)
+fn readable_from(layouts: &[LayoutStep]) -> usize {
+    layouts.iter().rposition(|step| matches!(step, LayoutStep::Remakes(_))).map_or(0, |index| index + 1)
 }
 
 /// Opens a SQLite file and upgrades it to the last of these layouts. A file of a later layout is opened unchanged if
 /// its table `readable` permits this release.
-pub(crate) fn open_database(path: &Path, layouts: &[Step]) -> Result<Connection, OpenError> {
+pub(crate) fn open_database(path: &Path, layouts: &[LayoutStep]) -> Result<Connection, OpenError> {
     match open(path, layouts) {
         Ok((database, found, needed)) if needed <= layouts.len() => {
             if found > layouts.len() {
@@ -91,7 +91,7 @@ fn number(layout: usize) -> u32 {
 
 /// Returns the database, its layout before an upgrade, and the earliest layout that can use it (0 unless the file has a
 /// later layout).
-fn open(path: &Path, layouts: &[Step]) -> Result<(Connection, usize, usize), rusqlite::Error> {
+fn open(path: &Path, layouts: &[LayoutStep]) -> Result<(Connection, usize, usize), rusqlite::Error> {
     let mut database = Connection::open(path)?;
     database.busy_timeout(std::time::Duration::from_secs(5))?;
     database.pragma_update(None, "journal_mode", "WAL")?;

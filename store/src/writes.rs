@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use polder_ipam::prefix;
-use polder_ipam::store::refusal::{Refusal, RefusalCause};
+use polder_ipam::store::refusal::{RefusalCause, StoreRefusal};
 use polder_ipam::store::{StoreError, Txn, Write};
 use tracing::{info, warn};
 
@@ -62,7 +62,7 @@ pub(crate) struct Written {
 
 impl Written {
     /// The grant of a lease, under which the record of an alive node is then put.
-    pub(crate) fn sign_of_life() -> Self {
+    pub(crate) fn lease_record() -> Self {
         Self { topics: BTreeSet::from([Topic::Alive]), puts: true }
     }
 }
@@ -83,7 +83,7 @@ impl From<&Txn> for Written {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusing {
     /// The cause, and the message of the datastore.
-    pub refusal: Refusal,
+    pub refusal: StoreRefusal,
     /// The topics of the refused writes.
     pub topics: BTreeSet<Topic>,
     /// Time of the first refusal.
@@ -151,7 +151,7 @@ struct Account {
 
 #[derive(Debug)]
 struct Refusals {
-    words: String,
+    message: String,
     topics: BTreeMap<Topic, Instant>,
     since: SystemTime,
     last: Instant,
@@ -160,7 +160,7 @@ struct Refusals {
 
 impl Refusals {
     /// Whether to report it. A cause that may be temporary must be refused more than once.
-    fn goes_on(&self, cause: RefusalCause) -> bool {
+    fn is_continuing(&self, cause: RefusalCause) -> bool {
         cause.is_lasting() || self.count > 1
     }
 }
@@ -168,7 +168,7 @@ impl Refusals {
 impl Account {
     /// Returns true if a refusal was reported and none remains.
     fn take(&mut self, written: &Written) -> bool {
-        let reported = self.refused.iter().any(|(cause, known)| known.goes_on(*cause));
+        let reported = self.refused.iter().any(|(cause, known)| known.is_continuing(*cause));
         self.refused.retain(|cause, known| {
             if *cause == RefusalCause::NoSpace {
                 return !written.puts;
@@ -180,30 +180,30 @@ impl Account {
     }
 
     /// Returns true if this refusal must be reported now.
-    fn refuse(&mut self, written: &Written, refusal: &Refusal, now: (Instant, SystemTime)) -> bool {
+    fn refuse(&mut self, written: &Written, refusal: &StoreRefusal, now: (Instant, SystemTime)) -> bool {
         self.failures.refused += 1;
         self.forget(now.0);
         let cause = refusal.cause;
         let known = self.refused.entry(cause).or_insert_with(|| Refusals {
-            words: String::new(),
+            message: String::new(),
             topics: BTreeMap::new(),
             since: now.1,
             last: now.0,
             count: 0,
         });
-        let reported = known.count > 0 && known.goes_on(cause);
-        known.words.clone_from(&refusal.words);
+        let reported = known.count > 0 && known.is_continuing(cause);
+        known.message.clone_from(&refusal.message);
         known.topics.extend(written.topics.iter().map(|topic| (*topic, now.0)));
         known.last = now.0;
         known.count += 1;
-        !reported && known.goes_on(cause)
+        !reported && known.is_continuing(cause)
     }
 
     fn refusing(&mut self, now: Instant) -> Vec<Refusing> {
         self.forget(now);
-        let goes_on = self.refused.iter().filter(|(cause, known)| known.goes_on(**cause));
-        let refusing = goes_on.map(|(cause, known)| Refusing {
-            refusal: Refusal::new(*cause, known.words.clone()),
+        let continuing = self.refused.iter().filter(|(cause, known)| known.is_continuing(**cause));
+        let refusing = continuing.map(|(cause, known)| Refusing {
+            refusal: StoreRefusal::new(*cause, known.message.clone()),
             topics: known.topics.keys().copied().collect(),
             since: known.since,
             count: known.count,
@@ -224,8 +224,8 @@ impl Account {
 mod tests {
     use super::*;
 
-    fn refusal(cause: RefusalCause) -> Refusal {
-        Refusal::new(cause, "etcdserver: no".to_owned())
+    fn refusal(cause: RefusalCause) -> StoreRefusal {
+        StoreRefusal::new(cause, "etcdserver: no".to_owned())
     }
 
     fn put(key: &str) -> Written {
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_is_reported_once_with_its_beginning_and_is_over_with_the_next_put() {
+    fn a_refusal_is_reported_once_and_ends_with_the_next_put() {
         let mut account = Account::default();
         assert!(account.refuse(&put("addresses/n1/10.0.0.1"), &refusal(RefusalCause::NoSpace), at(0)));
         assert!(!account.refuse(&put("alive/n1"), &refusal(RefusalCause::NoSpace), at(5)));
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_permission_that_lacks_for_some_records_is_not_there_because_others_are_written() {
+    fn a_missing_permission_ends_only_with_a_write_of_the_same_topic() {
         let mut account = Account::default();
         assert!(account.refuse(&put("blocks/4-0a000000-26"), &refusal(RefusalCause::Permission), at(0)));
         account.refuse(&put("addresses/n1/10.0.0.1"), &refusal(RefusalCause::Permission), at(0));
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_by_itself_is_reported_when_it_goes_on() {
+    fn a_temporary_refusal_is_reported_only_if_it_continues() {
         let mut account = Account::default();
         assert!(!account.refuse(&put("alive/n1"), &refusal(RefusalCause::StaleAuth), at(0)));
         assert_eq!(account.refusing(at(1).0), []);
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_wants_to_write_any_more_is_forgotten() {
+    fn a_refused_write_that_is_not_repeated_is_forgotten() {
         let mut account = Account::default();
         account.refuse(&put("pools/a"), &refusal(RefusalCause::Permission), at(0));
         assert_eq!(account.refusing(at(89).0).len(), 1);

@@ -12,7 +12,7 @@ use crate::kernel_state;
 use crate::node::{self, Node, Process};
 use crate::pod::Pod;
 use crate::scripted::SCRIPTED_PLUGINS;
-use crate::standstill;
+use crate::stopped_thread;
 use crate::wait;
 
 /// Plugin directory of Debian's package containernetworking-plugins.
@@ -160,9 +160,9 @@ impl Worker {
     }
 
     /// Runs a job while the agent's thread of that name is stopped. The other threads continue.
-    pub fn while_thread_stands_still<T>(&self, thread: &str, job: impl FnOnce() -> T) -> T {
+    pub fn with_stopped_thread<T>(&self, thread: &str, job: impl FnOnce() -> T) -> T {
         let agent = self.agent.as_ref().and_then(Process::pid).expect("the agent runs");
-        standstill::while_thread(agent, thread, job)
+        stopped_thread::with_stopped_thread(agent, thread, job)
     }
 
     /// Powers the node off and boots it again, without network and agent.
@@ -251,11 +251,11 @@ impl Worker {
         self.try_ctl(&["status"])
     }
 
-    /// Waits until `look` finds a value in the status.
-    pub fn wait_for_status<T>(&self, what: &str, mut look: impl FnMut(&Value) -> Option<T>) -> T {
+    /// Waits until `find` finds a value in the status.
+    pub fn wait_for_status<T>(&self, what: &str, mut find: impl FnMut(&Value) -> Option<T>) -> T {
         wait::until(&format!("{what} on {}", self.name()), || {
             let status = self.try_status()?;
-            look(&status).ok_or_else(|| status.to_string())
+            find(&status).ok_or_else(|| status.to_string())
         })
     }
 
@@ -398,7 +398,7 @@ impl Worker {
 
     /// Deletes a pod's namespace without a DEL. Returns when its interface is deleted, too: the kernel deletes
     /// namespaces later, one after the other.
-    pub fn lose(&self, pod: &Pod) {
+    pub fn end_without_del(&self, pod: &Pod) {
         self.node.run("ip", &["netns", "delete", pod.name()]);
         let interface = pod.host_interface();
         let is_there = || self.node.shell("ls /sys/class/net").lines().any(|name| name == interface);

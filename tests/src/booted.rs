@@ -43,21 +43,21 @@ impl Booted {
         let machine = Self { outer, systemd, folder };
         wait::until("systemd to have booted", || {
             let state = machine.attempt("systemctl is-system-running");
-            let said = String::from_utf8_lossy(&state.stdout).trim().to_owned();
+            let message = String::from_utf8_lossy(&state.stdout).trim().to_owned();
             // Failed units of this machine that cannot run in a lab do not matter.
-            if ["running", "degraded"].contains(&said.as_str()) {
+            if ["running", "degraded"].contains(&message.as_str()) {
                 Ok(())
             } else {
-                Err(machine.console(&said))
+                Err(machine.console(&message))
             }
         });
         machine.shell("ip link set lo up");
         machine
     }
 
-    fn console(&self, said: &str) -> String {
+    fn console(&self, message: &str) -> String {
         let log = std::fs::read_to_string(self.folder.path().join("console")).unwrap_or_default();
-        format!("{said} {log}")
+        format!("{message} {log}")
     }
 
     /// Runs a shell command line in the machine, and returns its output. Fails if the command fails.

@@ -109,7 +109,7 @@ pub(crate) fn feed(command: &mut Command, input: &str) -> Output {
 pub(crate) fn finish(child: Child, command: &Command) -> Output {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || sender.send(child.wait_with_output()));
-    let deadline = wait::here(UNTIL_IT_HANGS);
+    let deadline = wait::scaled(UNTIL_IT_HANGS);
     let outcome = receiver.recv_timeout(deadline);
     outcome
         .unwrap_or_else(|_| panic!("{command:?} has not ended within {deadline:?}"))

@@ -218,8 +218,8 @@ impl Etcd {
         let mut command = self.members[0].node.command("env");
         command.args(["ETCDCTL_API=3", "etcdctl", "--endpoints", &endpoints, "endpoint", "health"]);
         let health = command.output().map_err(|error| error.to_string())?;
-        let said = || String::from_utf8_lossy(&health.stderr).into_owned();
-        health.status.success().then_some(()).ok_or_else(said)
+        let message = || String::from_utf8_lossy(&health.stderr).into_owned();
+        health.status.success().then_some(()).ok_or_else(message)
     }
 
     fn scheme(&self) -> &'static str {

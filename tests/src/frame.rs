@@ -31,7 +31,7 @@ const UDP: u8 = 17;
 const ICMP6: u8 = 58;
 
 /// The first bytes of every mark.
-const SIGN: [u8; 8] = *b"LabMark:";
+const PREFIX: [u8; 8] = *b"LabMark:";
 
 /// Bytes that occur in only one packet of the lab, even if that packet is encapsulated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,12 +47,12 @@ impl Mark {
 
     /// The 16 bytes of the mark.
     pub fn bytes(self) -> Vec<u8> {
-        [SIGN, self.0.to_be_bytes()].concat()
+        [PREFIX, self.0.to_be_bytes()].concat()
     }
 
     /// The mark in these bytes, if any.
     pub fn find(bytes: &[u8]) -> Option<Self> {
-        let at = bytes.windows(SIGN.len()).position(|window| window == SIGN)? + SIGN.len();
+        let at = bytes.windows(PREFIX.len()).position(|window| window == PREFIX)? + PREFIX.len();
         let number = bytes.get(at..at + 8)?.try_into().ok()?;
         Some(Self(u64::from_be_bytes(number)))
     }
@@ -117,9 +117,9 @@ pub fn is_answer(frame: &[u8], address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => has(12, &ARP.to_be_bytes()) && has(21, &[2]) && has(28, &v4.octets()),
         IpAddr::V6(v6) => {
-            let told = has(54, &[136]) && has(62, &v6.octets());
+            let advertised = has(54, &[136]) && has(62, &v6.octets());
             let echoed = has(54, &[129]) && has(22, &v6.octets());
-            has(12, &IPV6.to_be_bytes()) && has(20, &[ICMP6]) && (told || echoed)
+            has(12, &IPV6.to_be_bytes()) && has(20, &[ICMP6]) && (advertised || echoed)
         }
     }
 }
@@ -227,7 +227,7 @@ fn packet_socket() -> OwnedFd {
 /// The next captured frame: its length, and its interface.
 fn next(socket: &OwnedFd, buffer: &mut [u8]) -> Option<(usize, Option<SockaddrStorage>)> {
     match recvfrom(socket.as_raw_fd(), buffer) {
-        Ok(heard) => Some(heard),
+        Ok(frame) => Some(frame),
         Err(Errno::EAGAIN) => None,
         Err(errno) => panic!("hear frames: {errno}"),
     }
@@ -236,26 +236,26 @@ fn next(socket: &OwnedFd, buffer: &mut [u8]) -> Option<(usize, Option<SockaddrSt
 /// Captures every frame that is received or sent on any interface of a network namespace, before a filter can drop
 /// received frames.
 #[derive(Debug)]
-pub struct Ear {
+pub struct Capture {
     socket: OwnedFd,
     marks: BTreeSet<Mark>,
 }
 
-impl Ear {
+impl Capture {
     /// Opens a capture in the calling thread's namespace.
     pub fn open() -> Self {
         Self { socket: packet_socket(), marks: BTreeSet::new() }
     }
 
     /// Whether a packet with that mark was captured until now.
-    pub fn has_heard(&mut self, mark: Mark) -> bool {
+    pub fn has_received(&mut self, mark: Mark) -> bool {
         self.any(|_| false);
         self.marks.contains(&mark)
     }
 
     /// Waits for a packet with that mark.
     pub fn wait_for(&mut self, what: &str, mark: Mark) {
-        wait::until_true(what, || self.has_heard(mark));
+        wait::until_true(what, || self.has_received(mark));
     }
 
     /// Waits for a matching frame among those not read yet.
@@ -277,12 +277,12 @@ impl Ear {
 
 /// Sends complete frames.
 #[derive(Debug)]
-pub struct Mouth {
+pub struct FrameSender {
     socket: OwnedFd,
     interface: SockaddrStorage,
 }
 
-impl Mouth {
+impl FrameSender {
     /// Opens a sender in the calling thread's namespace, on the interface of the route to that address.
     pub fn towards(address: IpAddr) -> Self {
         let socket = packet_socket();

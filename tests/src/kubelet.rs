@@ -74,8 +74,8 @@ impl Kubelet<'_> {
         let sandbox = self.sandbox(name);
         for init in self.manifest.containers("initContainers") {
             let started = self.start(&sandbox, &init);
-            let (code, said) = self.end_of(&started);
-            assert_eq!(code, 0, "{}: {said}", init.name());
+            let (code, message) = self.end_of(&started);
+            assert_eq!(code, 0, "{}: {message}", init.name());
         }
         let started = self.start(&sandbox, &self.manifest.container("containers"));
         (sandbox, started)
@@ -137,8 +137,8 @@ impl Kubelet<'_> {
         let get = &container.0[probe]["httpGet"];
         let place =
             (text(&get["host"]), u16::try_from(get["port"].as_u64().expect("a port")).expect("a port"));
-        let (code, said) = self.node.http(&place, &text(&get["path"]))?;
-        if (200..400).contains(&code) { Ok(()) } else { Err(format!("{code}: {said}")) }
+        let (code, message) = self.node.http(&place, &text(&get["path"]))?;
+        if (200..400).contains(&code) { Ok(()) } else { Err(format!("{code}: {message}")) }
     }
 
     fn env(&self, written: &Value) -> KeyValue {

@@ -98,7 +98,7 @@ pub fn assert_flat_over(families: Families, pods: &[Pod], mtu: usize) {
 impl Pair<'_> {
     /// Sends ping, UDP and TCP: whether all of them arrive, and the receiver sees only the sender's own address.
     pub fn check(&self, mtu: usize) -> Result<Seen, String> {
-        let seen = self.look(mtu).and_then(|seen| {
+        let seen = self.measure(mtu).and_then(|seen| {
             let own = seen.sources == BTreeSet::from([self.from_address]);
             if own { Ok(seen) } else { Err(format!("the sender is seen as {:?}", seen.sources)) }
         });
@@ -107,7 +107,7 @@ impl Pair<'_> {
 
     /// Sends ping, UDP and TCP to the receiver, small and in the largest packet that the MTU permits. The echo servers
     /// must run.
-    fn look(&self, mtu: usize) -> Result<Seen, String> {
+    fn measure(&self, mtu: usize) -> Result<Seen, String> {
         let Pair { from, from_address, to_address, .. } = *self;
         let headers = if from_address.is_ipv4() { 20 + 8 } else { 40 + 8 };
         let mut round_trip = String::new();

@@ -20,7 +20,7 @@ pub const PORT: u16 = 7007;
 
 /// Timeout of a probe.
 fn patience() -> Duration {
-    wait::here(Duration::from_secs(3))
+    wait::scaled(Duration::from_secs(3))
 }
 
 /// Interval at which an idle server checks whether it must end.

@@ -3,7 +3,7 @@
 use std::process::{Command, Output};
 
 /// Standard output and standard error of a program.
-pub fn said(output: &Output) -> String {
+pub fn combined_output(output: &Output) -> String {
     [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat()
 }
 
@@ -19,6 +19,6 @@ pub fn refused(command: &mut Command) -> String {
 
 fn run(command: &mut Command, code: i32) -> String {
     let output = command.output().expect("the program starts");
-    assert_eq!(output.status.code(), Some(code), "{command:?}: {}", said(&output));
-    said(&output)
+    assert_eq!(output.status.code(), Some(code), "{command:?}: {}", combined_output(&output));
+    combined_output(&output)
 }

@@ -60,7 +60,7 @@ pub struct Sandbox {
 
 /// Result of a command in a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Said {
+pub struct ExecResult {
     /// Its exit code.
     pub code: i32,
     /// Standard output.
@@ -283,17 +283,17 @@ impl Runtime {
     }
 
     /// Runs a busybox command in a container to its end.
-    pub fn exec(&self, container: &str, command: &[&str]) -> Said {
+    pub fn exec(&self, container: &str, command: &[&str]) -> ExecResult {
         self.exec_program(container, &[&["/bin/busybox"], command].concat())
     }
 
     /// Runs a program in a container to its end.
-    pub fn exec_program(&self, container: &str, command: &[&str]) -> Said {
+    pub fn exec_program(&self, container: &str, command: &[&str]) -> ExecResult {
         let cmd = command.iter().map(|word| (*word).to_owned()).collect();
         let request = ExecSyncRequest { container_id: container.to_owned(), cmd, timeout: 20 };
-        let said = self.must(async |mut client| client.exec_sync(request.clone()).await);
+        let result = self.must(async |mut client| client.exec_sync(request.clone()).await);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-        Said { code: said.exit_code, output: text(&said.stdout), errors: text(&said.stderr) }
+        ExecResult { code: result.exit_code, output: text(&result.stdout), errors: text(&result.stderr) }
     }
 
     /// Runs a pod with a server that returns the client's address. Returns the pod and its container.
@@ -308,12 +308,12 @@ impl Runtime {
     pub fn seen(&self, client: &str, server: &str) -> String {
         let get = format!(r"printf 'GET /cgi-bin/who HTTP/1.0\r\n\r\n' | busybox nc -w 5 {server} 8080");
         wait::until(&format!("{server} to answer"), || {
-            let said = self.exec(client, &["sh", "-c", &get]);
-            let answers = said.output.starts_with("HTTP/1.1 200");
+            let result = self.exec(client, &["sh", "-c", &get]);
+            let answers = result.output.starts_with("HTTP/1.1 200");
             if answers {
-                Ok(said.output.lines().last().unwrap_or_default().to_owned())
+                Ok(result.output.lines().last().unwrap_or_default().to_owned())
             } else {
-                Err(format!("{said:?}"))
+                Err(format!("{result:?}"))
             }
         })
     }
@@ -321,8 +321,8 @@ impl Runtime {
     /// Starts to send packets from a container to an address, 50 per second.
     pub fn send(&self, client: &str, to: &str) {
         let ping = format!("busybox ping -i 0.02 {to} >/replies 2>&1 & echo $! >/sender");
-        let said = self.exec(client, &["sh", "-c", &ping]);
-        assert_eq!(said.code, 0, "{said:?}");
+        let result = self.exec(client, &["sh", "-c", &ping]);
+        assert_eq!(result.code, 0, "{result:?}");
         self.wait_for_replies(client, 1);
     }
 
@@ -391,8 +391,8 @@ fn import(node: &Node, path: &str, archive: &Path) {
             .args([path, "ctr", "--address", SOCKET, "--namespace", "k8s.io", "images", "import"])
             .arg(archive);
         let import = import.output().map_err(|error| error.to_string())?;
-        let said = String::from_utf8_lossy(&import.stderr).into_owned();
-        if import.status.success() { Ok(()) } else { Err(said + &node.log("containerd.log")) }
+        let result = String::from_utf8_lossy(&import.stderr).into_owned();
+        if import.status.success() { Ok(()) } else { Err(result + &node.log("containerd.log")) }
     });
 }
 

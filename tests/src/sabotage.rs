@@ -5,10 +5,10 @@ use crate::random::Random;
 
 /// A change by another program: its description, and the shell command. In the command, `$F` is a family, 4 or 6,
 /// `pick` returns one of its input lines, and `ports` are the pod interfaces. A missing object is skipped.
-pub type Deed = (&'static str, &'static str);
+pub type Change = (&'static str, &'static str);
 
 /// The changes that Polder must repair.
-pub const DEEDS: [Deed; 35] = [
+pub const REPAIRED_CHANGES: [Change; 35] = [
     (
         "deletes a route",
         "ip -$F route delete $(ip -$F route show proto 84 | sed 's/^unreachable //' | pick | cut -d' ' -f1)",
@@ -94,70 +94,70 @@ pub const DEEDS: [Deed; 35] = [
 /// A change that Polder must not repair: its description and shell command, a part of the text in `status`, and the
 /// shell command that reverts it, for both families.
 #[derive(Debug, Clone, Copy)]
-pub struct Harm {
+pub struct ReportedChange {
     /// Description and shell command.
-    pub deed: Deed,
+    pub change: Change,
     /// A part of the text that `status` must contain.
     pub named: &'static str,
     /// The shell command that reverts the change.
-    pub undo: &'static str,
+    pub revert: &'static str,
 }
 
 /// The changes that `status` must report.
-pub const HARMS: [Harm; 5] = [
-    Harm {
-        deed: ("routes a pod's address elsewhere", "ip -$F route add blackhole $(host 9)"),
+pub const REPORTED_CHANGES: [ReportedChange; 5] = [
+    ReportedChange {
+        change: ("routes a pod's address elsewhere", "ip -$F route add blackhole $(host 9)"),
         named: "route del blackhole",
-        undo: "ip -$F route del blackhole $(host 9)",
+        revert: "ip -$F route del blackhole $(host 9)",
     },
-    Harm {
-        deed: ("leads pods elsewhere by a rule", "ip -$F rule add pref 60 to $(host 9) blackhole"),
+    ReportedChange {
+        change: ("leads pods elsewhere by a rule", "ip -$F rule add pref 60 to $(host 9) blackhole"),
         named: "rule del pref 60",
-        undo: "ip -$F rule del pref 60",
+        revert: "ip -$F rule del pref 60",
     },
-    Harm {
-        deed: (
+    ReportedChange {
+        change: (
             "drops what goes to pods",
             "nft 'add table inet harm; add chain inet harm c { type filter hook forward priority 20; }; \
              add rule inet harm c ip daddr 10.244.0.0/16 drop'",
         ),
         named: "table inet harm",
-        undo: "nft delete table inet harm",
+        revert: "nft delete table inet harm",
     },
-    Harm {
-        deed: (
+    ReportedChange {
+        change: (
             "drops what comes from pods before it is routed",
             "nft 'add table inet harm6; add chain inet harm6 c { type filter hook prerouting priority -200; }; \
              add rule inet harm6 c ip6 saddr fd00:244::/56 drop'",
         ),
         named: "table inet harm6",
-        undo: "nft delete table inet harm6",
+        revert: "nft delete table inet harm6",
     },
-    Harm {
-        deed: ("takes a pod's way out", "ip -n a -$F route del default"),
+    ReportedChange {
+        change: ("takes a pod's way out", "ip -n a -$F route del default"),
         named: "no default route",
-        undo: "ip -n a -$F route replace default dev eth0 onlink \
+        revert: "ip -n a -$F route replace default dev eth0 onlink \
                via $(ip -n a -$F neigh show nud permanent | head -n1 | cut -d' ' -f1)",
     },
 ];
 
 /// Reverts a change, if it was made.
-pub fn undo(harm: &Harm, worker: &Worker) {
+pub fn revert(reported: &ReportedChange, worker: &Worker) {
     let random = &mut Random::new(1);
     for family in ["F=4", "F=6"] {
-        commit(&("", format!("{family}; {}", harm.undo).as_str()), worker, random);
+        apply_change(&("", format!("{family}; {}", reported.revert).as_str()), worker, random);
     }
 }
 
 /// Makes a random change on the node. Returns its description.
-pub fn spoil(worker: &Worker, random: &mut Random) -> &'static str {
-    let deed = random.one_of(&DEEDS);
-    commit(deed, worker, random);
-    deed.0
+pub fn apply_random_change(worker: &Worker, random: &mut Random) -> &'static str {
+    let change = random.one_of(&REPAIRED_CHANGES);
+    apply_change(change, worker, random);
+    change.0
 }
 
 /// Makes that change. Returns the output of the command: a command may find nothing to change, or fail.
-pub fn commit(deed: &(&str, &str), worker: &Worker, random: &mut Random) -> String {
+pub fn apply_change(change: &(&str, &str), worker: &Worker, random: &mut Random) -> String {
     let (number, family) = (random.below(1000), if random.chance(50) { 4 } else { 6 });
     worker.node.shell(&format!(
         "F={family}\n\
@@ -167,7 +167,7 @@ pub fn commit(deed: &(&str, &str), worker: &Worker, random: &mut Random) -> Stri
          net() {{ if [ $F = 4 ]; then echo 10.244.25$1.0/26; else echo fd00:244:0:f$1::/122; fi; }}\n\
          ports() {{ ls /sys/class/net | grep '^pld[0-9a-f]*$'; }}\n\
          ({}) 2>&1 || true",
-        deed.1
+        change.1
     ))
 }
 

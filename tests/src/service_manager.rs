@@ -10,7 +10,7 @@ use crate::wait;
 #[derive(Debug)]
 pub struct ServiceManager {
     socket: UnixDatagram,
-    heard: Vec<String>,
+    received: Vec<String>,
 }
 
 impl ServiceManager {
@@ -24,44 +24,44 @@ impl ServiceManager {
             ("WATCHDOG_USEC", watchdog.as_micros().to_string()),
         ];
         worker.variables.extend(variables.map(|(name, value)| (name.to_owned(), value)));
-        Self { socket, heard: Vec::new() }
+        Self { socket, received: Vec::new() }
     }
 
     /// All lines received so far.
-    pub fn heard(&mut self) -> &[String] {
+    pub fn received(&mut self) -> &[String] {
         let mut message = [0; 4096];
         while let Ok(length) = self.socket.recv(&mut message) {
             let text = String::from_utf8_lossy(&message[..length]);
-            self.heard.extend(text.lines().map(ToOwned::to_owned));
+            self.received.extend(text.lines().map(ToOwned::to_owned));
         }
-        &self.heard
+        &self.received
     }
 
     /// Discards all lines received so far.
     pub fn forget(&mut self) {
-        self.heard();
-        self.heard.clear();
+        self.received();
+        self.received.clear();
     }
 
     /// How often that line was received.
     pub fn count(&mut self, line: &str) -> usize {
-        self.heard().iter().filter(|heard| *heard == line).count()
+        self.received().iter().filter(|received| *received == line).count()
     }
 
     /// Waits until that line is received.
     pub fn wait_for(&mut self, line: &str) {
-        self.wait_for_any(line, |heard| heard == line);
+        self.wait_for_any(line, |received| received == line);
     }
 
     /// Waits until a status with these words is received.
     pub fn wait_for_status(&mut self, words: &str) {
-        self.wait_for_any(words, |heard| heard.starts_with("STATUS=") && heard.contains(words));
+        self.wait_for_any(words, |received| received.starts_with("STATUS=") && received.contains(words));
     }
 
     fn wait_for_any(&mut self, what: &str, is_it: impl Fn(&str) -> bool) {
         wait::until(&format!("systemd to hear {what}"), || {
-            let heard = self.heard();
-            if heard.iter().any(|line| is_it(line)) { Ok(()) } else { Err(heard.join(" | ")) }
+            let received = self.received();
+            if received.iter().any(|line| is_it(line)) { Ok(()) } else { Err(received.join(" | ")) }
         });
     }
 }

@@ -9,8 +9,8 @@ use crate::{Lab, wait};
 
 /// All objects of attachments, as one text for each place. The text of a place without objects is empty.
 pub fn traces(lab: &Lab, worker: &Worker) -> BTreeMap<&'static str, String> {
-    let lines = |text: String, sign: &str| {
-        text.lines().filter(|line| line.contains(sign)).collect::<Vec<_>>().join("\n")
+    let lines = |text: String, pattern: &str| {
+        text.lines().filter(|line| line.contains(pattern)).collect::<Vec<_>>().join("\n")
     };
     let run = |program: &str, line: &str| worker.node.run(program, &line.split(' ').collect::<Vec<_>>());
     let status = worker.status();

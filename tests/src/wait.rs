@@ -13,7 +13,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub const SLOWNESS: &str = "POLDER_SLOWNESS";
 
 /// The timeout on this machine, multiplied by [`SLOWNESS`].
-pub fn here(deadline: Duration) -> Duration {
+pub fn scaled(deadline: Duration) -> Duration {
     static FACTOR: LazyLock<u32> = LazyLock::new(|| {
         let Ok(given) = std::env::var(SLOWNESS) else { return 1 };
         let factor = given.parse().ok().filter(|factor| *factor > 0);
@@ -22,23 +22,24 @@ pub fn here(deadline: Duration) -> Duration {
     deadline.saturating_mul(*FACTOR)
 }
 
-/// Waits until `look` returns `Ok`, and returns the value. After the timeout it panics with `what` and the last error.
-pub fn until<T>(what: &str, look: impl FnMut() -> Result<T, String>) -> T {
-    within(PATIENCE, what, look)
+/// Waits until `attempt` returns `Ok`, and returns the value. After the timeout it panics with `what` and the last
+/// error.
+pub fn until<T>(what: &str, attempt: impl FnMut() -> Result<T, String>) -> T {
+    within(PATIENCE, what, attempt)
 }
 
 /// Like [`until`], with another timeout.
-pub fn within<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
-    let patience = here(patience);
+pub fn within<T>(patience: Duration, what: &str, mut attempt: impl FnMut() -> Result<T, String>) -> T {
+    let patience = scaled(patience);
     let deadline = Instant::now() + patience;
     loop {
         // A check that started before the deadline but ended after it is not the last: the condition may hold in the
         // next check.
         let begun = Instant::now();
-        match look() {
+        match attempt() {
             Ok(found) => return found,
             Err(seen) if begun > deadline => {
-                panic!("waited {patience:?} for {what}, and the last look said: {seen}")
+                panic!("waited {patience:?} for {what}, and the last attempt returned: {seen}")
             }
             Err(_) => pause(),
         }

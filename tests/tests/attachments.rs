@@ -24,12 +24,12 @@ use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::{Value, json};
 
 #[test]
-fn an_add_makes_what_it_says_and_a_del_leaves_nothing() {
+fn an_add_creates_what_its_result_states_and_a_del_leaves_nothing() {
     let lab = Lab::start_node();
     let worker = &lab.workers[0];
     for version in VERSIONS {
         let pod = worker.pod_with(version, &Worker::netconf(version));
-        assert_is_as_it_says(worker, &pod);
+        assert_matches_result(worker, &pod);
         wait::until_true("etcd to be told", || lab.etcd.keys("/polder/v1/addresses/n1/").len() == 2);
         for (place, found) in traces(&lab, worker) {
             assert!(!found.is_empty(), "{place} is not looked at in the right place");
@@ -40,7 +40,7 @@ fn an_add_makes_what_it_says_and_a_del_leaves_nothing() {
 }
 
 /// Compares the kernel state with the result.
-fn assert_is_as_it_says(worker: &Worker, pod: &Pod) {
+fn assert_matches_result(worker: &Worker, pod: &Pod) {
     let inside = pod.run("ip", &["-o", "address", "show", "dev", "eth0"]);
     assert_eq!(pod.addresses().len(), 2, "{}", pod.result());
     for own in pod.addresses() {
@@ -57,8 +57,8 @@ fn assert_is_as_it_says(worker: &Worker, pod: &Pod) {
     }
     let host = worker.node.run("ip", &["-d", "link", "show", "dev", &pod.host_interface()]);
     let alias = format!("alias polder/{0}/eth0 lab/{0}", pod.name());
-    for sign in ["master polder0", "isolated on", "learning off", "flood off", "mtu 1450", &alias] {
-        assert!(host.contains(sign), "{sign} in {host}");
+    for expected in ["master polder0", "isolated on", "learning off", "flood off", "mtu 1450", &alias] {
+        assert!(host.contains(expected), "{expected} in {host}");
     }
     assert_eq!(host.contains("locked on"), worker.locks_ports(), "{host}");
 
@@ -80,7 +80,7 @@ fn assert_is_as_it_says(worker: &Worker, pod: &Pod) {
 }
 
 #[test]
-fn a_second_add_is_refused_and_the_first_attachment_is_whole() {
+fn a_second_add_is_refused_and_the_first_attachment_is_unchanged() {
     let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let other = worker.pod("other");
@@ -135,7 +135,7 @@ fn an_add_whose_wiring_fails_is_undone() {
 }
 
 #[test]
-fn an_add_while_the_bridge_is_none_is_undone_and_one_after_its_repair_succeeds() {
+fn an_add_is_undone_if_polder0_is_no_bridge_and_succeeds_after_the_repair() {
     let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let netns = worker.namespace("a");
@@ -161,7 +161,7 @@ fn an_add_while_the_bridge_is_none_is_undone_and_one_after_its_repair_succeeds()
 }
 
 #[test]
-fn of_two_adds_of_one_attachment_at_once_one_succeeds_and_the_other_leaves_it_alone() {
+fn exactly_one_of_two_concurrent_adds_of_the_same_attachment_succeeds() {
     let lab = Lab::start_node();
     let worker = &lab.workers[0];
     for version in VERSIONS {
@@ -177,7 +177,7 @@ fn of_two_adds_of_one_attachment_at_once_one_succeeds_and_the_other_leaves_it_al
         };
         assert!([11, 102].contains(&error["code"].as_u64().unwrap()), "{error}");
         let pod = Pod::new(&worker.node, version, &netns, conf, result);
-        assert_is_as_it_says(worker, &pod);
+        assert_matches_result(worker, &pod);
         assert_eq!(used(&worker.status()), 2 + 2, "the gateways, and one attachment");
         worker.delete(&pod);
         assert_nothing_left(&lab, worker);
@@ -220,7 +220,7 @@ fn two_interfaces_of_one_container_are_two_attachments_and_both_answer() {
 }
 
 #[test]
-fn a_del_succeeds_twice_and_for_what_was_never_added_and_without_a_namespace() {
+fn a_del_succeeds_repeatedly_without_an_attachment_and_without_a_namespace() {
     let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let kept = worker.pod("kept");
@@ -242,7 +242,7 @@ fn a_del_succeeds_twice_and_for_what_was_never_added_and_without_a_namespace() {
 }
 
 #[test]
-fn a_del_takes_its_own_attachment_wherever_the_namespace_leads_and_whatever_the_runtime_remembers() {
+fn a_del_deletes_only_its_own_attachment_for_any_namespace_and_previous_result() {
     let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let (kept, netns) = (worker.pod("kept"), worker.namespace("a"));
@@ -273,7 +273,7 @@ fn a_del_takes_its_own_attachment_wherever_the_namespace_leads_and_whatever_the_
 }
 
 #[test]
-fn a_late_del_takes_nothing_from_who_has_the_address_now() {
+fn a_late_del_does_not_affect_the_new_user_of_the_address() {
     let mut lab = Lab::build(Topology { pools: vec!["10.244.0.0/26"], ..Topology::one_segment(1) });
     lab.workers[0].configure(&format!("{}[ipam]\ncooldown_seconds = 10\n", lab.workers[0].configuration()));
     lab.workers[0].start_and_wait();
@@ -297,7 +297,7 @@ fn a_late_del_takes_nothing_from_who_has_the_address_now() {
 }
 
 #[test]
-fn an_exhausted_pool_is_named_with_what_has_become_of_it() {
+fn the_error_for_an_exhausted_pool_states_how_its_addresses_are_used() {
     let topology = Topology { pools: vec!["10.244.0.0/26"], ..Topology::one_segment(1) };
     let lab = Lab::start(topology);
     let worker = &lab.workers[0];
@@ -306,14 +306,15 @@ fn an_exhausted_pool_is_named_with_what_has_become_of_it() {
     let error = worker.try_pod("one-too-many", &Worker::netconf("1.1.0")).unwrap_err();
     assert_eq!(error["code"], 100, "{error}");
     let message = error["msg"].as_str().unwrap();
-    for sign in ["62 used", "0 in cool-down", "pool ipv4 (10.244.0.0/26)", "claimed 1 of 1", "Add a pool"] {
-        assert!(message.contains(sign), "{sign} in {message}");
+    for expected in ["62 used", "0 in cool-down", "pool ipv4 (10.244.0.0/26)", "claimed 1 of 1", "Add a pool"]
+    {
+        assert!(message.contains(expected), "{expected} in {message}");
     }
     assert_eq!(worker.status()["pods"], pods.len());
 }
 
 #[test]
-fn a_del_without_the_agent_takes_the_interface_and_the_agent_frees_the_address_later() {
+fn a_del_without_the_agent_deletes_the_interface_and_frees_the_address_later() {
     let mut lab = Lab::start_node();
     let worker = &lab.workers[0];
     let kept = worker.pod("kept");
@@ -339,7 +340,7 @@ fn a_del_without_the_agent_takes_the_interface_and_the_agent_frees_the_address_l
 }
 
 #[test]
-fn a_plugin_that_dies_before_it_makes_an_interface_gives_the_address_back() {
+fn the_address_is_released_if_the_plugin_dies_before_it_creates_the_interface() {
     let lab = Lab::start_node();
     let worker = &lab.workers[0];
     // To the agent, this is a client that sends a request and disconnects.
@@ -353,7 +354,7 @@ fn a_plugin_that_dies_before_it_makes_an_interface_gives_the_address_back() {
 }
 
 #[test]
-fn a_plugin_that_dies_before_it_is_heard_gets_nothing() {
+fn a_plugin_that_dies_before_its_request_is_read_gets_no_address() {
     let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let socket = worker.node.outside(Path::new("/run/polder/agent.sock"));
@@ -385,7 +386,7 @@ fn an_add(container: &str) -> AddRequest {
 }
 
 #[test]
-fn the_only_pod_of_a_node_gets_the_very_first_packet() {
+fn the_only_pod_of_a_node_receives_its_first_packet() {
     for attach in ["bridge", "routed"] {
         let lab = Lab::start(Topology::one_segment(1).bootstrap(&format!("attach = {attach:?}")));
         let worker = &lab.workers[0];
@@ -441,7 +442,7 @@ fn a_hundred_adds_at_once_and_a_hundred_dels_leave_no_trace() {
 }
 
 #[test]
-fn the_pod_named_in_the_arguments_is_in_etcd_and_in_the_alias() {
+fn the_pod_name_is_in_etcd_and_in_the_interface_alias() {
     let lab = Lab::start_node();
     let pod = lab.workers[0].pod("web-0");
     wait::until_true("etcd to be told", || lab.etcd.keys("/polder/v1/addresses/n1/").len() == 2);
@@ -453,7 +454,7 @@ fn the_pod_named_in_the_arguments_is_in_etcd_and_in_the_alias() {
 }
 
 #[test]
-fn a_bridge_that_is_full_is_named_with_what_to_do_and_nothing_is_left() {
+fn an_add_to_a_full_bridge_fails_with_the_reason_and_leaves_nothing() {
     let lab = Lab::start_node();
     let worker = &lab.workers[0];
     // 1,023 ports including that of the probe endpoint, as with the same number of pods.
@@ -470,7 +471,7 @@ fn a_bridge_that_is_full_is_named_with_what_to_do_and_nothing_is_left() {
 }
 
 #[test]
-fn an_interface_that_is_switched_off_and_on_keeps_its_addresses() {
+fn an_interface_that_is_set_down_and_up_keeps_its_addresses() {
     let lab = Lab::start_node();
     let pod = lab.workers[0].pod("a");
     pod.run("sh", &["-ec", "ip link set eth0 down; ip link set eth0 up"]);

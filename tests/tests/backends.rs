@@ -5,7 +5,7 @@
 use polder_tests::agent::Worker;
 use polder_tests::fabric::Families;
 use polder_tests::matrix::assert_flat;
-use polder_tests::talk::while_talking;
+use polder_tests::traffic::without_packet_loss;
 use polder_tests::{Lab, Pod, Topology, wait};
 
 /// A pod on each node.
@@ -27,7 +27,7 @@ fn wait_for_paths(lab: &Lab, path: &str) {
 }
 
 #[test]
-fn settings_are_shown_and_changed_for_all_nodes_and_what_cannot_be_is_refused_with_the_reason() {
+fn settings_change_on_all_nodes_and_impossible_changes_are_refused_with_the_reason() {
     let lab = Lab::start(Topology::two_segments());
     let pods: Vec<_> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
     let worker = &lab.workers[0];
@@ -37,14 +37,14 @@ fn settings_are_shown_and_changed_for_all_nodes_and_what_cannot_be_is_refused_wi
         (&shown["vxlan_port"], &shown["vxlan_vni"], &shown["masquerade"]),
         (&8472.into(), &1.into(), &true.into())
     );
-    let said =
+    let message =
         worker.ctl(&["cluster", "set", "--vxlan-port", "4789", "--vxlan-vni", "7", "--masquerade", "off"]);
-    for sign in [
+    for expected in [
         "the VXLAN port is now 4789 (was 8472)",
         "the VNI is now 7 (was 1)",
         "masquerade is now off (was on)",
     ] {
-        assert!(said.to_string().contains(sign), "{said}");
+        assert!(message.to_string().contains(expected), "{message}");
     }
     for worker in &lab.workers {
         // The device is replaced, so it is missing for a moment.
@@ -80,20 +80,20 @@ fn settings_are_shown_and_changed_for_all_nodes_and_what_cannot_be_is_refused_wi
 }
 
 #[test]
-fn the_backend_is_switched_for_the_whole_cluster_and_no_packet_is_lost() {
+fn a_change_of_the_backend_of_all_nodes_loses_no_packet() {
     let lab = Lab::start(Topology::one_segment(3).families(Families::DUAL));
     let pods = pods(&lab);
-    while_talking(&pods, || {
+    without_packet_loss(&pods, || {
         for (backend, path) in
             [("vxlan", "vxlan"), ("direct", "direct"), ("vxlan", "vxlan"), ("auto", "direct")]
         {
-            let said = lab.workers[1].ctl(&["cluster", "set", "--backend", backend]);
-            assert!(said.as_str().unwrap().contains(&format!("is now {backend} (was ")), "{said}");
+            let message = lab.workers[1].ctl(&["cluster", "set", "--backend", backend]);
+            assert!(message.as_str().unwrap().contains(&format!("is now {backend} (was ")), "{message}");
             wait_for_paths(&lab, path);
         }
     });
-    let said = lab.workers[2].ctl(&["cluster", "set", "--backend", "auto"]);
-    assert_eq!(said, "the backend is already auto");
+    let message = lab.workers[2].ctl(&["cluster", "set", "--backend", "auto"]);
+    assert_eq!(message, "the backend is already auto");
     let error = lab.workers[2].try_ctl(&["cluster", "set", "--backend", "ipip"]).unwrap_err();
     assert!(error.contains("auto, direct or vxlan"), "{error}");
     assert_flat(&pods, 1450);
@@ -107,12 +107,12 @@ fn known(worker: &Worker, name: &str) -> String {
 }
 
 #[test]
-fn a_node_moves_to_another_underlay_address_and_no_packet_is_lost() {
+fn a_change_of_a_nodes_underlay_address_loses_no_packet() {
     // The path to the second node is direct, the path to the third uses a tunnel.
     let mut lab = Lab::start(Topology::two_segments());
     let pods = pods(&lab);
     let (old, new) = ("10.10.1.1", "10.10.1.101");
-    while_talking(&pods, || {
+    without_packet_loss(&pods, || {
         // As systemd sets it: otherwise, the kernel deletes the second address with the first.
         lab.workers[0].node.shell(&format!(
             "sysctl -qw net.ipv4.conf.eth0.promote_secondaries=1; ip address add {new}/24 dev eth0"
@@ -149,12 +149,12 @@ fn a_node_moves_to_another_underlay_address_and_no_packet_is_lost() {
         assert_eq!(others[0]["reason"], reason, "{others}");
         lab.workers[0].node.run("ip", &["address", "delete", &format!("{old}/24"), "dev", "eth0"]);
     });
-    wait_until_given_up(&lab.workers[1..], old);
+    wait_until_address_is_unused(&lab.workers[1..], old);
     assert_flat(&pods, 1450);
 }
 
 /// Waits until these nodes have no route or FDB entry to that address.
-fn wait_until_given_up(workers: &[Worker], address: &str) {
+fn wait_until_address_is_unused(workers: &[Worker], address: &str) {
     for worker in workers {
         wait::until(&format!("{} to go by another address than {address}", worker.name()), || {
             let all = worker.node.shell("ip route; bridge fdb show dev polder.vx");
@@ -164,7 +164,7 @@ fn wait_until_given_up(workers: &[Worker], address: &str) {
 }
 
 #[test]
-fn a_node_whose_address_was_replaced_is_found_at_the_new_one() {
+fn peers_use_the_new_underlay_address_of_a_node() {
     let lab = Lab::start(Topology::two_segments());
     let pods = pods(&lab);
     // As after a change of a DHCP lease: the agent's connections to etcd are dead, too.
@@ -182,7 +182,7 @@ fn a_node_whose_address_was_replaced_is_found_at_the_new_one() {
             (status["last_pass"]["writes"] == 0 && status["problems"] == serde_json::json!([])).then_some(())
         });
     });
-    wait_until_given_up(&lab.workers[1..], "10.10.1.1");
+    wait_until_address_is_unused(&lab.workers[1..], "10.10.1.1");
     assert_flat(&pods, 1450);
 }
 

@@ -14,11 +14,11 @@ use serde_json::{Value, json};
 /// Starts the agent of the first node, which must end by itself. Returns its exit code and its log output.
 fn refuses_to_start(lab: &mut Lab, config: &str) -> (Option<i32>, String) {
     let worker = &mut lab.workers[0];
-    let said_before = worker.log().len();
+    let length_before = worker.log().len();
     worker.configure(config);
     worker.start();
-    let (code, said) = worker.wait_until_ended();
-    (code, said[said_before..].to_owned())
+    let (code, message) = worker.wait_until_ended();
+    (code, message[length_before..].to_owned())
 }
 
 /// Polder has no objects in the kernel and no records in etcd.
@@ -30,22 +30,22 @@ fn assert_untouched(lab: &Lab) {
     assert_eq!(lab.etcd.keys("/polder/"), Vec::<String>::new());
 }
 
-/// Waits until the reasons why the node is not ready contain `sign`. Returns the reasons.
-fn reasons(worker: &Worker, sign: &str) -> String {
-    worker.wait_for_status(&format!("a reason with {sign:?}"), |status| {
+/// Waits until the reasons why the node is not ready contain `expected`. Returns the reasons.
+fn reasons(worker: &Worker, expected: &str) -> String {
+    worker.wait_for_status(&format!("a reason with {expected:?}"), |status| {
         let reasons = status["reasons"].to_string();
-        reasons.contains(sign).then_some(reasons)
+        reasons.contains(expected).then_some(reasons)
     })
 }
 
 #[test]
-fn a_configuration_that_makes_no_sense_ends_the_agent_before_it_touches_anything() {
+fn an_invalid_configuration_ends_the_agent_before_it_changes_anything() {
     let mut lab = Lab::build(Topology::one_segment(1));
     let good = lab.workers[0].configuration();
     let bootstrap = |pools: &str| {
         format!("[etcd]\nendpoints = [\"http://10.10.1.200:2379\"]\n[bootstrap]\npools = [{pools}]\n")
     };
-    for (config, sign) in [
+    for (config, expected) in [
         (format!("colour = \"red\"\n{good}"), "agent.toml:1: unknown field `colour`"),
         (format!("mtu = \"large\"\n{good}"), "agent.toml:1: mtu: invalid type: string \"large\""),
         ("node = \"n1\"\n".to_owned(), "etcd.endpoints: no endpoint is set"),
@@ -53,16 +53,16 @@ fn a_configuration_that_makes_no_sense_ends_the_agent_before_it_touches_anything
         (bootstrap("\"10.244.0.0\""), "\"10.244.0.0\" is not a network"),
         (bootstrap("\"10.244.0.0/27\""), "pool 10.244.0.0/27 is smaller than one block of /26"),
     ] {
-        let (code, said) = refuses_to_start(&mut lab, &config);
-        assert_eq!(code, Some(78), "{said}");
-        assert!(said.contains(sign), "{said:?} does not say {sign:?}");
-        assert_eq!(said.trim().lines().count(), 1, "one clear error: {said}");
+        let (code, message) = refuses_to_start(&mut lab, &config);
+        assert_eq!(code, Some(78), "{message}");
+        assert!(message.contains(expected), "{message:?} does not say {expected:?}");
+        assert_eq!(message.trim().lines().count(), 1, "one clear error: {message}");
         assert_untouched(&lab);
     }
 }
 
 #[test]
-fn check_config_says_what_is_wrong_and_touches_nothing() {
+fn check_config_reports_the_problem_and_changes_nothing() {
     let lab = Lab::build(Topology::one_segment(1));
     let worker = &lab.workers[0];
     let check = || {
@@ -71,7 +71,7 @@ fn check_config_says_what_is_wrong_and_touches_nothing() {
     };
     assert_eq!(check().0, Some(0));
     let good = worker.configuration();
-    for (config, sign) in [
+    for (config, expected) in [
         ("resync_seconds = 0\n".to_owned(), "resync_seconds"),
         (format!("socket = \"run/b.sock\"\n{good}"), "socket: run/b.sock is a relative path"),
         (format!("state_dir = \"lib\"\n{good}"), "state_dir: lib is a relative path"),
@@ -79,27 +79,30 @@ fn check_config_says_what_is_wrong_and_touches_nothing() {
         (good.replace("10.244.0.0/16", "224.0.0.0/16"), "224.0.0.0/16 cannot be a pool"),
     ] {
         worker.configure(&config);
-        let (code, said) = check();
-        assert!(code == Some(3) && said.contains(sign), "{said}");
+        let (code, message) = check();
+        assert!(code == Some(3) && message.contains(expected), "{message}");
     }
     worker.configure(&good.replace("10.244.0.0/16", "10.96.0.0/16"));
-    let (code, said) = check();
-    assert!(code == Some(0) && said.contains("warning: bootstrap.pools: 10.96.0.0/16 overlaps"), "{said}");
+    let (code, message) = check();
+    assert!(
+        code == Some(0) && message.contains("warning: bootstrap.pools: 10.96.0.0/16 overlaps"),
+        "{message}"
+    );
     assert_untouched(&lab);
 }
 
 #[test]
-fn a_folder_that_cannot_be_written_is_named() {
+fn the_error_names_a_folder_that_is_not_writable() {
     let mut lab = Lab::build(Topology::one_segment(1));
     let good = lab.workers[0].configuration();
     lab.workers[0].node.shell("mkdir /run/sealed; mount -t tmpfs -o ro tmpfs /run/sealed; touch /run/file");
-    for (folder, sign) in
+    for (folder, expected) in
         [("/run/sealed/state", "Read-only file system"), ("/run/file/state", "Not a directory")]
     {
-        let (code, said) = refuses_to_start(&mut lab, &format!("state_dir = \"{folder}\"\n{good}"));
-        assert_eq!(code, Some(1), "{said}");
-        assert!(said.contains(&format!("state_dir {folder}: cannot be written")), "{said}");
-        assert!(said.contains(sign), "{said}");
+        let (code, message) = refuses_to_start(&mut lab, &format!("state_dir = \"{folder}\"\n{good}"));
+        assert_eq!(code, Some(1), "{message}");
+        assert!(message.contains(&format!("state_dir {folder}: cannot be written")), "{message}");
+        assert!(message.contains(expected), "{message}");
         assert_untouched(&lab);
     }
 }
@@ -114,14 +117,17 @@ fn a_second_agent_on_the_same_node_is_refused() {
     };
     let worker = &lab.workers[0];
     assert!(second(worker, &[]).contains("state_dir /var/lib/polder: another polder-agent uses it"));
-    let said = second(worker, &["--state-dir", "/run/other"]);
-    assert!(said.contains("socket /run/polder/agent.sock: another polder-agent answers there"), "{said}");
+    let message = second(worker, &["--state-dir", "/run/other"]);
+    assert!(
+        message.contains("socket /run/polder/agent.sock: another polder-agent answers there"),
+        "{message}"
+    );
     let elsewhere =
         ["--state-dir", "/run/other", "--socket", "/run/other/agent.sock", "--http", "127.0.0.1:9999"];
-    let said = second(worker, &elsewhere);
+    let message = second(worker, &elsewhere);
     assert!(
-        said.contains("another polder-agent runs on this node") && said.contains("Stop that one"),
-        "{said}"
+        message.contains("another polder-agent runs on this node") && message.contains("Stop that one"),
+        "{message}"
     );
     assert!(worker.node.read("/run/other/ledger.db").is_err(), "it has begun to be an agent");
     assert_eq!(worker.status()["ready"], true);
@@ -139,7 +145,7 @@ fn a_second_agent_on_the_same_node_is_refused() {
 }
 
 #[test]
-fn a_port_of_health_and_metrics_that_another_program_has_is_named_and_keeps_no_pod_away() {
+fn an_occupied_health_port_is_reported_and_pods_are_served() {
     let mut lab = Lab::build(Topology::one_segment(1));
     let worker = &mut lab.workers[0];
     let other = worker.node.within(|| TcpListener::bind("127.0.0.1:9474").unwrap());
@@ -156,7 +162,7 @@ fn a_port_of_health_and_metrics_that_another_program_has_is_named_and_keeps_no_p
 }
 
 #[test]
-fn a_socket_that_is_deleted_is_made_anew_and_goes_with_the_agent() {
+fn a_deleted_socket_is_recreated_and_a_stopped_agent_deletes_it() {
     let mut lab = Lab::start(Topology::one_segment(1));
     let socket = "/run/polder/agent.sock";
     lab.workers[0].node.run("rm", &[socket]);
@@ -168,7 +174,7 @@ fn a_socket_that_is_deleted_is_made_anew_and_goes_with_the_agent() {
 }
 
 #[test]
-fn a_log_filter_that_is_wrong_is_named_and_the_agent_runs() {
+fn a_wrong_log_filter_is_reported_and_the_agent_runs() {
     let mut lab = Lab::build(Topology::one_segment(1));
     let worker = &mut lab.workers[0];
     worker.variables.push(("RUST_LOG".to_owned(), "polder=loud".to_owned()));
@@ -180,7 +186,7 @@ fn a_log_filter_that_is_wrong_is_named_and_the_agent_runs() {
 }
 
 #[test]
-fn while_etcd_is_not_there_the_agent_waits_and_says_so_everywhere() {
+fn an_agent_without_etcd_waits_and_reports_it_on_every_interface() {
     let mut lab = Lab::build(Topology::one_segment(1));
     lab.etcd.kill();
     lab.workers[0].start();
@@ -206,7 +212,7 @@ fn while_etcd_is_not_there_the_agent_waits_and_says_so_everywhere() {
 }
 
 #[test]
-fn a_wrong_authority_or_client_certificate_is_named_with_the_key_to_set() {
+fn a_wrong_authority_or_client_certificate_is_reported_with_the_key_to_set() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new(folder.path(), "polder-lab");
     let other = Authority::new(&folder.path().join("other"), "somebody-else");
@@ -221,7 +227,7 @@ fn a_wrong_authority_or_client_certificate_is_named_with_the_key_to_set() {
         }
         good.replace("[etcd]\n", &lines)
     };
-    for (config, signs) in [
+    for (config, parts) in [
         (config(&other.ca(), Some(&client)), ["UnknownIssuer", "etcd.ca is the CA"]),
         (config(&authority.ca(), None), ["if etcd requires client certificates", "etcd.cert and etcd.key"]),
         (
@@ -231,8 +237,8 @@ fn a_wrong_authority_or_client_certificate_is_named_with_the_key_to_set() {
     ] {
         lab.workers[0].configure(&config);
         lab.workers[0].start();
-        let reason = reasons(&lab.workers[0], signs[0]);
-        assert!(reason.contains(signs[1]), "{reason}");
+        let reason = reasons(&lab.workers[0], parts[0]);
+        assert!(reason.contains(parts[1]), "{reason}");
         assert!(lab.workers[0].node.read(CNI_CONF).is_err());
         lab.workers[0].kill();
     }
@@ -247,7 +253,7 @@ fn a_wrong_authority_or_client_certificate_is_named_with_the_key_to_set() {
 }
 
 #[test]
-fn a_cluster_without_settings_is_waited_for_and_the_remedy_named() {
+fn an_agent_waits_for_the_cluster_settings_and_reports_the_remedy() {
     let mut lab = Lab::build(Topology::one_segment(1));
     let config = lab.workers[0].configuration();
     lab.workers[0].configure(config.split("[bootstrap]").next().unwrap());
@@ -258,14 +264,14 @@ fn a_cluster_without_settings_is_waited_for_and_the_remedy_named() {
 }
 
 #[test]
-fn a_record_that_cannot_be_read_is_named_and_harms_nobody_else() {
+fn an_unreadable_record_is_reported_and_affects_no_other_record() {
     let lab = Lab::start(Topology::one_segment(2));
     let pods: Vec<_> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
     let claims = lab.etcd.ctl(&["get", "--prefix", "--print-value-only", "/polder/v1/blocks/"]);
     let claim = claims.lines().next().unwrap();
     let mut coloured: Value = serde_json::from_str(claim).unwrap();
     coloured["colour"] = json!("red");
-    for (key, value, sign) in [
+    for (key, value, expected) in [
         ("/polder/v1/nodes/evil", "{".to_owned(), "EOF while parsing"),
         (
             "/polder/v1/pools/evil",
@@ -283,7 +289,7 @@ fn a_record_that_cannot_be_read_is_named_and_harms_nobody_else() {
                 let problems = status["problems"].as_array()?.iter();
                 problems.filter_map(Value::as_str).find(|problem| problem.contains(key)).map(str::to_owned)
             });
-            assert!(problem.contains(sign), "{problem:?} does not say {sign:?}");
+            assert!(problem.contains(expected), "{problem:?} does not say {expected:?}");
             let routes = worker.node.run("ip", &["route"]);
             assert!(!routes.contains("10.9.0"), "the record is applied: {routes}");
         }
@@ -298,7 +304,7 @@ fn a_record_that_cannot_be_read_is_named_and_harms_nobody_else() {
 }
 
 #[test]
-fn a_node_name_that_is_taken_is_refused_to_the_newcomer() {
+fn a_new_machine_cannot_use_the_name_of_a_registered_node() {
     let mut lab = Lab::start(Topology::one_segment(2));
     let old = lab.workers[0].pod("a");
     let config = lab.workers[0].configuration();
@@ -314,7 +320,7 @@ fn a_node_name_that_is_taken_is_refused_to_the_newcomer() {
 }
 
 #[test]
-fn a_node_that_cannot_tell_its_own_address_is_told_what_to_set() {
+fn a_node_that_cannot_determine_its_own_address_reports_the_key_to_set() {
     let mut lab = Lab::build(Topology::one_segment(1));
     // Two addresses, an etcd endpoint with a name instead of an address, and no route that shows which address peers
     // use.
@@ -335,7 +341,7 @@ fn a_node_that_cannot_tell_its_own_address_is_told_what_to_set() {
 }
 
 #[test]
-fn a_pool_around_the_nodes_own_addresses_is_refused_before_it_swallows_them() {
+fn a_first_pool_that_contains_the_nodes_own_address_is_refused() {
     let mut lab = Lab::build(Topology { pools: vec!["10.0.0.0/8"], ..Topology::one_segment(1) });
     lab.workers[0].start();
     let reason = reasons(&lab.workers[0], "10.10.1.1, this node's own address,");
@@ -346,7 +352,7 @@ fn a_pool_around_the_nodes_own_addresses_is_refused_before_it_swallows_them() {
 }
 
 #[test]
-fn an_mtu_that_the_underlay_does_not_carry_is_named_and_not_used() {
+fn an_mtu_above_that_of_the_underlay_is_reported_and_not_used() {
     let mut lab = Lab::build(Topology::one_segment(1));
     lab.workers[0].configure_also("mtu = 9000");
     lab.start_agents();
@@ -380,7 +386,7 @@ fn a_plugin_call_that_is_wrong_gets_one_error_object_and_has_no_effect() {
         conf.to_string()
     };
     let good = conf(json!({}));
-    for (variables, input, code, sign) in [
+    for (variables, input, code, expected) in [
         (with("CNI_COMMAND", "JUMP"), good.clone(), 4, "CNI_COMMAND"),
         (with("CNI_IFNAME", "much-too-long-name"), good.clone(), 4, "CNI_IFNAME"),
         (with("CNI_CONTAINERID", "some-%%id"), good.clone(), 4, "CNI_CONTAINERID"),
@@ -408,7 +414,7 @@ fn a_plugin_call_that_is_wrong_gets_one_error_object_and_has_no_effect() {
         let error: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
         assert!(!output.status.success());
         assert_eq!(error["code"], code, "{error}");
-        assert!(error["msg"].as_str().unwrap().contains(sign), "{error} does not say {sign:?}");
+        assert!(error["msg"].as_str().unwrap().contains(expected), "{error} does not say {expected:?}");
         assert!(output.stderr.is_empty(), "{output:?}");
         assert_eq!(worker.node.shell("ip -n a -o link | wc -l").trim(), "1", "the pod was touched");
     }

@@ -17,7 +17,7 @@ use serde_json::Value;
 const ATTACH: [&str; 2] = ["attach = \"bridge\"", "attach = \"routed\""];
 
 /// Two nodes on a link and one behind a router, dual-stack. Nothing runs yet.
-fn built(bootstrap: &str) -> Lab {
+fn build_lab(bootstrap: &str) -> Lab {
     Lab::build(Topology::two_segments().families(Families::DUAL).bootstrap(bootstrap))
 }
 
@@ -37,9 +37,9 @@ fn wait_for_setting(worker: &Worker, path: &str, value: &str) {
 }
 
 #[test]
-fn on_a_host_whose_interfaces_do_not_forward_pods_reach_each_other_and_an_uninstall_restores_it() {
+fn forwarding_is_enabled_per_interface_and_an_uninstall_restores_the_settings() {
     for attach in ATTACH {
-        let mut lab = built(attach);
+        let mut lab = build_lab(attach);
         // As a hardening rule of a large distribution does it.
         for worker in &lab.workers {
             worker.node.shell(
@@ -63,9 +63,9 @@ fn on_a_host_whose_interfaces_do_not_forward_pods_reach_each_other_and_an_uninst
 }
 
 #[test]
-fn forwarding_that_is_switched_off_on_an_interface_is_switched_on_again() {
+fn forwarding_that_was_disabled_on_an_interface_is_enabled_again() {
     for (attach, also) in ATTACH.into_iter().zip(["polder0", "pod"]) {
-        let mut lab = built(attach);
+        let mut lab = build_lab(attach);
         lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 3600"));
         lab.start_agents();
         let pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
@@ -94,7 +94,7 @@ fn forwarding_that_is_switched_off_on_an_interface_is_switched_on_again() {
 }
 
 #[test]
-fn a_new_pod_without_a_bridge_is_forwarded_at_once_where_new_interfaces_are_not() {
+fn packets_of_a_new_pod_are_forwarded_if_new_interfaces_do_not_forward() {
     let lab = Lab::start(Topology::one_segment(2).bootstrap("attach = \"routed\""));
     let worker = &lab.workers[0];
     set(worker, "net/ipv4/conf/default/forwarding", "0");
@@ -105,7 +105,7 @@ fn a_new_pod_without_a_bridge_is_forwarded_at_once_where_new_interfaces_are_not(
 }
 
 #[test]
-fn an_interface_that_cannot_be_set_to_forward_is_a_reason_with_the_file_and_the_command() {
+fn a_forwarding_setting_that_cannot_be_written_is_reported_with_file_and_command() {
     let mut lab = Lab::build(Topology::one_segment(1));
     let worker = &mut lab.workers[0];
     worker.node.shell(
@@ -156,8 +156,8 @@ fn commands(text: &str) -> Vec<&str> {
 }
 
 /// A lab whose agents make a pass every second, with a pod on each node.
-fn watched(bootstrap: &str) -> (Lab, Vec<Pod>) {
-    let mut lab = built(bootstrap);
+fn watched_lab(bootstrap: &str) -> (Lab, Vec<Pod>) {
+    let mut lab = build_lab(bootstrap);
     lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
     lab.start_agents();
     let pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
@@ -172,9 +172,9 @@ fn reaches(pods: &[Pod], family: Family) -> bool {
 }
 
 #[test]
-fn routes_and_rules_of_others_that_cut_pods_off_are_named_with_the_command_that_deletes_them() {
+fn foreign_routes_and_rules_that_disconnect_pods_are_reported_with_the_delete_command() {
     for attach in ATTACH {
-        let (lab, pods) = watched(attach);
+        let (lab, pods) = watched_lab(attach);
         let (worker, peer) = (&lab.workers[0], &lab.workers[1]);
         for family in Family::BOTH {
             let (ip, to) = if family == Family::V4 {
@@ -215,10 +215,10 @@ fn routes_and_rules_of_others_that_cut_pods_off_are_named_with_the_command_that_
                 } else {
                     assert!(!reaches(&pods, family), "{disturbance} does no harm");
                 }
-                let said = texts(&peer.status());
+                let messages = texts(&peer.status());
                 assert!(
-                    !said.iter().any(|text| text.contains(&words)),
-                    "{disturbance} is not the peer's: {said:?}"
+                    !messages.iter().any(|text| text.contains(&words)),
+                    "{disturbance} is not the peer's: {messages:?}"
                 );
                 worker.node.shell(commands(&text)[0]);
                 wait_for_no_problem(worker);
@@ -248,9 +248,9 @@ fn routes_and_rules_of_others_that_cut_pods_off_are_named_with_the_command_that_
 }
 
 #[test]
-fn a_pods_own_side_that_was_changed_is_named_on_its_node_and_by_a_check_of_the_cluster() {
+fn a_change_inside_a_pods_namespace_is_reported_in_status_and_cluster_check() {
     for attach in ATTACH {
-        let (lab, pods) = watched(attach);
+        let (lab, pods) = watched_lab(attach);
         let (worker, pod) = (&lab.workers[0], &pods[0]);
         let gateway = pod.gateway(pod.v4());
         let gateway_mac = pod.run("ip", &["neigh", "show", &gateway.to_string()]);
@@ -301,9 +301,9 @@ fn a_pods_own_side_that_was_changed_is_named_on_its_node_and_by_a_check_of_the_c
 }
 
 #[test]
-fn a_rule_of_others_that_drops_pods_packets_by_address_or_interface_is_named_whatever_hook_it_is_on() {
+fn a_foreign_rule_that_drops_pod_packets_is_reported_on_any_hook() {
     for attach in ATTACH {
-        let (lab, pods) = watched(attach);
+        let (lab, pods) = watched_lab(attach);
         let (worker, peer) = (&lab.workers[0], &lab.workers[1]);
         let name = if attach.contains("routed") { "pld*" } else { "polder0" };
         for (hook, family, rule) in [
@@ -330,11 +330,11 @@ fn a_rule_of_others_that_drops_pods_packets_by_address_or_interface_is_named_wha
             assert!(!texts(&peer.status()).iter().any(|text| text.contains("mine")), "it is not the peer's");
             // Each command permits packets of one pool.
             wait::until("the commands to help", || match texts(&worker.try_status()?) {
-                said if said.is_empty() => Ok(()),
-                said => {
-                    let all = said.iter().flat_map(|text| commands(text));
+                messages if messages.is_empty() => Ok(()),
+                messages => {
+                    let all = messages.iter().flat_map(|text| commands(text));
                     all.for_each(|command| drop(worker.node.shell(command)));
-                    Err(format!("{said:?}"))
+                    Err(format!("{messages:?}"))
                 }
             });
             wait::until_true("the pod to be reached again", || reaches(&pods, family));

@@ -165,8 +165,8 @@ impl Member<'_> {
     fn exec(&self, command: &[String]) -> String {
         let words: Vec<_> = command.iter().map(String::as_str).collect();
         wait::until(&format!("{words:?}"), || {
-            let said = self.kubelet.runtime.exec_program(&self.started.id, &words);
-            if said.code == 0 { Ok(said.output) } else { Err(said.errors) }
+            let result = self.kubelet.runtime.exec_program(&self.started.id, &words);
+            if result.code == 0 { Ok(result.output) } else { Err(result.errors) }
         })
     }
 
@@ -190,13 +190,13 @@ impl Member<'_> {
     /// Runs another program instead of etcd, until it ends.
     fn run_instead(&self, command: &[String]) {
         let started = self.kubelet.start(&self.sandbox, &self.container.clone().with_command(command));
-        let (code, said) = self.kubelet.end_of(&started);
-        assert_eq!(code, 0, "{command:?}: {said}");
+        let (code, message) = self.kubelet.end_of(&started);
+        assert_eq!(code, 0, "{command:?}: {message}");
     }
 }
 
 /// The reply on a member's peer port to a client with the certificate `name`.
-fn said_to_a_peer(member: &Member<'_>, folder: &Path, name: &str) -> String {
+fn request_as_peer(member: &Member<'_>, folder: &Path, name: &str) -> String {
     let file = |end: &str| folder.join(format!("{name}.{end}")).display().to_string();
     let ask = format!(
         r"printf 'GET /members HTTP/1.0\r\n\r\n' | timeout 10 openssl s_client -quiet -connect {}:12380 -cert {} -key {} 2>&1 || :",
@@ -224,9 +224,9 @@ fn three_members_serve_the_agents_and_lose_one_and_then_all_of_their_data() {
 
     // Clients with the wrong certificate, or without one, are refused.
     let folder = cluster.certificates();
-    assert!(said_to_a_peer(&members[1], &folder, "polder-etcd-member").contains("peerURLs"));
-    let said = said_to_a_peer(&members[1], &folder, "polder");
-    assert!(!said.contains("peerURLs"), "an agent is taken for a member: {said}");
+    assert!(request_as_peer(&members[1], &folder, "polder-etcd-member").contains("peerURLs"));
+    let message = request_as_peer(&members[1], &folder, "polder");
+    assert!(!message.contains("peerURLs"), "an agent is taken for a member: {message}");
     let endpoint = cluster.documented("snapshot save backup.db")[1].clone();
     let ca = format!("--cacert={}", folder.join("ca.crt").display());
     let refused =
@@ -291,7 +291,7 @@ fn three_members_serve_the_agents_and_lose_one_and_then_all_of_their_data() {
 }
 
 #[test]
-fn a_member_takes_the_place_of_one_whose_node_is_lost() {
+fn a_new_member_replaces_the_member_of_a_lost_node() {
     let Some(cluster) = Cluster::start(4) else { return };
     let (manifest, secrets) =
         (cluster.manifest("etcd-3", &[0, 1, 2]).only("polder-etcd"), cluster.secrets(&[0, 1, 2]));
@@ -300,9 +300,9 @@ fn a_member_takes_the_place_of_one_whose_node_is_lost() {
     members[0].etcdctl(&["put", "/polder/v1/key", "value"]);
     members[2].kill();
 
-    let said = members[0].exec(&cluster.documented("member list"));
+    let message = members[0].exec(&cluster.documented("member list"));
     let lost =
-        said.lines().find(|line| line.contains(", n3, ")).unwrap().split(',').next().unwrap().to_owned();
+        message.lines().find(|line| line.contains(", n3, ")).unwrap().split(',').next().unwrap().to_owned();
     let mut remove = cluster.documented("member remove");
     *remove.last_mut().unwrap() = lost;
     members[0].exec(&remove);
@@ -322,7 +322,7 @@ fn a_member_takes_the_place_of_one_whose_node_is_lost() {
 }
 
 #[test]
-fn one_member_serves_an_agent_and_has_its_data_when_it_comes_back() {
+fn a_single_member_serves_an_agent_and_keeps_its_data_over_a_restart() {
     let Some(cluster) = Cluster::start(1) else { return };
     let (manifest, secrets) = (cluster.manifest("etcd-1", &[0]), cluster.secrets(&[0]));
     let only_etcd = manifest.only("polder-etcd");

@@ -18,21 +18,21 @@ impl Checked<'_> {
         self.worker.cni("CHECK", self.pod.name(), self.pod.netns(), &self.pod.later_conf())
     }
 
-    fn assert_well(&self, when: &str) {
+    fn assert_ok(&self, when: &str) {
         assert_eq!(self.check(), Ok(Value::Null), "{when}");
     }
 
-    fn assert_found(&self, damage: &str, sign: &str) {
+    fn assert_found(&self, damage: &str, expected: &str) {
         let found = message(self.check());
-        assert!(found.contains(sign), "{damage}: {found} does not say {sign:?}");
+        assert!(found.contains(expected), "{damage}: {found} does not say {expected:?}");
     }
 
     /// Damages the node's side until CHECK reports it: the agent may repair the damage before the CHECK.
-    fn assert_found_on_the_node(&self, damage: &str, sign: &str) {
+    fn assert_found_on_the_node(&self, damage: &str, expected: &str) {
         wait::until(&format!("CHECK to find {damage}"), || {
             self.worker.node.shell(damage);
             match self.check() {
-                Err(found) if found["msg"].to_string().contains(sign) => Ok(()),
+                Err(found) if found["msg"].to_string().contains(expected) => Ok(()),
                 other => Err(format!("{other:?}")),
             }
         });
@@ -44,17 +44,17 @@ impl Checked<'_> {
 }
 
 #[test]
-fn check_finds_what_is_missing_and_nothing_where_all_is_well() {
+fn check_reports_every_damage_and_nothing_on_an_intact_attachment() {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
     for version in since(WITH_CHECK) {
         let pod = worker.pod_with(version, &Worker::netconf(version));
         let checked = Checked { worker, pod: &pod };
-        checked.assert_well("right after the ADD");
+        checked.assert_ok("right after the ADD");
         // Changes by later plugins of the chain are not checked.
         pod.run("ip", &["route", "add", "192.0.2.0/24", "dev", "eth0"]);
         pod.run("ip", &["link", "set", "eth0", "mtu", "1400"]);
-        checked.assert_well("with what others have added");
+        checked.assert_ok("with what others have added");
         damage_the_pod(&checked);
         damage_the_node(&checked);
         pod.run("ip", &["link", "del", "eth0"]);
@@ -75,7 +75,7 @@ fn damage_the_pod(checked: &Checked<'_>) {
          ip neigh replace {gateway} lladdr {bridge} dev eth0 nud permanent; \
          ip route replace default via {gateway} dev eth0 onlink"
     );
-    for (damage, sign) in [
+    for (damage, expected) in [
         ("ip link set eth0 address 02:00:00:00:00:09".to_owned(), "MAC address 02:00:00:00:00:09"),
         ("ip link set eth0 down".to_owned(), "eth0 in the pod is down"),
         (format!("ip address del {own}/32 dev eth0"), "does not have the address"),
@@ -86,15 +86,15 @@ fn damage_the_pod(checked: &Checked<'_>) {
         ),
     ] {
         checked.pod.run("sh", &["-ec", &damage]);
-        checked.assert_found(&damage, sign);
+        checked.assert_found(&damage, expected);
         checked.pod.run("sh", &["-ec", &repair]);
-        checked.assert_well(&format!("after the repair of {damage}"));
+        checked.assert_ok(&format!("after the repair of {damage}"));
     }
 }
 
 fn damage_the_node(checked: &Checked<'_>) {
     let (own, mac, host) = (checked.pod.v4(), checked.mac(2), checked.pod.host_interface());
-    for (damage, repair, sign) in [
+    for (damage, repair, expected) in [
         (
             format!("bridge fdb del {mac} dev {host} master"),
             format!("bridge fdb replace {mac} dev {host} master static"),
@@ -108,9 +108,9 @@ fn damage_the_node(checked: &Checked<'_>) {
             format!("no neighbour entry for {own} with"),
         ),
     ] {
-        checked.assert_found_on_the_node(&damage, &sign);
+        checked.assert_found_on_the_node(&damage, &expected);
         checked.worker.node.shell(&repair);
-        checked.assert_well(&format!("after the repair of {damage}"));
+        checked.assert_ok(&format!("after the repair of {damage}"));
     }
     let off = format!("{host} on the host is down");
     checked.assert_found_on_the_node(&format!("ip link set {host} down"), &off);
@@ -118,13 +118,13 @@ fn damage_the_node(checked: &Checked<'_>) {
 }
 
 #[test]
-fn check_misses_the_route_to_a_pod_without_a_bridge() {
+fn check_reports_a_missing_route_to_a_pod_without_a_bridge() {
     let lab = Lab::start(Topology::one_segment(1).bootstrap("attach = \"routed\""));
     let worker = &lab.workers[0];
     for version in since(WITH_CHECK) {
         let pod = worker.pod_with(version, &Worker::netconf(version));
         let checked = Checked { worker, pod: &pod };
-        checked.assert_well("right after the ADD");
+        checked.assert_ok("right after the ADD");
         let damage = format!("ip route del {} dev {}", pod.v4(), pod.host_interface());
         checked.assert_found_on_the_node(&damage, "has no route to");
     }

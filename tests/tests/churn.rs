@@ -18,7 +18,7 @@ use polder_tests::churn::truth::Truth;
 use polder_tests::fabric::Families;
 use polder_tests::matrix::{assert_flat, assert_reachable};
 use polder_tests::random::{Random, announced_seed};
-use polder_tests::ways::wait_for_ways;
+use polder_tests::routes::wait_for_routes;
 use polder_tests::{Lab, Pod, Topology, wait};
 
 /// Steps of all runtimes together until the end of the random faults, and those after them without a quorum.
@@ -110,7 +110,7 @@ fn churn(
 }
 
 #[test]
-fn whatever_fails_every_address_that_is_used_is_that_of_one_live_interface() {
+fn every_used_address_has_exactly_one_live_interface_after_random_faults() {
     let seed = announced_seed();
     let mut lab = lab();
     let (truth, tally) = (Truth::default(), Tally::default());
@@ -123,13 +123,13 @@ fn whatever_fails_every_address_that_is_used_is_that_of_one_live_interface() {
     let repaired = assert_exact(&lab, &truth, "after the last fault");
 
     let pods: Vec<Pod> = running.iter().map(|pod| pod_of(&lab, pod)).collect();
-    wait_for_ways(&lab, PATIENCE);
+    wait_for_routes(&lab, PATIENCE);
     assert_reachable(&pods, Families::DUAL);
     // The node may need a new block, and may detect only then that its connection to the datastore is dead.
     let last = |worker: &Worker| worker.pod_within(PATIENCE, "last", &Worker::netconf("1.1.0"));
     let one_each: Vec<Pod> = lab.workers.iter().map(last).collect();
     // The pods may have needed new blocks, which the other nodes learn a moment later.
-    wait_for_ways(&lab, PATIENCE);
+    wait_for_routes(&lab, PATIENCE);
     assert_flat(&one_each, 1450);
     for pod in pods.iter().chain(&one_each) {
         let worker = lab.workers.iter().find(|worker| worker.name() == pod.node()).unwrap();
@@ -157,7 +157,7 @@ const ROUNDS: usize = 15;
 const THREADS: usize = 6;
 
 #[test]
-fn what_an_add_has_made_stays_whatever_the_agent_repairs_meanwhile() {
+fn concurrent_repairs_do_not_affect_the_results_of_adds() {
     let lab = Lab::start(Topology::one_segment(1).families(Families::DUAL));
     let worker = &lab.workers[0];
     let busy = AtomicBool::new(true);

@@ -23,7 +23,7 @@ fn gc(worker: &Worker, network: &Value, valid: Option<&[&Pod]>) -> Result<Value,
 }
 
 #[test]
-fn gc_takes_away_what_the_runtime_does_not_know_and_nothing_else() {
+fn gc_deletes_only_attachments_that_the_runtime_does_not_list() {
     let lab = Lab::start(Topology::one_segment(1).families(Families::DUAL));
     let worker = &lab.workers[0];
     let (kept, stale) = (worker.pod("kept"), worker.pod("stale"));
@@ -40,7 +40,7 @@ fn gc_takes_away_what_the_runtime_does_not_know_and_nothing_else() {
 }
 
 #[test]
-fn gc_spares_what_was_added_after_it_began() {
+fn gc_keeps_attachments_that_were_added_after_it_began() {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
     let _old = worker.pod("old");
@@ -55,13 +55,13 @@ fn gc_spares_what_was_added_after_it_began() {
 
 /// Replaces the host's end of each pair with something of the same name that the kernel does not delete: an alternative
 /// name of the loopback interface.
-fn put_in_the_way(worker: &Worker, pods: &[&Pod]) {
+fn block_deletion(worker: &Worker, pods: &[&Pod]) {
     for name in pods.iter().map(|pod| pod.host_interface()) {
         worker.node.shell(&format!("ip link del {name}; ip link property add dev lo altname {name}"));
     }
 }
 
-fn clear_the_way(worker: &Worker, pods: &[&Pod]) {
+fn unblock_deletion(worker: &Worker, pods: &[&Pod]) {
     for name in pods.iter().map(|pod| pod.host_interface()) {
         worker.node.shell(&format!("ip link property del dev lo altname {name}"));
     }
@@ -75,12 +75,12 @@ fn assert_names(error: &str, network: &str, failed: &[&Pod], others: &[&Pod]) {
 }
 
 #[test]
-fn gc_goes_on_after_what_it_cannot_take_away_and_names_all_of_it() {
+fn gc_continues_after_failures_and_reports_all_of_them() {
     let lab = Lab::start(Topology::one_segment(1).families(Families::DUAL));
     let worker = &lab.workers[0];
     // GC deletes in the order of the names: each attachment that fails is followed by one that succeeds.
     let [a, b, c, d, kept] = ["a", "b", "c", "d", "kept"].map(|name| worker.pod(name));
-    put_in_the_way(worker, &[&a, &c]);
+    block_deletion(worker, &[&a, &c]);
     let error = message(gc(worker, &json!({}), Some(&[&kept])));
     assert_names(&error, "polder", &[&a, &c], &[&b, &d, &kept]);
     assert_eq!(error.matches("Operation not supported").count(), 2, "the kernel's own words: {error}");
@@ -91,7 +91,7 @@ fn gc_goes_on_after_what_it_cannot_take_away_and_names_all_of_it() {
     assert_eq!(worker.status()["pods"], 3, "those that failed keep their addresses");
     probe::ping(worker.node.command("ping"), kept.v4(), 56).unwrap();
 
-    clear_the_way(worker, &[&a, &c]);
+    unblock_deletion(worker, &[&a, &c]);
     assert_eq!(gc(worker, &json!({}), Some(&[&kept])), Ok(Value::Null));
     assert_eq!(worker.status()["pods"], 1);
     worker.delete(&kept);
@@ -99,7 +99,7 @@ fn gc_goes_on_after_what_it_cannot_take_away_and_names_all_of_it() {
 }
 
 #[test]
-fn gc_names_every_address_that_a_ledger_does_not_let_go() {
+fn gc_reports_every_address_that_the_ledger_does_not_release() {
     let mut lab = Lab::build(Topology::one_segment(1));
     lab.workers[0].node.shell("mkdir -p /var/lib/polder; mount -t tmpfs -o size=1m none /var/lib/polder");
     lab.start_agents();
@@ -117,7 +117,7 @@ fn gc_names_every_address_that_a_ledger_does_not_let_go() {
 }
 
 #[test]
-fn gc_goes_on_to_the_ipam_plugin_and_neither_waits_for_the_others_success() {
+fn gc_is_forwarded_to_the_ipam_plugin_whether_or_not_either_side_fails() {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
     let scripted = ScriptedIpam::new(&worker.node);
@@ -133,7 +133,7 @@ fn gc_goes_on_to_the_ipam_plugin_and_neither_waits_for_the_others_success() {
 
     // Both fail independently: both are reported, and everything else is deleted.
     scripted.fails(r#"{"code": 5, "msg": "no way", "details": "today"}"#);
-    put_in_the_way(worker, &[&a]);
+    block_deletion(worker, &[&a]);
     let error = message(gc(worker, &other, Some(&[&c])));
     assert_names(&error, "other", &[&a], &[&b, &c]);
     assert!(error.contains("scripted-ipam: no way: today"), "{error}");
@@ -141,7 +141,7 @@ fn gc_goes_on_to_the_ipam_plugin_and_neither_waits_for_the_others_success() {
     assert_eq!(worker.status()["pods"], 3);
 
     // Only the IPAM plugin fails.
-    clear_the_way(worker, &[&a]);
+    unblock_deletion(worker, &[&a]);
     let error = message(gc(worker, &other, Some(&[&c])));
     assert_names(&error, "other", &[], &[&a, &b, &c]);
     assert!(error.contains("scripted-ipam: no way: today"), "{error}");
@@ -149,9 +149,9 @@ fn gc_goes_on_to_the_ipam_plugin_and_neither_waits_for_the_others_success() {
 
     // Only Polder fails, then neither.
     scripted.recovers();
-    put_in_the_way(worker, &[&c]);
+    block_deletion(worker, &[&c]);
     assert_names(&message(gc(worker, &other, Some(&[]))), "other", &[&c], &[&own]);
-    clear_the_way(worker, &[&c]);
+    unblock_deletion(worker, &[&c]);
     assert_eq!(gc(worker, &other, Some(&[])), Ok(Value::Null));
     assert_eq!(scripted.asked(), "GC GC GC");
     assert_eq!(worker.status()["pods"], 1);

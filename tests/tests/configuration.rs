@@ -17,14 +17,14 @@ fn variables(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
 }
 
 #[test]
-fn the_help_of_the_agent_says_how_a_variable_is_named() {
+fn the_help_of_the_agent_explains_the_names_of_variables() {
     let help = node::output(Command::new(dist().join("polder-agent")).arg("--help"));
     assert!(help.starts_with("Polder node agent") && help.contains("POLDER__UNDERLAY__INTERFACE"), "{help}");
     assert!(help.contains("install-plugins") && help.contains("--print-config"), "{help}");
 }
 
 #[test]
-fn all_nodes_have_one_file_and_variables_make_the_difference() {
+fn all_nodes_share_one_file_and_differ_by_environment_variables() {
     let mut lab = Lab::build(Topology::one_segment(2));
     let endpoints = format!("{:?}", lab.etcd.endpoints());
     for worker in &mut lab.workers {
@@ -45,13 +45,16 @@ fn all_nodes_have_one_file_and_variables_make_the_difference() {
     let worker = &mut lab.workers[0];
     assert!(worker.stop());
     worker.variables.push(("POLDER__ETCD__ENDPOINT".to_owned(), "[]".to_owned()));
-    let said_before = worker.log().len();
+    let length_before = worker.log().len();
     worker.start();
-    let (code, said) = worker.wait_until_ended();
-    assert_eq!(code, Some(78), "{said}");
-    let said = &said[said_before..];
-    assert!(said.contains("environment variable POLDER__ETCD__ENDPOINT: unknown field `endpoint`"), "{said}");
-    assert_eq!(said.trim().lines().count(), 1, "one clear error: {said}");
+    let (code, message) = worker.wait_until_ended();
+    assert_eq!(code, Some(78), "{message}");
+    let message = &message[length_before..];
+    assert!(
+        message.contains("environment variable POLDER__ETCD__ENDPOINT: unknown field `endpoint`"),
+        "{message}"
+    );
+    assert_eq!(message.trim().lines().count(), 1, "one clear error: {message}");
 }
 
 #[test]
@@ -84,7 +87,7 @@ fn two_clusters_with_the_same_names_and_ranges_share_an_etcd() {
 }
 
 #[test]
-fn one_name_stands_for_all_members_of_etcd_and_is_looked_up_again_after_a_loss() {
+fn a_name_for_all_etcd_members_is_resolved_again_after_a_disconnection() {
     let mut lab = Lab::build(Topology { etcd_members: 3, ..Topology::one_segment(1) });
     let hosts = |lab: &Lab, members: &[u8]| {
         let lines: Vec<_> =

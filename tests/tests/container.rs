@@ -58,7 +58,7 @@ impl Cluster {
 }
 
 #[test]
-fn the_image_has_the_static_binaries_and_nothing_else_and_is_the_same_each_time() {
+fn the_image_has_only_static_binaries_and_is_reproducible() {
     let folder = tempfile::tempdir().unwrap();
     let first = image::of_polder(folder.path());
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/image");
@@ -95,7 +95,7 @@ fn wait_until_ready(worker: &Worker) {
 }
 
 #[test]
-fn the_agent_runs_as_its_manifest_says_and_pods_of_all_nodes_reach_each_other() {
+fn agents_started_from_the_manifest_connect_the_pods_of_all_nodes() {
     let cluster = Cluster::start(Topology::two_segments(), 3);
     let kubelets: Vec<_> = (0..3).map(|number| cluster.kubelet(number)).collect();
     let mut agents: Vec<_> = kubelets.iter().map(|kubelet| kubelet.run("polder")).collect();
@@ -163,7 +163,7 @@ fn start_node_of_kind(worker: &Worker, image: &Path, machine_id: char) -> Runtim
 }
 
 #[test]
-fn a_node_of_kind_that_restarts_keeps_its_blocks_and_its_pods_come_back() {
+fn a_restarted_kind_node_keeps_its_blocks_and_its_pods_return() {
     let folder = tempfile::tempdir().unwrap();
     let image = image::of_polder(folder.path());
     let manifest = Manifest::read("kind");
@@ -227,7 +227,7 @@ fn a_node_of_kind_that_restarts_keeps_its_blocks_and_its_pods_come_back() {
 }
 
 /// The effect of a missing grant.
-enum Sign {
+enum Symptom {
     /// The container ends, and its output contains these words.
     Ends(&'static [&'static str]),
     /// The node is not ready, and the reasons contain these words.
@@ -237,7 +237,7 @@ enum Sign {
 }
 
 #[test]
-fn no_grant_of_the_manifest_is_superfluous_and_each_that_is_missing_is_named() {
+fn every_grant_of_the_manifest_is_necessary_and_reported_if_missing() {
     let cluster = Cluster::start(Topology::one_segment(2), 1);
     let kubelet = cluster.kubelet(0);
     let worker = &cluster.lab.workers[0];
@@ -264,35 +264,35 @@ fn no_grant_of_the_manifest_is_superfluous_and_each_that_is_missing_is_named() {
         &init.clone().without_mount("cni-bin"),
         &["/opt/cni/bin is in the container", "hostPath"],
     );
-    let (code, said) = kubelet.end_of(&kubelet.start(&sandbox, &init));
-    assert_eq!(code, 0, "{said}");
+    let (code, message) = kubelet.end_of(&kubelet.start(&sandbox, &init));
+    assert_eq!(code, 0, "{message}");
 
     let whole = manifest.container("containers");
     for capability in whole.capabilities() {
-        let sign = match capability.as_str() {
-            "NET_ADMIN" => Sign::Ends(&["needs the capability NET_ADMIN"]),
-            "NET_RAW" => Sign::NotReady(&["peers cannot be probed", "Operation not permitted"]),
+        let expected = match capability.as_str() {
+            "NET_ADMIN" => Symptom::Ends(&["needs the capability NET_ADMIN"]),
+            "NET_RAW" => Symptom::NotReady(&["peers cannot be probed", "Operation not permitted"]),
             other => panic!("nothing shows that {other} is needed"),
         };
-        shows(&kubelet, worker, &sandbox, &whole.clone().without_capability(&capability), &sign);
+        shows(&kubelet, worker, &sandbox, &whole.clone().without_capability(&capability), &expected);
     }
     for mount in whole.mounts() {
-        let sign = match mount.as_str() {
-            "config" => Sign::Ends(&["/etc/polder/agent.toml", "No such file"]),
-            "etcd" => Sign::Ends(&["etcd.cert: /etc/polder-etcd/tls.crt", "No such file"]),
-            "state" => Sign::Ends(&["state_dir /var/lib/polder", "Mount /var/lib/polder of the host"]),
-            "run" => Sign::Ends(&["/run/polder", "Read-only file system"]),
+        let expected = match mount.as_str() {
+            "config" => Symptom::Ends(&["/etc/polder/agent.toml", "No such file"]),
+            "etcd" => Symptom::Ends(&["etcd.cert: /etc/polder-etcd/tls.crt", "No such file"]),
+            "state" => Symptom::Ends(&["state_dir /var/lib/polder", "Mount /var/lib/polder of the host"]),
+            "run" => Symptom::Ends(&["/run/polder", "Read-only file system"]),
             "cni-conf" => {
-                Sign::NotReady(&["/etc/cni/net.d/10-polder.conflist cannot be written", "Read-only"])
+                Symptom::NotReady(&["/etc/cni/net.d/10-polder.conflist cannot be written", "Read-only"])
             }
-            "netns" => Sign::Says(&["/run/netns is not mounted here", "HostToContainer"]),
-            "machine-id" => Sign::Ends(&["/etc/machine-id cannot be read"]),
+            "netns" => Symptom::Says(&["/run/netns is not mounted here", "HostToContainer"]),
+            "machine-id" => Symptom::Ends(&["/etc/machine-id cannot be read"]),
             "proc-sys-net" => {
-                Sign::Ends(&["proc_sys_net /host/proc/sys/net", "mount the host's /proc/sys/net"])
+                Symptom::Ends(&["proc_sys_net /host/proc/sys/net", "mount the host's /proc/sys/net"])
             }
             other => panic!("nothing shows that the mount {other} is needed"),
         };
-        shows(&kubelet, worker, &sandbox, &whole.clone().without_mount(&mount), &sign);
+        shows(&kubelet, worker, &sandbox, &whole.clone().without_mount(&mount), &expected);
     }
     let alone = whole.clone().without_propagation("netns");
     shows(
@@ -300,9 +300,9 @@ fn no_grant_of_the_manifest_is_superfluous_and_each_that_is_missing_is_named() {
         worker,
         &sandbox,
         &alone,
-        &Sign::Says(&["/run/netns is mounted without mount propagation"]),
+        &Symptom::Says(&["/run/netns is mounted without mount propagation"]),
     );
-    shows(&kubelet, worker, &sandbox, &whole, &Sign::Says(&["needs SYS_ADMIN"]));
+    shows(&kubelet, worker, &sandbox, &whole, &Symptom::Says(&["needs SYS_ADMIN"]));
 }
 
 #[test]
@@ -323,8 +323,8 @@ fn the_cleanup_waits_for_agent_and_pods_and_leaves_nothing_on_the_node() {
     runtime.remove_pod(&agents);
     ends(&cleanup, &sandbox, &uninstall, &["1 pods are attached"]);
     runtime.stop_pod(&pod);
-    let (code, said) = cleanup.end_of(&cleanup.start(&sandbox, &uninstall));
-    assert_eq!(code, 0, "{said}");
+    let (code, message) = cleanup.end_of(&cleanup.start(&sandbox, &uninstall));
+    assert_eq!(code, 0, "{message}");
 
     let links = worker.node.run("ip", &["link"]);
     assert!(!links.contains("polder") && !links.contains("pld"), "{links}");
@@ -338,8 +338,8 @@ fn the_cleanup_waits_for_agent_and_pods_and_leaves_nothing_on_the_node() {
     // The last container runs until it is stopped.
     let done = cleanup.start(&sandbox, &manifest.container("containers"));
     wait::until("the container to be done", || {
-        let said = cleanup.log(&done);
-        if said.contains("nothing") { Ok(()) } else { Err(said) }
+        let message = cleanup.log(&done);
+        if message.contains("nothing") { Ok(()) } else { Err(message) }
     });
     assert_eq!(runtime.exit_code(&done.id), None, "it stays");
     runtime.remove_container(&done.id);
@@ -347,23 +347,29 @@ fn the_cleanup_waits_for_agent_and_pods_and_leaves_nothing_on_the_node() {
 
 fn ends(kubelet: &Kubelet<'_>, sandbox: &Sandbox, container: &Container, words: &[&str]) {
     let started = kubelet.start(sandbox, container);
-    let (code, said) = kubelet.end_of(&started);
-    assert_ne!(code, 0, "{said}");
-    words.iter().for_each(|word| assert!(said.contains(word), "{word:?} in {said}"));
+    let (code, message) = kubelet.end_of(&started);
+    assert_ne!(code, 0, "{message}");
+    words.iter().for_each(|word| assert!(message.contains(word), "{word:?} in {message}"));
 }
 
-fn shows(kubelet: &Kubelet<'_>, worker: &Worker, sandbox: &Sandbox, container: &Container, sign: &Sign) {
-    let words = match sign {
-        Sign::Ends(words) => return ends(kubelet, sandbox, container, words),
-        Sign::NotReady(words) | Sign::Says(words) => words,
+fn shows(
+    kubelet: &Kubelet<'_>,
+    worker: &Worker,
+    sandbox: &Sandbox,
+    container: &Container,
+    expected: &Symptom,
+) {
+    let words = match expected {
+        Symptom::Ends(words) => return ends(kubelet, sandbox, container, words),
+        Symptom::NotReady(words) | Symptom::Says(words) => words,
     };
-    let is_ready = matches!(sign, Sign::Says(_));
+    let is_ready = matches!(expected, Symptom::Says(_));
     let started: Started = kubelet.start(sandbox, container);
     wait::until(&format!("the agent to say {words:?}"), || {
         let status = worker.try_status().map_err(|error| error + &kubelet.log(&started))?;
-        let said = if is_ready { status.to_string() } else { status["reasons"].to_string() };
-        let is_so = status["ready"] == is_ready && words.iter().all(|word| said.contains(word));
-        if is_so { Ok(()) } else { Err(said) }
+        let message = if is_ready { status.to_string() } else { status["reasons"].to_string() };
+        let is_so = status["ready"] == is_ready && words.iter().all(|word| message.contains(word));
+        if is_so { Ok(()) } else { Err(message) }
     });
     kubelet.runtime.remove_container(&started.id);
 }

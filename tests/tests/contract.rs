@@ -10,13 +10,13 @@ use polder_tests::agent::Worker;
 use polder_tests::cni::{VERSIONS, WITH_CHECK, WITH_GC, WITH_RESULTS, code, conf, message, since};
 use polder_tests::matrix::assert_flat;
 use polder_tests::probe::{self, Echo};
+use polder_tests::routes::wait_for_routes;
 use polder_tests::wait::PATIENCE;
-use polder_tests::ways::wait_for_ways;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::{Value, json};
 
 #[test]
-fn every_version_adds_checks_and_deletes_in_its_own_shape() {
+fn add_check_and_del_use_the_result_format_of_every_version() {
     let lab = Lab::start_node();
     let worker = &lab.workers[0];
     for version in VERSIONS {
@@ -75,7 +75,7 @@ fn nth(worker: &Worker, number: u32) -> IpAddr {
 }
 
 #[test]
-fn a_pod_gets_the_addresses_the_mac_address_and_the_pool_that_it_asks_for() {
+fn a_pod_gets_the_requested_addresses_mac_address_and_pool() {
     let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let elsewhere = worker.namespace("elsewhere");
@@ -115,7 +115,7 @@ fn a_pod_gets_the_addresses_the_mac_address_and_the_pool_that_it_asks_for() {
 }
 
 #[test]
-fn the_runtime_goes_before_the_configuration_and_that_before_the_arguments() {
+fn runtime_config_overrides_args_in_the_configuration_and_these_override_cni_args() {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
     worker.namespace("a");
@@ -147,12 +147,12 @@ fn the_runtime_goes_before_the_configuration_and_that_before_the_arguments() {
 }
 
 #[test]
-fn an_address_in_a_block_that_nobody_owns_is_claimed_and_one_of_another_node_is_refused() {
+fn an_address_is_granted_in_an_unclaimed_block_and_refused_in_a_claimed_one() {
     let lab = Lab::start(Topology::one_segment(2));
     let asking = |address: &str| conf("1.1.0", &json!({ "runtimeConfig": { "ips": [address] } }));
     let pod = lab.workers[0].pod_with("a", &asking("10.244.255.77"));
     let other = lab.workers[1].pod("b");
-    wait_for_ways(&lab, PATIENCE);
+    wait_for_routes(&lab, PATIENCE);
     assert_flat(&[pod, other], 1450);
     lab.workers[1].namespace("c");
     let refused = message(lab.workers[1].cni("ADD", "c", "/run/netns/c", &asking("10.244.255.78")));
@@ -160,7 +160,7 @@ fn an_address_in_a_block_that_nobody_owns_is_claimed_and_one_of_another_node_is_
 }
 
 #[test]
-fn a_pod_with_an_address_that_another_had_is_reached_at_once_and_gets_nothing_of_the_others() {
+fn a_reused_address_is_reachable_at_once_and_gets_no_old_connections() {
     let lab = Lab::start(Topology::two_segments());
     let others: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("other")).collect();
     let worker = &lab.workers[0];
@@ -211,9 +211,9 @@ fn chain(worker: &Worker, verb: &str, name: &str, plugins: &[Value], last: &Valu
         if !result.is_null() {
             conf["prevResult"] = result.clone();
         }
-        let said = worker.cni(verb, name, &netns, &conf)?;
+        let reply = worker.cni(verb, name, &netns, &conf)?;
         if verb == "ADD" {
-            result = said;
+            result = reply;
         }
     }
     Ok(result)
@@ -244,7 +244,7 @@ fn usual_plugins(version: &str) -> Vec<Value> {
 }
 
 #[test]
-fn plugins_behind_polder_do_their_work_and_a_host_port_answers_the_world() {
+fn plugins_after_polder_work_and_a_host_port_is_reachable_from_outside() {
     let lab = Lab::start(Topology::two_segments());
     let worker = &lab.workers[0];
     let other = lab.workers[2].pod("b");
@@ -273,7 +273,7 @@ fn plugins_behind_polder_do_their_work_and_a_host_port_answers_the_world() {
 }
 
 #[test]
-fn what_plugins_before_polder_did_is_passed_on() {
+fn results_of_plugins_before_polder_are_passed_on() {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
     for version in since(WITH_RESULTS) {

@@ -94,7 +94,7 @@ fn add_and_del(worker: &Worker, names: &[String]) {
 }
 
 #[test]
-fn an_add_is_refused_while_another_process_makes_the_interface_and_is_undone() {
+fn an_add_is_refused_and_undone_while_another_process_creates_the_interface() {
     let lab = lab();
     let worker = &lab.workers[0];
     let netns = worker.namespace("a");
@@ -126,7 +126,7 @@ fn an_add_that_is_killed_after_any_system_call_is_undone_by_its_del() {
 }
 
 #[test]
-fn what_a_killed_add_leaves_is_gone_with_the_pod_or_with_a_reboot_without_any_del() {
+fn leftovers_of_a_killed_add_are_deleted_with_the_pod_or_at_a_reboot() {
     let mut lab = lab();
     for (round, reboots) in [("gone", false), ("boot", true)] {
         let names = after_each_call(&lab.workers[0], "ADD", round, |_, _| ());
@@ -147,7 +147,7 @@ fn what_a_killed_add_leaves_is_gone_with_the_pod_or_with_a_reboot_without_any_de
 }
 
 #[test]
-fn a_del_that_is_killed_after_any_system_call_can_be_repeated_or_forgotten() {
+fn a_del_that_is_killed_after_any_system_call_can_be_repeated_or_omitted() {
     let lab = lab();
     let worker = &lab.workers[0];
     after_each_call(worker, "DEL", "k", |after, name| {
@@ -163,7 +163,7 @@ fn a_del_that_is_killed_after_any_system_call_can_be_repeated_or_forgotten() {
 }
 
 #[test]
-fn a_reboot_ends_what_a_killed_del_has_begun() {
+fn a_reboot_completes_a_killed_del() {
     let mut lab = lab();
     let names = after_each_call(&lab.workers[0], "DEL", "k", |_, _| ());
     lab.reboot(0);

@@ -12,7 +12,7 @@ use polder_tests::{Lab, Pod, Topology};
 use serde_json::{Value, json};
 
 /// The versions that the reference plugins support.
-fn spoken_by_others() -> impl Iterator<Item = &'static str> {
+fn versions_of_other_plugins() -> impl Iterator<Item = &'static str> {
     VERSIONS.into_iter().filter(|version| *version < WITH_GC)
 }
 
@@ -26,14 +26,14 @@ fn host_local(version: &str, range: &Value) -> Value {
 }
 
 #[test]
-fn another_ipam_plugin_gives_the_addresses_and_takes_them_back() {
+fn another_ipam_plugin_allocates_and_releases_the_addresses() {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
     let own = worker.pod("own");
     let given = || {
         worker.node.shell("ls /run/host-local/polder 2>/dev/null | grep -c ^192 || true").trim().to_owned()
     };
-    for version in spoken_by_others() {
+    for version in versions_of_other_plugins() {
         let conf = host_local(version, &json!({ "subnet": "192.168.77.0/24" }));
         let [a, b] = ["a", "b"].map(|name| worker.pod_with(name, &conf));
         assert!(a.v4().to_string().starts_with("192.168.77."), "{}", a.v4());
@@ -55,11 +55,11 @@ fn another_ipam_plugin_gives_the_addresses_and_takes_them_back() {
 }
 
 #[test]
-fn what_fails_behind_polder_is_undone_before_it() {
+fn an_add_is_undone_if_the_ipam_plugin_fails() {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
     let netns = worker.namespace("c");
-    for version in spoken_by_others() {
+    for version in versions_of_other_plugins() {
         let refused = |conf: &Value| message(worker.cni("ADD", "c", &netns, conf));
         let missing = refused(&conf(version, &json!({ "ipam": { "type": "nobody" } })));
         assert!(missing.contains("plugin nobody not found"), "{missing}");
@@ -84,7 +84,7 @@ fn other_plugins_get_addresses_of_our_pools() {
     let worker = &lab.workers[0];
     worker.node.shell("ip link add uplink0 type veth peer name uplink1; ip link set uplink0 up");
     let three = first_three(worker);
-    for version in spoken_by_others() {
+    for version in versions_of_other_plugins() {
         for (plugin, more) in [
             ("ptp", json!({})),
             ("bridge", json!({ "bridge": "cni0", "isDefaultGateway": true })),
@@ -118,7 +118,7 @@ fn first_three(worker: &Worker) -> String {
 
 /// Makes the call of an ipvlan plugin: not every kernel has ipvlan, and no plugin of Debian supports 1.1.0.
 #[test]
-fn a_plugin_that_asks_for_an_address_gets_it_in_the_shape_of_its_version() {
+fn polder_ipam_returns_addresses_in_the_format_of_the_callers_version() {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
     let three = first_three(worker);
@@ -156,7 +156,7 @@ fn a_plugin_that_asks_for_an_address_gets_it_in_the_shape_of_its_version() {
 }
 
 #[test]
-fn a_pod_whose_namespace_is_gone_gives_leased_addresses_back_without_a_del() {
+fn leased_addresses_are_released_without_a_del_if_the_namespace_is_gone() {
     let mut lab = Lab::build(Topology::one_segment(1));
     lab.workers[0].configure_also("ipam.grace_seconds = 1");
     lab.start_agents();
@@ -169,7 +169,7 @@ fn a_pod_whose_namespace_is_gone_gives_leased_addresses_back_without_a_del() {
 }
 
 #[test]
-fn every_verb_goes_on_to_the_ipam_plugin_and_what_it_says_comes_back() {
+fn every_verb_is_forwarded_to_the_ipam_plugin_and_its_reply_is_returned() {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
     let scripted = ScriptedIpam::new(&worker.node);
@@ -222,7 +222,7 @@ fn every_verb_goes_on_to_the_ipam_plugin_and_what_it_says_comes_back() {
 }
 
 #[test]
-fn several_addresses_of_a_family_are_for_results_that_have_room_for_them() {
+fn several_addresses_of_a_family_are_refused_in_old_result_formats() {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
     let scripted = ScriptedIpam::new(&worker.node);

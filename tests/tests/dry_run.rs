@@ -19,8 +19,8 @@ fn plan(worker: &Worker) -> (Option<i32>, String, String) {
 }
 
 /// The indented lines below the line that starts with `title`.
-fn part<'a>(said: &'a str, title: &str) -> Vec<&'a str> {
-    let after = said.lines().skip_while(|line| !line.starts_with(title)).skip(1);
+fn part<'a>(output: &'a str, title: &str) -> Vec<&'a str> {
+    let after = output.lines().skip_while(|line| !line.starts_with(title)).skip(1);
     after.take_while(|line| line.starts_with(' ')).map(str::trim).collect()
 }
 
@@ -37,32 +37,32 @@ fn records(lab: &Lab) -> Vec<String> {
 }
 
 #[test]
-fn a_plan_on_a_new_node_says_what_its_agent_then_does_and_changes_nothing() {
+fn a_plan_on_a_new_node_lists_the_agents_later_changes_and_changes_nothing() {
     let mut lab = Lab::build(Topology::two_segments().families(Families::DUAL));
     lab.workers[0].start_and_wait();
     let worker = &lab.workers[1];
     let before = (kernel_state(worker), files(worker), records(&lab));
-    let (code, said, error) = plan(worker);
-    assert_eq!((code, error.as_str()), (Some(0), ""), "{said}");
-    assert!(said.ends_with("Nothing was changed.\n"), "{said}");
+    let (code, output, error) = plan(worker);
+    assert_eq!((code, error.as_str()), (Some(0), ""), "{output}");
+    assert!(output.ends_with("Nothing was changed.\n"), "{output}");
     assert_unchanged(worker, &before.0);
     assert_eq!((files(worker), records(&lab)), (before.1, before.2));
     assert!(worker.node.read(CNI_CONF).is_err());
 
-    assert!(said.contains("has no ledger"), "{said}");
-    assert!(part(&said, "Underlay").iter().any(|line| line.contains("on eth0, MTU 1500")), "{said}");
+    assert!(output.contains("has no ledger"), "{output}");
+    assert!(part(&output, "Underlay").iter().any(|line| line.contains("on eth0, MTU 1500")), "{output}");
     assert_eq!(
-        part(&said, "Files").iter().filter(|line| line.contains("10-polder.conflist")).count(),
+        part(&output, "Files").iter().filter(|line| line.contains("10-polder.conflist")).count(),
         1,
-        "{said}"
+        "{output}"
     );
-    assert!(part(&said, "Peers").iter().any(|line| line.contains("n1 (IPv4), n1 (IPv6)")), "{said}");
+    assert!(part(&output, "Peers").iter().any(|line| line.contains("n1 (IPv4), n1 (IPv6)")), "{output}");
 
     // The agent makes all these changes when it starts.
     let worker = &mut lab.workers[1];
     worker.start_and_wait();
     let log = worker.log();
-    for change in part(&said, "Kernel") {
+    for change in part(&output, "Kernel") {
         let kind = change.split(' ').next().unwrap();
         // The elements that are added to a set depend on the records that the pass has.
         let is_told = match change.split_once(" (now ") {
@@ -71,65 +71,65 @@ fn a_plan_on_a_new_node_says_what_its_agent_then_does_and_changes_nothing() {
         };
         assert!(
             is_told || change.starts_with("nft set ") && change.contains(": add "),
-            "{kind}: {change}\n{said}"
+            "{kind}: {change}\n{output}"
         );
     }
-    let created = part(&said, "Kernel").iter().filter(|change| change.starts_with("create ")).count();
-    assert!(created >= 2, "a bridge and a tunnel: {said}");
-    let written = part(&said, "Records");
+    let created = part(&output, "Kernel").iter().filter(|change| change.starts_with("create ")).count();
+    assert!(created >= 2, "a bridge and a tunnel: {output}");
+    let written = part(&output, "Records");
     let keys = lab.etcd.keys("/polder/");
     for line in &written {
         let key = line.split(' ').nth(1).unwrap();
         assert!(keys.iter().any(|found| found == key), "{key} is not there: {keys:?}");
     }
-    assert!(written.iter().any(|line| line.starts_with("write /polder/v1/nodes/n2 {")), "{said}");
+    assert!(written.iter().any(|line| line.starts_with("write /polder/v1/nodes/n2 {")), "{output}");
     assert_eq!(
         written.iter().filter(|line| line.contains("/blocks/")).count(),
         2,
-        "one of each family: {said}"
+        "one of each family: {output}"
     );
 }
 
 #[test]
-fn a_plan_on_a_node_whose_agent_was_stopped_has_nothing_to_do_or_says_what_was_spoilt() {
+fn a_plan_after_the_agent_stopped_is_empty_or_lists_the_damage() {
     let mut lab = Lab::start(Topology::one_segment(2));
     let worker = &lab.workers[0];
-    let (code, said, error) = plan(worker);
-    assert_eq!((code, said.as_str()), (Some(1), ""));
+    let (code, output, error) = plan(worker);
+    assert_eq!((code, output.as_str()), (Some(1), ""));
     assert!(error.contains("polderctl plan"), "{error}");
 
     let pod = worker.pod("a");
     // The agent ends as in a crash: changes that are not yet in the file of its ledger are in a file beside it.
     lab.workers[0].kill();
     let worker = &lab.workers[0];
-    let (code, said, error) = plan(worker);
-    assert_eq!(code, Some(0), "{said}{error}");
-    assert_eq!((part(&said, "Kernel"), part(&said, "Records")), (vec!["none"], vec!["none"]), "{said}");
+    let (code, output, error) = plan(worker);
+    assert_eq!(code, Some(0), "{output}{error}");
+    assert_eq!((part(&output, "Kernel"), part(&output, "Records")), (vec!["none"], vec!["none"]), "{output}");
     worker.node.shell("ip link delete polder0");
     let before = (kernel_state(worker), files(worker), records(&lab));
-    let (code, said, _) = plan(worker);
-    assert_eq!(code, Some(0), "{said}");
-    let kernel = part(&said, "Kernel");
-    assert!(kernel.iter().any(|change| change.starts_with("create ")), "{said}");
+    let (code, output, _) = plan(worker);
+    assert_eq!(code, Some(0), "{output}");
+    let kernel = part(&output, "Kernel");
+    assert!(kernel.iter().any(|change| change.starts_with("create ")), "{output}");
     assert!(
         kernel.iter().any(|change| change.contains(&pod.host_interface())),
-        "the ledger was read: {said}"
+        "the ledger was read: {output}"
     );
     assert_unchanged(worker, &before.0);
     assert_eq!((files(worker), records(&lab)), (before.1, before.2));
 }
 
 #[test]
-fn a_plan_says_why_the_node_would_not_become_ready() {
+fn a_plan_states_why_the_node_would_not_become_ready() {
     let mut lab = Lab::build(Topology::one_segment(1));
     let good = lab.workers[0].configuration();
     let no_settings =
         good.lines().take_while(|line| !line.starts_with("[bootstrap]")).collect::<Vec<_>>().join("\n");
     lab.workers[0].configure(&no_settings);
-    let (code, said, _) = plan(&lab.workers[0]);
-    let reasons = part(&said, "The node would not become ready").join("\n");
-    assert!(code == Some(3) && reasons.contains("settings"), "{said}");
-    assert_eq!((part(&said, "Kernel"), part(&said, "Records")), (vec!["none"], vec!["none"]), "{said}");
+    let (code, output, _) = plan(&lab.workers[0]);
+    let reasons = part(&output, "The node would not become ready").join("\n");
+    assert!(code == Some(3) && reasons.contains("settings"), "{output}");
+    assert_eq!((part(&output, "Kernel"), part(&output, "Records")), (vec!["none"], vec!["none"]), "{output}");
 
     lab.workers[0].configure(&format!("mtu = 5\n{good}"));
     let (code, _, error) = plan(&lab.workers[0]);
@@ -137,13 +137,13 @@ fn a_plan_says_why_the_node_would_not_become_ready() {
 
     lab.workers[0].configure(&good);
     lab.etcd.kill();
-    let (code, said, error) = plan(&lab.workers[0]);
-    assert_eq!((code, said.as_str()), (Some(1), ""));
+    let (code, output, error) = plan(&lab.workers[0]);
+    assert_eq!((code, output.as_str()), (Some(1), ""));
     assert!(error.contains(":2379") && error.contains("cannot read the records"), "{error}");
 }
 
 #[test]
-fn a_plan_takes_nothing_away_where_the_node_was_removed() {
+fn a_plan_on_a_removed_node_deletes_nothing() {
     let mut lab = Lab::start(Topology::one_segment(3));
     let pod = lab.workers[0].pod("a");
     for (number, pods) in [(0, 1), (1, 0)] {
@@ -155,9 +155,9 @@ fn a_plan_takes_nothing_away_where_the_node_was_removed() {
     });
     for (worker, pods) in lab.workers[..2].iter().zip(["(1)", "(0)"]) {
         let before = (kernel_state(worker), files(worker), records(&lab));
-        let (code, said, error) = plan(worker);
-        let reasons = part(&said, "The node would not become ready").join("\n");
-        assert!(code == Some(3) && reasons.contains("was removed from the cluster"), "{said}{error}");
+        let (code, output, error) = plan(worker);
+        let reasons = part(&output, "The node would not become ready").join("\n");
+        assert!(code == Some(3) && reasons.contains("was removed from the cluster"), "{output}{error}");
         assert!(reasons.contains(&format!("its pods {pods}")), "{reasons}");
         assert_unchanged(worker, &before.0);
         assert_eq!((files(worker), records(&lab)), (before.1, before.2));
@@ -171,12 +171,12 @@ fn a_plan_takes_nothing_away_where_the_node_was_removed() {
         status["reasons"].to_string().contains("was removed").then_some(())
     });
     assert!(worker.stop());
-    let (code, said, _) = plan(&lab.workers[0]);
-    assert!(code == Some(3) && said.contains("was removed from the cluster"), "{said}");
+    let (code, output, _) = plan(&lab.workers[0]);
+    assert!(code == Some(3) && output.contains("was removed from the cluster"), "{output}");
 }
 
 #[test]
-fn a_plan_goes_by_the_store_of_the_configuration_and_not_by_a_file_of_an_earlier_one() {
+fn a_plan_uses_the_configured_datastore_and_not_an_old_embedded_file() {
     let mut lab = Lab::build(Topology::one_segment(1));
     let with_etcd = lab.workers[0].configuration();
     let (top, _) = with_etcd.split_once("[etcd]").unwrap();
@@ -184,12 +184,12 @@ fn a_plan_goes_by_the_store_of_the_configuration_and_not_by_a_file_of_an_earlier
     lab.workers[0].configure(&alone);
     lab.workers[0].start_and_wait();
     assert!(lab.workers[0].stop());
-    let (code, said, error) = plan(&lab.workers[0]);
-    assert_eq!((code, part(&said, "Records")), (Some(0), vec!["none"]), "{said}{error}");
+    let (code, output, error) = plan(&lab.workers[0]);
+    assert_eq!((code, part(&output, "Records")), (Some(0), vec!["none"]), "{output}{error}");
     // Only the file of the embedded datastore is left.
     lab.workers[0].node.shell("cd /var/lib/polder; rm -f ledger.db* cluster.json; ip link delete polder0");
     lab.workers[0].configure(&with_etcd);
-    let (code, said, error) = plan(&lab.workers[0]);
-    let made = part(&said, "Records").join("\n");
-    assert!(code == Some(0) && made.contains("10.244.0.0/16") && !made.contains("10.77."), "{said}{error}");
+    let (code, output, error) = plan(&lab.workers[0]);
+    let made = part(&output, "Records").join("\n");
+    assert!(code == Some(0) && made.contains("10.244.0.0/16") && !made.contains("10.77."), "{output}{error}");
 }

@@ -19,7 +19,7 @@ fn lab() -> Lab {
 }
 
 #[test]
-fn a_node_without_etcd_serves_its_pods_and_knows_them_after_a_restart() {
+fn a_node_without_etcd_serves_its_pods_and_keeps_them_over_a_restart() {
     let mut lab = lab();
     let mut pods = vec![lab.workers[0].pod("a"), lab.workers[0].pod("b")];
     assert_flat_over(Families::DUAL, &pods, 1450);
@@ -43,7 +43,7 @@ fn a_node_without_etcd_serves_again_after_a_reboot() {
 }
 
 #[test]
-fn a_node_without_etcd_takes_one_block_after_another_until_there_is_none() {
+fn a_node_without_etcd_claims_blocks_until_none_is_left() {
     let lab = lab();
     let worker = &lab.workers[0];
     // 256 addresses less the first, the last and one gateway in each of four blocks.

@@ -34,14 +34,14 @@ fn serve_names(lab: &Lab, records: &str, members: &[u8]) -> Process {
     process
 }
 
-fn hears_store(worker: &Worker) {
-    worker.wait_for_status("the store to be heard", |status| {
+fn wait_until_connected(worker: &Worker) {
+    worker.wait_for_status("a connection to etcd", |status| {
         status["store"].to_string().contains("revision").then_some(())
     });
 }
 
 #[test]
-fn srv_records_name_the_members_and_are_looked_up_again_after_a_loss_but_never_those_without_tls() {
+fn srv_records_are_resolved_again_after_a_disconnection_and_only_with_tls() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new(folder.path(), "polder-lab");
     let topology = Topology { etcd_members: 3, ..Topology::one_segment(1) };
@@ -61,12 +61,12 @@ fn srv_records_name_the_members_and_are_looked_up_again_after_a_loss_but_never_t
     let add = |lab: &Lab, name: &str, cidr: &str| {
         let worker = &lab.workers[0];
         wait::until(&format!("pool {name} to be added"), || worker.try_ctl(&["pool", "add", name, cidr]));
-        hears_store(worker);
+        wait_until_connected(worker);
     };
     add(&lab, "first", "10.245.0.0/16");
     // A pool must not contain an address that the SRV records point to.
-    let said = lab.workers[0].try_ctl(&["pool", "add", "oops", "10.10.1.192/26"]).unwrap_err();
-    assert!(said.contains("10.10.1.200, the address of etcd (etcd0.polder.test)"), "{said}");
+    let message = lab.workers[0].try_ctl(&["pool", "add", "oops", "10.10.1.192/26"]).unwrap_err();
+    assert!(message.contains("10.10.1.200, the address of etcd (etcd0.polder.test)"), "{message}");
 
     // The only member in the records is killed, and the records now name the other members.
     names.kill();
@@ -110,7 +110,7 @@ fn start_proxy(lab: &Lab, port: u16, arguments: &[&str]) -> Process {
 }
 
 #[test]
-fn a_grpc_proxy_is_named_and_not_used_and_a_member_beside_it_is() {
+fn a_grpc_proxy_is_reported_and_only_real_members_are_used() {
     let mut lab = Lab::build(Topology::one_segment(1));
     let _usual = start_proxy(&lab, 3379, &[]);
     let _hidden = start_proxy(&lab, 3380, &["--advertise-client-url", ""]);
@@ -128,15 +128,18 @@ fn a_grpc_proxy_is_named_and_not_used_and_a_member_beside_it_is() {
     lab.workers[0].configure(&with(proxy));
     lab.workers[0].start();
     refused(&lab.workers[0], "this is an etcd grpc-proxy");
-    let said = lab.workers[0].try_ctl(&["pool", "add", "more", "10.245.0.0/16"]).unwrap_err();
-    assert!(said.contains("this is an etcd grpc-proxy") && !said.contains("unknown whether"), "{said}");
+    let message = lab.workers[0].try_ctl(&["pool", "add", "more", "10.245.0.0/16"]).unwrap_err();
+    assert!(
+        message.contains("this is an etcd grpc-proxy") && !message.contains("unknown whether"),
+        "{message}"
+    );
     assert!(lab.etcd.keys("/polder/").is_empty(), "something was written through the proxy");
     assert_eq!(lab.workers[0].log().matches("datastore unreachable").count(), 1);
     assert!(lab.workers[0].stop());
 
     lab.workers[0].configure(&with(&format!("{proxy}, {member}")));
     lab.workers[0].start_and_wait();
-    hears_store(&lab.workers[0]);
+    wait_until_connected(&lab.workers[0]);
     // A request with its own credentials does not repeat the detection. This etcd has no users, and accepts any
     // credentials.
     let check = ["--etcd-user", "root", "ipam", "check"];

@@ -140,7 +140,18 @@ fn a_placeholder_is_named_after_its_field() {
     assert_eq!(text_of("{ node: NodeName }", r#""no node {node}""#), "no node <node>");
     assert_eq!(text_of("{ host_name: String }", r#""no host {host_name:?}""#), "no host <host name>");
     assert_eq!(text_of("(NodeName, u32)", r#""{0} of {1:>5}""#), "<node name> of <number>");
-    assert_eq!(text_of("(#[source] io::Error, Box<IfName>)", r#""{1}: {0}""#), "<interface>: <error>");
+    assert_eq!(text_of("(#[source] io::Error, Box<IfName>)", r#""{1}: {0}""#), "<interface>: <cause>");
+}
+
+#[test]
+fn the_placeholder_of_an_inner_error_is_cause() {
+    assert_eq!(text_of("{ problem: SharedError }", r#""no: {problem}""#), "no: <cause>");
+    assert_eq!(text_of("(Box<dyn Error>)", r#""no: {0}""#), "no: <cause>");
+    let found = texts(
+        "#[derive(thiserror::Error)] enum FileNotRead { #[error(\"a\")] A }
+         #[derive(thiserror::Error)] enum E { #[error(\"b: {0}\")] B(Box<FileNotRead>) }",
+    );
+    assert_eq!(found, ["a", "b: <cause>"]);
 }
 
 #[test]

@@ -21,7 +21,7 @@ use polder_ipam::Revision;
 use polder_ipam::key::Range;
 use polder_ipam::store::{Contents, Outcome};
 use polder_simulation::Model;
-use polder_simulation::etcd::{Deletions, KeyValue, LeaseId, Operation, Said, Watch};
+use polder_simulation::etcd::{Deletions, KeyValue, LeaseId, Operation, Watch, WatchMessage};
 use polder_tests::Node;
 use polder_tests::etcd::Etcd;
 
@@ -57,7 +57,7 @@ struct Pair {
 }
 
 #[test]
-fn the_model_says_what_a_real_etcd_says() {
+fn the_model_gives_the_same_replies_as_a_real_etcd() {
     let seed = match std::env::var("POLDER_SEED") {
         Ok(seed) => seed.parse().expect("POLDER_SEED is a number"),
         Err(_) => SystemTime::UNIX_EPOCH.elapsed().unwrap().subsec_nanos().into(),
@@ -145,7 +145,7 @@ impl Pair {
     async fn watch(&mut self, range: &Range, from: i64) -> Result<(), String> {
         let mut watch = self.model.watch(range.clone(), Revision::new(from));
         let mut stream = self.real.watch(range, from).await?;
-        same("the opening of a watch", stream.hear(0).await?, watch.send(&self.model).unwrap())?;
+        same("the opening of a watch", stream.receive(0).await?, watch.send(&self.model).unwrap())?;
         self.watches.push_back((watch, stream, range.clone()));
         if self.watches.len() > WATCHES {
             self.watches.pop_front();
@@ -157,16 +157,19 @@ impl Pair {
     async fn listen(&mut self) -> Result<(), String> {
         let mut open = VecDeque::new();
         for (mut watch, mut stream, range) in self.watches.drain(..) {
-            let said = watch.send(&self.model);
-            if let Some(said) = &said {
-                let expected = if let Said::Events { events, .. } = said { events.len() } else { 0 };
+            let message = watch.send(&self.model);
+            if let Some(message) = &message {
+                let expected =
+                    if let WatchMessage::Events { events, .. } = message { events.len() } else { 0 };
                 let what = || format!("a watch of {range:?}");
-                let heard =
-                    stream.hear(expected).await.map_err(|error| format!("{}: {error}: {said:?}", what()))?;
-                same(&what(), heard, said.clone())?;
+                let received = stream
+                    .receive(expected)
+                    .await
+                    .map_err(|error| format!("{}: {error}: {message:?}", what()))?;
+                same(&what(), received, message.clone())?;
                 self.events += expected;
             }
-            if !said.is_some_and(|said| said.is_last()) {
+            if !message.is_some_and(|message| message.is_last()) {
                 open.push_back((watch, stream, range));
             }
         }
@@ -205,7 +208,7 @@ fn lease(model: &Model, id: LeaseId) -> Answer {
 }
 
 #[test]
-fn a_deletion_at_the_revision_of_a_compaction_is_heard_of_or_not_as_the_version_has_it() {
+fn a_deletion_at_a_compacted_revision_is_reported_depending_on_the_etcd_version() {
     in_a_new_etcd(async |mut pair| {
         let put = |key: &str| Operation::Put { key: key.to_owned(), value: Vec::new(), lease: None };
         let all = Range { start: "a".to_owned(), end: "z".to_owned() };
@@ -228,7 +231,7 @@ fn a_deletion_at_the_revision_of_a_compaction_is_heard_of_or_not_as_the_version_
 const END_OF_A_LEASE: Duration = Duration::from_secs(15);
 
 #[test]
-fn a_lease_that_runs_out_deletes_its_keys_at_one_revision() {
+fn an_expired_lease_deletes_its_keys_at_one_revision() {
     in_a_new_etcd(async |mut pair| {
         pair.real.grant(7, 2).await.unwrap();
         pair.model.grant(7, 2).unwrap();

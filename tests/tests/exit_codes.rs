@@ -10,32 +10,32 @@ use serde_json::{Value, json};
 /// Runs `polderctl` with both output formats, which must end with the same code. Returns the code, and the output as a
 /// table. Only for commands that can be repeated.
 fn end(worker: &Worker, arguments: &[&str]) -> (i32, String) {
-    let [(table, said), (json, _)] =
+    let [(table, output), (json, _)] =
         [&[][..], &["-o", "json"]].map(|format| once(worker, &[arguments, format].concat()));
-    assert_eq!(table, json, "{arguments:?} ends in another way with -o json: {said}");
-    (table, said)
+    assert_eq!(table, json, "{arguments:?} ends in another way with -o json: {output}");
+    (table, output)
 }
 
 /// Runs `polderctl`. Returns its exit code and its output.
 fn once(worker: &Worker, arguments: &[&str]) -> (i32, String) {
     let output = worker.program("polderctl", arguments);
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.code().expect("an exit code"), String::from_utf8_lossy(&said).into_owned())
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code().expect("an exit code"), String::from_utf8_lossy(&text).into_owned())
 }
 
 /// Each command must end with `code`, and its output must contain its words.
 fn assert_ends(worker: &Worker, code: i32, commands: &[(&str, &str)]) {
-    for (command, sign) in commands {
-        let (ended, said) = end(worker, &command.split(' ').collect::<Vec<_>>());
+    for (command, expected) in commands {
+        let (ended, output) = end(worker, &command.split(' ').collect::<Vec<_>>());
         assert!(
-            ended == code && said.contains(sign),
-            "{command}: {ended} instead of {code}, {sign:?}: {said}"
+            ended == code && output.contains(expected),
+            "{command}: {ended} instead of {code}, {expected:?}: {output}"
         );
     }
 }
 
 /// Every command that sends a request to the agent.
-const ASKING: [&str; 15] = [
+const READING: [&str; 15] = [
     "live",
     "status",
     "plan",
@@ -54,7 +54,7 @@ const ASKING: [&str; 15] = [
 ];
 
 #[test]
-fn what_is_done_or_answered_without_a_problem_ends_with_0() {
+fn commands_without_a_problem_exit_with_0() {
     let lab = Lab::start(Topology::one_segment(2));
     let worker = &lab.workers[0];
     let pod = worker.pod("a");
@@ -81,12 +81,12 @@ fn what_is_done_or_answered_without_a_problem_ends_with_0() {
     );
     assert_eq!(once(worker, &["pool", "remove", "more"]).0, 0);
     let gone = worker.pod("gone");
-    worker.lose(&gone);
+    worker.end_without_del(&gone);
     assert_ends(worker, 0, &[(&format!("ipam release {}", gone.v4()), "")]);
 }
 
 #[test]
-fn what_cannot_be_carried_out_ends_with_1() {
+fn commands_that_cannot_be_executed_exit_with_1() {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
     let pod = worker.pod("a");
@@ -111,11 +111,11 @@ fn what_cannot_be_carried_out_ends_with_1() {
 }
 
 #[test]
-fn an_agent_that_does_not_answer_ends_every_command_with_1() {
+fn every_command_exits_with_1_if_the_agent_does_not_answer() {
     let mut lab = Lab::build(Topology::one_segment(1));
     lab.etcd.kill();
     let worker = &mut lab.workers[0];
-    for command in ASKING {
+    for command in READING {
         assert_ends(worker, 1, &[(command, "start polder-agent on this node")]);
         let elsewhere = format!("--socket /run/nowhere.sock {command}");
         assert_ends(worker, 1, &[(&elsewhere, "/run/nowhere.sock")]);
@@ -125,13 +125,13 @@ fn an_agent_that_does_not_answer_ends_every_command_with_1() {
     wait::until("the agent to answer", || worker.try_status());
     assert_ends(worker, 3, &[("status", "ready     no")]);
     assert_ends(worker, 0, &[("live", "ok")]);
-    for command in &ASKING[2..] {
+    for command in &READING[2..] {
         assert_ends(worker, 1, &[(command, "")]);
     }
 }
 
 #[test]
-fn a_wrong_argument_ends_with_2_whatever_the_agent_would_say() {
+fn a_wrong_argument_exits_with_2_without_a_request_to_the_agent() {
     let lab = Lab::build(Topology::one_segment(1));
     // No agent runs: usage errors are detected without a request.
     assert_ends(
@@ -161,7 +161,7 @@ fn a_wrong_argument_ends_with_2_whatever_the_agent_would_say() {
 }
 
 #[test]
-fn a_status_that_says_not_ready_or_names_a_problem_ends_with_3() {
+fn status_exits_with_3_if_not_ready_or_with_a_problem() {
     let mut lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
     wait::until_true("a status without problems", || once(worker, &["status"]).0 == 0);
@@ -188,7 +188,7 @@ fn a_status_that_says_not_ready_or_names_a_problem_ends_with_3() {
 }
 
 #[test]
-fn a_plan_that_changes_something_ends_with_3() {
+fn a_plan_with_changes_exits_with_3() {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
     wait::until_true("a plan without changes", || once(worker, &["plan"]).0 == 0);
@@ -206,7 +206,7 @@ fn a_plan_that_changes_something_ends_with_3() {
 }
 
 #[test]
-fn a_check_that_finds_something_or_does_not_reach_every_node_ends_with_3() {
+fn a_check_with_findings_or_silent_nodes_exits_with_3() {
     let mut lab = Lab::start(Topology::one_segment(2));
     let worker = &lab.workers[0];
     wait::until_true("a check without deviations", || once(worker, &["ipam", "check"]).0 == 0);
@@ -214,8 +214,8 @@ fn a_check_that_finds_something_or_does_not_reach_every_node_ends_with_3() {
     let key = "/polder/v1/addresses/n9/10.244.0.9";
     lab.etcd.ctl(&["put", key, &record.to_string()]);
     assert_ends(worker, 3, &[("ipam check", "polder/ghost/eth0")]);
-    let (ended, said) = once(worker, &["ipam", "check", "--repair"]);
-    assert_eq!(ended, 0, "all that deviated was repaired: {said}");
+    let (ended, output) = once(worker, &["ipam", "check", "--repair"]);
+    assert_eq!(ended, 0, "all that deviated was repaired: {output}");
     assert_ends(worker, 0, &[("ipam check", "2 of 2 nodes checked")]);
 
     lab.workers[1].kill();
@@ -224,7 +224,7 @@ fn a_check_that_finds_something_or_does_not_reach_every_node_ends_with_3() {
 }
 
 #[test]
-fn a_check_of_a_node_that_is_no_member_does_not_say_that_nothing_deviates() {
+fn a_check_on_a_node_outside_the_cluster_does_not_report_success() {
     let mut lab = Lab::build(Topology::one_segment(1));
     lab.etcd.kill();
     let worker = &mut lab.workers[0];
@@ -234,18 +234,21 @@ fn a_check_of_a_node_that_is_no_member_does_not_say_that_nothing_deviates() {
     );
     worker.start();
     worker.wait_for_status("the reason", |status| (status["ready"] == false).then_some(()));
-    let (ended, said) = wait::until("a check", || match once(worker, &["ipam", "check"]) {
-        (1, said) => Err(said),
+    let (ended, output) = wait::until("a check", || match once(worker, &["ipam", "check"]) {
+        (1, output) => Err(output),
         answered => Ok(answered),
     });
-    assert!(ended == 3 && said.contains("0 of 1 nodes checked") && !said.contains("deviation"), "{said}");
-    assert!(said.contains("n1 (this node) is not registered"), "{said}");
+    assert!(
+        ended == 3 && output.contains("0 of 1 nodes checked") && !output.contains("deviation"),
+        "{output}"
+    );
+    assert!(output.contains("n1 (this node) is not registered"), "{output}");
     let (_, checked) = worker.ctl_verdict(&["ipam", "check"]);
     assert_eq!(checked["unregistered"], Value::from("n1"), "{checked}");
 }
 
 #[test]
-fn a_check_of_the_configuration_has_the_same_codes() {
+fn check_config_has_the_same_exit_codes() {
     let lab = Lab::build(Topology::one_segment(1));
     let worker = &lab.workers[0];
     let good = worker.configuration();
@@ -254,16 +257,16 @@ fn a_check_of_the_configuration_has_the_same_codes() {
         (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     assert_eq!(check(&[]).0, 0);
-    let (code, said) = check(&["--config", "/nowhere.toml"]);
-    assert!(code == 1 && said.contains("/nowhere.toml"), "{code}: {said}");
-    let (code, said) = check(&["--node", "a/b"]);
-    assert!(code == 2 && said.contains("a/b"), "{code}: {said}");
-    for (config, sign) in [
+    let (code, output) = check(&["--config", "/nowhere.toml"]);
+    assert!(code == 1 && output.contains("/nowhere.toml"), "{code}: {output}");
+    let (code, output) = check(&["--node", "a/b"]);
+    assert!(code == 2 && output.contains("a/b"), "{code}: {output}");
+    for (config, expected) in [
         (format!("colour = \"red\"\n{good}"), "colour"),
         (format!("mtu = 1\n{good}"), "mtu: 1 is out of range"),
     ] {
         worker.configure(&config);
-        let (code, said) = check(&[]);
-        assert!(code == 3 && said.contains(sign), "{code}: {said}");
+        let (code, output) = check(&[]);
+        assert!(code == 3 && output.contains(expected), "{code}: {output}");
     }
 }

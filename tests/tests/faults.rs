@@ -12,8 +12,10 @@ use polder_tests::lab::{POOL4, POOL6};
 use polder_tests::matrix::{assert_flat_over, listen};
 use polder_tests::probe::{Echo, Stream};
 use polder_tests::random::{Random, announced_seed};
-use polder_tests::sabotage::{DEEDS, HARMS, commit, foreign, make_foreign, spoil, undo};
-use polder_tests::ways::wait_for_ways;
+use polder_tests::routes::wait_for_routes;
+use polder_tests::sabotage::{
+    REPAIRED_CHANGES, REPORTED_CHANGES, apply_change, apply_random_change, foreign, make_foreign, revert,
+};
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::{Value, json};
 
@@ -30,29 +32,29 @@ const CROWD: usize = 14;
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The event of a step, and its probability in percent.
-const HAPPENINGS: [(usize, Happening); 10] = [
-    (50, Happening::Spoilt),
-    (6, Happening::Underlay),
-    (4, Happening::Harmed),
-    (8, Happening::AgentKilled),
-    (6, Happening::AgentAway),
-    (6, Happening::LinkFlaps),
-    (6, Happening::CableCut),
-    (6, Happening::MemberKilled),
-    (5, Happening::Crowd),
-    (3, Happening::NodeMadeAnew),
+const EVENTS: [(usize, Event); 10] = [
+    (50, Event::RepairedChange),
+    (6, Event::Underlay),
+    (4, Event::ReportedChange),
+    (8, Event::AgentKilled),
+    (6, Event::AgentStopped),
+    (6, Event::LinkFlaps),
+    (6, Event::CableCut),
+    (6, Event::MemberKilled),
+    (5, Event::Crowd),
+    (3, Event::NodeReplaced),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Happening {
+enum Event {
     /// Another program changes one of Polder's kernel objects.
-    Spoilt,
+    RepairedChange,
     /// Another program does something that Polder must not repair. The next event of this kind on the node undoes it.
-    Harmed,
+    ReportedChange,
     /// The agent is killed and started at once.
     AgentKilled,
     /// The agent is killed. The next event of this kind on the node starts it.
-    AgentAway,
+    AgentStopped,
     /// The underlay gets a property that is easily misread, or loses it.
     Underlay,
     /// The underlay interface goes down and up, and loses its configuration.
@@ -64,7 +66,7 @@ enum Happening {
     /// Many pods are added and deleted, so that blocks are claimed and released.
     Crowd,
     /// The node dies and is removed, and another machine of the same name replaces it.
-    NodeMadeAnew,
+    NodeReplaced,
 }
 
 /// A property of an underlay that is easily misread.
@@ -93,12 +95,12 @@ struct Site {
     streams: Vec<Stream>,
     /// Kernel objects of other programs on each node.
     foreign: Vec<String>,
-    away: BTreeSet<usize>,
+    stopped: BTreeSet<usize>,
     cut: BTreeSet<usize>,
     /// The current oddities, each with the number of its node.
     odd: BTreeSet<(usize, Oddity)>,
-    /// The current harm of each node: an index into `HARMS`.
-    harmed: BTreeMap<usize, usize>,
+    /// The current change of each node: an index into `REPORTED_CHANGES`.
+    changed: BTreeMap<usize, usize>,
     member: Option<usize>,
     steps: Vec<String>,
 }
@@ -135,19 +137,19 @@ impl Site {
             servers,
             streams: Vec::new(),
             foreign,
-            away: BTreeSet::new(),
+            stopped: BTreeSet::new(),
             cut: BTreeSet::new(),
             odd: BTreeSet::new(),
-            harmed: BTreeMap::new(),
+            changed: BTreeMap::new(),
             member: None,
             steps: Vec::new(),
         };
-        (0..site.pods.len()).for_each(|number| site.talk(number));
+        (0..site.pods.len()).for_each(|number| site.start_streams(number));
         site
     }
 
     /// Starts streams from the pod of that node to the pods of all other nodes.
-    fn talk(&mut self, number: usize) {
+    fn start_streams(&mut self, number: usize) {
         let from = &self.pods[number];
         let others = self.pods.iter().filter(|to| to.node() != from.node());
         let streams = others.map(|to| from.within(|| Stream::start(from.v4(), to.v4())));
@@ -156,53 +158,55 @@ impl Site {
 
     fn step(&mut self) {
         let mut share = self.random.below(100);
-        let happening = HAPPENINGS.iter().find(|(percent, _)| {
+        let event = EVENTS.iter().find(|(percent, _)| {
             let is_it = share < *percent;
             share = share.saturating_sub(*percent);
             is_it
         });
-        let (_, happening) = happening.expect("a hundred in all");
+        let (_, event) = event.expect("a hundred in all");
         let number = self.random.below(self.lab.workers.len());
-        let what = match happening {
-            Happening::Spoilt => spoil(&self.lab.workers[number], &mut self.random).to_owned(),
+        let what = match event {
+            Event::RepairedChange => {
+                apply_random_change(&self.lab.workers[number], &mut self.random).to_owned()
+            }
             other => {
-                self.happen(*other, number);
+                self.apply(*other, number);
                 format!("{other:?}")
             }
         };
         self.steps.push(format!("n{}: {what}", number + 1));
         // In 30 % of the steps, the agent repairs everything before the next event. A disconnected agent may not have
         // the records for that.
-        if self.random.chance(30) && !self.away.contains(&number) && !self.cut.contains(&number) {
+        if self.random.chance(30) && !self.stopped.contains(&number) && !self.cut.contains(&number) {
             self.lab.workers[number].wait_for_status("a pass that finds nothing", settled);
         }
     }
 
-    fn happen(&mut self, happening: Happening, number: usize) {
-        match happening {
-            Happening::Spoilt => {}
-            Happening::Harmed => self.harm(number),
-            Happening::AgentKilled => {
+    fn apply(&mut self, event: Event, number: usize) {
+        match event {
+            Event::RepairedChange => {}
+            Event::ReportedChange => self.toggle_reported_change(number),
+            Event::AgentKilled => {
                 self.lab.workers[number].kill();
                 self.start(number);
             }
-            Happening::AgentAway if self.away.contains(&number) => self.start(number),
-            Happening::AgentAway => {
+            Event::AgentStopped if self.stopped.contains(&number) => self.start(number),
+            Event::AgentStopped => {
                 self.lab.workers[number].kill();
-                self.away.insert(number);
+                self.stopped.insert(number);
             }
-            Happening::Underlay => {
+            Event::Underlay => {
                 let oddity = *self.random.one_of(&ODDITIES);
-                self.turn(number, oddity);
+                self.toggle_oddity(number, oddity);
             }
-            Happening::LinkFlaps => self.flap(number),
-            Happening::CableCut if self.cut.contains(&number) => self.restore(number),
-            Happening::CableCut => {
+            Event::LinkFlaps => self.flap_link(number),
+            Event::CableCut if self.cut.contains(&number) => self.restore(number),
+            Event::CableCut => {
                 let worker = &self.lab.workers[number];
                 self.lab.fabric.cut(&worker.node, worker.segment);
                 self.cut.insert(number);
             }
-            Happening::MemberKilled => match self.member.take() {
+            Event::MemberKilled => match self.member.take() {
                 Some(member) => self.lab.etcd.start_member(member),
                 None => {
                     let member = self.random.below(MEMBERS);
@@ -210,24 +214,24 @@ impl Site {
                     self.member = Some(member);
                 }
             },
-            Happening::Crowd => self.crowd(number),
-            Happening::NodeMadeAnew => self.make_anew(number),
+            Event::Crowd => self.crowd(number),
+            Event::NodeReplaced => self.replace_node(number),
         }
     }
 
-    fn harm(&mut self, number: usize) {
-        match self.harmed.remove(&number) {
-            Some(which) => undo(&HARMS[which], &self.lab.workers[number]),
+    fn toggle_reported_change(&mut self, number: usize) {
+        match self.changed.remove(&number) {
+            Some(which) => revert(&REPORTED_CHANGES[which], &self.lab.workers[number]),
             None => {
-                let which = self.random.below(HARMS.len());
-                commit(&HARMS[which].deed, &self.lab.workers[number], &mut self.random);
-                self.harmed.insert(number, which);
+                let which = self.random.below(REPORTED_CHANGES.len());
+                apply_change(&REPORTED_CHANGES[which].change, &self.lab.workers[number], &mut self.random);
+                self.changed.insert(number, which);
             }
         }
     }
 
     /// Adds the oddity to the underlay of that node, or removes it.
-    fn turn(&mut self, number: usize, oddity: Oddity) {
+    fn toggle_oddity(&mut self, number: usize, oddity: Oddity) {
         let begins = !self.odd.remove(&(number, oddity));
         if begins {
             self.odd.insert((number, oddity));
@@ -271,7 +275,7 @@ impl Site {
     }
 
     fn start(&mut self, number: usize) {
-        self.away.remove(&number);
+        self.stopped.remove(&number);
         self.lab.workers[number].start();
     }
 
@@ -282,7 +286,7 @@ impl Site {
     }
 
     /// As a network manager does: sets the interface down and up, and restores its configuration.
-    fn flap(&self, number: usize) {
+    fn flap_link(&self, number: usize) {
         let worker = &self.lab.workers[number];
         let v6 = self.lab.underlay(number, true);
         worker.node.shell(&format!(
@@ -295,7 +299,7 @@ impl Site {
     /// Adds pods for which the node needs another block, one after the other, and deletes them. A pod may get no
     /// address while the node cannot claim a block.
     fn crowd(&self, number: usize) {
-        if self.away.contains(&number) {
+        if self.stopped.contains(&number) {
             return;
         }
         let worker = &self.lab.workers[number];
@@ -311,9 +315,9 @@ impl Site {
     }
 
     /// Replaces the node with another machine of the same name, without any state of the first one.
-    fn make_anew(&mut self, number: usize) {
+    fn replace_node(&mut self, number: usize) {
         let other = (number + 1) % self.lab.workers.len();
-        if self.away.contains(&other) || self.cut.contains(&other) {
+        if self.stopped.contains(&other) || self.cut.contains(&other) {
             return;
         }
         let name = self.lab.workers[number].name().to_owned();
@@ -324,10 +328,10 @@ impl Site {
         });
         self.lab.reboot(number);
         // The harm ended with the machine.
-        self.harmed.remove(&number);
+        self.changed.remove(&number);
         for oddity in ODDITIES {
             if self.odd.contains(&(number, oddity)) {
-                self.turn(number, oddity);
+                self.toggle_oddity(number, oddity);
             }
         }
         if self.cut.contains(&number) {
@@ -341,15 +345,15 @@ impl Site {
         let pod = worker.pod_within(PATIENCE, "a", &Worker::netconf("1.1.0"));
         self.servers[number] = listen(std::slice::from_ref(&pod));
         self.pods[number] = pod;
-        self.talk(number);
+        self.start_streams(number);
     }
 
     /// Ends all faults.
     fn end_all(&mut self) {
         self.cut.clone().into_iter().for_each(|number| self.restore(number));
-        self.away.clone().into_iter().for_each(|number| self.start(number));
-        self.odd.clone().into_iter().for_each(|(number, oddity)| self.turn(number, oddity));
-        self.harmed.clone().into_keys().for_each(|number| self.harm(number));
+        self.stopped.clone().into_iter().for_each(|number| self.start(number));
+        self.odd.clone().into_iter().for_each(|(number, oddity)| self.toggle_oddity(number, oddity));
+        self.changed.clone().into_keys().for_each(|number| self.toggle_reported_change(number));
         if let Some(member) = self.member.take() {
             self.lab.etcd.start_member(member);
         }
@@ -383,48 +387,50 @@ fn finds_nothing(worker: &Worker) -> Result<(), String> {
 }
 
 #[test]
-fn each_thing_that_is_done_at_random_does_some_damage_that_is_put_right() {
+fn every_repaired_change_has_an_effect_and_is_repaired() {
     let mut random = Random::new(announced_seed());
     let lab = Lab::start(Topology::two_segments().families(Families::DUAL));
     let worker = &lab.workers[0];
     make_foreign(worker);
     let _pod = worker.pod("a");
-    for deed in &DEEDS {
+    for change in &REPAIRED_CHANGES {
         // Nothing is left to repair from earlier changes.
         wait::until("nothing to do", || finds_nothing(worker));
         let before = worker.status()["last_pass"]["written"].as_u64();
         // By chance, there may be nothing to change in one family, or the kernel may refuse all changes.
-        wait::until(&format!("something to be written where somebody {}", deed.0), || {
-            let said = commit(deed, worker, &mut random);
+        wait::until(&format!("something to be written where somebody {}", change.0), || {
+            let message = apply_change(change, worker, &mut random);
             let last = worker.status()["last_pass"].clone();
             let is_noticed = last["written"].as_u64() > before;
-            if is_noticed { Ok(()) } else { Err(format!("it said {said:?}, and {last}")) }
+            if is_noticed { Ok(()) } else { Err(format!("the output is {message:?}, and {last}")) }
         });
     }
 }
 
 #[test]
-fn each_harm_that_is_done_at_random_is_named_on_its_node_until_it_is_undone() {
+fn every_reported_change_is_a_problem_on_its_node_until_it_is_reverted() {
     let mut random = Random::new(announced_seed());
     let mut lab = Lab::build(Topology::two_segments().families(Families::DUAL));
     lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
     lab.start_agents();
     let worker = &lab.workers[0];
     let _pod = worker.pod("a");
-    for harm in &HARMS {
-        let said = commit(&harm.deed, worker, &mut random);
-        let names = |status: &Value| status["problems"].to_string().contains(harm.named).then_some(());
-        worker.wait_for_status(&format!("somebody who {} ({said:?}) to be named", harm.deed.0), names);
-        assert_eq!(names(&lab.workers[1].status()), None, "{} on the first node alone", harm.deed.0);
-        undo(harm, worker);
-        worker.wait_for_status(&format!("nothing to be said, once {} is undone", harm.deed.0), |status| {
-            (status["problems"] == json!([])).then_some(())
-        });
+    for reported in &REPORTED_CHANGES {
+        let message = apply_change(&reported.change, worker, &mut random);
+        let names = |status: &Value| status["problems"].to_string().contains(reported.named).then_some(());
+        worker
+            .wait_for_status(&format!("somebody who {} ({message:?}) to be named", reported.change.0), names);
+        assert_eq!(names(&lab.workers[1].status()), None, "{} on the first node alone", reported.change.0);
+        revert(reported, worker);
+        worker.wait_for_status(
+            &format!("nothing to be said, once {} is undone", reported.change.0),
+            |status| (status["problems"] == json!([])).then_some(()),
+        );
     }
 }
 
 #[test]
-fn whatever_is_spoilt_on_nodes_that_fail_in_the_end_the_kernel_is_as_it_should_be() {
+fn the_kernel_state_is_correct_after_random_damage_and_node_failures() {
     let mut site = Site::new(Random::new(announced_seed()));
     (0..STEPS).for_each(|_| site.step());
     site.end_all();
@@ -438,7 +444,7 @@ fn whatever_is_spoilt_on_nodes_that_fail_in_the_end_the_kernel_is_as_it_should_b
             if is_well { Ok(()) } else { Err(seen()) }
         });
     }
-    wait_for_ways(&site.lab, PATIENCE);
+    wait_for_routes(&site.lab, PATIENCE);
     for worker in workers {
         wait::within(PATIENCE, &format!("{} to find nothing to do", worker.name()), || finds_nothing(worker));
     }

@@ -82,7 +82,7 @@ fn count_forwarded(worker: &Worker, address: &str) -> impl Fn() -> u64 {
     }
 }
 
-fn peers_answer_by_packets_that_are_forwarded(backend: &str, attach: &str) {
+fn assert_probes_are_answered_by_forwarded_packets(backend: &str, attach: &str) {
     let bootstrap = format!("backend = \"{backend}\"\nattach = \"{attach}\"");
     let mut lab = lab(Topology::one_segment(2).families(Families::DUAL).bootstrap(&bootstrap));
     lab.start_agents();
@@ -110,34 +110,34 @@ fn peers_answer_by_packets_that_are_forwarded(backend: &str, attach: &str) {
 }
 
 #[test]
-fn peers_answer_by_packets_that_are_forwarded_with_bridge_and_direct() {
-    peers_answer_by_packets_that_are_forwarded("direct", "bridge");
+fn probes_are_answered_by_forwarded_packets_with_bridge_and_direct() {
+    assert_probes_are_answered_by_forwarded_packets("direct", "bridge");
 }
 
 #[test]
-fn peers_answer_by_packets_that_are_forwarded_with_bridge_and_vxlan() {
-    peers_answer_by_packets_that_are_forwarded("vxlan", "bridge");
+fn probes_are_answered_by_forwarded_packets_with_bridge_and_vxlan() {
+    assert_probes_are_answered_by_forwarded_packets("vxlan", "bridge");
 }
 
 #[test]
-fn peers_answer_by_packets_that_are_forwarded_with_routed_and_direct() {
-    peers_answer_by_packets_that_are_forwarded("direct", "routed");
+fn probes_are_answered_by_forwarded_packets_with_routed_and_direct() {
+    assert_probes_are_answered_by_forwarded_packets("direct", "routed");
 }
 
 #[test]
-fn peers_answer_by_packets_that_are_forwarded_with_routed_and_vxlan() {
-    peers_answer_by_packets_that_are_forwarded("vxlan", "routed");
+fn probes_are_answered_by_forwarded_packets_with_routed_and_vxlan() {
+    assert_probes_are_answered_by_forwarded_packets("vxlan", "routed");
 }
 
 #[test]
-fn a_peer_that_drops_what_it_should_forward_is_named_until_it_forwards_again() {
+fn a_peer_that_drops_forwarded_packets_is_reported_until_it_forwards_again() {
     let mut lab = lab(Topology::one_segment(3).families(Families::DUAL));
     lab.start_agents();
     wait_until_probed(&lab.workers[0], "n2", "answers");
     drop_forwarded(&lab.workers[1]);
     wait_until_probed(&lab.workers[0], "n2", "dropped");
-    let said = problem(&lab.workers[0], DROPPED);
-    assert!(said.contains("node n2 answers") && said.contains("both nodes"), "{said}");
+    let message = problem(&lab.workers[0], DROPPED);
+    assert!(message.contains("node n2 answers") && message.contains("both nodes"), "{message}");
     assert!(lab.workers[0].log().contains("are dropped"), "the log does not say it");
     // The node itself reports it for all its peers; the path between the other nodes is not affected.
     wait_until_probed(&lab.workers[1], "n1", "dropped");
@@ -149,7 +149,7 @@ fn a_peer_that_drops_what_it_should_forward_is_named_until_it_forwards_again() {
 }
 
 #[test]
-fn a_node_that_drops_what_it_should_forward_is_not_ready_and_says_why() {
+fn a_node_that_drops_forwarded_packets_is_not_ready_and_reports_the_reason() {
     let mut lab = lab(Topology::one_segment(2));
     lab.workers[0].start_and_wait();
     drop_forwarded(&lab.workers[1]);
@@ -169,7 +169,7 @@ fn a_node_that_drops_what_it_should_forward_is_not_ready_and_says_why() {
 }
 
 #[test]
-fn an_agent_that_is_replaced_or_away_is_no_fault_of_forwarding() {
+fn a_restarted_or_stopped_agent_is_not_reported_as_dropped_packets() {
     let mut lab = lab(Topology::one_segment(2));
     lab.start_agents();
     wait_until_probed(&lab.workers[0], "n2", "answers");
@@ -208,7 +208,7 @@ fn an_agent_that_is_replaced_or_away_is_no_fault_of_forwarding() {
 }
 
 #[test]
-fn an_endpoint_whose_interface_is_deleted_is_made_again() {
+fn a_probe_endpoint_is_recreated_if_its_interface_is_deleted() {
     let mut lab = lab(Topology::one_segment(2));
     lab.start_agents();
     wait_until_probed(&lab.workers[0], "n2", "answers");
@@ -222,13 +222,13 @@ fn an_endpoint_whose_interface_is_deleted_is_made_again() {
 }
 
 #[test]
-fn a_strict_source_check_of_the_uplink_is_reported_where_two_nodes_can_use_different_paths() {
+fn strict_rp_filter_is_reported_if_two_nodes_may_use_different_paths() {
     let mut lab = lab(Topology::one_segment(1));
     lab.start_agents();
     let worker = &lab.workers[0];
     worker.node.shell("sysctl -qw net.ipv4.conf.eth0.rp_filter=1");
-    let said = problem(worker, "rp_filter of eth0 is 1");
-    assert!(said.contains("sysctl -w net/ipv4/conf/eth0/rp_filter=2"), "{said}");
+    let message = problem(worker, "rp_filter of eth0 is 1");
+    assert!(message.contains("sysctl -w net/ipv4/conf/eth0/rp_filter=2"), "{message}");
     worker.node.shell("sysctl -qw net/ipv4/conf/eth0/rp_filter=2");
     wait_for_no_problem(worker);
     worker.node.shell("sysctl -qw net.ipv4.conf.eth0.rp_filter=1");

@@ -57,7 +57,7 @@ fn difference(file: &str, output: &str) -> Option<String> {
 }
 
 #[test]
-fn the_help_of_every_command_is_the_one_in_the_documentation() {
+fn the_help_of_every_command_equals_the_documentation() {
     const HOW: &str = "If the change is intended, run with POLDER_WRITE_HELP=1 to write the file";
     let output = [help("polder-agent", &[]), help("polderctl", &[])].join("\n");
     for command in ["polder-agent install-plugins", "polderctl status", "polderctl node remove"] {

@@ -9,7 +9,7 @@ use polder_tests::{Lab, Topology, wait};
 use serde_json::Value;
 
 /// The shortest cool-down that is permitted, 10 s, for tests that wait until it ends.
-const SHORT_REST: &str = "[ipam]\ncooldown_seconds = 10";
+const SHORT_COOL_DOWN: &str = "[ipam]\ncooldown_seconds = 10";
 
 /// The boot id that containers of one host share.
 const HOST_BOOT: &str = "0b007000-0000-4000-8000-000000000001\n";
@@ -18,7 +18,7 @@ const HOST_BOOT: &str = "0b007000-0000-4000-8000-000000000001\n";
 fn lab(nodes: usize) -> Lab {
     let lab = Lab::build(Topology { pools: vec!["10.244.0.0/24"], ..Topology::one_segment(nodes) });
     for worker in &lab.workers {
-        worker.configure(&format!("{}{SHORT_REST}\n", worker.configuration()));
+        worker.configure(&format!("{}{SHORT_COOL_DOWN}\n", worker.configuration()));
     }
     lab
 }
@@ -52,17 +52,17 @@ fn pod_interfaces(worker: &Worker) -> usize {
     worker.node.run("ip", &["-o", "link"]).matches(": pld").count()
 }
 
-/// Waits until the node is not ready with a reason that contains `sign`. A runtime must get the same reason. Returns
-/// the reasons.
-fn reason(worker: &Worker, sign: &str) -> String {
-    let told = worker.wait_for_status(&format!("a reason with {sign:?}"), |status| {
+/// Waits until the node is not ready with a reason that contains `expected`. A runtime must get the same reason.
+/// Returns the reasons.
+fn reason(worker: &Worker, expected: &str) -> String {
+    let message = worker.wait_for_status(&format!("a reason with {expected:?}"), |status| {
         let reasons = status["reasons"].to_string();
-        (status["ready"] == false && reasons.contains(sign)).then_some(reasons)
+        (status["ready"] == false && reasons.contains(expected)).then_some(reasons)
     });
     let error = worker.try_pod("refused", &Worker::netconf("1.1.0")).unwrap_err();
     worker.node.run("ip", &["netns", "delete", "refused"]);
-    assert!(error["msg"].as_str().unwrap().contains(sign), "{error} does not say {sign:?}");
-    told
+    assert!(error["msg"].as_str().unwrap().contains(expected), "{error} does not say {expected:?}");
+    message
 }
 
 /// The field `pods` of each fence of that node name: whether its pods are known to be gone.
@@ -87,7 +87,7 @@ fn block_of(worker: &Worker) -> Value {
 }
 
 #[test]
-fn a_machine_that_shares_a_boot_id_does_not_confirm_that_the_pods_of_another_of_its_name_are_gone() {
+fn a_shared_boot_id_is_no_proof_that_the_removed_machine_is_gone() {
     let mut lab = lab(3);
     lab.workers.iter().for_each(share_kernel);
     rename(&lab.workers[2], "n2");
@@ -97,8 +97,8 @@ fn a_machine_that_shares_a_boot_id_does_not_confirm_that_the_pods_of_another_of_
     let block = block_of(&lab.workers[1]);
     lab.workers[1].kill();
     lab.workers[2].start();
-    let told = reason(&lab.workers[2], "is registered as another machine");
-    assert!(told.contains("polderctl node remove n2 --dead"), "{told}");
+    let message = reason(&lab.workers[2], "is registered as another machine");
+    assert!(message.contains("polderctl node remove n2 --dead"), "{message}");
 
     // Its lease may still be valid.
     lab.workers[0].remove_node("n2", 1);
@@ -118,13 +118,13 @@ fn a_machine_that_shares_a_boot_id_does_not_confirm_that_the_pods_of_another_of_
 
     // The first machine comes back: it disconnects its pods, confirms, and does not affect the second.
     lab.workers[1].start();
-    let told = reason(&lab.workers[1], "was removed from the cluster");
+    let message = reason(&lab.workers[1], "was removed from the cluster");
     assert!(
-        told.contains("The name n2 now belongs to another machine")
-            && told.contains("do not change that machine"),
-        "{told}"
+        message.contains("The name n2 now belongs to another machine")
+            && message.contains("do not change that machine"),
+        "{message}"
     );
-    assert!(!told.contains("node remove"), "{told}");
+    assert!(!message.contains("node remove"), "{message}");
     assert_eq!(pod_interfaces(&lab.workers[1]), 0);
     wait::until_true("the first to confirm", || fences(&lab, "n2") == ["confirmed"]);
     assert_eq!(lab.workers[2].status()["ready"], true);
@@ -132,7 +132,7 @@ fn a_machine_that_shares_a_boot_id_does_not_confirm_that_the_pods_of_another_of_
 }
 
 #[test]
-fn somebody_can_vouch_for_a_machine_that_is_gone_while_another_has_its_name() {
+fn an_operator_can_confirm_a_dead_machine_although_another_has_its_name() {
     let mut lab = lab(3);
     lab.workers.iter().for_each(share_kernel);
     rename(&lab.workers[2], "n2");
@@ -152,7 +152,7 @@ fn somebody_can_vouch_for_a_machine_that_is_gone_while_another_has_its_name() {
 }
 
 #[test]
-fn a_restarted_container_with_another_machine_id_is_the_node_of_its_ledger() {
+fn a_restarted_container_with_another_machine_id_stays_the_node_of_its_ledger() {
     let mut lab = lab(2);
     lab.workers.iter().for_each(share_kernel);
     lab.start_agents();
@@ -167,7 +167,7 @@ fn a_restarted_container_with_another_machine_id_is_the_node_of_its_ledger() {
 }
 
 #[test]
-fn a_copied_ledger_takes_a_node_over_only_on_an_operators_word() {
+fn a_copied_ledger_takes_over_a_node_only_with_an_operators_confirmation() {
     let mut lab = lab(2);
     lab.workers[0].start_and_wait();
     let _pod = lab.workers[0].pod("a");
@@ -176,31 +176,31 @@ fn a_copied_ledger_takes_a_node_over_only_on_an_operators_word() {
     rename(&lab.workers[1], "n1");
     copy_ledger(&lab.workers[0], &lab.workers[1]);
     lab.workers[1].start();
-    let told = reason(&lab.workers[1], "machine id and boot id both differ");
-    for sign in ["polderctl node adopt n1", "identity = \\\"ledger\\\"", "--node"] {
-        assert!(told.contains(sign), "{told} does not say {sign}");
+    let message = reason(&lab.workers[1], "machine id and boot id both differ");
+    for expected in ["polderctl node adopt n1", "identity = \\\"ledger\\\"", "--node"] {
+        assert!(message.contains(expected), "{message} does not say {expected}");
     }
     let original = lab.workers[0].node.read("/etc/machine-id").unwrap();
     assert_eq!(machine_of(&lab, "n1"), original.trim());
 
     let error = lab.workers[1].try_ctl(&["node", "adopt", "n7"]).unwrap_err();
     assert!(error.contains("configured as node n1, not n7"), "{error}");
-    let said = lab.workers[1].ctl(&["node", "adopt", "n1"]).to_string();
-    assert!(said.contains(original.trim()), "{said}");
+    let message = lab.workers[1].ctl(&["node", "adopt", "n1"]).to_string();
+    assert!(message.contains(original.trim()), "{message}");
     lab.workers[1].wait_until_ready();
     assert_eq!(block_of(&lab.workers[1]), block);
     assert_eq!(lab.workers[1].ctl(&["node", "adopt", "n1"]), "this machine is already node n1");
 
     // The original machine starts again. It is no longer the node.
     lab.workers[0].start();
-    let told = reason(&lab.workers[0], "node n1 is alive as another machine");
-    assert!(told.contains("has replaced this one"), "{told}");
+    let message = reason(&lab.workers[0], "node n1 is alive as another machine");
+    assert!(message.contains("has replaced this one"), "{message}");
     let copy = lab.workers[1].node.read("/etc/machine-id").unwrap();
     assert_eq!(machine_of(&lab, "n1"), copy.trim());
 }
 
 #[test]
-fn a_copy_of_a_removed_nodes_ledger_does_not_confirm_for_it() {
+fn a_copy_of_a_removed_nodes_ledger_does_not_confirm_the_removal() {
     let mut lab = lab(3);
     lab.workers[0].start_and_wait();
     lab.workers[1].start_and_wait();
@@ -219,7 +219,7 @@ fn a_copy_of_a_removed_nodes_ledger_does_not_confirm_for_it() {
 }
 
 #[test]
-fn where_the_ledger_alone_counts_a_node_stays_itself_though_a_restart_changes_both_ids() {
+fn with_ledger_identity_a_node_keeps_its_identity_when_both_ids_change() {
     let mut lab = lab(2);
     lab.workers[1].configure_also("identity = \"ledger\"");
     lab.start_agents();
@@ -232,18 +232,18 @@ fn where_the_ledger_alone_counts_a_node_stays_itself_though_a_restart_changes_bo
 }
 
 #[test]
-fn a_machine_that_was_made_anew_says_what_lets_it_join() {
+fn a_reinstalled_machine_reports_how_it_can_join() {
     let mut lab = lab(2);
     lab.start_agents();
     lab.reboot(1);
     lab.workers[1].node.shell("rm -r /var/lib/polder");
     set_machine_id(&lab.workers[1], 'a');
     lab.workers[1].start();
-    let told = reason(&lab.workers[1], "node n2 is registered as another machine");
-    for sign in
+    let message = reason(&lab.workers[1], "node n2 is registered as another machine");
+    for expected in
         ["has no ledger of node n2", "polderctl node remove n2 --dead", "or on this machine", "--node"]
     {
-        assert!(told.contains(sign), "{told} does not say {sign}");
+        assert!(message.contains(expected), "{message} does not say {expected}");
     }
     let error = lab.workers[1].try_ctl(&["node", "adopt", "n2"]).unwrap_err();
     assert!(error.contains("no ledger of the registered node n2"), "{error}");
@@ -254,7 +254,7 @@ fn a_machine_that_was_made_anew_says_what_lets_it_join() {
 }
 
 #[test]
-fn a_machine_id_that_is_not_made_yet_is_no_identity() {
+fn an_uninitialized_machine_id_is_refused() {
     let mut lab = lab(1);
     lab.workers[0].node.write("/etc/machine-id", "uninitialized\n");
     lab.workers[0].start();

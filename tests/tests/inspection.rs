@@ -42,8 +42,8 @@ fn findings(checked: &Value) -> Vec<String> {
 }
 
 /// Whether one of the lines contains all signs.
-fn tells(lines: &[String], signs: &[&str]) -> bool {
-    lines.iter().any(|line| signs.iter().all(|sign| line.contains(sign)))
+fn any_line_contains(lines: &[String], parts: &[&str]) -> bool {
+    lines.iter().any(|line| parts.iter().all(|part| line.contains(part)))
 }
 
 fn assert_clean(worker: &Worker) {
@@ -52,7 +52,7 @@ fn assert_clean(worker: &Worker) {
 }
 
 #[test]
-fn what_deviates_in_the_records_and_on_each_node_is_named_and_put_right() {
+fn deviations_in_the_records_and_on_nodes_are_reported_and_repaired() {
     let lab = Lab::start(Topology::one_segment(2));
     let [first, second] = lab.workers.as_slice() else { panic!("two nodes") };
     let pods = [first.pod("a"), first.pod("b"), first.pod("gone"), second.pod("c")];
@@ -66,7 +66,7 @@ fn what_deviates_in_the_records_and_on_each_node_is_named_and_put_right() {
     lab.etcd.ctl(&["put", &key("n9", pods[0].v4()), &record("nowhere")]);
     lab.etcd.ctl(&["del", &key("n1", pods[1].v4())]);
     // Without a DEL, and long before the orphan collector treats the pod as gone.
-    first.lose(&pods[2]);
+    first.end_without_del(&pods[2]);
     let twice = pods[0].v4().to_string();
     let expected: Vec<Vec<String>> = [
         vec!["n1", "polder/ghost/eth0", "which does not have it"],
@@ -77,13 +77,13 @@ fn what_deviates_in_the_records_and_on_each_node_is_named_and_put_right() {
         vec!["n1", "polder/gone/eth0", "no interface"],
     ]
     .into_iter()
-    .map(|signs| signs.into_iter().map(str::to_owned).collect())
+    .map(|parts| parts.into_iter().map(str::to_owned).collect())
     .collect();
     let all_told = |checked: &Value| {
         let lines = findings(checked);
-        for signs in &expected {
-            let signs: Vec<&str> = signs.iter().map(String::as_str).collect();
-            assert!(tells(&lines, &signs), "{signs:?} is not in {lines:#?}");
+        for parts in &expected {
+            let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+            assert!(any_line_contains(&lines, &parts), "{parts:?} is not in {lines:#?}");
         }
         assert_eq!(lines.len(), expected.len(), "{lines:#?}");
     };
@@ -106,7 +106,7 @@ fn what_deviates_in_the_records_and_on_each_node_is_named_and_put_right() {
 
 /// Creates a pod with that address, without an agent and without a ledger. No agent deletes its interface: after a loss
 /// of records in the datastore, nothing is collected for a while.
-fn make_by_hand(lab: &Lab, worker: &Worker, address: IpAddr, neighbour: &Pod) -> Attachment {
+fn create_by_hand(lab: &Lab, worker: &Worker, address: IpAddr, neighbour: &Pod) -> Attachment {
     lab.etcd.ctl(&["del", "/polder/v1/cluster"]);
     wait::until_true("the loss to be seen", || {
         worker.log().contains("keeping routes and tunnels to the affected nodes")
@@ -127,18 +127,18 @@ fn make_by_hand(lab: &Lab, worker: &Worker, address: IpAddr, neighbour: &Pod) ->
 }
 
 #[test]
-fn a_pod_that_lives_and_that_the_ledger_does_not_have_is_taken_down_again_and_talks_again() {
+fn a_running_pod_that_is_missing_in_the_ledger_is_added_and_reachable_again() {
     let lab = Lab::start(Topology::one_segment(2));
     let worker = &lab.workers[0];
     let pod = worker.pod("a");
     let address = beside(&pod);
-    make_by_hand(&lab, worker, address, &pod);
+    create_by_hand(&lab, worker, address, &pod);
     let (clean, checked) = worker.ctl_verdict(&["ipam", "check"]);
     let lines = findings(&checked);
-    let signs = ["n1", "polder/by-hand/eth0 runs on n1", &address.to_string(), "is not in the ledger"];
-    assert!(!clean && tells(&lines, &signs), "{lines:#?}");
+    let parts = ["n1", "polder/by-hand/eth0 runs on n1", &address.to_string(), "is not in the ledger"];
+    assert!(!clean && any_line_contains(&lines, &parts), "{lines:#?}");
     let (clean, checked) = worker.ctl_verdict(&["ipam", "check", "--repair"]);
-    assert!(clean && tells(&findings(&checked), &signs), "{checked:#}");
+    assert!(clean && any_line_contains(&findings(&checked), &parts), "{checked:#}");
     assert_eq!(worker.status()["pods"], 2);
     wait::until("the pod to answer", || probe::ping(worker.node.command("ping"), address, 56));
     let shown = worker.ctl(&["ipam", "show", &address.to_string()]);
@@ -154,7 +154,7 @@ fn a_pod_that_lives_and_that_the_ledger_does_not_have_is_taken_down_again_and_ta
 }
 
 #[test]
-fn a_claim_that_somebody_wrote_over_another_is_named_and_nothing_is_taken_from_either() {
+fn an_overlapping_claim_is_reported_and_neither_owner_loses_its_block() {
     let lab = Lab::start(Topology::one_segment(2));
     let pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
     let node = lab.etcd.ctl(&["get", "--print-value-only", "/polder/v1/nodes/n2"]);
@@ -170,7 +170,7 @@ fn a_claim_that_somebody_wrote_over_another_is_named_and_nothing_is_taken_from_e
     for arguments in [&["ipam", "check"][..], &["ipam", "check", "--repair"]] {
         let (clean, checked) = lab.workers[1].ctl_verdict(arguments);
         let lines = findings(&checked);
-        assert!(!clean && tells(&lines, &[&by_hand, "overlaps"]), "{lines:#?}");
+        assert!(!clean && any_line_contains(&lines, &[&by_hand, "overlaps"]), "{lines:#?}");
     }
     assert_flat(&pods, 1450);
     lab.etcd.ctl(&["del", &by_hand]);
@@ -179,17 +179,17 @@ fn a_claim_that_somebody_wrote_over_another_is_named_and_nothing_is_taken_from_e
 }
 
 #[test]
-fn an_address_that_lives_twice_is_named_and_not_taken_down_again() {
+fn an_address_in_use_twice_is_reported_and_not_added_to_the_ledger() {
     let lab = Lab::start(Topology::one_segment(2));
     let pod = lab.workers[0].pod("a");
     let worker = &lab.workers[1];
-    let attachment = make_by_hand(&lab, worker, pod.v4(), &pod);
+    let attachment = create_by_hand(&lab, worker, pod.v4(), &pod);
     let address = pod.v4().to_string();
     for arguments in [&["ipam", "check"][..], &["ipam", "check", "--repair"]] {
         let (clean, checked) = lab.workers[0].ctl_verdict(arguments);
         let lines = findings(&checked);
-        let signs = ["n2", "polder/by-hand/eth0 runs on n2", &address, "is not in the ledger"];
-        assert!(!clean && tells(&lines, &signs), "{lines:#?}");
+        let parts = ["n2", "polder/by-hand/eth0 runs on n2", &address, "is not in the ledger"];
+        assert!(!clean && any_line_contains(&lines, &parts), "{lines:#?}");
         assert!(checked.to_string().contains("delete the pod"), "{checked}");
     }
     assert_eq!(worker.status()["pods"], 0);
@@ -198,7 +198,7 @@ fn an_address_that_lives_twice_is_named_and_not_taken_down_again() {
 }
 
 #[test]
-fn a_healthy_cluster_whose_pods_come_and_go_has_nothing_to_be_told() {
+fn a_check_of_a_healthy_cluster_with_changing_pods_finds_nothing() {
     let lab = Lab::start(Topology::one_segment(3));
     std::thread::scope(|scope| {
         // Dropped at the end of the checks, also if one of them fails.
@@ -230,7 +230,7 @@ fn a_healthy_cluster_whose_pods_come_and_go_has_nothing_to_be_told() {
 }
 
 #[test]
-fn a_node_that_does_not_answer_is_named_and_what_a_dead_asker_left_is_taken_away() {
+fn a_silent_node_is_reported_and_leftovers_of_a_dead_check_are_deleted() {
     let mut lab = Lab::start(Topology::one_segment(3));
     lab.etcd.ctl(&["put", "/polder/v1/inspection", r#"{"id":"dead","repairs":"none"}"#]);
     wait::until_true("the answers to nobody", || lab.etcd.keys("/polder/v1/answers/").len() == 3);
@@ -257,7 +257,7 @@ fn a_node_that_does_not_answer_is_named_and_what_a_dead_asker_left_is_taken_away
 }
 
 #[test]
-fn who_has_an_address_is_told_wherever_it_is_asked() {
+fn ipam_show_names_the_owner_of_an_address_on_every_node() {
     let lab = Lab::start(Topology::one_segment(2));
     let [first, second] = lab.workers.as_slice() else { panic!("two nodes") };
     let (pod, freed) = (first.pod("web-0"), first.pod("freed"));
@@ -302,19 +302,19 @@ fn who_has_an_address_is_told_wherever_it_is_asked() {
     let table =
         first.node.run(polder_tests::agent::dist().join("polderctl").to_str().unwrap(), &["ipam", "show"]);
     assert!(table.contains("BLOCKS CLAIMED") && table.contains("2 of 1024"), "{table}");
-    for (words, sign) in [
+    for (words, expected) in [
         (&["ipam", "show", "node", "n9"][..], "there is no node n9"),
         (&["ipam", "show", "pool", "p9"], "there is no pool p9"),
         (&["ipam", "show", "pod", "lab/never"], "no address is known of pod lab/never"),
         (&["ipam", "show", "something"], "cannot be shown"),
     ] {
-        let said = first.try_ctl(words).unwrap_err();
-        assert!(said.contains(sign), "{words:?}: {said}");
+        let message = first.try_ctl(words).unwrap_err();
+        assert!(message.contains(expected), "{words:?}: {message}");
     }
 }
 
 #[test]
-fn while_the_store_is_away_nobody_is_told_that_an_address_of_another_node_is_free() {
+fn without_the_datastore_another_nodes_address_is_never_shown_as_free() {
     let mut lab = Lab::start(Topology::one_segment(2));
     let pod = lab.workers[0].pod("a");
     wait_until_published(&lab, &[&pod]);
@@ -335,7 +335,7 @@ fn while_the_store_is_away_nobody_is_told_that_an_address_of_another_node_is_fre
 }
 
 #[test]
-fn an_address_is_given_up_if_nothing_lives_that_has_it() {
+fn an_address_is_released_only_if_no_running_pod_has_it() {
     let lab = Lab::start(Topology::one_segment(2));
     let [first, second] = lab.workers.as_slice() else { panic!("two nodes") };
     let (pod, gone) = (first.pod("a"), first.pod("gone"));
@@ -348,7 +348,7 @@ fn an_address_is_given_up_if_nothing_lives_that_has_it() {
         release(first, pod.gateway(pod.v4()), &[]).unwrap_err().contains("the gateway address of this node")
     );
     assert!(release(second, pod.v4(), &[]).unwrap_err().contains("of node n1: run this on that node"));
-    first.lose(&gone);
+    first.end_without_del(&gone);
     release(first, gone.v4(), &[]).unwrap();
     assert_eq!(first.status()["pods"], 1);
     let again = release(first, gone.v4(), &[]).unwrap();
@@ -360,11 +360,13 @@ fn an_address_is_given_up_if_nothing_lives_that_has_it() {
     let mut conf = Worker::netconf("1.1.0");
     conf["pool"] = json!("static");
     let named = first.pod_with("named", &conf);
-    for (worker, sign) in [(first, "its interface exists"), (second, "that node is alive and reports it")] {
+    for (worker, expected) in [(first, "its interface exists"), (second, "that node is alive and reports it")]
+    {
         wait_until_published(&lab, &[&named]);
         for more in [&[][..], &["--dead"]] {
-            let said = release(worker, named.v4(), more).unwrap_err();
-            assert!(said.contains("held by polder/named/eth0 on node n1") && said.contains(sign), "{said}");
+            let message = release(worker, named.v4(), more).unwrap_err();
+            assert!(message.contains("held by polder/named/eth0 on node n1"), "{message}");
+            assert!(message.contains(expected), "{message}");
         }
     }
     let shown = second.ctl(&["ipam", "show", "pod", "lab/named"])["addresses"][0].clone();
@@ -383,8 +385,11 @@ fn an_address_is_given_up_if_nothing_lives_that_has_it() {
     let reserved: IpAddr = "10.250.0.5".parse().unwrap();
     let key = format!("/polder/v1/reservations/{reserved}");
     lab.etcd.ctl(&["put", &key, &holder("n9", &json!("i9"), &node["boot_id"])]);
-    let said = release(first, reserved, &[]).unwrap_err();
-    assert!(said.contains("held by polder/db/eth0 on node n9") && said.contains("add --dead"), "{said}");
+    let message = release(first, reserved, &[]).unwrap_err();
+    assert!(
+        message.contains("held by polder/db/eth0 on node n9") && message.contains("add --dead"),
+        "{message}"
+    );
     assert!(second.try_ctl(&["pool", "remove", "static"]).unwrap_err().contains("e.g. 10.250.0.5"));
     let done = release(first, reserved, &["--dead"]).unwrap();
     assert!(done.as_str().unwrap().contains("for default/db-0 is deleted"), "{done}");

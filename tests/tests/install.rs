@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use polder_tests::agent::dist;
-use polder_tests::program::{must, refused, said};
+use polder_tests::program::{combined_output, must, refused};
 use tempfile::TempDir;
 
 const PROGRAMS: [&str; 4] = ["polder", "polder-ipam", "polder-agent", "polderctl"];
@@ -124,7 +124,7 @@ impl Machine {
 }
 
 #[test]
-fn a_second_installation_of_the_same_changes_nothing() {
+fn a_second_installation_of_the_same_release_changes_nothing() {
     let machine = Machine::new();
     machine.install("first");
     machine.assert_all_is_of("first");
@@ -134,7 +134,7 @@ fn a_second_installation_of_the_same_changes_nothing() {
 }
 
 #[test]
-fn an_upgrade_keeps_the_configuration_and_a_rollback_gives_the_earlier_bytes_back() {
+fn an_upgrade_keeps_the_configuration_and_a_rollback_restores_the_earlier_files() {
     let machine = Machine::new();
     machine.install("first");
     let own = "store = \"embedded\"\n[bootstrap]\npools = [\"10.244.0.0/16\"]\n";
@@ -157,7 +157,7 @@ fn an_upgrade_keeps_the_configuration_and_a_rollback_gives_the_earlier_bytes_bac
 }
 
 #[test]
-fn the_configuration_that_is_installed_sets_nothing_and_is_right_once_etcd_and_pools_are_filled_in() {
+fn the_installed_configuration_is_valid_once_etcd_and_pools_are_set() {
     let machine = Machine::new();
     machine.install("first");
     let text = fs::read_to_string(machine.path(CONFIGURATION)).unwrap();
@@ -167,7 +167,8 @@ fn the_configuration_that_is_installed_sets_nothing_and_is_right_once_etcd_and_p
         command.args(["--check-config", "--config"]).arg(machine.path(CONFIGURATION)).output().unwrap()
     };
     let output = check();
-    assert!(!output.status.success() && said(&output).contains("etcd.endpoints"), "{}", said(&output));
+    let errors = combined_output(&output);
+    assert!(!output.status.success() && errors.contains("etcd.endpoints"), "{errors}");
     let mut filled_in = text;
     for key in ["[etcd]", "endpoints = ", "[bootstrap]", "pools = "] {
         let line = format!("\n#{key}");
@@ -176,11 +177,11 @@ fn the_configuration_that_is_installed_sets_nothing_and_is_right_once_etcd_and_p
     }
     fs::write(machine.path(CONFIGURATION), filled_in).unwrap();
     let output = check();
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", combined_output(&output));
 }
 
 #[test]
-fn an_agent_that_would_refuse_the_configuration_is_not_installed() {
+fn a_release_whose_agent_refuses_the_configuration_is_not_installed() {
     let machine = Machine::new();
     machine.install("first");
     fs::write(machine.path(CONFIGURATION), "store = \"embedded\"\n").unwrap();
@@ -202,7 +203,7 @@ fn an_agent_that_would_refuse_the_configuration_is_not_installed() {
 }
 
 #[test]
-fn killed_at_any_moment_an_upgrade_leaves_a_whole_release_and_the_next_one_finishes() {
+fn an_upgrade_that_is_killed_leaves_a_complete_release_and_can_be_repeated() {
     let machine = Machine::new();
     machine.install("first");
     let begun = Instant::now();

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use polder_tests::agent::dist;
-use polder_tests::program::{must, refused, said};
+use polder_tests::program::{combined_output, must, refused};
 
 const PLUGINS: [&str; 2] = ["polder", "polder-ipam"];
 
@@ -19,7 +19,7 @@ fn install(to: &Path) -> Command {
 }
 
 #[test]
-fn both_plugins_are_installed_whole_and_executable_and_nothing_else() {
+fn exactly_the_plugins_are_installed_complete_and_executable() {
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("cni/bin");
     must(&mut install(&to));
@@ -30,11 +30,11 @@ fn both_plugins_are_installed_whole_and_executable_and_nothing_else() {
     assert_eq!(fs::read_link(to.join("loopback")).unwrap(), Path::new("polder"));
     assert_eq!(fs::read_dir(&to).unwrap().count(), PLUGINS.len() + 1);
     let version = Command::new(to.join("polder")).env("CNI_COMMAND", "VERSION").output().unwrap();
-    assert!(said(&version).contains("supportedVersions"), "{version:?}");
+    assert!(combined_output(&version).contains("supportedVersions"), "{version:?}");
 }
 
 #[test]
-fn one_that_is_right_is_left_alone_and_others_are_replaced_under_their_name() {
+fn an_up_to_date_plugin_is_kept_and_others_are_replaced_by_rename() {
     let folder = tempfile::tempdir().unwrap();
     let plugin = folder.path().join("polder");
     let inode = || fs::symlink_metadata(&plugin).unwrap().ino();
@@ -62,7 +62,7 @@ fn one_that_is_right_is_left_alone_and_others_are_replaced_under_their_name() {
 }
 
 #[test]
-fn a_loopback_of_others_is_left_alone_and_a_link_that_leads_nowhere_is_replaced() {
+fn a_foreign_loopback_plugin_is_kept_and_a_dangling_link_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let loopback = folder.path().join("loopback");
     fs::write(&loopback, "the reference plugin").unwrap();
@@ -80,7 +80,7 @@ fn a_loopback_of_others_is_left_alone_and_a_link_that_leads_nowhere_is_replaced(
 }
 
 #[test]
-fn what_cannot_be_installed_is_named_with_the_remedy_and_nothing_is_half_done() {
+fn a_failed_installation_reports_the_remedy_and_installs_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (from, to) = (folder.path().join("from"), folder.path().join("to"));
     fs::create_dir(&from).unwrap();
@@ -95,7 +95,7 @@ fn what_cannot_be_installed_is_named_with_the_remedy_and_nothing_is_half_done() 
 }
 
 #[test]
-fn a_folder_of_the_host_that_is_not_mounted_into_the_container_is_named() {
+fn a_host_folder_that_is_not_mounted_into_the_container_is_reported() {
     let forgotten = Path::new("/polder-test-not-mounted/bin");
     let text = refused(install(forgotten).env("container", "oci"));
     assert!(text.contains("/polder-test-not-mounted/bin") && text.contains("hostPath"), "{text}");
@@ -103,7 +103,7 @@ fn a_folder_of_the_host_that_is_not_mounted_into_the_container_is_named() {
 }
 
 #[test]
-fn a_ledger_that_would_be_lost_with_the_container_is_refused_before_anything_is_made() {
+fn a_state_folder_that_is_not_mounted_is_refused_before_any_change() {
     let forgotten = Path::new("/polder-test-not-mounted/state");
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("agent.toml");
@@ -114,8 +114,8 @@ fn a_ledger_that_would_be_lost_with_the_container_is_refused_before_anything_is_
     fs::write(&config, text).unwrap();
     let mut agent = Command::new(dist().join("polder-agent"));
     let text = refused(agent.arg("--config").arg(&config).env("container", "oci"));
-    for sign in ["state_dir /polder-test-not-mounted/state", "Mount", "allow_ephemeral_state = true"] {
-        assert!(text.contains(sign), "{sign} in {text}");
+    for expected in ["state_dir /polder-test-not-mounted/state", "Mount", "allow_ephemeral_state = true"] {
+        assert!(text.contains(expected), "{expected} in {text}");
     }
     let mut uninstall = Command::new(dist().join("polderctl"));
     let text = refused(uninstall.args(["uninstall", "--config"]).arg(&config).env("container", "oci"));

@@ -78,8 +78,8 @@ impl Machine {
         ]);
         let Output { status, stdout, stderr } =
             script.arg(project("scripts/kind")).args(arguments).output().unwrap();
-        let said = String::from_utf8(stdout).unwrap();
-        Run { code: status.code().unwrap(), said, errors: String::from_utf8_lossy(&stderr).into_owned() }
+        let output = String::from_utf8(stdout).unwrap();
+        Run { code: status.code().unwrap(), output, errors: String::from_utf8_lossy(&stderr).into_owned() }
     }
 
     fn image(&self) -> String {
@@ -90,7 +90,7 @@ impl Machine {
 #[derive(Debug)]
 struct Run {
     code: i32,
-    said: String,
+    output: String,
     errors: String,
 }
 
@@ -121,7 +121,7 @@ fn show_pods(machine: &Machine, lab: &Lab) -> Vec<Process> {
 const ALL: [&str; 3] = ["docker", "kind", "kubectl"];
 
 #[test]
-fn it_makes_a_cluster_without_another_pod_network_and_shows_whom_each_pod_sees() {
+fn scripts_kind_creates_a_cluster_and_shows_the_sources_that_pods_see() {
     let lab = Lab::start(Topology::one_segment(2).families(Families::DUAL));
     let machine = Machine::with(&ALL);
     let _servers = show_pods(&machine, &lab);
@@ -129,15 +129,15 @@ fn it_makes_a_cluster_without_another_pod_network_and_shows_whom_each_pod_sees()
     let arguments = ["--name", "lab", "--nodes", "2", "--families", "both", "--image", &image, "--keep"];
     let run = machine.run(&arguments);
     assert_eq!(run.code, 0, "{run:?}");
-    assert_eq!(run.said.matches("unchanged\n").count(), 24, "{}", run.said);
-    assert!(run.said.contains("All 24 pairs reach each other"), "{}", run.said);
-    assert!(run.said.contains("n2"), "the nodes that Polder knows are shown: {}", run.said);
+    assert_eq!(run.output.matches("unchanged\n").count(), 24, "{}", run.output);
+    assert!(run.output.contains("All 24 pairs reach each other"), "{}", run.output);
+    assert!(run.output.contains("n2"), "the nodes that Polder knows are shown: {}", run.output);
     for pod in machine.read("pods").lines() {
         let [_, node, letter, v4, v6] = <[&str; 5]>::try_from(pod.split(' ').collect::<Vec<_>>()).unwrap();
         for address in [v4, v6] {
             let from = format!("{node}-{letter} {address} ");
-            let rows: Vec<_> = run.said.lines().filter(|row| row.starts_with(&from)).collect();
-            assert_eq!(rows.len(), 3, "{from} in {}", run.said);
+            let rows: Vec<_> = run.output.lines().filter(|row| row.starts_with(&from)).collect();
+            assert_eq!(rows.len(), 3, "{from} in {}", run.output);
             assert!(rows.iter().all(|row| row.split_whitespace().nth(4) == Some(address)), "{rows:?}");
         }
     }
@@ -206,14 +206,14 @@ fn it_makes_a_cluster_without_another_pod_network_and_shows_whom_each_pod_sees()
     assert_eq!(machine.run(&["--down", "--name", "lab"]).code, 0);
     let run = machine.run(&arguments[..8]);
     assert_eq!(run.code, 1, "{run:?}");
-    assert_eq!(run.said.matches("CHANGED\n").count(), 4, "{}", run.said);
+    assert_eq!(run.output.matches("CHANGED\n").count(), 4, "{}", run.output);
     assert!(run.errors.contains("in 4 of 24 pairs"), "{}", run.errors);
     assert!(run.errors.contains("scripts/kind --down --name lab"), "{}", run.errors);
     assert_eq!(machine.read("clusters"), "lab\n", "it is left to be looked at");
 }
 
 #[test]
-fn what_is_missing_is_said_before_anything_is_made() {
+fn a_missing_tool_is_reported_before_any_change() {
     for missing in ALL {
         let others: Vec<_> = ALL.into_iter().filter(|tool| *tool != missing).collect();
         let machine = Machine::with(&others);
@@ -240,7 +240,7 @@ fn what_is_missing_is_said_before_anything_is_made() {
 }
 
 #[test]
-fn clusters_of_others_are_left_alone() {
+fn clusters_of_other_programs_are_left_alone() {
     let machine = Machine::with(&ALL);
     let image = machine.image();
     machine.write("clusters", "kind\npolder-2\npolder\n");
@@ -261,8 +261,8 @@ fn clusters_of_others_are_left_alone() {
 }
 
 #[test]
-fn a_step_that_fails_ends_it_with_what_there_is_to_see_and_leaves_the_cluster() {
-    for (step, said) in [
+fn a_failed_step_ends_the_script_with_diagnostics_and_keeps_the_cluster() {
+    for (step, error) in [
         ("kind load *", "the image has not reached the nodes"),
         ("*apply*", "the manifests are refused"),
         ("*deployment/polder-etcd*", "etcd does not start"),
@@ -273,7 +273,7 @@ fn a_step_that_fails_ends_it_with_what_there_is_to_see_and_leaves_the_cluster() 
         machine.write("fail", step);
         let run = machine.run(&["--image", &machine.image()]);
         assert_eq!(run.code, 1, "{run:?}");
-        assert!(run.errors.contains(said) && run.errors.contains("what there is"), "{run:?}");
+        assert!(run.errors.contains(error) && run.errors.contains("what there is"), "{run:?}");
         assert!(run.errors.contains("scripts/kind --down --name polder"), "{run:?}");
         assert_eq!(machine.read("clusters"), "polder\n");
     }

@@ -43,7 +43,7 @@ fn refused_logins(lab: &Lab) -> usize {
 }
 
 #[test]
-fn an_agent_with_a_password_goes_on_while_authentication_comes_and_goes_and_members_restart() {
+fn an_agent_with_a_password_survives_changes_of_authentication_and_member_restarts() {
     let mut lab = Lab::build(Topology { etcd_members: 3, ..Topology::one_segment(1) });
     let user = format!("[etcd]\nuser = \"polder\"\npassword_file = \"{PASSWORD_FILE}\"\n");
     lab.workers[0].configure(&lab.workers[0].configuration().replace("[etcd]\n", &user));
@@ -72,13 +72,16 @@ fn an_agent_with_a_password_goes_on_while_authentication_comes_and_goes_and_memb
     lab.etcd.change_users(&["user", "add", "reader:reader-password"]);
     lab.etcd.change_users(&["user", "grant-role", "reader", "reader"]);
     let drain = ["--etcd-user", "reader", "pool", "drain", "enabled"];
-    let said = lab.workers[0].try_ctl_with(&[("POLDERCTL_ETCD_PASSWORD", "reader-password")], &drain);
-    let said = said.expect_err("a user that may only read has changed a pool");
-    assert!(said.contains("permission denied") && said.contains("the etcd user of polderctl"), "{said}");
+    let message = lab.workers[0].try_ctl_with(&[("POLDERCTL_ETCD_PASSWORD", "reader-password")], &drain);
+    let message = message.expect_err("a user that may only read has changed a pool");
+    assert!(
+        message.contains("permission denied") && message.contains("the etcd user of polderctl"),
+        "{message}"
+    );
     lab.workers[0].ctl(&["pool", "drain", "enabled"]);
     let remove = ["--etcd-user", "polder", "pool", "remove", "enabled"];
-    let said = lab.workers[0].try_ctl_with(&[("POLDERCTL_ETCD_PASSWORD", "first")], &remove).unwrap();
-    assert!(said.to_string().contains("sent to etcd without encryption"), "{said}");
+    let message = lab.workers[0].try_ctl_with(&[("POLDERCTL_ETCD_PASSWORD", "first")], &remove).unwrap();
+    assert!(message.to_string().contains("sent to etcd without encryption"), "{message}");
     assert!(lab.workers[0].log().contains("the password of etcd user polder is sent unencrypted"));
 
     // Restarted members know no token.
@@ -94,8 +97,8 @@ fn an_agent_with_a_password_goes_on_while_authentication_comes_and_goes_and_memb
     lab.etcd.change_users(&["user", "delete", "polder"]);
     lab.etcd.change_users(&["user", "add", "polder:second"]);
     lab.etcd.change_users(&["user", "grant-role", "polder", "polder"]);
-    let said = add_pool(&lab.workers[0], "refused", "10.249.0.0/16").unwrap_err();
-    assert!(said.contains("authentication failed") && said.contains("etcd.password_file"), "{said}");
+    let message = add_pool(&lab.workers[0], "refused", "10.249.0.0/16").unwrap_err();
+    assert!(message.contains("authentication failed") && message.contains("etcd.password_file"), "{message}");
     lab.workers[0].kill();
     lab.workers[0].start();
     let named = |status: &Value| status["store"].to_string().contains("etcd.password_file").then_some(());

@@ -46,7 +46,7 @@ fn is_up(node: &Node) -> bool {
 }
 
 #[test]
-fn it_switches_lo_on_and_off_and_says_what_the_reference_plugin_says() {
+fn loopback_sets_lo_up_and_down_with_the_reference_plugins_result() {
     assert!(Path::new(REFERENCE).exists());
     let lab = lab();
     let node = &lab.workers[0].node;
@@ -105,7 +105,7 @@ fn without_nothing(result: &Value) -> Value {
 }
 
 #[test]
-fn it_passes_on_what_plugins_before_it_did_and_does_not_mind_what_is_gone() {
+fn loopback_passes_results_on_and_accepts_a_del_without_a_namespace() {
     let lab = lab();
     let node = &lab.workers[0].node;
     let mut later = conf("1.0.0");

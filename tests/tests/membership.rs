@@ -8,10 +8,10 @@ use polder_tests::matrix::{assert_flat, assert_flat_over};
 use polder_tests::{Lab, Topology, wait};
 
 /// No pass is triggered by the clock: all changes follow from events.
-const WITHOUT_THE_CLOCK: &str = "resync_seconds = 3600";
+const WITHOUT_PERIODIC_PASS: &str = "resync_seconds = 3600";
 
 fn start(lab: &mut Lab) {
-    lab.workers.iter().for_each(|worker| worker.configure_also(WITHOUT_THE_CLOCK));
+    lab.workers.iter().for_each(|worker| worker.configure_also(WITHOUT_PERIODIC_PASS));
     lab.start_agents();
 }
 
@@ -27,13 +27,13 @@ fn routes(worker: &Worker) -> String {
 }
 
 #[test]
-fn a_node_that_joins_is_reachable_from_all_others_without_their_asking() {
+fn a_new_node_is_reachable_from_all_others_without_a_periodic_pass() {
     let mut lab = Lab::build(Topology::two_segments().families(Families::DUAL));
     start(&mut lab);
     let mut pods: Vec<_> = lab.workers.iter().map(|worker| worker.pod("old")).collect();
     for segment in [1, 2] {
         let worker = lab.add_worker(segment);
-        worker.configure_also(WITHOUT_THE_CLOCK);
+        worker.configure_also(WITHOUT_PERIODIC_PASS);
         worker.start_and_wait();
         pods.push(worker.pod("new"));
         let new = blocks(lab.workers.last().unwrap());
@@ -47,7 +47,7 @@ fn a_node_that_joins_is_reachable_from_all_others_without_their_asking() {
 }
 
 #[test]
-fn a_node_that_is_removed_leaves_nothing_behind_on_the_others() {
+fn a_removed_node_leaves_nothing_on_the_other_nodes() {
     // One node on the same link, and one behind the router.
     for number in [1, 2] {
         assert_forgotten(number);
@@ -131,7 +131,7 @@ fn auto_chooses_again_when_a_route_to_a_peer_changes() {
 }
 
 #[test]
-fn a_peer_that_cannot_be_reached_is_named_and_comes_back_by_itself() {
+fn an_unreachable_peer_is_reported_and_reconnects_by_itself() {
     let mut lab = Lab::build(Topology { nodes: vec![1, 2], router: true, ..Topology::default() });
     start(&mut lab);
     let worker = &lab.workers[0];

@@ -15,7 +15,7 @@ const WATCHDOG: &str = "WATCHDOG=1";
 const WATCHDOG_TIME: Duration = Duration::from_millis(1500);
 
 #[test]
-fn an_agent_that_waits_for_etcd_has_started_and_says_what_it_waits_for() {
+fn an_agent_without_etcd_notifies_systemd_of_its_start_and_the_reason() {
     let mut lab = Lab::build(Topology::one_segment(1));
     lab.etcd.kill();
     let worker = &mut lab.workers[0];
@@ -37,7 +37,7 @@ fn an_agent_that_waits_for_etcd_has_started_and_says_what_it_waits_for() {
 }
 
 #[test]
-fn the_watchdog_is_told_nothing_while_a_thread_of_the_agent_stands_still() {
+fn the_watchdog_gets_no_message_while_an_agent_thread_is_stuck() {
     let mut lab = Lab::build(Topology::one_segment(1));
     let mut systemd = ServiceManager::of(&mut lab.workers[0], WATCHDOG_TIME);
     lab.start_agents();
@@ -45,13 +45,13 @@ fn the_watchdog_is_told_nothing_while_a_thread_of_the_agent_stands_still() {
     for thread in ["ledger", "kernel", "pods"] {
         systemd.forget();
         systemd.wait_for(WATCHDOG);
-        worker.while_thread_stands_still(thread, || {
+        worker.with_stopped_thread(thread, || {
             systemd.wait_for_status(&format!("thread {thread} has made no progress"));
             systemd.forget();
             // `/livez` answers after 3 s. Without the same check for the watchdog, six messages would be sent
             // meanwhile.
             assert_eq!(worker.http("/livez").0, 503);
-            assert_eq!(systemd.count(WATCHDOG), 0, "{:?}", systemd.heard());
+            assert_eq!(systemd.count(WATCHDOG), 0, "{:?}", systemd.received());
         });
         systemd.wait_for(WATCHDOG);
         systemd.wait_for("STATUS=ready");
@@ -59,7 +59,7 @@ fn the_watchdog_is_told_nothing_while_a_thread_of_the_agent_stands_still() {
 }
 
 #[test]
-fn an_agent_that_cannot_start_says_why_and_never_that_it_has_started() {
+fn an_agent_that_cannot_start_notifies_the_reason_and_never_readiness() {
     let mut lab = Lab::build(Topology::one_segment(1));
     let worker = &mut lab.workers[0];
     let mut systemd = ServiceManager::of(worker, WATCHDOG_TIME);

@@ -6,7 +6,7 @@ use polder_tests::agent::Worker;
 use polder_tests::fabric::Families;
 use polder_tests::matrix::{assert_flat, listen, pairs};
 use polder_tests::node::Process;
-use polder_tests::talk::while_talking;
+use polder_tests::traffic::without_packet_loss;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::Value;
 
@@ -92,7 +92,7 @@ fn assert_the_commands_help(lab: &Lab, pods: &[Pod], families: Families, filter:
 }
 
 #[test]
-fn a_filter_like_dockers_is_named_and_the_commands_that_are_named_let_pods_through() {
+fn a_filter_like_dockers_is_reported_with_commands_that_help() {
     let (lab, pods) = lab("");
     let chain = "chain FORWARD of table ip filter";
     let command = "`iptables -I DOCKER-USER -i polder0 -j ACCEPT`";
@@ -111,7 +111,7 @@ fn a_filter_like_dockers_is_named_and_the_commands_that_are_named_let_pods_throu
 }
 
 #[test]
-fn a_filter_of_anybody_is_named_with_commands_for_nft_also_without_a_bridge() {
+fn foreign_filters_are_reported_with_commands_that_help_without_a_bridge() {
     let (lab, pods) = lab("attach = \"routed\"");
     let filter = "table inet mine {\nchain ahead {\ntype filter hook forward priority -5; policy drop;\n\
                   ct state established accept\n}\n}\n";
@@ -153,7 +153,7 @@ fn firewalld(zones: &str, policies: &str) -> String {
 }
 
 #[test]
-fn firewalld_refuses_pods_with_a_policy_that_accepts_and_is_seen_through() {
+fn firewalld_is_reported_although_its_chain_policy_accepts() {
     let (lab, pods) = lab("");
     let worker = &lab.workers[0];
     nft(worker, &firewalld("", ""));
@@ -164,7 +164,7 @@ fn firewalld_refuses_pods_with_a_policy_that_accepts_and_is_seen_through() {
     }
     let zones = "iifname \"polder.vx\" goto filter_FWD_polder\niifname \"polder0\" goto filter_FWD_polder";
     nft(worker, &firewalld(zones, ""));
-    problem(worker, "known to accept packets to pods");
+    problem(worker, "no rule that accepts packets to pods");
     let policies = "oifname { \"polder0\", \"polder.vx\", \"polder.vx6\" } jump to_pods";
     nft(worker, &firewalld(zones, policies));
     assert_eq!(cut_off(&pods, Families::DUAL), Vec::<String>::new());
@@ -172,7 +172,7 @@ fn firewalld_refuses_pods_with_a_policy_that_accepts_and_is_seen_through() {
 }
 
 #[test]
-fn a_host_that_does_not_let_tunnels_in_is_named_and_the_command_that_is_named_lets_them_in() {
+fn a_filter_that_drops_tunnel_packets_is_reported_with_a_command_that_helps() {
     let (lab, pods) = lab("");
     let worker = &lab.workers[2];
     nft(
@@ -193,12 +193,12 @@ fn a_host_that_does_not_let_tunnels_in_is_named_and_the_command_that_is_named_le
         "table inet later {\nchain ahead {\ntype filter hook forward priority 0; policy drop;\n}\n}\n",
     );
     problem(worker, "chain ahead of table inet later");
-    let said = texts(&worker.status());
-    assert!(!said.iter().any(|text| text.contains("chain in of table inet mine")), "{said:?}");
+    let messages = texts(&worker.status());
+    assert!(!messages.iter().any(|text| text.contains("chain in of table inet mine")), "{messages:?}");
 }
 
 #[test]
-fn those_who_manage_interfaces_are_named_until_they_are_told_to_leave_ours_alone() {
+fn interface_managers_are_reported_until_they_ignore_polders_interfaces() {
     let mut lab = Lab::build(Topology::one_segment(1));
     lab.workers[0].configure_also("resync_seconds = 1");
     lab.start_agents();
@@ -229,8 +229,8 @@ fn networkd(worker: &Worker, log: &str) -> Process {
     let mut command = worker.node.command("/lib/systemd/systemd-networkd");
     let networkd = worker.node.spawn(command.env("SYSTEMD_LOG_LEVEL", "debug"), log);
     wait::until("networkd to have set up the uplink", || {
-        let said = worker.node.log(log);
-        if said.contains("eth0: State changed: configuring -> configured") { Ok(()) } else { Err(said) }
+        let message = worker.node.log(log);
+        if message.contains("eth0: State changed: configuring -> configured") { Ok(()) } else { Err(message) }
     });
     networkd
 }
@@ -255,7 +255,7 @@ fn configure_networkd(worker: &Worker, uplink: &str) {
 }
 
 #[test]
-fn networkd_with_udev_deletes_neighbours_and_next_hop_objects_of_others_and_nothing_of_ours() {
+fn networkd_with_udev_deletes_foreign_neighbours_and_next_hops_but_not_polders() {
     let (lab, pods) = lab("");
     let worker = &lab.workers[0];
     let uplink = worker.node.run("ip", &["-o", "-br", "address", "show", "dev", "eth0", "scope", "global"]);
@@ -273,7 +273,7 @@ fn networkd_with_udev_deletes_neighbours_and_next_hop_objects_of_others_and_noth
         "ip neighbour add 10.10.1.77 lladdr 02:00:00:00:00:77 nud permanent dev eth0; \
          ip nexthop add id 77 via 10.10.1.77 dev eth0; ip route add 198.51.100.0/24 nhid 77",
     );
-    while_talking(&pods, || networkd(worker, "networkd").kill());
+    without_packet_loss(&pods, || networkd(worker, "networkd").kill());
     let left = worker
         .node
         .shell("ip neighbour show nud permanent dev eth0; ip nexthop; ip route show 198.51.100.0/24");
@@ -283,13 +283,13 @@ fn networkd_with_udev_deletes_neighbours_and_next_hop_objects_of_others_and_noth
 }
 
 #[test]
-fn networkd_leaves_ours_alone_with_the_files_that_are_shipped_for_it_and_not_without() {
+fn networkd_ignores_polders_interfaces_only_with_the_shipped_files() {
     let (lab, pods) = lab("");
     let worker = &lab.workers[0];
     // Without udev, networkd configures interfaces only where udev cannot run, as in a container: /sys is read-only.
     worker.node.shell("mount -o remount,bind,ro /sys");
     configure_networkd(worker, &file_for("eth0", "yes", "192.0.2.5/24"));
-    while_talking(&pods, || networkd(worker, "networkd").kill());
+    without_packet_loss(&pods, || networkd(worker, "networkd").kill());
     assert_eq!(worker.status()["repairs"], serde_json::json!([]), "{}", worker.node.log("networkd"));
     wait_for_no_problem(worker);
 

@@ -84,7 +84,7 @@ fn the_world_sees_the_nodes_address_unless_masquerading_is_off() {
 }
 
 #[test]
-fn connections_to_the_world_outlive_a_flush_of_all_tables_only_where_the_kernels_nat_is_kept() {
+fn connections_to_the_world_outlive_a_ruleset_flush_only_with_keep_nat() {
     let mut lab = Lab::build(Topology::two_segments().families(Families::DUAL));
     let keeping = format!("{}\n[nftables]\nkeep_nat = true\n", lab.workers[1].configuration());
     lab.workers[1].configure(&keeping);
@@ -113,7 +113,7 @@ fn connections_to_the_world_outlive_a_flush_of_all_tables_only_where_the_kernels
 }
 
 #[test]
-fn where_masquerading_is_excepted_the_world_sees_the_pod() {
+fn an_excepted_destination_sees_the_pods_address() {
     let lab = lab(r#"masquerade_except = ["10.10.9.0/24"]"#);
     let pod = lab.workers[0].pod("a");
     route_back(&lab, &pod);
@@ -125,7 +125,7 @@ fn where_masquerading_is_excepted_the_world_sees_the_pod() {
 }
 
 #[test]
-fn the_world_reaches_a_pod_by_a_route_and_the_pod_sees_who_it_is() {
+fn the_world_reaches_a_pod_by_a_route_and_the_pod_sees_its_address() {
     let lab = lab("");
     let pod = lab.workers[0].pod("a");
     route_back(&lab, &pod);
@@ -136,19 +136,19 @@ fn the_world_reaches_a_pod_by_a_route_and_the_pod_sees_who_it_is() {
 }
 
 #[test]
-fn a_packet_that_is_too_large_for_a_pod_is_answered_with_the_size_that_is_not() {
+fn a_packet_that_is_too_large_for_a_pod_is_answered_with_the_mtu() {
     let lab = lab("");
     let pod = lab.workers[0].pod("a");
     route_back(&lab, &pod);
     let world = lab.world.as_ref().unwrap();
     for own in pod.addresses() {
-        let (headers, sign) = if own.is_ipv4() { (28, "mtu = 1450") } else { (48, "mtu=1450") };
+        let (headers, expected) = if own.is_ipv4() { (28, "mtu = 1450") } else { (48, "mtu=1450") };
         wait::until("the largest packet that fits", || {
             probe::ping(world.command("ping"), own, 1450 - headers)
         });
         let answer =
             probe::ping(world.command("ping"), own, 1500 - headers).expect_err("a packet that does not fit");
-        assert!(answer.contains(sign), "ping says {answer:?}");
+        assert!(answer.contains(expected), "ping says {answer:?}");
     }
 }
 
@@ -162,7 +162,7 @@ fn a_packet_that_is_too_large_for_a_peers_pods_is_answered_by_the_senders_node()
     let pod = lab.workers[0].pod("a");
     for (number, path) in [(1, "direct"), (2, "vxlan")] {
         let small = lab.workers[number].pod("b");
-        for (family, headers, sign) in [(Family::V4, 28, "mtu = 1400"), (Family::V6, 48, "mtu=1400")] {
+        for (family, headers, expected) in [(Family::V4, 28, "mtu = 1400"), (Family::V6, 48, "mtu=1400")] {
             let to = small.address_of(family);
             let name = family.to_string().to_lowercase();
             assert_eq!(lab.workers[0].path_to(lab.workers[number].name(), &name), path);
@@ -171,13 +171,13 @@ fn a_packet_that_is_too_large_for_a_peers_pods_is_answered_by_the_senders_node()
             });
             let answer =
                 probe::ping(pod.command("ping"), to, 1450 - headers).expect_err("a packet that does not fit");
-            assert!(answer.contains(sign), "{family} over {path}, ping says {answer:?}");
+            assert!(answer.contains(expected), "{family} over {path}, ping says {answer:?}");
         }
     }
 }
 
 #[test]
-fn an_address_that_no_node_owns_is_unreachable_and_does_not_wander_off_to_the_world() {
+fn packets_to_an_unclaimed_pool_address_are_rejected_by_the_node() {
     let lab = lab("");
     let pod = lab.workers[0].pod("a");
     let answer =

@@ -63,7 +63,7 @@ fn wait_until_well(worker: &Worker) {
 fn wait_until_fails(ask: impl Fn() -> Result<Value, Value>, code: u64, words: &str) {
     wait::until(&format!("STATUS to fail with {code} and {words:?}"), || match ask() {
         Err(error) if error["code"] == code && error["msg"].to_string().contains(words) => Ok(()),
-        said => Err(format!("{said:?}")),
+        message => Err(format!("{message:?}")),
     });
 }
 
@@ -74,7 +74,7 @@ fn fails(outcome: Result<Value, Value>, code: u64, words: &str) {
 }
 
 #[test]
-fn status_succeeds_with_pods_when_no_address_is_left_and_the_agent_names_it() {
+fn status_succeeds_on_a_node_with_pods_although_no_address_is_left() {
     let lab = Lab::start(Topology { pools: vec!["10.244.0.0/26"], ..Topology::one_segment(1) });
     let worker = &lab.workers[0];
     wait_until_well(worker);
@@ -95,7 +95,7 @@ fn status_succeeds_with_pods_when_no_address_is_left_and_the_agent_names_it() {
 }
 
 #[test]
-fn status_fails_for_a_drained_pool_only_where_no_pod_is() {
+fn status_fails_for_a_drained_pool_only_on_a_node_without_pods() {
     let lab = Lab::start(Topology::one_segment(2));
     let [with, without] = lab.workers.as_slice() else { panic!("two nodes") };
     let pod = with.pod("a");
@@ -190,7 +190,7 @@ fn status_of_a_node_in_conflict_fails_only_when_its_pods_are_gone() {
 }
 
 #[test]
-fn a_plugin_that_has_the_addresses_is_asked_and_takes_no_node_with_pods_out_of_service() {
+fn a_failing_delegated_status_fails_only_on_a_node_without_pods() {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
     let scripted = ScriptedIpam::new(&worker.node);
@@ -208,7 +208,7 @@ fn a_plugin_that_has_the_addresses_is_asked_and_takes_no_node_with_pods_out_of_s
 }
 
 #[test]
-fn status_of_addresses_for_other_plugins_succeeds_while_any_may_be_in_use() {
+fn status_of_polder_ipam_succeeds_while_a_leased_address_may_be_in_use() {
     let mut lab = Lab::start(Topology::one_segment(2));
     let [with, without] = lab.workers.as_slice() else { panic!("two nodes") };
     lease(with, "leased");

@@ -9,14 +9,14 @@ use polder_tests::agent::Worker;
 use polder_tests::fabric::Families;
 use polder_tests::matrix::{assert_flat, assert_flat_over};
 use polder_tests::pod::Pod;
-use polder_tests::talk::while_talking;
+use polder_tests::routes::wait_for_routes;
+use polder_tests::traffic::without_packet_loss;
 use polder_tests::wait::PATIENCE;
-use polder_tests::ways::wait_for_ways;
 use polder_tests::{Lab, Topology, wait};
 use serde_json::{Value, json};
 
 /// The shortest cool-down that the configuration accepts.
-const SHORT_REST: &str = "[ipam]\ncooldown_seconds = 10\n";
+const SHORT_COOL_DOWN: &str = "[ipam]\ncooldown_seconds = 10\n";
 
 /// Adds tables to the agent's configuration.
 fn configure(worker: &Worker, tables: &str) {
@@ -58,13 +58,13 @@ fn plugin_status(worker: &Worker, conf: &Value) -> Result<(), Value> {
 }
 
 #[test]
-fn a_cluster_whose_pool_is_used_up_goes_on_with_a_second_one_while_its_pods_talk() {
+fn a_cluster_with_an_exhausted_pool_continues_with_a_second_pool() {
     // Two blocks for three nodes.
     let topology = Topology { pools: vec!["10.244.0.0/25"], ..Topology::one_segment(2) };
     let mut lab = Lab::start(topology);
     let mut pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("old")).collect();
     lab.add_worker(1).start();
-    while_talking(&pods.clone(), || {
+    without_packet_loss(&pods.clone(), || {
         let newcomer = &lab.workers[2];
         let reasons = newcomer.wait_for_status("the reason for not being ready", |status| {
             let reasons = status["reasons"].to_string();
@@ -88,7 +88,7 @@ fn a_cluster_whose_pool_is_used_up_goes_on_with_a_second_one_while_its_pods_talk
 }
 
 #[test]
-fn nodes_take_from_the_pools_that_are_for_them_and_pods_from_those_that_they_name() {
+fn nodes_use_the_pools_for_their_labels_and_pods_the_pools_that_they_name() {
     let mut lab = Lab::build(Topology::one_segment(3));
     for (worker, zone) in lab.workers.iter().zip(["a", "b", "a"]) {
         configure(worker, &format!("[labels]\nzone = \"{zone}\"\n"));
@@ -105,9 +105,9 @@ fn nodes_take_from_the_pools_that_are_for_them_and_pods_from_those_that_they_nam
     let annotated = first.pod_with("annotated", &annotated);
     assert!(is_in(annotated.v4(), "10.245.0."), "{}", annotated.v4());
     let error = second.try_pod("other", &of_pool("zone-a")).unwrap_err();
-    let said = error["msg"].as_str().unwrap();
-    for sign in ["pool zone-a is for nodes with the labels zone=a", "labels of this node: zone=b"] {
-        assert!(said.contains(sign), "{sign} in {said}");
+    let message = error["msg"].as_str().unwrap();
+    for expected in ["pool zone-a is for nodes with the labels zone=a", "labels of this node: zone=b"] {
+        assert!(message.contains(expected), "{expected} in {message}");
     }
     let claims = first.ctl(&["block", "list"]);
     let claims: Vec<&Value> =
@@ -119,15 +119,15 @@ fn nodes_take_from_the_pools_that_are_for_them_and_pods_from_those_that_they_nam
     let unasked = lab.workers[2].pod("unasked");
     assert!(is_in(unasked.v4(), "10.245.0."), "{}", unasked.v4());
     let other = lab.workers[1].pod("another");
-    wait_for_ways(&lab, PATIENCE);
+    wait_for_routes(&lab, PATIENCE);
     assert_flat(&[named, annotated, unasked, other], 1450);
 }
 
 #[test]
-fn a_pool_that_is_in_the_way_of_something_is_refused_and_adding_one_twice_is_not() {
+fn a_conflicting_pool_is_refused_and_adding_the_same_pool_twice_succeeds() {
     let lab = Lab::start(Topology::one_segment(2).families(Families::DUAL));
     let worker = &lab.workers[0];
-    for (arguments, sign) in [
+    for (arguments, expected) in [
         (["p", "10.244.128.0/17"], "10.244.128.0/17 overlaps pool ipv4 (10.244.0.0/16)"),
         (["p", "10.0.0.0/8"], "10.0.0.0/8 overlaps pool ipv4 (10.244.0.0/16)"),
         (["p", "fd00:244:0:8::/64"], "overlaps pool ipv6 (fd00:244::/56)"),
@@ -136,31 +136,31 @@ fn a_pool_that_is_in_the_way_of_something_is_refused_and_adding_one_twice_is_not
         (["p", "10.245.0.1/24"], "did you mean 10.245.0.0/24?"),
         (["ipv4", "10.245.0.0/16"], "pool ipv4 already exists as 10.244.0.0/16 in blocks of /26"),
     ] {
-        let said = refused(worker, &["pool", "add", arguments[0], arguments[1]]);
-        assert!(said.contains(sign), "{arguments:?}: {said}");
+        let message = refused(worker, &["pool", "add", arguments[0], arguments[1]]);
+        assert!(message.contains(expected), "{arguments:?}: {message}");
     }
     let add = ["pool", "add", "p", "10.245.0.0/28", "--block-length", "28"];
-    for sign in ["pool p is added", "pool p already exists"] {
-        assert!(worker.ctl(&add).as_str().unwrap().contains(sign));
+    for expected in ["pool p is added", "pool p already exists"] {
+        assert!(worker.ctl(&add).as_str().unwrap().contains(expected));
     }
     wait_for_pool(worker, "p");
-    for (verb, sign) in [
+    for (verb, expected) in [
         ("drain", "pool p is drained: "),
         ("drain", "pool p is already drained"),
         ("remove", "pool p is removed"),
     ] {
         let done = worker.ctl(&["pool", verb, "p"]);
-        assert!(done.as_str().unwrap().contains(sign), "{verb}: {done}");
+        assert!(done.as_str().unwrap().contains(expected), "{verb}: {done}");
     }
     for verb in ["drain", "remove"] {
-        let said = refused(worker, &["pool", verb, "p"]);
-        assert!(said.contains("there is no pool p: see polderctl pool list"), "{verb}: {said}");
+        let message = refused(worker, &["pool", verb, "p"]);
+        assert!(message.contains("there is no pool p: see polderctl pool list"), "{verb}: {message}");
     }
     assert!(refused(worker, &["pool", "remove", "ipv4"]).contains("2 blocks are claimed (n1: 1, n2: 1)"));
 }
 
 #[test]
-fn of_two_overlapping_pools_that_are_added_at_once_exactly_one_is() {
+fn exactly_one_of_two_overlapping_pools_is_added_concurrently() {
     let lab = Lab::start(Topology::one_segment(2));
     for round in 0..20 {
         let wide = ["pool".to_owned(), "add".into(), format!("wide-{round}"), format!("10.{round}.0.0/16")];
@@ -189,16 +189,16 @@ fn of_two_overlapping_pools_that_are_added_at_once_exactly_one_is() {
 }
 
 #[test]
-fn a_pool_is_drained_while_its_pods_go_on_and_removed_when_they_are_gone() {
+fn a_pool_is_drained_while_its_pods_run_and_removed_when_they_are_gone() {
     let mut lab = Lab::build(Topology::one_segment(2));
-    lab.workers.iter().for_each(|worker| configure(worker, SHORT_REST));
+    lab.workers.iter().for_each(|worker| configure(worker, SHORT_COOL_DOWN));
     lab.start_agents();
     let worker = &lab.workers[0];
     let old: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("old")).collect();
     worker.ctl(&["pool", "add", "next", "10.245.0.0/16"]);
     lab.workers.iter().for_each(|worker| wait_for_pool(worker, "next"));
     let mut new: Vec<Pod> = Vec::new();
-    while_talking(&old, || {
+    without_packet_loss(&old, || {
         let done = worker.ctl(&["pool", "drain", "ipv4"]);
         assert!(
             done.as_str().unwrap().contains("2 blocks and 0 reserved addresses are still in use"),
@@ -216,11 +216,14 @@ fn a_pool_is_drained_while_its_pods_go_on_and_removed_when_they_are_gone() {
             });
             new.push(pod);
         }
-        let said = refused(worker, &["pool", "remove", "ipv4"]);
-        assert!(said.contains("2 blocks are claimed") && said.contains("blocks are released when"), "{said}");
+        let message = refused(worker, &["pool", "remove", "ipv4"]);
+        assert!(
+            message.contains("2 blocks are claimed") && message.contains("blocks are released when"),
+            "{message}"
+        );
     });
     assert_flat(&[old.clone(), new.clone()].concat(), 1450);
-    while_talking(&new, || {
+    without_packet_loss(&new, || {
         lab.workers.iter().zip(&old).for_each(|(worker, pod)| worker.delete(pod));
         wait::within(PATIENCE * 3, "all blocks to go back", || {
             let pool = pool(worker, "ipv4");
@@ -278,14 +281,14 @@ fn a_pool_that_was_drained_by_mistake_is_active_again_when_it_is_added_again() {
 }
 
 #[test]
-fn a_cluster_goes_back_from_two_families_to_one_while_its_pods_talk() {
+fn a_cluster_changes_from_two_families_to_one_without_disconnecting_pods() {
     let mut lab = Lab::build(Topology::one_segment(2).families(Families::DUAL));
-    lab.workers.iter().for_each(|worker| configure(worker, SHORT_REST));
+    lab.workers.iter().for_each(|worker| configure(worker, SHORT_COOL_DOWN));
     lab.start_agents();
     let worker = &lab.workers[0];
     let dual = worker.pod("dual");
-    let said = worker.ctl(&["pool", "drain", "ipv6"]);
-    assert!(said.to_string().contains("new pods get no IPv6 address"), "{said}");
+    let message = worker.ctl(&["pool", "drain", "ipv6"]);
+    assert!(message.to_string().contains("new pods get no IPv6 address"), "{message}");
     let pods: Vec<Pod> = lab
         .workers
         .iter()
@@ -315,9 +318,9 @@ fn a_cluster_goes_back_from_two_families_to_one_while_its_pods_talk() {
 }
 
 #[test]
-fn a_shortage_is_announced_and_named_and_one_del_ends_it() {
+fn a_shortage_of_addresses_is_announced_and_reported_until_a_del() {
     let mut lab = Lab::build(Topology::one_segment(1));
-    configure(&lab.workers[0], SHORT_REST);
+    configure(&lab.workers[0], SHORT_COOL_DOWN);
     lab.start_agents();
     let worker = &lab.workers[0];
     // Eight blocks of four addresses. Not for pods: one address per block, for a gateway, and both ends of the pool.
@@ -353,13 +356,13 @@ fn a_shortage_is_announced_and_named_and_one_del_ends_it() {
     let error = worker.try_pod("one-too-many", &conf).unwrap_err();
     worker.node.run("ip", &["netns", "delete", "one-too-many"]);
     assert_eq!(error["code"], 100, "{error}");
-    let said = error["msg"].as_str().unwrap();
-    for sign in [
+    let message = error["msg"].as_str().unwrap();
+    for expected in [
         "this node is available (total 32: 22 used, 0 in cool-down, 10 excluded, 0 free)",
         "pool tiny (10.245.0.0/27) has no free block (claimed 8 of 8; n1: 8)",
         "Add a pool with polderctl pool add",
     ] {
-        assert!(said.contains(sign), "{sign} in {said}");
+        assert!(message.contains(expected), "{expected} in {message}");
     }
     assert_eq!(plugin_status(worker, &Worker::netconf("1.1.0")), Ok(()), "another pool has addresses");
     assert_eq!(plugin_status(worker, &conf), Ok(()), "its pods would be evicted");

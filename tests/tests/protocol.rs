@@ -99,17 +99,17 @@ fn version_lists_all_versions_without_waiting_for_input() {
 }
 
 #[test]
-fn without_a_command_it_says_what_it_is_and_nothing_on_standard_output() {
+fn without_a_command_the_plugin_describes_itself_on_standard_error_only() {
     every(|case| {
         let output = case.worker.any_plugin(case.plugin, &[], "");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
-        assert!(said.contains(case.plugin) && said.contains(case.version), "{said}");
+        assert!(message.contains(case.plugin) && message.contains(case.version), "{message}");
     });
 }
 
 #[test]
-fn what_is_missing_in_the_environment_is_named_all_at_once() {
+fn one_error_names_all_missing_environment_variables() {
     every(|case| {
         for (verb, required) in [
             ("ADD", &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"][..]),
@@ -118,51 +118,51 @@ fn what_is_missing_in_the_environment_is_named_all_at_once() {
             ("GC", &["CNI_PATH"]),
         ] {
             for name in required {
-                let (code, said) = case.refused(verb, &[name], &[], &own(case));
-                assert!(code == 4 && said.contains(name), "{verb} without {name}: {code} {said}");
+                let (code, message) = case.refused(verb, &[name], &[], &own(case));
+                assert!(code == 4 && message.contains(name), "{verb} without {name}: {code} {message}");
             }
-            let (_, said) = case.refused(verb, required, &[], &own(case));
-            assert!(required.iter().all(|name| said.contains(name)), "{verb}: {said}");
+            let (_, message) = case.refused(verb, required, &[], &own(case));
+            assert!(required.iter().all(|name| message.contains(name)), "{verb}: {message}");
         }
-        let (code, said) = case.refused("JUMP", &[], &[], &own(case));
-        assert!(code == 4 && said.contains("CNI_COMMAND"), "{said}");
+        let (code, message) = case.refused("JUMP", &[], &[], &own(case));
+        assert!(code == 4 && message.contains("CNI_COMMAND"), "{message}");
     });
 }
 
 #[test]
-fn names_that_are_none_are_refused_with_their_variable() {
+fn invalid_names_are_refused_with_the_name_of_their_variable() {
     every(|case| {
         for (name, values) in [
             ("CNI_CONTAINERID", &["some-%%id", "-x", "a/b"][..]),
             ("CNI_IFNAME", &["sixteen-bytes-xx", ".", "..", "a/b", "a:b", "a b"]),
         ] {
             for value in values {
-                let (code, said) = case.refused("ADD", &[], &[(name, value)], &own(case));
-                assert!(code == 4 && said.contains(name), "{name}={value}: {code} {said}");
+                let (code, message) = case.refused("ADD", &[], &[(name, value)], &own(case));
+                assert!(code == 4 && message.contains(name), "{name}={value}: {code} {message}");
             }
         }
-        for (arguments, sign) in [("FOO=BAR", "FOO"), ("K8S_POD_UID=a=b", "K8S_POD_UID=a=b")] {
-            let (code, said) = case.refused("ADD", &[], &[("CNI_ARGS", arguments)], &own(case));
-            assert!(code == 4 && said.contains(sign), "{said}");
+        for (arguments, expected) in [("FOO=BAR", "FOO"), ("K8S_POD_UID=a=b", "K8S_POD_UID=a=b")] {
+            let (code, message) = case.refused("ADD", &[], &[("CNI_ARGS", arguments)], &own(case));
+            assert!(code == 4 && message.contains(expected), "{message}");
         }
         // With `IgnoreUnknown`, unknown keys are ignored: the error is about the namespace.
         let ignored = [("CNI_ARGS", "IgnoreUnknown=1;FOO=BAR")];
         if case.plugin == "polder" {
-            let (code, said) = case.refused("ADD", &[], &ignored, &own(case));
-            assert!(code == 4 && said.contains("CNI_NETNS /run/netns/nobody"), "{said}");
+            let (code, message) = case.refused("ADD", &[], &ignored, &own(case));
+            assert!(code == 4 && message.contains("CNI_NETNS /run/netns/nobody"), "{message}");
         }
     });
 }
 
 #[test]
-fn a_configuration_that_is_wrong_is_refused_with_its_code_and_its_key() {
+fn an_invalid_configuration_is_refused_with_its_code_and_key() {
     every(|case| {
         let with = |key: &str, value: Value| {
             let mut conf = own(case);
             conf[key] = value;
             conf
         };
-        for (conf, code, sign) in [
+        for (conf, code, expected) in [
             (with("cniVersion", json!("9.9.9")), 1, "9.9.9"),
             (with("name", json!("a b")), 7, "name"),
             (with("name", Value::Null), 7, "name is missing"),
@@ -179,8 +179,8 @@ fn a_configuration_that_is_wrong_is_refused_with_its_code_and_its_key() {
             (with("vlan", json!(7)), if case.plugin == "polder" { 2 } else { 0 }, "\"vlan\" with value 7"),
         ] {
             if code > 0 {
-                let (found, said) = case.refused("ADD", &[], &[], &conf);
-                assert!(found == code && said.contains(sign), "{conf}: {found} {said}");
+                let (found, message) = case.refused("ADD", &[], &[], &conf);
+                assert!(found == code && message.contains(expected), "{conf}: {found} {message}");
             }
         }
         for input in ["", "{", "[]", "null", "7"] {
@@ -192,35 +192,38 @@ fn a_configuration_that_is_wrong_is_refused_with_its_code_and_its_key() {
         // A configuration without a version has version 0.1.0, which has no CHECK.
         let mut conf = own(case);
         conf.as_object_mut().unwrap().remove("cniVersion");
-        let (code, said) = case.refused("CHECK", &[], &[], &conf);
-        assert!(code == 1 && said.contains("CNI 0.1.0 has no CHECK"), "{said}");
+        let (code, message) = case.refused("CHECK", &[], &[], &conf);
+        assert!(code == 1 && message.contains("CNI 0.1.0 has no CHECK"), "{message}");
     });
 }
 
 #[test]
-fn a_verb_that_the_version_does_not_have_is_refused() {
+fn a_verb_that_the_version_does_not_support_is_refused() {
     every(|case| {
         for (verb, since) in [("CHECK", "0.4.0"), ("GC", "1.1.0"), ("STATUS", "1.1.0")] {
             if case.version < since {
-                let (code, said) = case.refused(verb, &[], &[], &own(case));
-                assert!(code == 1 && said.contains(&format!("CNI {} has no {verb}", case.version)), "{said}");
+                let (code, message) = case.refused(verb, &[], &[], &own(case));
+                assert!(
+                    code == 1 && message.contains(&format!("CNI {} has no {verb}", case.version)),
+                    "{message}"
+                );
             }
         }
     });
 }
 
 #[test]
-fn a_container_that_is_not_known_is_said_to_be_so() {
+fn an_unknown_container_is_reported_as_unknown() {
     every(|case| {
         if case.version >= "0.4.0" {
-            let (code, said) = case.refused("CHECK", &[], &[], &own(case));
-            assert!(code == 3 && said.contains("n/c1/eth0"), "{code} {said}");
+            let (code, message) = case.refused("CHECK", &[], &[], &own(case));
+            assert!(code == 3 && message.contains("n/c1/eth0"), "{code} {message}");
         }
     });
 }
 
 #[test]
-fn a_del_succeeds_whatever_is_wrong_with_its_past() {
+fn a_del_succeeds_with_an_invalid_previous_result() {
     every(|case| {
         let mut conf = own(case);
         for garbage in [json!("garbage"), json!({ "ips": 7 }), json!([]), Value::Null] {
@@ -233,17 +236,17 @@ fn a_del_succeeds_whatever_is_wrong_with_its_past() {
 }
 
 #[test]
-fn the_namespace_of_the_host_is_touched_only_on_demand() {
+fn the_host_network_namespace_is_refused_without_the_override() {
     every(|case| {
         // `polder-ipam` only allocates an address, and does not use the namespace.
         if case.plugin == "polder" {
             let host = [("CNI_NETNS", "/proc/1/ns/net")];
-            let (code, said) = case.refused("ADD", &[], &host, &own(case));
-            assert!(code == 4 && said.contains("refusing to change the host's network"), "{said}");
+            let (code, message) = case.refused("ADD", &[], &host, &own(case));
+            assert!(code == 4 && message.contains("refusing to change the host's network"), "{message}");
             // With the override it is a namespace like any other. It already has an interface of that name.
             let demanded = [host[0], ("CNI_NETNS_OVERRIDE", "1")];
-            let (code, said) = case.refused("ADD", &[], &demanded, &own(case));
-            assert!(code == 102 && said.contains("eth0"), "{said}");
+            let (code, message) = case.refused("ADD", &[], &demanded, &own(case));
+            assert!(code == 102 && message.contains("eth0"), "{message}");
         }
     });
 }

@@ -4,8 +4,8 @@
 
 use polder_tests::agent::Worker;
 use polder_tests::matrix::assert_flat;
+use polder_tests::routes::wait_for_routes;
 use polder_tests::wait::PATIENCE;
-use polder_tests::ways::wait_for_ways;
 use polder_tests::{Lab, Topology, wait};
 use serde_json::{Value, json};
 
@@ -69,9 +69,9 @@ fn assert_reaches_etcd(worker: &Worker) {
 }
 
 #[test]
-fn a_pool_around_what_the_nodes_need_is_not_added() {
+fn a_pool_that_contains_addresses_of_the_infrastructure_is_not_added() {
     let lab = Lab::start(Topology::two_segments());
-    for (worker, range, sign) in [
+    for (worker, range, expected) in [
         (0, "10.10.1.192/26", "10.10.1.200, the address of etcd"),
         (2, "10.10.1.192/26", "10.10.1.200, the address of etcd"),
         (0, "10.10.1.128/26", "10.10.1.0/24, the network of this node's interface eth0"),
@@ -80,22 +80,22 @@ fn a_pool_around_what_the_nodes_need_is_not_added() {
         (0, "10.10.2.0/26", "10.10.2.3, the underlay address of node n3"),
         (2, "10.10.2.192/26", "10.10.2.254, a gateway of this node's routes"),
     ] {
-        let said = refused(&lab.workers[worker], &["pool", "add", "oops", range]);
-        assert!(said.contains(sign) && said.contains("choose another"), "{range}: {said}");
+        let message = refused(&lab.workers[worker], &["pool", "add", "oops", range]);
+        assert!(message.contains(expected) && message.contains("choose another"), "{range}: {message}");
     }
     assert_eq!(lab.etcd.keys("/polder/v1/pools/"), ["/polder/v1/pools/ipv4"]);
     lab.workers.iter().for_each(assert_reaches_etcd);
 }
 
 #[test]
-fn a_pool_record_around_etcd_takes_etcd_from_nobody_and_can_be_removed() {
+fn etcd_stays_reachable_with_a_pool_record_that_contains_it() {
     let lab = Lab::start(Topology::two_segments());
     let before = lab.workers[0].pod("before");
     write_pool(&lab, "oops", "10.10.1.192/26", 26);
     for worker in &lab.workers {
-        let said = problem(worker, "oops");
-        assert!(said.contains("10.10.1.200, the address of etcd"), "{said}");
-        assert!(said.contains("polderctl pool remove oops"), "{said}");
+        let message = problem(worker, "oops");
+        assert!(message.contains("10.10.1.200, the address of etcd"), "{message}");
+        assert!(message.contains("polderctl pool remove oops"), "{message}");
         assert_reaches_etcd(worker);
     }
     // The rest works, and the nodes still receive changes from etcd.
@@ -113,7 +113,7 @@ fn a_pool_record_around_etcd_takes_etcd_from_nobody_and_can_be_removed() {
 }
 
 #[test]
-fn a_pool_record_around_etcd_of_which_a_block_is_claimed_takes_etcd_from_nobody() {
+fn etcd_stays_reachable_with_a_claimed_block_in_a_pool_that_contains_it() {
     let lab = busy(Topology::two_segments());
     // A pool in use is not left out like an unused one: without the check there would be routes to its blocks.
     let block = "/polder/v1/blocks/4-0a0a01c0-26";
@@ -121,9 +121,9 @@ fn a_pool_record_around_etcd_of_which_a_block_is_claimed_takes_etcd_from_nobody(
     lab.etcd.ctl(&["put", block, &claim.to_string()]);
     write_pool(&lab, "oops", "10.10.1.192/26", 26);
     for worker in &lab.workers {
-        let said = problem(worker, "oops");
-        assert!(said.contains("10.10.1.200, the address of etcd"), "{said}");
-        assert!(said.contains("not routed to pods on this node"), "{said}");
+        let message = problem(worker, "oops");
+        assert!(message.contains("10.10.1.200, the address of etcd"), "{message}");
+        assert!(message.contains("not routed to pods on this node"), "{message}");
         wait_for_a_pass(worker);
         assert_reaches_etcd(worker);
     }
@@ -133,7 +133,7 @@ fn a_pool_record_around_etcd_of_which_a_block_is_claimed_takes_etcd_from_nobody(
 }
 
 #[test]
-fn etcd_that_has_a_name_is_not_taken_away_either() {
+fn etcd_with_a_dns_name_stays_reachable_too() {
     let mut lab = Lab::build(Topology::two_segments());
     for worker in &lab.workers {
         worker.node.shell(&format!("echo {ETCD} etcd.example >> /etc/hosts"));
@@ -142,18 +142,18 @@ fn etcd_that_has_a_name_is_not_taken_away_either() {
     lab.start_agents();
     // This node is behind a router: only the configured name shows that the address is needed.
     let worker = &lab.workers[2];
-    let said = refused(worker, &["pool", "add", "oops", "10.10.1.192/26"]);
-    assert!(said.contains("10.10.1.200, the address of etcd (etcd.example)"), "{said}");
+    let message = refused(worker, &["pool", "add", "oops", "10.10.1.192/26"]);
+    assert!(message.contains("10.10.1.200, the address of etcd (etcd.example)"), "{message}");
     write_pool(&lab, "oops", "10.10.1.192/26", 26);
-    let said = problem(worker, "oops");
-    assert!(said.contains("10.10.1.200, the address of etcd"), "{said}");
+    let message = problem(worker, "oops");
+    assert!(message.contains("10.10.1.200, the address of etcd"), "{message}");
     lab.workers.iter().for_each(assert_reaches_etcd);
     worker.ctl(&["pool", "remove", "oops"]);
     lab.workers.iter().for_each(wait_until_well);
 }
 
 #[test]
-fn a_route_over_etcd_that_is_left_from_before_goes_at_the_start_without_any_record() {
+fn an_old_route_that_hides_etcd_is_deleted_at_the_start() {
     let mut lab = Lab::start(Topology::two_segments());
     // With the snapshot, and without.
     for forget in ["true", "rm -f /var/lib/polder/cluster.json"] {
@@ -168,15 +168,15 @@ fn a_route_over_etcd_that_is_left_from_before_goes_at_the_start_without_any_reco
 }
 
 #[test]
-fn first_pools_around_etcd_are_not_made_and_the_cluster_begins_with_others() {
+fn first_pools_that_contain_etcd_are_not_created_until_they_are_corrected() {
     let topology = Topology { pools: vec!["10.10.1.0/24"], nodes: vec![2, 2], ..Topology::two_segments() };
     let mut lab = Lab::build(topology);
     lab.workers.iter_mut().for_each(Worker::start);
     for worker in &lab.workers {
         worker.wait_for_status("the reason", |status| {
             let reasons = status["reasons"].to_string();
-            let signs = ["bootstrap.pools", "10.10.1.200, the address of etcd", "10.10.1.0/24"];
-            signs.iter().all(|sign| reasons.contains(sign)).then_some(())
+            let parts = ["bootstrap.pools", "10.10.1.200, the address of etcd", "10.10.1.0/24"];
+            parts.iter().all(|part| reasons.contains(part)).then_some(())
         });
         assert_reaches_etcd(worker);
     }
@@ -188,20 +188,20 @@ fn first_pools_around_etcd_are_not_made_and_the_cluster_begins_with_others() {
     }
     lab.workers.iter().for_each(wait_until_well);
     let pods: Vec<_> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
-    wait_for_ways(&lab, PATIENCE);
+    wait_for_routes(&lab, PATIENCE);
     assert_flat(&pods, 1450);
 }
 
 #[test]
-fn a_network_that_one_node_alone_knows_is_kept_there_and_the_overlap_named() {
+fn a_network_known_to_one_node_stays_reachable_and_the_overlap_is_reported() {
     let lab = busy(Topology::one_segment(2));
     let [first, second] = lab.workers.as_slice() else { panic!("two nodes") };
     second.node.shell(
         "ip link add other0 type bridge; ip address add 10.77.0.1/24 dev other0; ip link set other0 up",
     );
     wait::until("the network to be known", || {
-        let said = second.try_ctl(&["pool", "add", "p", "10.77.0.0/24"]).err().unwrap_or_default();
-        if !said.is_empty() {
+        let message = second.try_ctl(&["pool", "add", "p", "10.77.0.0/24"]).err().unwrap_or_default();
+        if !message.is_empty() {
             return Ok(());
         }
         second.ctl(&["pool", "remove", "p"]);
@@ -209,8 +209,8 @@ fn a_network_that_one_node_alone_knows_is_kept_there_and_the_overlap_named() {
     });
     // Each block is narrower than that network: the kernel would prefer the route to the block.
     first.ctl(&["pool", "add", "p", "10.77.0.0/24"]);
-    let said = problem(second, "p");
-    assert!(said.contains("10.77.0.0/24, the network of this node's interface other0"), "{said}");
+    let message = problem(second, "p");
+    assert!(message.contains("10.77.0.0/24, the network of this node's interface other0"), "{message}");
     let mut conf = Worker::netconf("1.1.0");
     conf["pool"] = json!("p");
     let pod = first.pod_with("there", &conf);
@@ -225,7 +225,7 @@ fn a_network_that_one_node_alone_knows_is_kept_there_and_the_overlap_named() {
     second.node.run("ip", &["link", "delete", "other0"]);
     wait_until_well(second);
     let here = second.pod_with("here", &conf);
-    wait_for_ways(&lab, PATIENCE);
+    wait_for_routes(&lab, PATIENCE);
     assert_flat(&[pod, here], 1450);
 }
 
@@ -233,7 +233,7 @@ fn a_network_that_one_node_alone_knows_is_kept_there_and_the_overlap_named() {
 fn a_range_that_pods_cannot_use_is_not_added() {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
-    for (range, sign) in [
+    for (range, expected) in [
         ("ff02::/64", "multicast"),
         ("224.0.0.0/16", "multicast"),
         ("169.254.0.0/16", "169.254.0.0/16 (link-local, with the metadata addresses of clouds, RFC 3927)"),
@@ -247,20 +247,20 @@ fn a_range_that_pods_cannot_use_is_not_added() {
         ("2002::/16", "6to4"),
         ("2001:db8::/56", "documentation"),
     ] {
-        let said = refused(worker, &["pool", "add", "odd", range]);
+        let message = refused(worker, &["pool", "add", "odd", range]);
         assert!(
-            said.contains(&format!("{range} cannot be a pool")) && said.contains(sign),
-            "{range}: {said}"
+            message.contains(&format!("{range} cannot be a pool")) && message.contains(expected),
+            "{range}: {message}"
         );
-        let said = refused(worker, &["pool", "add", "odd", range, "--reservations"]);
-        assert!(said.contains("cannot be a pool"), "{range}: {said}");
+        let message = refused(worker, &["pool", "add", "odd", range, "--reservations"]);
+        assert!(message.contains("cannot be a pool"), "{range}: {message}");
     }
     for (range, length) in [("10.245.0.0/24", "32"), ("10.245.0.0/24", "31"), ("fd00:9::/64", "128")] {
-        let said = refused(worker, &["pool", "add", "odd", range, "--block-length", length]);
-        assert!(said.contains("too small") && said.contains("--block-length"), "{range}: {said}");
+        let message = refused(worker, &["pool", "add", "odd", range, "--block-length", length]);
+        assert!(message.contains("too small") && message.contains("--block-length"), "{range}: {message}");
     }
     assert_eq!(lab.etcd.keys("/polder/v1/pools/"), ["/polder/v1/pools/ipv4"]);
-    for (range, sign) in [
+    for (range, expected) in [
         ("10.96.0.0/16", "kubeadm's default range for Services"),
         ("100.64.0.0/16", "RFC 6598"),
         ("11.1.0.0/16", "public address space"),
@@ -268,22 +268,22 @@ fn a_range_that_pods_cannot_use_is_not_added() {
         let done = worker.ctl(&["pool", "add", "doubtful", range]);
         let done = done.as_str().unwrap();
         assert!(done.contains("pool doubtful is added") && done.contains("\nwarning: "), "{done}");
-        assert!(done.contains(sign), "{done}");
+        assert!(done.contains(expected), "{done}");
         worker.ctl(&["pool", "remove", "doubtful"]);
     }
 }
 
 #[test]
-fn a_record_of_a_range_that_pods_cannot_use_stops_nobody_and_can_be_removed() {
+fn a_pool_record_that_pods_cannot_use_affects_nothing_and_can_be_removed() {
     let lab = Lab::start(Topology::one_segment(2));
     write_pool(&lab, "odd", "ff02::/64", 122);
     write_pool(&lab, "meta", "169.254.0.0/16", 26);
     write_pool(&lab, "tiny", "10.245.0.0/24", 32);
     for worker in &lab.workers {
-        for (pool, sign) in [("odd", "multicast"), ("meta", "link-local"), ("tiny", "too small")] {
-            let said = problem(worker, pool);
+        for (pool, expected) in [("odd", "multicast"), ("meta", "link-local"), ("tiny", "too small")] {
+            let message = problem(worker, pool);
             let remedy = format!("polderctl pool remove {pool}");
-            assert!(said.contains(sign) && said.contains(&remedy), "{said}");
+            assert!(message.contains(expected) && message.contains(&remedy), "{message}");
         }
         assert_eq!(worker.status()["ready"], true);
         let route = worker.node.shell("ip route; ip -6 route");
@@ -301,7 +301,7 @@ fn a_record_of_a_range_that_pods_cannot_use_stops_nobody_and_can_be_removed() {
 }
 
 #[test]
-fn a_block_without_an_address_for_a_pod_ends_the_add_instead_of_the_next_claim() {
+fn a_claimed_block_without_pod_addresses_ends_the_add() {
     let lab = Lab::start(Topology::one_segment(2));
     // A node has claimed a block: the pool is in use, although its blocks are too small.
     let record = lab.etcd.ctl(&["get", "--print-value-only", "/polder/v1/nodes/n2"]);
@@ -311,8 +311,8 @@ fn a_block_without_an_address_for_a_pod_ends_the_add_instead_of_the_next_claim()
     lab.etcd.ctl(&["put", "/polder/v1/blocks/4-0af50005-32", &claim.to_string()]);
     write_pool(&lab, "tiny", "10.245.0.0/24", 32);
     let worker = &lab.workers[0];
-    let said = problem(worker, "tiny");
-    assert!(said.contains("too small") && said.contains("polderctl pool drain tiny"), "{said}");
+    let message = problem(worker, "tiny");
+    assert!(message.contains("too small") && message.contains("polderctl pool drain tiny"), "{message}");
     let mut conf = Worker::netconf("1.1.0");
     conf["pool"] = json!("tiny");
     let error = worker.try_pod("a", &conf).unwrap_err();
@@ -328,7 +328,7 @@ fn a_block_without_an_address_for_a_pod_ends_the_add_instead_of_the_next_claim()
 
 /// The smallest accepted pools and blocks: each has an address for a pod.
 #[test]
-fn the_smallest_pools_that_are_taken_give_addresses_to_pods() {
+fn the_smallest_permitted_pools_give_addresses_to_pods() {
     for (range, length) in [("10.244.0.0/31", 31), ("10.244.0.0/30", 30), ("10.244.0.0/29", 30)] {
         let table = format!("{{ cidr = \"{range}\", block_length = {length} }}");
         let mut lab = Lab::build(Topology::one_segment(1));

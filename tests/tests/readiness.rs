@@ -52,7 +52,7 @@ fn probed(worker: &Worker, other: &str) -> String {
 }
 
 #[test]
-fn a_node_is_ready_only_when_a_peer_that_lives_answers_over_the_way_of_the_pods() {
+fn a_node_is_ready_only_when_a_live_peer_answers_on_the_pod_path() {
     let mut lab = lab("direct");
     close(&lab);
     // No peer is alive yet that could answer.
@@ -92,7 +92,7 @@ fn a_node_is_ready_only_when_a_peer_that_lives_answers_over_the_way_of_the_pods(
 }
 
 #[test]
-fn a_node_without_a_way_to_any_peer_that_lives_is_not_ready() {
+fn a_node_without_a_path_to_any_live_peer_is_not_ready() {
     let topology = Topology { nodes: vec![1, 2], router: true, ..Topology::default() };
     let mut lab = Lab::build(topology.bootstrap("backend = \"direct\""));
     lab.workers[0].start_and_wait();
@@ -108,7 +108,7 @@ fn a_node_without_a_way_to_any_peer_that_lives_is_not_ready() {
 }
 
 #[test]
-fn peers_that_do_not_live_are_not_waited_for() {
+fn a_node_does_not_wait_for_dead_peers() {
     let mut lab = lab("auto");
     lab.start_agents();
     lab.workers[1].kill();
@@ -137,8 +137,8 @@ fn a_node_whose_cni_configuration_cannot_be_written_is_not_ready_until_it_can() 
         let reasons = status["reasons"].to_string();
         (status["ready"] == false && reasons.contains("cannot be written")).then_some(reasons)
     });
-    for sign in [CNI_CONF, "Read-only file system", "cni_conf_dir"] {
-        assert!(reason.contains(sign), "{sign} in {reason}");
+    for expected in [CNI_CONF, "Read-only file system", "cni_conf_dir"] {
+        assert!(reason.contains(expected), "{expected} in {reason}");
     }
     let (code, text) = worker.http("/readyz");
     assert!(code == 503 && text.contains(CNI_CONF), "{code} {text}");
@@ -201,7 +201,7 @@ fn lease_of(lab: &Lab, name: &str) -> String {
 }
 
 #[test]
-fn a_peer_whose_agent_is_dead_is_named_and_counted_until_it_is_back_or_removed() {
+fn a_dead_agent_is_reported_and_counted_until_it_returns_or_is_removed() {
     let mut lab = Lab::build(Topology::one_segment(3));
     lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
     lab.start_agents();
@@ -215,8 +215,8 @@ fn a_peer_whose_agent_is_dead_is_named_and_counted_until_it_is_back_or_removed()
     for worker in &lab.workers[..2] {
         wait::within(PATIENCE * 2, "the dead agent to be named", || {
             let problems = worker.status()["problems"].to_string();
-            let signs = ["node n3: its agent is not alive", "polderctl node remove n3 --dead"];
-            if signs.iter().all(|sign| problems.contains(sign)) { Ok(()) } else { Err(problems) }
+            let parts = ["node n3: its agent is not alive", "polderctl node remove n3 --dead"];
+            if parts.iter().all(|part| problems.contains(part)) { Ok(()) } else { Err(problems) }
         });
         assert!(counted(worker, 2, 1), "{}", worker.http("/metrics").1);
         assert_eq!(is_ready(worker), (true, 200), "that is nothing to turn pods away for");
@@ -259,7 +259,7 @@ fn a_peer_whose_agent_is_dead_is_named_and_counted_until_it_is_back_or_removed()
 }
 
 #[test]
-fn a_way_that_loses_long_packets_is_named() {
+fn a_path_that_loses_long_packets_is_reported() {
     let mut lab = lab("auto");
     lab.start_agents();
     lab.workers.iter().for_each(wait_for_no_problem);
@@ -286,15 +286,16 @@ fn a_way_that_loses_long_packets_is_named() {
 }
 
 #[test]
-fn an_agent_of_which_a_thread_stands_still_is_not_alive_and_says_which() {
+fn livez_fails_and_names_the_thread_that_is_stuck() {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
     for thread in ["ledger", "kernel"] {
-        let (code, said) = worker.while_thread_stands_still(thread, || worker.http("/livez"));
-        assert_eq!(code, 503, "{said}");
+        let (code, message) = worker.with_stopped_thread(thread, || worker.http("/livez"));
+        assert_eq!(code, 503, "{message}");
         assert!(
-            said.contains(&format!("thread {thread} has made no progress")) && said.lines().count() == 1,
-            "{said}"
+            message.contains(&format!("thread {thread} has made no progress"))
+                && message.lines().count() == 1,
+            "{message}"
         );
         assert_eq!(worker.http("/livez"), (200, "ok\n".to_owned()), "it goes on");
     }

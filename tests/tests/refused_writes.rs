@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::runtime;
 
 /// Timeout until a refusal is noticed. A node without pending writes checks every 30 s.
-const TO_BE_NOTICED: Duration = Duration::from_secs(120);
+const NOTICE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// More pods than a block of the small pool has addresses.
 const MANY: usize = 8;
@@ -41,13 +41,13 @@ fn problem(worker: &Worker, words: &[&str]) -> Option<String> {
 }
 
 fn wait_for_problem(worker: &Worker, words: &[&str]) -> String {
-    wait::within(TO_BE_NOTICED, &format!("{} to say what etcd refuses", worker.name()), || {
+    wait::within(NOTICE_TIMEOUT, &format!("{} to say what etcd refuses", worker.name()), || {
         problem(worker, words).ok_or_else(|| worker.try_status().unwrap_or_default().to_string())
     })
 }
 
 fn wait_until_well(worker: &Worker) {
-    wait::within(TO_BE_NOTICED, &format!("{} to have no problem", worker.name()), || {
+    wait::within(NOTICE_TIMEOUT, &format!("{} to have no problem", worker.name()), || {
         let status = worker.try_status()?;
         let is_well = status["problems"] == json!([]) && status["refused_writes"] == json!([]);
         if is_well { Ok(()) } else { Err(status.to_string()) }
@@ -79,7 +79,7 @@ fn fill_block(worker: &Worker) -> Value {
 }
 
 /// The number of lines in the agent's log that contain these words.
-fn said(worker: &Worker, words: &str) -> usize {
+fn count_log_lines(worker: &Worker, words: &str) -> usize {
     worker.log().lines().filter(|line| line.contains(words)).count()
 }
 
@@ -108,9 +108,12 @@ fn assert_commands_refused(worker: &Worker, words: &str) {
         &["node", "remove", "n2"],
         &["ipam", "check"],
     ] {
-        let said = worker.try_ctl(arguments).expect_err(&format!("{arguments:?} was done"));
-        assert!(said.contains(words), "{arguments:?}: {said}");
-        assert!(!said.contains("known") && !said.contains("does not answer"), "{arguments:?}: {said}");
+        let message = worker.try_ctl(arguments).expect_err(&format!("{arguments:?} was done"));
+        assert!(message.contains(words), "{arguments:?}: {message}");
+        assert!(
+            !message.contains("known") && !message.contains("does not answer"),
+            "{arguments:?}: {message}"
+        );
     }
 }
 
@@ -120,7 +123,7 @@ fn is_alive(observer: &Worker, name: &str) -> bool {
 }
 
 #[test]
-fn an_etcd_without_space_is_named_by_all_nodes_and_by_the_add_that_needs_a_block() {
+fn etcd_without_space_is_reported_by_all_nodes_and_by_an_add() {
     let mut lab = Lab::start(Topology::one_segment(2));
     add_small_pool(&lab.workers[0]);
     lab.etcd.run_out_of_space();
@@ -133,7 +136,7 @@ fn an_etcd_without_space_is_named_by_all_nodes_and_by_the_add_that_needs_a_block
         assert_eq!(worker.status()["ready"], true);
         assert_eq!(metric(worker, "polder_store_refusing_writes"), 1);
         assert!(metric(worker, REFUSED) > 0);
-        assert_eq!(said(worker, "writes are refused"), 1, "{}", worker.log());
+        assert_eq!(count_log_lines(worker, "writes are refused"), 1, "{}", worker.log());
     }
     assert_true_reason(&lab.workers[0], NO_SPACE, "etcdctl alarm disarm");
     assert_commands_refused(&lab.workers[0], NO_SPACE);
@@ -152,7 +155,7 @@ fn an_etcd_without_space_is_named_by_all_nodes_and_by_the_add_that_needs_a_block
     lab.workers[0].pod_with("last", &of_small_pool());
     for worker in &lab.workers {
         assert_eq!(metric(worker, "polder_store_refusing_writes"), 0);
-        assert!(said(worker, "accepts writes again") > 0, "{}", worker.log());
+        assert!(count_log_lines(worker, "accepts writes again") > 0, "{}", worker.log());
     }
 }
 
@@ -165,10 +168,10 @@ fn a_removed_node_does_not_serve_while_it_cannot_confirm_that_its_pods_are_gone(
     lab.etcd.run_out_of_space();
     lab.workers[1].start();
     let removed = &lab.workers[1];
-    let says =
+    let reports =
         |words: &str| removed.try_status().is_ok_and(|status| status["reasons"].to_string().contains(words));
-    wait::until_true("the confirmation to be refused", || said(removed, NO_SPACE) > 0);
-    wait::until_true("the node to say that it was removed", || says("was removed from the cluster"));
+    wait::until_true("the confirmation to be refused", || count_log_lines(removed, NO_SPACE) > 0);
+    wait::until_true("the node to say that it was removed", || reports("was removed from the cluster"));
     let error = removed.try_pod("after", &Worker::netconf("1.1.0")).map(drop).unwrap_err();
     assert!(error["code"] == 103 && error["msg"].as_str().unwrap().contains("was removed"), "{error}");
 
@@ -213,7 +216,7 @@ fn lab_with_users(folder: &Path, prefix: &str) -> Lab {
 }
 
 #[test]
-fn a_role_that_may_read_only_is_named_with_what_is_refused_and_the_grant_that_helps() {
+fn a_read_only_role_is_reported_with_the_refused_writes_and_the_missing_grant() {
     let folder = tempfile::tempdir().unwrap();
     let mut lab = lab_with_users(folder.path(), PREFIX);
     lab.start_agents();
@@ -244,9 +247,9 @@ fn a_role_that_may_read_only_is_named_with_what_is_refused_and_the_grant_that_he
 }
 
 /// Sets a flag when it is dropped, also if the test fails.
-struct AtTheEnd<'a>(&'a AtomicBool);
+struct SetOnDrop<'a>(&'a AtomicBool);
 
-impl Drop for AtTheEnd<'_> {
+impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -264,7 +267,7 @@ fn etcd_config(lab: &Lab, folder: &Path) -> EtcdConfig {
 }
 
 #[test]
-fn a_write_that_meets_a_change_of_users_is_done_or_known_not_to_be() {
+fn a_write_during_a_change_of_users_is_applied_or_refused_for_certain() {
     const WRITERS: usize = 12;
     const CHANGES: u64 = 60;
     let folder = tempfile::tempdir().unwrap();
@@ -281,7 +284,7 @@ fn a_write_that_meets_a_change_of_users_is_done_or_known_not_to_be() {
                 Ok(Outcome::Applied { .. }) => drop(written.fetch_add(1, Ordering::Relaxed)),
                 // The users changed twice in a row.
                 Err(StoreError::Refused { refusal, .. }) => {
-                    assert!(refusal.words.contains("revision of auth store is old"), "{refusal}");
+                    assert!(refusal.message.contains("revision of auth store is old"), "{refusal}");
                 }
                 other => panic!("nobody knows what became of it: {other:?}"),
             }
@@ -311,7 +314,7 @@ fn a_write_that_meets_a_change_of_users_is_done_or_known_not_to_be() {
             });
         });
         // Even if this thread panics, the writers must end.
-        let end = AtTheEnd(&done);
+        let end = SetOnDrop(&done);
         for number in 0..CHANGES {
             lab.etcd.change_users(&["role", "add", &format!("role{number}")]);
             if writers.is_finished() {

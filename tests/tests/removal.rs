@@ -13,7 +13,7 @@ use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::{Value, json};
 
 /// The shortest permitted cool-down, because some tests wait for its end: 10 s.
-const SHORT_REST: &str = "[ipam]\ncooldown_seconds = 10";
+const SHORT_COOL_DOWN: &str = "[ipam]\ncooldown_seconds = 10";
 
 /// A lab with this pool. The agents are not started.
 fn lab(nodes: usize, pool: &'static str) -> Lab {
@@ -23,7 +23,7 @@ fn lab(nodes: usize, pool: &'static str) -> Lab {
 }
 
 fn shorten_cool_down(worker: &Worker) {
-    worker.configure(&format!("{}{SHORT_REST}\n", worker.configuration()));
+    worker.configure(&format!("{}{SHORT_COOL_DOWN}\n", worker.configuration()));
 }
 
 /// The claims: the key of each block, and the name of its node.
@@ -53,15 +53,15 @@ fn add(worker: &Worker, name: &str) -> Result<Pod, Value> {
 }
 
 /// Waits until the node is not ready for a reason that contains this text. Returns its reasons.
-fn reason(worker: &Worker, sign: &str) -> String {
-    worker.wait_for_status(&format!("a reason with {sign:?}"), |status| {
+fn reason(worker: &Worker, expected: &str) -> String {
+    worker.wait_for_status(&format!("a reason with {expected:?}"), |status| {
         let reasons = status["reasons"].to_string();
-        (status["ready"] == false && reasons.contains(sign)).then_some(reasons)
+        (status["ready"] == false && reasons.contains(expected)).then_some(reasons)
     })
 }
 
 #[test]
-fn a_removed_node_cuts_its_pods_off_and_its_block_goes_to_another_after_the_cool_down() {
+fn a_removed_node_disconnects_its_pods_and_its_block_is_reused_after_cool_down() {
     // Two blocks, both claimed.
     let mut lab = lab(2, "10.244.0.0/25");
     lab.start_agents();
@@ -69,17 +69,17 @@ fn a_removed_node_cuts_its_pods_off_and_its_block_goes_to_another_after_the_cool
     let pod = lab.workers[1].pod("a");
     let block = claims(&lab).into_iter().find(|(_, node)| node == "n2").unwrap().0;
     assert_ne!(own_addresses(&lab.workers[1]), "");
-    let said = lab.workers[0].remove_node("n2", 1);
+    let message = lab.workers[0].remove_node("n2", 1);
     // The node may have disconnected its pods before this answer was made.
-    let said = said.as_str().unwrap();
-    let signs = ["are held back until it has disconnected its pods", "its pods are gone"];
-    assert!(signs.iter().any(|sign| said.contains(sign)), "{said}");
+    let message = message.as_str().unwrap();
+    let parts = ["are held back until it has disconnected its pods", "its pods are gone"];
+    assert!(parts.iter().any(|part| message.contains(part)), "{message}");
 
     let removed = &lab.workers[1];
     wait::until_true("the pods of the removed node to be cut off", || pod_interfaces(removed) == 0);
     wait::until_true("its own address to be gone from the bridge", || own_addresses(removed).is_empty());
-    let told = reason(removed, "was removed from the cluster");
-    assert!(told.contains("delete its state directory"), "{told}");
+    let message = reason(removed, "was removed from the cluster");
+    assert!(message.contains("delete its state directory"), "{message}");
     let error = add(removed, "b").unwrap_err();
     assert!(error["code"] == 103 && error["msg"].as_str().unwrap().contains("was removed"), "{error}");
     let error = removed.cni("STATUS", "", "", &Worker::netconf("1.1.0")).unwrap_err();
@@ -102,8 +102,7 @@ fn a_removed_node_cuts_its_pods_off_and_its_block_goes_to_another_after_the_cool
 }
 
 #[test]
-fn a_removed_node_does_not_say_that_its_pods_are_gone_while_a_plugin_works_that_an_earlier_agent_has_answered()
- {
+fn a_removed_node_does_not_confirm_while_an_earlier_plugin_call_runs() {
     let mut lab = Lab::start(Topology::one_segment(2));
     let pod = lab.workers[1].pod("a");
     lab.workers[1].kill();
@@ -121,7 +120,7 @@ fn a_removed_node_does_not_say_that_its_pods_are_gone_while_a_plugin_works_that_
 }
 
 #[test]
-fn what_a_node_had_that_was_removed_while_it_was_away_rests_until_it_has_confirmed_or_somebody_vouches() {
+fn blocks_of_a_removed_node_are_held_until_the_node_or_an_operator_confirms() {
     let mut lab = lab(3, "10.244.0.0/24");
     lab.start_agents();
     let pod = lab.workers[1].pod("a");
@@ -131,8 +130,8 @@ fn what_a_node_had_that_was_removed_while_it_was_away_rests_until_it_has_confirm
     // Its lease may still be valid.
     operator.remove_node("n2", 1);
     operator.ctl(&["node", "remove", "n3"]);
-    let said = operator.ctl(&["node", "remove", "n3", "--dead"]);
-    assert!(said.as_str().unwrap().contains("its pods are gone"), "{said}");
+    let message = operator.ctl(&["node", "remove", "n3", "--dead"]);
+    assert!(message.as_str().unwrap().contains("its pods are gone"), "{message}");
     wait::until_true("the block to be released after the confirmation", || claims_of(&lab, "n3") == 0);
     assert_eq!(claims_of(&lab, "n2"), 1, "the other was removed before, and still rests");
     assert_eq!(pod_interfaces(&lab.workers[1]), 1, "nobody is there to cut the pod off");
@@ -157,7 +156,7 @@ fn what_a_node_had_that_was_removed_while_it_was_away_rests_until_it_has_confirm
 }
 
 #[test]
-fn a_node_that_lost_its_ledger_and_was_removed_joins_anew_without_the_old_pods_and_confirms_nothing() {
+fn a_removed_node_without_its_ledger_joins_again_and_confirms_nothing() {
     let mut lab = lab(2, "10.244.0.0/24");
     lab.start_agents();
     let _pod = lab.workers[1].pod("a");
@@ -178,7 +177,7 @@ fn a_node_that_lost_its_ledger_and_was_removed_joins_anew_without_the_old_pods_a
 }
 
 #[test]
-fn a_living_node_with_pods_is_removed_only_by_who_says_how_many_there_are() {
+fn a_live_node_with_pods_is_removed_only_with_the_correct_pod_count() {
     let lab = Lab::start(Topology::one_segment(2));
     let [first, second] = lab.workers.as_slice() else { panic!("two nodes") };
     let pods = [second.pod("a"), second.pod("b")];
@@ -186,17 +185,17 @@ fn a_living_node_with_pods_is_removed_only_by_who_says_how_many_there_are() {
         lab.etcd.keys("/polder/v1/addresses/n2/").len() == 2
     });
     for worker in [first, second] {
-        for (arguments, signs) in [
+        for (arguments, parts) in [
             (&["n2"][..], ["is alive and has 2 pods", "--disconnect-pods 2"]),
             (&["n2", "--disconnect-pods", "1"][..], ["has 2 pods, not 1", "nothing was done"]),
             (
                 &["n2", "--dead"][..],
-                ["node n2 is alive", "--dead is only for a machine that is gone for good"],
+                ["node n2 is alive", "--dead is only for a machine that is permanently gone"],
             ),
         ] {
             let arguments = [&["node", "remove"], arguments].concat();
-            let said = worker.try_ctl(&arguments).unwrap_err();
-            assert!(signs.iter().all(|sign| said.contains(sign)), "{arguments:?}: {said}");
+            let message = worker.try_ctl(&arguments).unwrap_err();
+            assert!(parts.iter().all(|part| message.contains(part)), "{arguments:?}: {message}");
         }
     }
     assert_eq!(pod_interfaces(second), 2, "nothing was cut off");
@@ -211,7 +210,7 @@ fn a_living_node_with_pods_is_removed_only_by_who_says_how_many_there_are() {
 }
 
 #[test]
-fn at_a_terminal_a_person_confirms_with_the_number_of_pods_and_the_last_node_is_called_so() {
+fn at_a_terminal_removal_asks_for_the_pod_count_and_warns_for_the_last_node() {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
     let _pods = [worker.pod("a"), worker.pod("b")];
@@ -223,17 +222,17 @@ fn at_a_terminal_a_person_confirms_with_the_number_of_pods_and_the_last_node_is_
         ))
     };
     for typed in ["yes", "1", ""] {
-        let said = at_a_terminal(typed);
-        assert!(said.contains("It is the last node of the cluster"), "{typed:?}: {said}");
-        assert_eq!((pod_interfaces(worker), worker.status()["ready"].clone()), (2, json!(true)), "{said}");
+        let message = at_a_terminal(typed);
+        assert!(message.contains("It is the last node of the cluster"), "{typed:?}: {message}");
+        assert_eq!((pod_interfaces(worker), worker.status()["ready"].clone()), (2, json!(true)), "{message}");
     }
-    let said = at_a_terminal("2");
-    assert!(said.contains("node n1 is removed"), "{said}");
+    let message = at_a_terminal("2");
+    assert!(message.contains("node n1 is removed"), "{message}");
     wait::until_true("the pods to be cut off", || pod_interfaces(worker) == 0);
 }
 
 #[test]
-fn a_node_that_was_removed_has_no_cni_configuration_and_is_no_problem_of_the_others() {
+fn a_removed_node_has_no_cni_configuration_and_others_report_no_problem() {
     let mut lab = lab(3, "10.244.0.0/24");
     lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
     lab.start_agents();
@@ -267,14 +266,14 @@ fn a_node_that_was_removed_has_no_cni_configuration_and_is_no_problem_of_the_oth
 }
 
 #[test]
-fn removing_says_what_is_wrong_with_the_name() {
+fn removal_reports_the_problem_with_the_name() {
     let lab = Lab::start(Topology::one_segment(1));
     let error = lab.workers[0].try_ctl(&["node", "remove", "n7"]).unwrap_err();
     assert!(error.contains("there is no node n7"), "{error}");
 }
 
 #[test]
-fn a_clone_of_a_living_machine_does_not_serve_and_says_why() {
+fn a_clone_of_a_live_machine_does_not_serve_and_reports_the_reason() {
     let mut lab = lab(1, "10.244.0.0/24");
     lab.start_agents();
     let pod = lab.workers[0].pod("a");
@@ -285,8 +284,8 @@ fn a_clone_of_a_living_machine_does_not_serve_and_says_why() {
     shorten_cool_down(clone);
     clone.node.write("/etc/machine-id", &machine_id);
     clone.start();
-    let told = reason(clone, "is registered as node n1");
-    assert!(told.contains("systemd-machine-id-setup"), "{told}");
+    let message = reason(clone, "is registered as node n1");
+    assert!(message.contains("systemd-machine-id-setup"), "{message}");
     clone.kill();
 
     clone.configure(&clone.configuration().replace("node = \"n2\"", "node = \"n1\""));
@@ -317,7 +316,7 @@ fn a_clone_of_a_living_machine_does_not_serve_and_says_why() {
     reason(clone, "node n1 is alive in another boot");
     assert_eq!(records(&lab.etcd), before);
 
-    // When the original is gone for good, the clone is node n1.
+    // When the original is permanently gone, the clone is node n1.
     assert!(lab.workers[0].stop());
     lab.workers[0].node.shell(&format!("ip link del {}", pod.host_interface()));
     // The original's lease must expire first, and then its addresses are in cool-down.
@@ -328,7 +327,7 @@ fn a_clone_of_a_living_machine_does_not_serve_and_says_why() {
 }
 
 #[test]
-fn blocks_that_are_not_needed_any_more_go_back() {
+fn spare_blocks_are_released() {
     let mut lab = lab(2, "10.244.0.0/24");
     lab.start_agents();
     let worker = &lab.workers[0];

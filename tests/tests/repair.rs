@@ -37,7 +37,7 @@ fn repair(worker: &Worker, earlier: u64, words: &str) -> Value {
 }
 
 /// Waits until no pass is pending: it would find changes that the kernel did not report.
-fn wait_until_nobody_looks(worker: &Worker) {
+fn wait_until_idle(worker: &Worker) {
     let (mut last, mut since) = (None, Instant::now());
     wait::until("no more passes", || {
         let count = worker.status()["last_pass"]["count"].as_u64();
@@ -49,7 +49,7 @@ fn wait_until_nobody_looks(worker: &Worker) {
 }
 
 #[test]
-fn whatever_somebody_changes_is_put_right_and_the_status_says_what_it_was() {
+fn foreign_changes_are_repaired_and_listed_in_the_status() {
     let (lab, pods) = lab();
     let worker = &lab.workers[0];
     let sh = |command: &str| worker.node.shell(command).trim().to_owned();
@@ -67,7 +67,7 @@ fn whatever_somebody_changes_is_put_right_and_the_status_says_what_it_was() {
         (worker.ctl(&["node", "list"])[0]["gateways"][0].clone(), pods[0].v4(), pods[0].host_interface());
     let own = own.as_str().unwrap();
     let before = kernel_state(worker);
-    let forwards_no_more = |name: &str| format!("echo 0 > /proc/sys/net/ipv4/conf/{name}/forwarding");
+    let forwarding_stopped = |name: &str| format!("echo 0 > /proc/sys/net/ipv4/conf/{name}/forwarding");
 
     // Commands of another program, and words of the expected repair.
     let disturbances = [
@@ -136,12 +136,12 @@ fn whatever_somebody_changes_is_put_right_and_the_status_says_what_it_was() {
         // The ARP filter has the same set, which then differs.
         ("nft flush set inet polder senders4".to_owned(), "set senders4".to_owned()),
         ("sysctl -w net.ipv4.ip_forward=0".to_owned(), "net/ipv4/ip_forward to 1".to_owned()),
-        (forwards_no_more("eth0"), "net/ipv4/conf/eth0/forwarding to 1".to_owned()),
-        (forwards_no_more("polder0"), "net/ipv4/conf/polder0/forwarding to 1".to_owned()),
-        (forwards_no_more("polder.vx"), "net/ipv4/conf/polder.vx/forwarding to 1".to_owned()),
+        (forwarding_stopped("eth0"), "net/ipv4/conf/eth0/forwarding to 1".to_owned()),
+        (forwarding_stopped("polder0"), "net/ipv4/conf/polder0/forwarding to 1".to_owned()),
+        (forwarding_stopped("polder.vx"), "net/ipv4/conf/polder.vx/forwarding to 1".to_owned()),
     ];
     for (disturbance, words) in &disturbances {
-        wait_until_nobody_looks(worker);
+        wait_until_idle(worker);
         let earlier = repairs(worker);
         sh(disturbance);
         wait::until(&format!("{disturbance:?} to be put right"), || {
@@ -157,7 +157,7 @@ fn whatever_somebody_changes_is_put_right_and_the_status_says_what_it_was() {
 }
 
 #[test]
-fn the_status_says_which_process_it_was_where_the_kernel_tells() {
+fn the_status_names_the_process_that_made_a_change_if_known() {
     let (lab, _pods) = lab();
     let worker = &lab.workers[0];
     worker.node.shell("nft flush set inet polder senders4");
@@ -173,7 +173,7 @@ fn the_status_says_which_process_it_was_where_the_kernel_tells() {
 }
 
 #[test]
-fn pods_that_come_and_go_are_no_repairs_and_what_is_not_ours_is_left_alone() {
+fn adds_and_dels_are_no_repairs_and_foreign_objects_are_left_alone() {
     let (lab, pods) = lab();
     let worker = &lab.workers[0];
     assert_eq!(repairs(worker), 0);

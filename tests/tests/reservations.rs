@@ -78,7 +78,7 @@ fn holder(lab: &Lab, address: IpAddr) -> Value {
 }
 
 #[test]
-fn a_workload_keeps_its_address_on_whatever_node_it_comes_back() {
+fn a_workload_keeps_its_address_on_every_node() {
     let lab = lab();
     let (here, there) = (&lab.workers[0], &lab.workers[1]);
     let others = [here.pod("other"), there.pod("another")];
@@ -105,7 +105,7 @@ fn a_workload_keeps_its_address_on_whatever_node_it_comes_back() {
 }
 
 #[test]
-fn an_address_that_is_asked_for_comes_with_one_of_the_other_family_and_is_the_workloads_from_then_on() {
+fn a_requested_address_is_reserved_and_comes_with_one_of_the_other_family() {
     let lab = lab();
     let pod =
         lab.workers[0].pod_with("db-0", &asking(json!({ "polder.dev/address": address(40).to_string() })));
@@ -120,7 +120,7 @@ fn an_address_that_is_asked_for_comes_with_one_of_the_other_family_and_is_the_wo
 }
 
 #[test]
-fn an_add_waits_for_a_holder_that_is_about_to_leave() {
+fn an_add_waits_for_a_holder_that_is_being_deleted() {
     let lab = lab();
     let worker = &lab.workers[0];
     let own = worker.pod_with("web-0", &by_name()).v4();
@@ -135,7 +135,7 @@ fn an_add_waits_for_a_holder_that_is_about_to_leave() {
 }
 
 #[test]
-fn an_address_is_not_handed_over_while_its_holder_may_live() {
+fn an_address_is_not_handed_over_while_its_holder_may_be_running() {
     let mut lab = lab();
     let pod = lab.workers[0].pod_with("web-0", &by_name());
     let own = pod.v4();
@@ -144,17 +144,20 @@ fn an_address_is_not_handed_over_while_its_holder_may_live() {
         assert_eq!(error["code"], 11, "{error}");
         error["msg"].as_str().unwrap().to_owned()
     };
-    let said = refused(&lab.workers[1], "again");
-    assert!(said.contains("still held by polder/web-0/eth0 on node n1"), "{said}");
-    let said = refused(&lab.workers[0], "again");
-    assert!(said.contains("assigned again when that pod is gone") && !said.contains("node remove"), "{said}");
+    let message = refused(&lab.workers[1], "again");
+    assert!(message.contains("still held by polder/web-0/eth0 on node n1"), "{message}");
+    let message = refused(&lab.workers[0], "again");
+    assert!(
+        message.contains("assigned again when that pod is gone") && !message.contains("node remove"),
+        "{message}"
+    );
     // An unreachable node may still run its pods.
     lab.workers[0].kill();
     lab.etcd.ctl(&["del", "/polder/v1/alive/n1"]);
     refused(&lab.workers[1], "still");
     lab.workers[1].ctl(&["node", "remove", "n1"]);
-    let said = refused(&lab.workers[1], "and-still");
-    assert!(said.contains("has not confirmed"), "{said}");
+    let message = refused(&lab.workers[1], "and-still");
+    assert!(message.contains("has not confirmed"), "{message}");
     // The node comes back, disconnects the pod and confirms that.
     lab.workers[0].start();
     let there = &lab.workers[1];
@@ -179,7 +182,7 @@ fn after_a_reboot_of_its_node_an_address_can_be_handed_over() {
 }
 
 #[test]
-fn a_store_that_is_emptied_gets_the_reservations_in_use_back() {
+fn reservations_in_use_are_restored_to_an_emptied_datastore() {
     let lab = lab();
     let pod = lab.workers[0].pod_with("web-0", &by_name());
     lab.etcd.ctl(&["del", "--prefix", "/polder/v1/"]);
@@ -191,7 +194,7 @@ fn a_store_that_is_emptied_gets_the_reservations_in_use_back() {
 }
 
 #[test]
-fn a_pod_without_a_name_has_no_address_by_name() {
+fn a_reservation_is_refused_for_a_pod_without_a_name() {
     let lab = lab();
     let worker = &lab.workers[0];
     worker.namespace("x");

@@ -32,9 +32,12 @@ fn assert_commands_refused(worker: &Worker) {
         &["node", "remove", "n2", "--disconnect-pods", "1"],
         &["ipam", "check"],
     ] {
-        let said = worker.try_ctl(command).expect_err("it was done");
-        assert!(said.contains("permission denied") && !said.contains("known"), "{command:?}: {said}");
-        assert!(said.contains("--etcd-cert FILE --etcd-key FILE"), "{command:?}: {said}");
+        let message = worker.try_ctl(command).expect_err("it was done");
+        assert!(
+            message.contains("permission denied") && !message.contains("known"),
+            "{command:?}: {message}"
+        );
+        assert!(message.contains("--etcd-cert FILE --etcd-key FILE"), "{command:?}: {message}");
     }
 }
 
@@ -50,14 +53,17 @@ fn change_pools_with_a_password(lab: &Lab, folder: &Path) {
     let in_file = [&boss[..], &["--etcd-password-file", &password, "pool", "drain", "more"]].concat();
     worker.ctl(&in_file);
     let remove = [&boss[..], &["pool", "remove", "more"]].concat();
-    let said =
+    let message =
         worker.try_ctl_with(&[("POLDERCTL_ETCD_PASSWORD", "wrong")], &remove).expect_err("it was taken");
-    assert!(said.contains("authentication failed") && said.contains("--etcd-password-file"), "{said}");
+    assert!(
+        message.contains("authentication failed") && message.contains("--etcd-password-file"),
+        "{message}"
+    );
     worker.try_ctl_with(&[("POLDERCTL_ETCD_PASSWORD", "boss-password")], &remove).unwrap();
 }
 
 #[test]
-fn a_node_with_its_own_user_does_its_work_and_cannot_write_what_is_another_nodes() {
+fn a_node_with_its_own_user_works_and_cannot_write_another_nodes_records() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new(folder.path(), "polder-lab");
     let mut lab =
@@ -95,8 +101,8 @@ fn a_node_with_its_own_user_does_its_work_and_cannot_write_what_is_another_nodes
         "pools/ipv4",
         "inspection",
     ] {
-        let said = put(of_others).expect_err(of_others);
-        assert!(said.contains("permission denied"), "{of_others}: {said}");
+        let message = put(of_others).expect_err(of_others);
+        assert!(message.contains("permission denied"), "{of_others}: {message}");
     }
     for own in ["addresses/n1/10.244.0.9", "answers/n1"] {
         put(own).unwrap();
@@ -132,8 +138,8 @@ fn a_node_with_its_own_user_does_its_work_and_cannot_write_what_is_another_nodes
     let checked = worker.try_ctl_with(&variables, &["ipam", "check"]).unwrap();
     assert_eq!(checked["nodes"].as_array().map(Vec::len), Some(2), "{checked}");
     assert_eq!(checked["deviations"], json!([]), "{checked}");
-    let said = worker.try_ctl(&["pool", "drain", "more"]).expect_err("the agent has kept the credentials");
-    assert!(said.contains("permission denied"), "{said}");
+    let message = worker.try_ctl(&["pool", "drain", "more"]).expect_err("the agent has kept the credentials");
+    assert!(message.contains("permission denied"), "{message}");
 
     // The same with a user and a password.
     change_pools_with_a_password(&lab, folder.path());
@@ -143,10 +149,10 @@ fn a_node_with_its_own_user_does_its_work_and_cannot_write_what_is_another_nodes
     for shown in [&nobody, &n2] {
         let [cert, key] = [path(&shown.0), path(&shown.1)];
         let add = ["--etcd-cert", &cert, "--etcd-key", &key, "pool", "add", "more", "10.245.0.0/16"];
-        let said = worker.try_ctl(&add).expect_err("it was done");
+        let message = worker.try_ctl(&add).expect_err("it was done");
         assert!(
-            said.contains("permission denied") && said.contains("the common name of --etcd-cert"),
-            "{said}"
+            message.contains("permission denied") && message.contains("the common name of --etcd-cert"),
+            "{message}"
         );
     }
     let log = worker.log();

@@ -40,21 +40,21 @@ impl<'a> Pod<'a> {
     }
 
     /// Runs a command in a container. Returns its output; the command must succeed.
-    fn says(&self, container: &str, command: &[&str]) -> String {
-        let said = self.runtime.exec(container, command);
-        assert_eq!(said.code, 0, "{command:?}: {said:?}");
-        said.output
+    fn exec(&self, container: &str, command: &[&str]) -> String {
+        let result = self.runtime.exec(container, command);
+        assert_eq!(result.code, 0, "{command:?}: {result:?}");
+        result.output
     }
 
     /// Starts a server in the first container, in the background.
     fn serve(&self, listen: &str) {
-        self.says(&self.first, &["httpd", "-h", "/www", "-p", listen]);
+        self.exec(&self.first, &["httpd", "-h", "/www", "-p", listen]);
     }
 
     /// Requests a page from a server, from the second container. Returns the last line.
     fn get(&self, server: &str, port: u16, page: &str) -> String {
         let get = format!(r"printf 'GET {page} HTTP/1.0\r\n\r\n' | busybox nc -w 5 {server} {port}");
-        let answer = self.says(&self.second, &["sh", "-c", &get]);
+        let answer = self.exec(&self.second, &["sh", "-c", &get]);
         assert!(answer.starts_with("HTTP/1.1 200"), "{server} says {answer}");
         answer.lines().last().unwrap_or_default().to_owned()
     }
@@ -62,17 +62,17 @@ impl<'a> Pod<'a> {
 
 #[test]
 fn the_containers_of_a_pod_share_one_address_one_loopback_and_one_port_space() {
-    releases().iter().for_each(share);
+    releases().iter().for_each(assert_pod_network_is_shared);
 }
 
-fn share(release: &Release) {
+fn assert_pod_network_is_shared(release: &Release) {
     let lab = Lab::start(Topology::one_segment(1));
     let runtime = Runtime::start(&lab.workers[0], release);
     let pod = Pod::run(&runtime, "web");
 
     let own = format!("inet {}/32", pod.address());
     for container in [&pod.first, &pod.second] {
-        let interfaces = pod.says(container, &["ip", "-o", "address", "show", "dev", "eth0"]);
+        let interfaces = pod.exec(container, &["ip", "-o", "address", "show", "dev", "eth0"]);
         assert!(interfaces.contains(&own), "{own} in {interfaces}");
     }
 
@@ -89,10 +89,10 @@ fn share(release: &Release) {
 
 #[test]
 fn pods_use_the_same_port_and_see_each_others_own_address_on_one_node_and_across_nodes() {
-    releases().iter().for_each(meet);
+    releases().iter().for_each(assert_pods_see_each_other);
 }
 
-fn meet(release: &Release) {
+fn assert_pods_see_each_other(release: &Release) {
     let lab = Lab::start(Topology { nodes: vec![1, 2], router: true, ..Topology::default() });
     let runtimes: Vec<_> = lab.workers.iter().map(|worker| Runtime::start(worker, release)).collect();
     assert_eq!(lab.workers[0].path_to("n2", "ipv4"), "vxlan");
@@ -111,11 +111,11 @@ fn meet(release: &Release) {
 }
 
 #[test]
-fn a_pod_that_is_removed_gives_its_address_back() {
-    releases().iter().for_each(give_back);
+fn the_address_of_a_removed_pod_is_released() {
+    releases().iter().for_each(assert_address_released);
 }
 
-fn give_back(release: &Release) {
+fn assert_address_released(release: &Release) {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
     let runtime = Runtime::start(worker, release);
@@ -140,10 +140,10 @@ fn give_back(release: &Release) {
 
 #[test]
 fn a_pod_gets_the_address_and_the_pool_that_its_annotations_name() {
-    releases().iter().for_each(annotate);
+    releases().iter().for_each(assert_annotations_work);
 }
 
-fn annotate(release: &Release) {
+fn assert_annotations_work(release: &Release) {
     let mut lab = Lab::build(Topology::one_segment(1).families(Families::DUAL));
     // A plugin of another project after ours: the runtime calls both.
     let chain = "[cni]\nchain = [{ type = \"tuning\", sysctl = { \"net.core.somaxconn\" = \"567\" } }]\n";
@@ -173,15 +173,15 @@ fn annotate(release: &Release) {
 }
 
 #[test]
-fn a_runtime_that_asks_is_told_when_pods_could_not_be_served() {
+fn the_runtime_reports_the_network_as_not_ready_without_the_agent() {
     for release in releases().into_iter().filter(|release| *release != Release::Installed) {
         let mut lab = Lab::start(Topology::one_segment(1));
         let runtime = Runtime::start(&lab.workers[0], &release);
         lab.workers[0].kill();
-        let told = wait::until("the runtime to notice", || {
+        let message = wait::until("the runtime to notice", || {
             runtime.network_problem().ok_or("all is well".to_owned())
         });
-        assert!(told.contains("polder-agent is not reachable"), "{told}");
+        assert!(message.contains("polder-agent is not reachable"), "{message}");
         lab.workers[0].start_and_wait();
         wait::until_true("the runtime to notice the return", || runtime.network_problem().is_none());
     }

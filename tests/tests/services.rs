@@ -86,7 +86,7 @@ fn switch_on_bridge_calls(worker: &Worker) {
 }
 
 #[test]
-fn a_service_is_reached_from_pods_and_nodes_and_br_netfilter_does_not_get_in_the_way() {
+fn services_are_reachable_from_pods_and_nodes_with_br_netfilter() {
     let lab = lab("");
     let worker = &lab.workers[0];
     assert_services_work(&lab, "-1");
@@ -101,7 +101,7 @@ fn a_service_is_reached_from_pods_and_nodes_and_br_netfilter_does_not_get_in_the
 }
 
 #[test]
-fn without_a_bridge_of_ours_br_netfilter_is_left_alone_and_services_work_too() {
+fn without_a_bridge_br_netfilter_is_left_alone_and_services_work() {
     let lab = lab("attach = \"routed\"");
     let worker = &lab.workers[0];
     let is_there = bridge_calls(worker).is_some();
@@ -115,7 +115,7 @@ fn without_a_bridge_of_ours_br_netfilter_is_left_alone_and_services_work_too() {
 }
 
 #[test]
-fn a_node_with_addresses_that_are_not_of_the_underlay_reaches_pods_behind_tunnels_through_services() {
+fn a_node_with_other_addresses_reaches_tunnelled_pods_through_services() {
     let lab = lab("");
     let (worker, server) = (&lab.workers[0], lab.workers[2].pod("server"));
     let gateway = |own: IpAddr| worker.pod(&format!("client{}", own.is_ipv6())).gateway(own);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use polder_ipam::ids::{BootId, MachineId};
 use polder_ipam::key::Key;
-use polder_ipam::publication::sign_of_life;
+use polder_ipam::publication::lease_write;
 use polder_ipam::record::Boot;
 use polder_ipam::tasks::lease;
 use polder_store::Store;
@@ -15,7 +15,7 @@ use polder_store::etcd::config::EtcdConfig;
 use polder_tests::agent::Worker;
 use polder_tests::fabric::Families;
 use polder_tests::matrix::assert_flat;
-use polder_tests::talk::while_talking;
+use polder_tests::traffic::without_packet_loss;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::Value;
 use tokio::runtime;
@@ -46,12 +46,12 @@ fn assert_restored(lab: &Lab, before: &[String]) {
 }
 
 #[test]
-fn a_store_that_is_emptied_gets_everything_back_and_pods_keep_talking() {
+fn an_emptied_datastore_is_restored_while_pods_communicate() {
     let lab = Lab::start(Topology::two_segments());
     let old = pods(&lab, "old");
     wait::until_true("the addresses to be published", || keys(&lab).len() == 14);
     let (before, cluster) = (keys(&lab), lab.etcd.ctl(&["get", "/polder/v1/cluster"]));
-    while_talking(&old, || {
+    without_packet_loss(&old, || {
         lab.etcd.ctl(&["del", "--prefix", "/polder/"]);
         assert_restored(&lab, &before);
     });
@@ -60,7 +60,7 @@ fn a_store_that_is_emptied_gets_everything_back_and_pods_keep_talking() {
 }
 
 #[test]
-fn a_store_that_is_replaced_by_an_empty_one_gets_everything_back_without_the_first_settings() {
+fn an_empty_replacement_datastore_is_restored_without_bootstrap_settings() {
     let mut lab = Lab::build(Topology::two_segments());
     lab.start_agents();
     let old = pods(&lab, "old");
@@ -75,7 +75,7 @@ fn a_store_that_is_replaced_by_an_empty_one_gets_everything_back_without_the_fir
         let config = worker.configuration();
         worker.configure(config.split("[bootstrap]").next().unwrap());
     }
-    while_talking(&old, || {
+    without_packet_loss(&old, || {
         lab.etcd.kill();
         lab.etcd.nodes().for_each(|node| drop(node.shell("rm -r /var/lib/etcd")));
         lab.workers[0].kill();
@@ -87,7 +87,7 @@ fn a_store_that_is_replaced_by_an_empty_one_gets_everything_back_without_the_fir
 }
 
 #[test]
-fn a_store_that_went_on_without_us_is_read_anew() {
+fn a_replaced_datastore_with_a_higher_revision_is_reloaded_and_restored() {
     let mut lab = Lab::start(Topology::one_segment(2));
     let old = pods(&lab, "old");
     wait::until_true("the addresses to be published", || keys(&lab).len() == 10);
@@ -100,14 +100,14 @@ fn a_store_that_went_on_without_us_is_read_anew() {
     lab.etcd.nodes().next().unwrap().shell(
         "for n in $(seq 150); do ETCDCTL_API=3 etcdctl --endpoints http://10.10.1.200:2379 put unrelated $n; done",
     );
-    while_talking(&old, || {
+    without_packet_loss(&old, || {
         lab.workers.iter().for_each(|worker| worker.freeze(false));
         assert_restored(&lab, &before);
     });
 }
 
 #[test]
-fn changes_that_were_missed_and_compacted_away_are_known_all_the_same() {
+fn changes_that_were_compacted_before_the_watch_resumed_are_not_missed() {
     let mut lab = Lab::start(Topology::one_segment(2));
     lab.workers[0].freeze(true);
     lab.etcd.kill();
@@ -124,11 +124,11 @@ fn changes_that_were_missed_and_compacted_away_are_known_all_the_same() {
 }
 
 #[test]
-fn a_lease_is_not_taken_back_from_who_has_come_to_own_its_key() {
+fn a_lease_whose_key_has_a_new_owner_is_not_revoked() {
     let lab = Lab::build(Topology::one_segment(1));
     let machine = lab.etcd.nodes().next().unwrap();
     let name = "n1".parse().unwrap();
-    let (node, alive) = (Key::Node("n1".parse().unwrap()), Key::Alive("n1".parse().unwrap()));
+    let (node, alive) = (Key::Node("n1".parse().unwrap()), Key::Lease("n1".parse().unwrap()));
     let is_held = || !lab.etcd.keys(&alive.to_string()).is_empty();
     let write = |value: &str| {
         lab.etcd.ctl(&["put", &node.to_string(), value]);
@@ -141,7 +141,7 @@ fn a_lease_is_not_taken_back_from_who_has_come_to_own_its_key() {
             runtime.block_on(async {
                 let config = EtcdConfig { endpoints: lab.etcd.endpoints(), ..EtcdConfig::default() };
                 let store = Store::Etcd(Etcd::new(&config).await.unwrap());
-                let sign = sign_of_life(
+                let liveness = lease_write(
                     &name,
                     Boot { machine_id: &MachineId::new("m"), boot_id: &BootId::new("b") },
                     polder_ipam::Revision::new(revision),
@@ -152,7 +152,7 @@ fn a_lease_is_not_taken_back_from_who_has_come_to_own_its_key() {
                     }
                 };
                 tokio::select! {
-                    () = lease::hold(&store, &sign, Duration::from_secs(2)) => {}
+                    () = lease::hold(&store, &liveness, Duration::from_secs(2)) => {}
                     () = end => {}
                 }
             });
@@ -169,11 +169,11 @@ fn a_lease_is_not_taken_back_from_who_has_come_to_own_its_key() {
 }
 
 #[test]
-fn any_member_of_three_may_end() {
+fn any_one_of_three_etcd_members_may_fail() {
     let mut lab = Lab::start(Topology { etcd_members: 3, ..Topology::one_segment(2) });
     let old = pods(&lab, "old");
     for number in 0..3 {
-        while_talking(&old, || lab.etcd.kill_member(number));
+        without_packet_loss(&old, || lab.etcd.kill_member(number));
         // Operations that need etcd work with the other two members: a node joins, and all others detect it.
         lab.add_worker(1).start_and_wait();
         let new = lab.workers.last().unwrap().name().to_owned();
@@ -187,12 +187,12 @@ fn any_member_of_three_may_end() {
 }
 
 #[test]
-fn a_record_that_is_garbled_is_named_and_what_it_said_before_goes_on() {
+fn an_invalid_record_is_reported_and_its_previous_value_stays_in_use() {
     let lab = Lab::start(Topology::two_segments());
     let old = pods(&lab, "old");
     for key in ["/polder/v1/pools/ipv4", "/polder/v1/cluster", "/polder/v1/nodes/n3"] {
         let record = lab.etcd.ctl(&["get", "--print-value-only", key]);
-        while_talking(&old, || {
+        without_packet_loss(&old, || {
             lab.etcd.ctl(&["put", key, "{\"cidr\": 7}"]);
             for worker in &lab.workers[..2] {
                 worker.wait_for_status("the record to be named", |status| {
@@ -211,10 +211,10 @@ fn a_record_that_is_garbled_is_named_and_what_it_said_before_goes_on() {
 }
 
 #[test]
-fn the_pool_of_one_family_may_go_without_harm_to_the_other() {
+fn the_loss_of_one_familys_pool_does_not_affect_the_other_family() {
     let lab = Lab::start(Topology::two_segments().families(Families::DUAL));
     let old = pods(&lab, "old");
-    while_talking(&old, || {
+    without_packet_loss(&old, || {
         lab.etcd.ctl(&["del", "/polder/v1/pools/ipv6"]);
         for worker in &lab.workers {
             worker.wait_for_status("the loss to be named", |status| {

@@ -5,9 +5,9 @@
 use polder_tests::agent::Worker;
 use polder_tests::kernel_state::{assert_unchanged, kernel_state};
 use polder_tests::matrix::assert_flat;
-use polder_tests::talk::while_talking;
+use polder_tests::routes::wait_for_routes;
+use polder_tests::traffic::without_packet_loss;
 use polder_tests::wait::PATIENCE;
-use polder_tests::ways::wait_for_ways;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::json;
 
@@ -19,10 +19,10 @@ fn lab() -> (Lab, Vec<Pod>) {
 }
 
 #[test]
-fn pods_keep_talking_when_the_agent_is_killed_and_when_it_comes_back() {
+fn pods_communicate_while_the_agent_is_killed_and_restarted() {
     let (mut lab, pods) = lab();
     let before: Vec<_> = lab.workers.iter().map(kernel_state).collect();
-    while_talking(&pods, || {
+    without_packet_loss(&pods, || {
         lab.workers.iter_mut().for_each(Worker::kill);
         lab.workers.iter_mut().for_each(Worker::start_and_wait);
     });
@@ -35,10 +35,10 @@ fn pods_keep_talking_when_the_agent_is_killed_and_when_it_comes_back() {
 }
 
 #[test]
-fn an_agent_that_is_told_to_stop_ends_well_and_leaves_the_pods_talking() {
+fn a_stopped_agent_exits_cleanly_and_leaves_pods_connected() {
     let (mut lab, pods) = lab();
     let before = kernel_state(&lab.workers[0]);
-    while_talking(&pods, || assert!(lab.workers[0].stop()));
+    without_packet_loss(&pods, || assert!(lab.workers[0].stop()));
     assert_unchanged(&lab.workers[0], &before);
     assert_flat(&pods, 1450);
 }
@@ -66,7 +66,7 @@ fn a_second_pass_right_after_the_first_writes_nothing() {
 }
 
 #[test]
-fn with_etcd_dead_pods_keep_talking_and_come_and_go() {
+fn without_etcd_pods_communicate_and_can_be_added_and_deleted() {
     let (mut lab, mut pods) = lab();
     let store = |lab: &Lab, state: &str| {
         for worker in &lab.workers {
@@ -75,7 +75,7 @@ fn with_etcd_dead_pods_keep_talking_and_come_and_go() {
             });
         }
     };
-    while_talking(&pods, || {
+    without_packet_loss(&pods, || {
         lab.etcd.kill();
         store(&lab, "disconnected");
     });
@@ -86,7 +86,7 @@ fn with_etcd_dead_pods_keep_talking_and_come_and_go() {
     }
     assert_flat(&pods, 1450);
     lab.workers[0].delete(&pods.remove(0));
-    while_talking(&pods, || {
+    without_packet_loss(&pods, || {
         lab.etcd.start_again();
         store(&lab, "connected");
     });
@@ -98,7 +98,7 @@ fn with_etcd_dead_pods_keep_talking_and_come_and_go() {
 }
 
 #[test]
-fn an_agent_starts_without_etcd_from_what_was_written_down() {
+fn an_agent_starts_without_etcd_from_its_snapshot() {
     let (mut lab, pods) = lab();
     wait::until_true("the records to be written down", || {
         lab.workers.iter().all(|worker| {
@@ -110,7 +110,7 @@ fn an_agent_starts_without_etcd_from_what_was_written_down() {
     });
     lab.workers.iter_mut().for_each(Worker::kill);
     lab.etcd.kill();
-    while_talking(&pods, || lab.workers.iter_mut().for_each(Worker::start_and_wait));
+    without_packet_loss(&pods, || lab.workers.iter_mut().for_each(Worker::start_and_wait));
     let new: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("new")).collect();
     assert_flat(&[pods, new].concat(), 1450);
     lab.etcd.start_again();
@@ -122,7 +122,7 @@ fn an_agent_starts_without_etcd_from_what_was_written_down() {
 }
 
 #[test]
-fn after_a_reboot_the_node_has_its_block_and_no_old_attachment() {
+fn a_rebooted_node_keeps_its_block_and_no_old_attachment() {
     let (mut lab, _pods) = lab();
     let before = lab.workers[0].status();
     lab.reboot(0);
@@ -137,7 +137,7 @@ fn after_a_reboot_the_node_has_its_block_and_no_old_attachment() {
 }
 
 #[test]
-fn an_agent_that_waits_for_etcd_leaves_the_machine_to_others() {
+fn an_agent_that_waits_for_etcd_uses_little_cpu_time() {
     let mut lab = Lab::build(Topology::one_segment(1));
     lab.etcd.freeze(true);
     lab.workers[0].start();
@@ -155,7 +155,7 @@ fn an_agent_that_waits_for_etcd_leaves_the_machine_to_others() {
 }
 
 #[test]
-fn a_ledger_that_is_lost_is_made_anew_before_an_address_goes_out() {
+fn a_lost_ledger_is_rebuilt_before_an_address_is_allocated() {
     let (mut lab, mut pods) = lab();
     let gateway = pods[0].gateway(pods[0].v4());
     lab.workers[0].kill();
@@ -166,14 +166,14 @@ fn a_ledger_that_is_lost_is_made_anew_before_an_address_goes_out() {
     assert_ne!(new.v4(), pods[0].v4(), "an address was handed out that is in use");
     assert_eq!(new.gateway(new.v4()), gateway, "the gateway of running pods has changed");
     pods.push(new);
-    wait_for_ways(&lab, PATIENCE);
+    wait_for_routes(&lab, PATIENCE);
     assert_flat(&pods, 1450);
     lab.workers[0].delete(&pods[0]);
     assert_eq!(lab.workers[0].status()["pods"], 1);
 }
 
 #[test]
-fn a_ledger_that_is_lost_while_etcd_is_away_survives_any_number_of_starts() {
+fn a_ledger_lost_without_etcd_is_rebuilt_after_several_starts() {
     let (mut lab, pods) = lab();
     lab.workers[0].kill();
     lab.etcd.kill();
@@ -186,12 +186,12 @@ fn a_ledger_that_is_lost_while_etcd_is_away_survives_any_number_of_starts() {
         lab.workers[0].kill();
     }
     lab.etcd.start_again();
-    while_talking(&pods, || lab.workers[0].start_and_wait());
+    without_packet_loss(&pods, || lab.workers[0].start_and_wait());
     assert_eq!(lab.workers[0].status()["pods"], 1);
 }
 
 #[test]
-fn with_a_ledger_that_cannot_be_written_pods_can_still_be_taken_away() {
+fn pods_can_be_deleted_although_the_ledger_is_not_writable() {
     let mut lab = Lab::build(Topology::one_segment(1));
     lab.workers[0].node.shell("mkdir -p /var/lib/polder; mount -t tmpfs -o size=1m none /var/lib/polder");
     lab.start_agents();
@@ -207,7 +207,7 @@ fn with_a_ledger_that_cannot_be_written_pods_can_still_be_taken_away() {
 }
 
 #[test]
-fn devices_that_are_taken_away_come_back_with_all_that_hung_on_them() {
+fn deleted_devices_are_recreated_with_all_their_entries() {
     let mut lab = Lab::build(Topology::two_segments());
     lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
     lab.start_agents();

@@ -22,7 +22,7 @@ fn install(arguments: &str) -> String {
 }
 
 #[test]
-fn systemd_accepts_the_unit_and_finds_that_it_leaves_the_agent_little() {
+fn systemd_accepts_the_unit_and_rates_it_as_well_confined() {
     // The units of this machine, because our unit refers to some of them.
     let root = tempfile::tempdir().unwrap();
     let units = root.path().join("usr/lib/systemd");
@@ -30,9 +30,10 @@ fn systemd_accepts_the_unit_and_finds_that_it_leaves_the_agent_little() {
     std::os::unix::fs::symlink("usr/lib", root.path().join("lib")).unwrap();
     let run = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output().unwrap();
-        let said = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
-        assert!(output.status.success(), "{program} {arguments:?}: {said:?}");
-        said
+        let message =
+            [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+        assert!(output.status.success(), "{program} {arguments:?}: {message:?}");
+        message
     };
     run("cp", &["-r", "/lib/systemd/system", units.to_str().unwrap()]);
     let root = root.path().to_str().unwrap();
@@ -40,8 +41,8 @@ fn systemd_accepts_the_unit_and_finds_that_it_leaves_the_agent_little() {
     let inspection = format!("{root}/etc/systemd/system/polder-agent.service.d");
     let install = |arguments: &str| run("sh", &["-ec", &install(&format!("--root {root} {arguments}"))]);
     let verify = || {
-        let said = run("systemd-analyze", &["verify", "--man=no", &rooted, "polder-agent.service"]);
-        assert_eq!(said, ["", ""], "systemd has something to say of the unit");
+        let message = run("systemd-analyze", &["verify", "--man=no", &rooted, "polder-agent.service"]);
+        assert_eq!(message, ["", ""], "systemd has something to say of the unit");
     };
     let exposure = |most: &str| {
         let threshold = format!("--threshold={most}");
@@ -68,8 +69,8 @@ fn systemd_accepts_the_unit_and_finds_that_it_leaves_the_agent_little() {
 /// A node booted by systemd, with Polder installed. The agent is not started.
 fn booted() -> Booted {
     let machine = Booted::boot(&[&top(), &dist()]);
-    let said = machine.shell(&format!("{} 2>&1", install("")));
-    assert!(said.contains("systemctl enable --now polder-agent"), "{said}");
+    let message = machine.shell(&format!("{} 2>&1", install("")));
+    assert!(message.contains("systemctl enable --now polder-agent"), "{message}");
     assert_eq!(property(&machine, "ActiveState"), "inactive", "nothing is started that nobody asked for");
     machine.shell(
         "ip link add uplink type veth peer name segment; ip link set segment up; ip link set uplink up
@@ -115,7 +116,7 @@ fn assert_pod_reaches_its_node(machine: &Booted) {
 }
 
 #[test]
-fn as_a_service_the_agent_does_its_work_with_what_the_unit_leaves_it_and_pods_outlive_its_restarts() {
+fn the_agent_works_as_a_confined_service_and_pods_outlive_its_restarts() {
     let machine = booted();
     machine.shell("systemctl start polder-agent");
     wait_until_ready(&machine);
@@ -167,7 +168,7 @@ fn as_a_service_the_agent_does_its_work_with_what_the_unit_leaves_it_and_pods_ou
 }
 
 #[test]
-fn what_is_ordered_after_the_agent_comes_up_while_the_agent_waits_for_etcd() {
+fn units_ordered_after_the_agent_start_while_the_agent_waits_for_etcd() {
     let machine = booted();
     machine.shell(
         "printf '%s\n' '[etcd]' 'endpoints = [\"http://192.0.2.20:2379\"]' >/etc/polder/agent.toml
@@ -184,7 +185,7 @@ fn what_is_ordered_after_the_agent_comes_up_while_the_agent_waits_for_etcd() {
 }
 
 #[test]
-fn scripts_install_upgrades_an_agent_that_runs_and_takes_everything_away_when_no_pod_is_left() {
+fn scripts_install_upgrades_a_running_agent_and_uninstalls_when_no_pod_is_left() {
     let machine = booted();
     machine.shell("systemctl enable --now polder-agent 2>&1");
     wait_until_ready(&machine);
@@ -199,8 +200,8 @@ fn scripts_install_upgrades_an_agent_that_runs_and_takes_everything_away_when_no
         dist().display()
     ));
     let upgrade = install("").replace(&format!("--from {}", dist().display()), "--from /tmp/other");
-    let said = machine.shell(&format!("{upgrade} 2>&1"));
-    assert!(said.contains("restarting the agent"), "{said}");
+    let message = machine.shell(&format!("{upgrade} 2>&1"));
+    assert!(message.contains("restarting the agent"), "{message}");
     wait_until_ready(&machine);
     assert_ne!(process(), first);
     assert_pod_reaches_its_node(&machine);
@@ -210,8 +211,8 @@ fn scripts_install_upgrades_an_agent_that_runs_and_takes_everything_away_when_no
 
     let refused = |word: &str| {
         let output = machine.attempt(&install("--uninstall"));
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && said.contains(word), "{word} in {said}");
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && message.contains(word), "{word} in {message}");
     };
     refused("systemctl disable --now polder-agent");
     machine.shell("systemctl disable --now polder-agent 2>&1");

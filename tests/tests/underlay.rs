@@ -26,7 +26,7 @@ fn pods(lab: &Lab) -> Vec<Pod> {
 }
 
 #[test]
-fn over_a_link_without_link_layer_addresses_auto_takes_the_tunnel() {
+fn auto_uses_the_tunnel_on_a_link_without_link_layer_addresses() {
     let mut lab = Lab::build(Topology::one_segment(2));
     // Like a user-space mesh: packets without a link-layer header, in UDP.
     let mut mesh = Vec::new();
@@ -54,7 +54,7 @@ fn over_a_link_without_link_layer_addresses_auto_takes_the_tunnel() {
 }
 
 #[test]
-fn where_the_network_drops_pods_addresses_auto_takes_the_tunnel_until_it_carries_them() {
+fn auto_uses_the_tunnel_while_the_network_drops_pod_addresses() {
     let mut lab = Lab::build(Topology::one_segment(3).families(Families::DUAL));
     lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
     lab.fabric.drop_sources(&lab.workers[0].node, 1, &[POOL4, POOL6]);
@@ -106,7 +106,7 @@ fn where_the_network_drops_pods_addresses_auto_takes_the_tunnel_until_it_carries
 }
 
 #[test]
-fn a_node_that_has_got_the_address_of_a_dead_one_serves_once_the_dead_ones_lease_is_over() {
+fn a_node_with_a_dead_nodes_address_serves_after_that_nodes_lease_expired() {
     let mut lab = Lab::build(Topology::one_segment(3));
     lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
     lab.start_agents();
@@ -139,7 +139,7 @@ fn a_node_that_has_got_the_address_of_a_dead_one_serves_once_the_dead_ones_lease
 }
 
 #[test]
-fn a_node_keeps_the_address_of_its_record_beside_a_virtual_one_that_the_kernel_prefers() {
+fn a_node_keeps_its_recorded_address_although_the_kernel_prefers_a_virtual_one() {
     let mut lab = Lab::build(Topology::one_segment(2).families(Families::V6));
     let (own, vip) = (lab.underlay(0, true), "fd10:1::50");
     lab.workers[0].node.shell(&format!("ip address add {vip}/128 dev eth0 nodad"));
@@ -155,7 +155,7 @@ fn a_node_keeps_the_address_of_its_record_beside_a_virtual_one_that_the_kernel_p
 }
 
 #[test]
-fn pods_have_ipv6_over_an_underlay_that_is_too_narrow_for_tunnels_with_it() {
+fn pods_have_ipv6_although_the_underlay_mtu_is_too_small_for_tunnels_with_it() {
     let topology = Topology { mtu: 1280, ..Topology::one_segment(2) };
     let lab = Lab::start(topology.families(Families::DUAL).bootstrap("backend = \"direct\""));
     assert_flat_over(Families::DUAL, &pods(&lab), 1280);
@@ -165,7 +165,7 @@ fn pods_have_ipv6_over_an_underlay_that_is_too_narrow_for_tunnels_with_it() {
 }
 
 #[test]
-fn a_node_of_its_own_needs_no_network() {
+fn a_single_node_needs_no_network() {
     let mut lab = Lab::build(Topology::one_segment(1));
     lab.etcd.kill();
     let worker = &mut lab.workers[0];
@@ -179,7 +179,7 @@ fn a_node_of_its_own_needs_no_network() {
 }
 
 #[test]
-fn what_is_local_to_a_node_is_put_right_while_it_has_no_network() {
+fn local_state_is_repaired_while_the_node_has_no_network() {
     let mut lab = Lab::build(Topology::one_segment(2));
     lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
     lab.start_agents();
@@ -202,7 +202,7 @@ fn what_is_local_to_a_node_is_put_right_while_it_has_no_network() {
 }
 
 #[test]
-fn an_agent_whose_address_was_changed_does_not_wait_for_the_connection_that_had_the_old_one() {
+fn an_agent_drops_connections_from_a_deleted_address_at_once() {
     let lab = Lab::start(Topology::two_segments());
     let worker = &lab.workers[1];
     let all = pods(&lab);
@@ -221,7 +221,7 @@ fn an_agent_whose_address_was_changed_does_not_wait_for_the_connection_that_had_
 }
 
 #[test]
-fn another_networks_tunnel_that_is_in_the_way_is_named_and_nothing_is_called_repaired() {
+fn a_conflicting_foreign_tunnel_is_reported_and_no_repair_is_counted() {
     let mut lab = Lab::build(Topology::two_segments());
     lab.workers[0]
         .node

@@ -6,8 +6,8 @@ use polder_tests::agent::Worker;
 use polder_tests::fabric::Families;
 use polder_tests::kernel_state::{assert_unchanged, kernel_state};
 use polder_tests::matrix::assert_flat;
+use polder_tests::routes::wait_for_routes;
 use polder_tests::wait::PATIENCE;
-use polder_tests::ways::wait_for_ways;
 use polder_tests::{Lab, Pod, Topology};
 use serde_json::{Value, json};
 
@@ -42,8 +42,8 @@ fn an_uninstall_leaves_the_kernel_and_the_folders_as_they_were_before_the_agent(
     // Temporary files of an agent that was killed during a write.
     lab.workers[0].node.shell("touch /var/lib/polder/cluster.new /run/cni/net.d/.10-polder.conflist.new");
     for (worker, (kernel, files_before)) in lab.workers.iter().zip(&before) {
-        let said = worker.ctl(&["uninstall", "--with-pods"]).to_string();
-        assert!(said.contains(&format!("polderctl node remove {} --dead", worker.name())), "{said}");
+        let message = worker.ctl(&["uninstall", "--with-pods"]).to_string();
+        assert!(message.contains(&format!("polderctl node remove {} --dead", worker.name())), "{message}");
         assert_unchanged(worker, kernel);
         assert_eq!(files(worker), *files_before);
         assert_eq!(worker.ctl(&["uninstall"]), json!([]), "the second time there is nothing to do");
@@ -53,12 +53,12 @@ fn an_uninstall_leaves_the_kernel_and_the_folders_as_they_were_before_the_agent(
     lab.start_agents();
     let pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("again")).collect();
     // The earlier addresses are in cool-down, so the nodes use other ones.
-    wait_for_ways(&lab, PATIENCE);
+    wait_for_routes(&lab, PATIENCE);
     assert_flat(&pods, 1450);
 }
 
 #[test]
-fn an_uninstall_takes_nothing_from_under_an_agent_whose_folders_it_was_not_told() {
+fn an_uninstall_detects_a_running_agent_with_other_folders() {
     let mut lab = Lab::build(Topology::one_segment(1));
     let worker = &mut lab.workers[0];
     worker.configure(&format!("state_dir = \"/var/lib/elsewhere\"\n{}", worker.configuration()));
@@ -68,14 +68,17 @@ fn an_uninstall_takes_nothing_from_under_an_agent_whose_folders_it_was_not_told(
     assert!(error.contains("/var/lib/polder") && error.contains("stop the agent first"), "{error}");
     worker.wait_until_ready();
     assert!(worker.stop());
-    let told = [uninstall.as_slice(), &["--state-dir", "/var/lib/elsewhere", "--node", "n1"]].concat();
-    let said = worker.ctl(&told).to_string();
-    assert!(said.contains("/var/lib/elsewhere is deleted") && said.contains("node remove n1"), "{said}");
+    let arguments = [uninstall.as_slice(), &["--state-dir", "/var/lib/elsewhere", "--node", "n1"]].concat();
+    let message = worker.ctl(&arguments).to_string();
+    assert!(
+        message.contains("/var/lib/elsewhere is deleted") && message.contains("node remove n1"),
+        "{message}"
+    );
     assert_eq!(worker.node.shell("find /var/lib/elsewhere 2>/dev/null || true"), "");
 }
 
 #[test]
-fn an_uninstall_does_not_give_up_addresses_that_other_plugins_interfaces_have() {
+fn an_uninstall_does_not_release_addresses_of_other_plugins_interfaces() {
     let mut lab = Lab::start(Topology::one_segment(1));
     let worker = &mut lab.workers[0];
     let netns = worker.namespace("leased");
@@ -94,26 +97,26 @@ fn an_uninstall_does_not_give_up_addresses_that_other_plugins_interfaces_have() 
     assert!(error.contains("1 interfaces of another plugin"), "{error}");
     // Its pod is deleted while no agent runs.
     worker.node.shell("ip netns delete leased");
-    let said = worker.ctl(&["uninstall"]).to_string();
-    assert!(said.contains("is deleted"), "{said}");
+    let message = worker.ctl(&["uninstall"]).to_string();
+    assert!(message.contains("is deleted"), "{message}");
 }
 
 #[test]
-fn with_a_ledger_that_cannot_be_read_all_else_can_be_taken_away() {
+fn an_uninstall_succeeds_with_an_unreadable_ledger() {
     let mut lab = Lab::start(Topology::one_segment(1));
     let worker = &mut lab.workers[0];
     assert!(worker.stop());
     worker.node.shell("rm /var/lib/polder/ledger.db*; echo broken > /var/lib/polder/ledger.db");
     let error = worker.try_ctl(&["uninstall"]).unwrap_err();
     assert!(error.contains("ledger.db") && error.contains("--with-pods"), "{error}");
-    let said = worker.ctl(&["uninstall", "--with-pods"]).to_string();
-    assert!(said.contains("kernel settings are not restored"), "{said}");
+    let message = worker.ctl(&["uninstall", "--with-pods"]).to_string();
+    assert!(message.contains("kernel settings are not restored"), "{message}");
     assert_eq!(files(worker), "");
     assert!(!worker.node.shell("ip link; nft list ruleset").contains("polder"));
 }
 
 #[test]
-fn a_plan_says_what_the_next_pass_would_change_and_changes_nothing() {
+fn a_plan_lists_the_changes_of_the_next_pass_and_changes_nothing() {
     let mut lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
     worker.wait_for_status("a pass that finds nothing", |status| {

@@ -11,7 +11,7 @@ use polder_tests::{Lab, Pod, wait};
 use serde_json::{Value, json};
 
 #[test]
-fn a_container_takes_its_own_address_back_at_once_and_nobody_else_does() {
+fn only_the_same_container_can_reuse_a_released_address_at_once() {
     let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let pod = worker.pod("a");
@@ -45,8 +45,8 @@ fn a_pod_with_the_longest_names_is_attached() {
         ];
         let conf = Worker::netconf("1.1.0");
         let output = worker.plugin(&variables, &conf.to_string());
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{namespace} and {name}: {said}");
+        let message = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{namespace} and {name}: {message}");
         worker.del(&container, &netns, &conf);
     }
 }
@@ -67,7 +67,7 @@ fn a_pod_whose_namespace_has_no_ipv6_by_default_gets_it_on_its_interface() {
 }
 
 #[test]
-fn a_pod_is_deleted_and_checked_whatever_else_its_configuration_has_got() {
+fn del_and_check_ignore_invalid_options_of_the_configuration() {
     let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let pod = worker.pod("a");
@@ -82,7 +82,7 @@ fn a_pod_is_deleted_and_checked_whatever_else_its_configuration_has_got() {
 }
 
 #[test]
-fn an_add_waits_for_an_agent_that_is_replaced_and_a_check_does_without() {
+fn an_add_waits_for_a_restarting_agent_and_a_check_needs_no_agent() {
     let mut lab = Lab::start_node();
     let pod = lab.workers[0].pod("a");
     assert!(lab.workers[0].stop());

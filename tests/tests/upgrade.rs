@@ -8,7 +8,7 @@ use std::path::Path;
 use polder_tests::agent::Worker;
 use polder_tests::fabric::Families;
 use polder_tests::matrix::assert_flat;
-use polder_tests::talk::while_talking;
+use polder_tests::traffic::without_packet_loss;
 use polder_tests::{Lab, Pod, Topology};
 use rusqlite::Connection;
 use serde_json::json;
@@ -53,7 +53,7 @@ fn layout(worker: &Worker) -> u32 {
 /// Stops all agents, lets `leave` change each node to the state that another release would leave, and starts the agents
 /// again.
 fn take_over(lab: &mut Lab, pods: &[Pod], leave: impl Fn(&Worker)) {
-    while_talking(pods, || {
+    without_packet_loss(pods, || {
         for worker in &mut lab.workers {
             assert!(worker.stop());
             leave(worker);
@@ -76,7 +76,7 @@ fn assert_all_is_well(lab: &Lab, pods: &[Pod], round: &str) {
 }
 
 #[test]
-fn an_agent_goes_on_with_what_the_release_before_left_behind_and_no_packet_is_lost() {
+fn an_upgrade_from_the_previous_release_loses_no_packet() {
     let (mut lab, pods) = lab();
     let known = layout(&lab.workers[0]);
     take_over(&mut lab, &pods, |worker| {
@@ -96,7 +96,7 @@ fn an_agent_goes_on_with_what_the_release_before_left_behind_and_no_packet_is_lo
 }
 
 #[test]
-fn a_node_goes_back_to_this_release_from_a_later_one_and_no_packet_is_lost() {
+fn a_downgrade_from_a_later_release_loses_no_packet() {
     let (mut lab, pods) = lab();
     let known = layout(&lab.workers[0]);
     take_over(&mut lab, &pods, |worker| {
@@ -124,22 +124,22 @@ fn a_node_goes_back_to_this_release_from_a_later_one_and_no_packet_is_lost() {
 }
 
 #[test]
-fn a_ledger_that_this_release_cannot_read_keeps_its_agent_away_and_nothing_else() {
+fn an_agent_refuses_a_newer_ledger_and_pods_stay_connected() {
     let (mut lab, pods) = lab();
     let known = layout(&lab.workers[0]);
     assert!(lab.workers[0].stop());
     let change = format!("UPDATE readable SET since = {0}; PRAGMA user_version = {0}", known + 1);
     change_ledger(&lab.workers[0], &change);
-    while_talking(&pods, || {
+    without_packet_loss(&pods, || {
         lab.workers[0].start();
-        let (code, said) = lab.workers[0].wait_until_ended();
-        let told = format!("ledger.db has layout {}, but this release supports {known}", known + 1);
-        assert!(code != Some(0) && said.contains(&told), "{said}");
+        let (code, message) = lab.workers[0].wait_until_ended();
+        let expected = format!("ledger.db has layout {}, but this release supports {known}", known + 1);
+        assert!(code != Some(0) && message.contains(&expected), "{message}");
     });
     change_ledger(
         &lab.workers[0],
         &format!("UPDATE readable SET since = {known}; PRAGMA user_version = {known}"),
     );
-    while_talking(&pods, || lab.workers[0].start_and_wait());
+    without_packet_loss(&pods, || lab.workers[0].start_and_wait());
     assert_all_is_well(&lab, &pods, "again");
 }

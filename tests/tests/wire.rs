@@ -13,12 +13,12 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use polder_api::{Family, Mac};
 use polder_tests::fabric::address;
-use polder_tests::frame::{self, ALL_NODES, ALL_NODES_MAC, BROADCAST, Mark, Mouth, Operation};
+use polder_tests::frame::{self, ALL_NODES, ALL_NODES_MAC, BROADCAST, FrameSender, Mark, Operation};
 use polder_tests::{Lab, Node, Pod, wait};
 
 use wire::stage::{
-    Forged, OTHER, STRANGER, Stage, TUNNEL, foreign, forged, listen, on_both_stages, speak, udp, v4, v6,
-    wait_for,
+    Forged, OTHER, STRANGER, Stage, TUNNEL, foreign, forged, listen, on_both_stages, send_datagram, udp, v4,
+    v6, wait_for,
 };
 
 /// Each outer family with each inner family.
@@ -31,11 +31,11 @@ fn a_pod_sends_under_its_own_address_only() {
         for family in Family::BOTH {
             for (name, to) in stage.receivers(family) {
                 let mut frames = Vec::new();
-                for (whose, from) in stage.addresses_of_others(family) {
+                for (owner, from) in stage.addresses_of_others(family) {
                     let packet = |mark: Mark| stage.own_frame(&udp(from, to, OTHER, &mark.bytes()));
-                    frames.push(forged(format!("a packet to {name} from the address of {whose}"), packet));
+                    frames.push(forged(format!("a packet to {name} from the address of {owner}"), packet));
                     let tagged = |mark| frame::with_priority(&packet(mark));
-                    frames.push(forged(format!("a tagged one to {name} from that of {whose}"), tagged));
+                    frames.push(forged(format!("a tagged one to {name} from that of {owner}"), tagged));
                 }
                 stage.assert_only_own_packets_arrive(name, to, &frames);
             }
@@ -63,7 +63,7 @@ fn a_pod_sends_under_its_own_mac_address_only() {
 }
 
 #[test]
-fn no_frame_of_a_pod_gets_past_the_host_to_another_pod() {
+fn frames_of_a_pod_with_a_foreign_destination_do_not_reach_other_pods() {
     on_both_stages(|stage| {
         for family in Family::BOTH {
             let (own, to) = (stage.a.address_of(family), stage.b.address_of(family));
@@ -78,12 +78,12 @@ fn no_frame_of_a_pod_gets_past_the_host_to_another_pod() {
 }
 
 #[test]
-fn nobody_believes_or_hears_what_a_pod_says_over_arp_of_an_address_that_is_not_its_own() {
+fn arp_messages_of_a_pod_with_a_foreign_address_are_dropped() {
     on_both_stages(|stage| {
         let mut frames = Vec::new();
         let (own, gateway) = (v4(stage.a.v4()), v4(stage.a.gateway(stage.a.v4())));
-        for (whose, of) in stage.addresses_of_others(Family::V4) {
-            let said = (stage.mac, v4(of));
+        for (owner, of) in stage.addresses_of_others(Family::V4) {
+            let sender = (stage.mac, v4(of));
             for (to, mac) in
                 [("all", BROADCAST), ("the gateway", stage.gateway_mac), ("b", Mac::of_pod(stage.b.v4()))]
             {
@@ -93,28 +93,28 @@ fn nobody_believes_or_hears_what_a_pod_says_over_arp_of_an_address_that_is_not_i
                     ("request for the same", Operation::Request, (Mac([0; 6]), v4(of))),
                     ("request for its own", Operation::Request, (Mac([0; 6]), own)),
                 ] {
-                    frames.push(forged(format!("a {kind} to {to}: {of} ({whose}) is at a"), |mark| {
-                        frame::arp((mac, stage.mac), operation, said, target, mark)
+                    frames.push(forged(format!("a {kind} to {to}: {of} ({owner}) is at a"), |mark| {
+                        frame::arp((mac, stage.mac), operation, sender, target, mark)
                     }));
                 }
             }
         }
-        stage.assert_nobody_believes(Family::V4, &frames);
+        stage.assert_no_effect(Family::V4, &frames);
     });
 }
 
 /// `a` sends an ARP request for the gateway, with another address and its own MAC address: the receiver of a request
 /// usually records both.
-fn asking_as(stage: &Stage, address: IpAddr) -> Forged {
+fn arp_request_from(stage: &Stage, address: IpAddr) -> Forged {
     forged(format!("a request under {address}"), |mark| {
         let gateway = (Mac([0; 6]), v4(stage.a.gateway(address)));
-        let said = (stage.mac, v4(address));
-        frame::arp((stage.gateway_mac, stage.mac), Operation::Request, said, gateway, mark)
+        let sender = (stage.mac, v4(address));
+        frame::arp((stage.gateway_mac, stage.mac), Operation::Request, sender, gateway, mark)
     })
 }
 
 /// `a` announces, unsolicited, that an address is at its MAC address. Over IPv6 it sends that from its own address.
-fn claiming(stage: &Stage, address: IpAddr) -> Forged {
+fn advertisement_of(stage: &Stage, address: IpAddr) -> Forged {
     forged(format!("a claim of {address}"), |mark| {
         let gateway = stage.a.gateway(address);
         match (address, gateway, stage.a.address_like(address)) {
@@ -122,75 +122,77 @@ fn claiming(stage: &Stage, address: IpAddr) -> Forged {
                 stage.own_frame(&frame::advertisement(own, gateway, address, stage.mac, mark))
             }
             _ => {
-                let said = (stage.mac, v4(address));
+                let sender = (stage.mac, v4(address));
                 let asker = (stage.gateway_mac, v4(gateway));
-                frame::arp((stage.gateway_mac, stage.mac), Operation::Reply, said, asker, mark)
+                frame::arp((stage.gateway_mac, stage.mac), Operation::Reply, sender, asker, mark)
             }
         }
     })
 }
 
 #[test]
-fn a_pod_that_asks_under_anothers_address_leaves_no_neighbour_behind_at_the_host() {
+fn an_arp_request_from_a_foreign_address_creates_no_neighbour_entry() {
     on_both_stages(|stage| {
         let others = stage.addresses_of_others(Family::V4);
-        let frames: Vec<_> = others.into_iter().map(|(_, address)| asking_as(stage, address)).collect();
-        stage.assert_nobody_believes(Family::V4, &frames);
+        let frames: Vec<_> =
+            others.into_iter().map(|(_, address)| arp_request_from(stage, address)).collect();
+        stage.assert_no_effect(Family::V4, &frames);
     });
 }
 
 #[test]
-fn what_is_sent_to_a_pod_that_is_gone_reaches_no_other_pod_whatever_that_says() {
+fn packets_to_a_deleted_pod_cannot_be_redirected_to_another_pod() {
     on_both_stages(|stage| {
         let gone = stage.b.addresses();
-        let hear = |stage: &mut Stage, name: &str, to: IpAddr| {
+        let assert_delivered = |stage: &mut Stage, name: &str, to: IpAddr| {
             let mark = Mark::new();
-            stage.d.within(|| speak(to, OTHER, &mark.bytes()));
-            let ear = if name == "a" { &mut stage.own } else { stage.ear(name) };
-            ear.wait_for(&format!("{name} to hear d"), mark);
+            stage.d.within(|| send_datagram(to, OTHER, &mark.bytes()));
+            let capture = if name == "a" { &mut stage.own } else { stage.capture(name) };
+            capture.wait_for(&format!("{name} to receive d"), mark);
         };
-        gone.iter().for_each(|address| hear(stage, "b", *address));
+        gone.iter().for_each(|address| assert_delivered(stage, "b", *address));
         stage.lab.workers[0].delete(&stage.b);
         let mut stolen = Vec::new();
         for address in gone {
-            let mut before = vec![claiming(stage, address)];
+            let mut before = vec![advertisement_of(stage, address)];
             if address.is_ipv4() {
-                before.push(asking_as(stage, address));
+                before.push(arp_request_from(stage, address));
             }
             // It claims the address before the host has a neighbour entry for it, and while the host may be resolving
             // it.
-            for (when, claims) in [("before", before), ("meanwhile", vec![claiming(stage, address)])] {
-                claims.iter().for_each(|claim| stage.mouth.send(&claim.bytes));
+            for (when, claims) in [("before", before), ("meanwhile", vec![advertisement_of(stage, address)])]
+            {
+                claims.iter().for_each(|claim| stage.sender.send(&claim.bytes));
                 let mark = Mark::new();
-                stage.d.within(|| speak(address, OTHER, &mark.bytes()));
+                stage.d.within(|| send_datagram(address, OTHER, &mark.bytes()));
                 stolen.push((format!("what is sent to {address}, claimed {when}"), mark));
             }
             let own = stage.a.address_like(address);
-            hear(stage, "a", own);
+            assert_delivered(stage, "a", own);
             // The host would now send the packets that it queues while it resolves the address.
-            let late = claiming(stage, address);
-            stage.mouth.send(&late.bytes);
-            hear(stage, "a", own);
+            let late = advertisement_of(stage, address);
+            stage.sender.send(&late.bytes);
+            assert_delivered(stage, "a", own);
         }
-        stolen.retain(|(_, mark)| stage.own.has_heard(*mark));
-        assert!(stolen.is_empty(), "attach = {}, a has heard {stolen:#?}", stage.attach);
+        stolen.retain(|(_, mark)| stage.own.has_received(*mark));
+        assert!(stolen.is_empty(), "attach = {}, a has received {stolen:#?}", stage.attach);
     });
 }
 
 #[test]
-fn nobody_believes_or_hears_a_pods_advertisement_of_an_address_that_is_not_its_own() {
+fn neighbour_advertisements_of_a_pod_with_a_foreign_address_are_dropped() {
     on_both_stages(|stage| {
         let mut frames = Vec::new();
         let own = v6(stage.a.address_of(Family::V6));
         let (gateway, b) = (v6(stage.a.gateway(own.into())), v6(stage.b.address_of(Family::V6)));
-        for (whose, of) in stage.addresses_of_others(Family::V6) {
+        for (owner, of) in stage.addresses_of_others(Family::V6) {
             for (to, mac, receiver) in [
                 ("all", ALL_NODES_MAC, ALL_NODES),
                 ("the gateway", stage.gateway_mac, gateway),
                 ("b", Mac::of_pod(stage.b.v4()), b),
             ] {
                 for from in [own, v6(of), "fe80::99".parse().unwrap()] {
-                    let what = format!("{from} tells {to} that {of} ({whose}) is at a");
+                    let what = format!("{from} tells {to} that {of} ({owner}) is at a");
                     frames.push(forged(format!("an advertisement: {what}"), |mark| {
                         let packet = frame::advertisement(from, receiver, v6(of), stage.mac, mark);
                         frame::ip_frame(mac, stage.mac, &packet)
@@ -202,18 +204,18 @@ fn nobody_believes_or_hears_a_pods_advertisement_of_an_address_that_is_not_its_o
                 }
             }
         }
-        stage.assert_nobody_believes(Family::V6, &frames);
+        stage.assert_no_effect(Family::V6, &frames);
     });
 }
 
 #[test]
-fn nobody_takes_a_pod_for_a_router() {
+fn router_advertisements_of_a_pod_are_ignored() {
     let [tried, taken] = [0xfd66, 0xfd67].map(|first| Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0));
     let known = |node: &Node| node.run("ip", &["-6", "address"]) + &node.run("ip", &["-6", "route"]);
     on_both_stages(|stage| {
         // A host that is not a router accepts this packet from the router's side: it is valid.
         let world = Lab::world_address(true);
-        let router = stage.lab.fabric.node().within(|| Mouth::towards(world));
+        let router = stage.lab.fabric.node().within(|| FrameSender::towards(world));
         let link_local = "fe80::99".parse().unwrap();
         let packet = frame::router_advertisement(link_local, ALL_NODES, taken, STRANGER, Mark::new());
         router.send(&frame::ip_frame(ALL_NODES_MAC, STRANGER, &packet));
@@ -238,7 +240,7 @@ fn nobody_takes_a_pod_for_a_router() {
                 }));
             }
         }
-        stage.assert_nobody_believes(Family::V6, &frames);
+        stage.assert_no_effect(Family::V6, &frames);
         let nodes = stage.lab.workers.iter().map(|worker| known(&worker.node));
         let pods = [&stage.b, &stage.c, &stage.d]
             .map(|pod| pod.run("ip", &["-6", "address"]) + &pod.run("ip", &["-6", "route"]));
@@ -251,13 +253,13 @@ fn nobody_takes_a_pod_for_a_router() {
 impl Stage {
     /// Sends datagrams from `a` to a node's tunnel port, with and without a well-formed packet for the pod there.
     /// Datagrams to another port must arrive before and after.
-    fn speak_to_tunnel(&mut self, target: IpAddr, to: (usize, &Pod)) -> Vec<Forged> {
+    fn send_to_tunnel(&mut self, target: IpAddr, to: (usize, &Pod)) -> Vec<Forged> {
         let own = self.a.address_like(target);
         let socket = listen(&self.lab.workers[to.0].node, target);
-        let assert_heard = |stage: &Self| {
+        let assert_received = |stage: &Self| {
             let mark = Mark::new();
-            stage.mouth.send(&stage.own_frame(&udp(own, target, OTHER, &mark.bytes())));
-            wait_for(&socket, "the node to hear a's own packet", mark);
+            stage.sender.send(&stage.own_frame(&udp(own, target, OTHER, &mark.bytes())));
+            wait_for(&socket, "the node to receive a's own packet", mark);
         };
         let mut frames = vec![forged(format!("a datagram to the tunnel at {target}"), |mark| {
             self.own_frame(&udp(own, target, TUNNEL, &mark.bytes()))
@@ -271,15 +273,15 @@ impl Stage {
                 }));
             }
         }
-        assert_heard(self);
-        frames.iter().for_each(|forged| self.mouth.send(&forged.bytes));
-        assert_heard(self);
+        assert_received(self);
+        frames.iter().for_each(|forged| self.sender.send(&forged.bytes));
+        assert_received(self);
         frames
     }
 }
 
 #[test]
-fn a_pod_speaks_to_no_nodes_tunnel() {
+fn a_pod_cannot_send_packets_to_a_nodes_tunnel() {
     on_both_stages(|stage| {
         let [a, b, c, d] = [&stage.a, &stage.b, &stage.c, &stage.d].map(Pod::clone);
         for outer in Family::BOTH {
@@ -287,14 +289,14 @@ fn a_pod_speaks_to_no_nodes_tunnel() {
                 stage.assert_tunnel_carries(peer, victim, [outer, outer]);
                 // Pods may use the same port between each other, so these datagrams reach the other node.
                 let gateway = victim.1.gateway(victim.1.address_of(outer));
-                let at_gateway = stage.speak_to_tunnel(gateway, victim);
+                let at_gateway = stage.send_to_tunnel(gateway, victim);
                 let underlay = stage.lab.underlay(victim.0, outer == Family::V6);
-                let at_underlay = stage.speak_to_tunnel(underlay, victim);
+                let at_underlay = stage.send_to_tunnel(underlay, victim);
                 stage.assert_tunnel_carries(peer, victim, [outer, outer]);
-                stage.assert_unheard(&at_underlay);
+                stage.assert_not_received(&at_underlay);
                 for Forged { what, mark, .. } in at_gateway {
-                    let ear = stage.ear(victim.1.name());
-                    assert!(!ear.has_heard(mark), "{what} reached {}", victim.1.name());
+                    let capture = stage.capture(victim.1.name());
+                    assert!(!capture.has_received(mark), "{what} reached {}", victim.1.name());
                 }
             }
         }
@@ -302,7 +304,7 @@ fn a_pod_speaks_to_no_nodes_tunnel() {
 }
 
 #[test]
-fn nobody_but_a_peer_reaches_a_pod_through_a_tunnel() {
+fn only_a_peer_reaches_a_pod_through_a_tunnel() {
     on_both_stages(|stage| {
         let (b, d) = (stage.b.clone(), stage.d.clone());
         for [outer, inner] in NESTED {
@@ -311,28 +313,28 @@ fn nobody_but_a_peer_reaches_a_pod_through_a_tunnel() {
             stage.assert_tunnel_carries((2, &d), (0, &b), [outer, inner]);
             let mut packets = Vec::new();
             for host in [stage.world(), stage.lab.etcd.machine(0)] {
-                for (whose, from) in stage.addresses_of_others(inner) {
+                for (owner, from) in stage.addresses_of_others(inner) {
                     let what =
-                        format!("{host}, over {outer}, from the address of {whose}", host = host.name());
+                        format!("{host}, over {outer}, from the address of {owner}", host = host.name());
                     let packet = forged(what, |mark| stage.tunnelled(0, from, b.address_of(inner), mark));
-                    host.within(|| speak(target, TUNNEL, &packet.bytes));
+                    host.within(|| send_datagram(target, TUNNEL, &packet.bytes));
                     packets.push(packet);
                 }
                 let mark = Mark::new();
-                host.within(|| speak(target, OTHER, &mark.bytes()));
-                wait_for(&socket, "the node to hear a host's own packet", mark);
+                host.within(|| send_datagram(target, OTHER, &mark.bytes()));
+                wait_for(&socket, "the node to receive a host's own packet", mark);
             }
             stage.assert_tunnel_carries((2, &d), (0, &b), [outer, inner]);
             for Forged { what, mark, .. } in packets {
-                assert!(stage.node.has_heard(mark), "the packet of {what} did not come");
-                assert!(!stage.ear("b").has_heard(mark), "b has heard {what}");
+                assert!(stage.node.has_received(mark), "the packet of {what} did not come");
+                assert!(!stage.capture("b").has_received(mark), "b has received {what}");
             }
         }
     });
 }
 
 #[test]
-fn a_peers_tunnel_brings_packets_of_its_own_pods_only() {
+fn a_peers_tunnel_delivers_only_packets_of_its_own_pods() {
     on_both_stages(|stage| {
         let [b, c, d] = [&stage.b, &stage.c, &stage.d].map(Pod::clone);
         let mut arrived = Vec::new();
@@ -350,18 +352,20 @@ fn a_peers_tunnel_brings_packets_of_its_own_pods_only() {
                     ("the world", Lab::world_address(inner == Family::V6)),
                     ("nobody", foreign(inner)),
                 ];
-                let packets = sources.map(|(whose, from)| {
-                    forged(format!("over {outer} from {}: {whose}'s {from}", own.node()), |mark| {
+                let packets = sources.map(|(owner, from)| {
+                    forged(format!("over {outer} from {}: {owner}'s {from}", own.node()), |mark| {
                         stage.tunnelled(0, from, b.address_of(inner), mark)
                     })
                 });
-                peer.within(|| packets.iter().for_each(|packet| speak(target, TUNNEL, &packet.bytes)));
+                peer.within(|| {
+                    packets.iter().for_each(|packet| send_datagram(target, TUNNEL, &packet.bytes));
+                });
                 stage.assert_tunnel_carries((number, own), (0, &b), [outer, inner]);
-                let ear = stage.ear("b");
-                let heard = packets.into_iter().filter(|packet| ear.has_heard(packet.mark));
-                arrived.extend(heard.map(|packet| packet.what));
+                let capture = stage.capture("b");
+                let received = packets.into_iter().filter(|packet| capture.has_received(packet.mark));
+                arrived.extend(received.map(|packet| packet.what));
             }
         }
-        assert!(arrived.is_empty(), "attach = {}, b has heard {arrived:#?}", stage.attach);
+        assert!(arrived.is_empty(), "attach = {}, b has received {arrived:#?}", stage.attach);
     });
 }

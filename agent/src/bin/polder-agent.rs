@@ -75,8 +75,7 @@ fn start_log() {
     if let Some((text, error)) = unusable {
         warn!(
             "environment variable RUST_LOG: invalid filter {text:?} ({error}), using level {LEVEL}: set a level such \
-             as debug, or \
-             a filter such as polder_agent=debug,warn"
+             as debug, or a filter such as polder_agent=debug,warn"
         );
     }
 }

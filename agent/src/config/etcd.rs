@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use polder_ipam::prefix::Prefix;
 use polder_store::etcd::config::{Credentials, EtcdConfig, FileNotRead, Password, Pem};
-use polder_store::etcd::endpoint::Endpoint;
+use polder_store::etcd::endpoint::EtcdEndpoint;
 use polder_store::etcd::lookup::is_domain;
 use serde::{Deserialize, Serialize};
 
@@ -182,7 +182,7 @@ fn is_secure(endpoints: &[String]) -> Result<bool, ConfigError> {
     }
     for endpoint in endpoints {
         let has_scheme = endpoint.starts_with("http://") || endpoint.starts_with("https://");
-        if !has_scheme || Endpoint::parse(endpoint).is_none() {
+        if !has_scheme || EtcdEndpoint::parse(endpoint).is_none() {
             return value(KEY, InvalidEtcd::NoUrl { endpoint: endpoint.clone() });
         }
     }

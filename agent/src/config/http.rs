@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn localhost_has_an_address_and_a_port_alone_has_none() {
+    fn an_http_address_is_an_ip_address_or_localhost_with_a_port() {
         let read = |text: &str| text.parse::<HttpAddress>().map(|address| address.to_string());
         assert_eq!(read("localhost:9474").unwrap(), "127.0.0.1:9474");
         assert_eq!(read("[::1]:80").unwrap(), "[::1]:80");

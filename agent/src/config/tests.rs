@@ -16,7 +16,7 @@ fn refused(text: &str) -> String {
 const ETCD: &str = "[etcd]\nendpoints = [\"http://127.0.0.1:2379\"]\n";
 
 #[test]
-fn what_is_not_set_has_the_documented_default() {
+fn unset_keys_have_the_documented_defaults() {
     let config = check(ETCD).unwrap();
     assert_eq!(config.state_dir, Path::new("/var/lib/polder"));
     assert_eq!(config.socket, Path::new("/run/polder/agent.sock"));
@@ -27,7 +27,7 @@ fn what_is_not_set_has_the_documented_default() {
 }
 
 #[test]
-fn the_documented_configuration_is_right() {
+fn the_documented_configuration_is_valid() {
     let config = check(include_str!("../../../docs/agent.toml")).unwrap();
     assert_eq!(config.underlay.interface.as_deref(), Some("eth1"));
     assert_eq!(config.bootstrap.unwrap().pools.len(), 2);
@@ -48,7 +48,7 @@ fn flags_override_the_file() {
 }
 
 #[test]
-fn an_unknown_key_or_a_wrong_type_is_named_with_its_line() {
+fn an_unknown_key_or_a_wrong_type_is_reported_with_its_line() {
     let error = refused("node = \"n1\"\nsokcet = \"/x\"\n");
     assert!(error.contains("agent.toml:2: unknown field `sokcet`"), "{error}");
     let error = refused("[etcd]\nendpoint = []\n");
@@ -63,7 +63,7 @@ fn an_unknown_key_or_a_wrong_type_is_named_with_its_line() {
 }
 
 #[test]
-fn every_fault_of_a_file_is_told_with_its_key_and_what_to_write() {
+fn every_error_of_a_file_is_reported_with_its_line_and_key() {
     let error = refused(
         "resync_seconds = \"60s\"\nhttp = \":9474\"\n[ipam]\ncooldown_seconds = 60\ngrace_seconds = -1\n\
          [labels]\nzone = 1\n[etcd]\nendpoints = \"http://a:1\"\nsurprise = 1\n",
@@ -84,7 +84,7 @@ fn every_fault_of_a_file_is_told_with_its_key_and_what_to_write() {
 }
 
 #[test]
-fn values_that_make_no_sense_are_refused_with_the_remedy() {
+fn invalid_values_and_combinations_are_refused_with_the_reason() {
     for (text, problem) in [
         ("", "etcd.endpoints: no endpoint is set"),
         ("[etcd]\nendpoints = [\"127.0.0.1:2379\"]", "is not a URL"),
@@ -137,7 +137,7 @@ fn values_that_make_no_sense_are_refused_with_the_remedy() {
 }
 
 #[test]
-fn pools_that_cannot_be_are_refused() {
+fn invalid_pools_are_refused_with_the_reason() {
     for (pools, problem) in [
         ("[]", "give at least one"),
         ("[\"10.0.0.0\"]", "is not a network"),
@@ -165,7 +165,7 @@ fn pools_that_cannot_be_are_refused() {
 }
 
 #[test]
-fn pools_are_named_after_their_family() {
+fn pools_without_a_name_are_named_after_their_family() {
     let text = format!("{ETCD}[bootstrap]\npools = [\"10.0.0.0/16\", \"fd00::/56\", \"10.1.0.0/16\"]");
     let pools = check(&text).unwrap().bootstrap.unwrap().pools;
     let names: Vec<_> = pools.iter().map(|pool| pool.name.as_str()).collect();
@@ -173,7 +173,7 @@ fn pools_are_named_after_their_family() {
 }
 
 #[test]
-fn a_pool_can_be_given_with_its_name_and_the_length_of_its_blocks() {
+fn a_pool_can_be_configured_with_a_name_and_a_block_length() {
     let text = format!(
         "{ETCD}[bootstrap]\npools = [\"10.0.0.0/16\", {{ cidr = \"10.1.0.0/28\", name = \"small\", block_length = 28 \
          }}]"
@@ -199,7 +199,7 @@ fn a_pool_can_be_given_with_its_name_and_the_length_of_its_blocks() {
 }
 
 #[test]
-fn a_pool_that_others_are_likely_to_use_is_taken_with_a_warning() {
+fn a_pool_in_a_commonly_used_range_is_accepted_with_a_warning() {
     let config = check(&format!("{ETCD}[bootstrap]\npools = [\"10.96.0.0/16\", \"10.244.0.0/16\"]")).unwrap();
     let warnings = config.warnings();
     assert!(
@@ -209,7 +209,7 @@ fn a_pool_that_others_are_likely_to_use_is_taken_with_a_warning() {
 }
 
 #[test]
-fn other_plugins_are_chained_and_one_that_would_break_the_chain_is_refused() {
+fn other_plugins_can_be_chained_and_invalid_chains_are_refused() {
     let chain = |cni: &str| check(&format!("{ETCD}[cni]\n{cni}\n"));
     let alone = check(ETCD).unwrap().network;
     assert_eq!((alone.versions.last(), alone.chain.len()), (Some(&"1.1.0"), 0));
@@ -246,7 +246,7 @@ fn other_plugins_are_chained_and_one_that_would_break_the_chain_is_refused() {
 }
 
 #[test]
-fn a_password_that_goes_over_the_network_in_clear_is_taken_with_a_warning() {
+fn a_password_without_encryption_is_accepted_with_a_warning() {
     let user = "user = \"u\"\npassword = \"secret\"\n";
     let warnings = check(&format!("{ETCD}{user}")).unwrap().warnings();
     assert!(warnings.len() == 1 && warnings[0].contains("without encryption"), "{warnings:?}");
@@ -254,7 +254,7 @@ fn a_password_that_goes_over_the_network_in_clear_is_taken_with_a_warning() {
 }
 
 #[test]
-fn each_setting_of_the_tunnels_has_a_default_of_its_own() {
+fn each_vxlan_setting_has_its_own_default() {
     for (lines, vni, port) in [("vni = 7", 7, 8472), ("port = 4789", 1, 4789), ("", 1, 8472)] {
         let text = format!("{ETCD}[bootstrap]\npools = [\"10.0.0.0/16\"]\n[bootstrap.vxlan]\n{lines}\n");
         let vxlan = check(&text).unwrap().bootstrap.unwrap().vxlan;

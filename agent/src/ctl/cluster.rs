@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_are_a_list_or_none() {
+    fn the_masquerade_exceptions_are_a_list_of_ranges_or_none() {
         assert_eq!(ranges("none").unwrap(), Ranges(Vec::new()));
         let two = vec!["192.0.2.0/24".parse().unwrap(), "fd00::/8".parse().unwrap()];
         assert_eq!(ranges("192.0.2.0/24, fd00::/8").unwrap(), Ranges(two));

@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn without_arguments_there_are_none_and_a_file_that_is_missing_is_named() {
+    fn without_arguments_no_credentials_are_read_and_a_missing_file_is_reported() {
         assert_eq!(parse(&[]).read(), Ok(None));
         let arguments = parse(&["--etcd-cert", "/nowhere", "--etcd-key", "/nowhere"]);
         let Err(NoCredentials::File(problem)) = arguments.read() else { panic!("it was read") };
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn certificate_key_and_password_are_what_is_in_their_files() {
+    fn certificate_key_and_password_are_read_from_their_files() {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str, text: &str| {
             let path = folder.path().join(name);

@@ -232,13 +232,13 @@ mod tests {
     }
 
     #[test]
-    fn a_check_of_all_nodes_says_that_nothing_deviates() {
+    fn a_check_of_all_nodes_reports_no_deviations() {
         let text = checked(&Checked { nodes: answers(&["n1", "n2"]), ..Checked::default() });
         assert_eq!(text, "2 of 2 nodes checked: 4 attachments, 4 interfaces; no deviations\n");
     }
 
     #[test]
-    fn nodes_that_were_not_checked_are_named_and_counted() {
+    fn unchecked_nodes_are_listed_and_counted() {
         let names = |name: &str| vec![name.parse().unwrap()];
         let text = checked(&Checked {
             nodes: answers(&["n1"]),
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_that_nobody_answered_does_not_say_that_nothing_deviates() {
+    fn a_check_without_any_answer_does_not_report_that_there_are_no_deviations() {
         let text = checked(&Checked { unregistered: Some("n1".parse().unwrap()), ..Checked::default() });
         assert!(text.contains("0 of 1 nodes checked") && text.contains("no node answered"), "{text}");
         assert!(text.contains("n1 (this node) is not registered") && !text.contains("deviation"), "{text}");
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_to_be_shown_is_named_in_one_or_two_words() {
+    fn the_subject_of_ipam_show_is_parsed_from_one_or_two_words() {
         assert_eq!(subject(""), Ok(Subject::Cluster));
         assert_eq!(subject("pool ipv4"), Ok(Subject::Pool("ipv4".parse().unwrap())));
         assert_eq!(subject("block 10.0.0.0/26"), Ok(Subject::Block("10.0.0.0/26".parse().unwrap())));

@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_agent_that_stands_still_is_a_problem() {
+    fn an_agent_with_a_blocked_task_is_a_problem() {
         let well = Standstills(Vec::new());
         assert_eq!((well.table().as_str(), well.exit()), ("ok\n", Exit::Fine));
         let still = Standstills(vec!["the ledger".to_owned()]);

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal};
 
 use clap::Subcommand;
 use polder_api::NodeName;
-use polder_api::ask::{self, Removed};
+use polder_api::ask::{self, RemovalAnswer};
 use polder_api::message::{Refusal, RefusalKind, Removal};
 use polder_api::status::NodeStatus;
 
@@ -61,15 +61,17 @@ impl Run for Command {
 /// Removes a node. If it is alive and has pods, only after the operator has confirmed their number.
 fn remove(session: &Session<'_>, removal: Removal) -> anyhow::Result<Printed> {
     let removed = match session.ask(ask::RemoveNode(removal.clone()))? {
-        Removed::Unconfirmed { message, pods } if confirms(&message, pods)? => {
+        RemovalAnswer::Unconfirmed { message, pods } if confirms(&message, pods)? => {
             session.ask(ask::RemoveNode(Removal { disconnect_pods: Some(pods), ..removal }))?
         }
         removed => removed,
     };
     match removed {
-        Removed::Done(what) => session.print(&what),
+        RemovalAnswer::Done(what) => session.print(&what),
         // The text of the agent, as in its other refusals.
-        Removed::Unconfirmed { message, .. } => Err(Refusal { kind: RefusalKind::Invalid, message }.into()),
+        RemovalAnswer::Unconfirmed { message, .. } => {
+            Err(Refusal { kind: RefusalKind::Invalid, message }.into())
+        }
     }
 }
 

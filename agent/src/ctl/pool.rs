@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pool_of_2_to_the_66_blocks_is_printed_in_few_digits() {
+    fn a_pool_of_2_to_the_66_blocks_is_printed_as_a_power() {
         let pool = PoolStatus {
             name: "ipv6".parse().unwrap(),
             cidr: "fd00:244::/56".parse().unwrap(),

@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_is_a_problem_if_it_says_not_ready_or_names_one() {
+    fn a_status_with_a_failure_or_a_problem_exits_with_the_problem_code() {
         assert_eq!(end_of(|_| ()), Exit::Fine);
         assert_eq!(end_of(|status| status.ready = false), Exit::Problem);
         assert_eq!(end_of(|status| status.problems = vec!["the peer is silent".into()]), Exit::Problem);
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_kernel_lacks_and_what_was_repaired_is_no_problem() {
+    fn missing_kernel_features_and_repairs_are_not_problems() {
         assert_eq!(
             end_of(|status| status.missing_features = vec!["ports cannot be locked".into()]),
             Exit::Fine

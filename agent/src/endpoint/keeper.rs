@@ -175,7 +175,7 @@ impl<W: EndpointHost> Keeper<W> {
     /// Creates the endpoint, if it should exist and does not exist.
     async fn tend(&mut self) -> Endpoint {
         let board = self.workshop.board();
-        if board.registration().forbids().is_some() {
+        if board.registration().serving_obstacle().is_some() {
             // The task that disconnects the pods also releases its addresses.
             if self.made.take().is_some()
                 && let Err(error) = self.workshop.delete().await

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use polder_ipam::ledger::{AttachmentEntry, LedgerError};
-use polder_ipam::needed::Needed;
+use polder_ipam::needed::RequiredRange;
 use polder_ipam::{Block, Cidr};
 use polder_netlink::nft::Table;
-use polder_netlink::route::Lookup;
+use polder_netlink::route::RouteLookup;
 use polder_netlink::{Error, IfIndex};
 use polder_store::NodeIpam;
 
@@ -54,10 +54,10 @@ pub trait Datapath {
     fn look_up(
         &self,
         addresses: Vec<IpAddr>,
-    ) -> impl Future<Output = Result<Vec<(IpAddr, Option<Lookup>)>, Error>> + Send;
+    ) -> impl Future<Output = Result<Vec<(IpAddr, Option<RouteLookup>)>, Error>> + Send;
 
     /// Deletes Polder's routes that make the datastore unreachable; returns them.
-    fn free(&self, store: Vec<Needed>) -> impl Future<Output = Result<Vec<IpNetwork>, Error>> + Send;
+    fn free(&self, store: Vec<RequiredRange>) -> impl Future<Output = Result<Vec<IpNetwork>, Error>> + Send;
 
     /// Reads the ranges of this node's own blocks, and the addresses of its attachments.
     fn own_ranges(&self) -> impl Future<Output = Vec<Cidr>> + Send;
@@ -99,11 +99,11 @@ impl Datapath for OnNode {
         self.kernel.run(move |kernel| kernel.host_network(&asked)).await
     }
 
-    async fn look_up(&self, addresses: Vec<IpAddr>) -> Result<Vec<(IpAddr, Option<Lookup>)>, Error> {
+    async fn look_up(&self, addresses: Vec<IpAddr>) -> Result<Vec<(IpAddr, Option<RouteLookup>)>, Error> {
         self.kernel.run(move |kernel| kernel.look_up(&addresses)).await
     }
 
-    async fn free(&self, store: Vec<Needed>) -> Result<Vec<IpNetwork>, Error> {
+    async fn free(&self, store: Vec<RequiredRange>) -> Result<Vec<IpNetwork>, Error> {
         self.kernel.run(move |kernel| kernel.free(&store)).await
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_netlink::IfIndex;
-use polder_netlink::route::Lookup;
+use polder_netlink::route::RouteLookup;
 use tokio::time::Instant;
 
 use crate::kernel::desired::DesiredDigest;
@@ -18,7 +18,7 @@ use crate::underlay::Underlay;
 #[derive(Debug, Default)]
 pub(super) struct Network {
     /// The host's routes to the peers' underlay addresses; `None` if the host has no route.
-    pub(super) reach: BTreeMap<IpAddr, Option<Lookup>>,
+    pub(super) reach: BTreeMap<IpAddr, Option<RouteLookup>>,
     /// Whether the last lookup of these routes failed.
     pub(super) doubt: bool,
     /// The addresses of all interfaces of the host.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use polder_ipam::needed::Needed;
+use polder_ipam::needed::RequiredRange;
 use tokio::sync::{mpsc, watch};
 
 use super::OnNode;
@@ -33,7 +33,7 @@ pub struct Tools<D = OnNode> {
     /// The values that tasks publish, including the engine's own.
     pub readiness: Readiness,
     /// etcd's addresses; `None` until they were first looked up.
-    pub store_at: watch::Receiver<Option<Vec<Needed>>>,
+    pub store_at: watch::Receiver<Option<Vec<RequiredRange>>>,
     /// Test results of the direct paths to peers on the same link.
     pub direct: watch::Receiver<Arc<DirectPaths>>,
     /// The other nodes whose agents are not alive.

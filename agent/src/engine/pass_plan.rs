@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use polder_api::{Backend, Family, NodeName, PerFamily};
-use polder_ipam::peers::{Fault, Peer, UniqueAddress, ValidatedRecords, validate};
+use polder_ipam::peers::{Peer, RecordFault, UniqueAddress, ValidatedRecords, validate};
 use polder_ipam::record::ClusterRecord;
-use polder_ipam::view::{Source, View};
+use polder_ipam::view::{View, ViewSource};
 use polder_ipam::{Block, Cidr};
 use polder_netlink::IfIndex;
-use polder_netlink::route::Lookup;
+use polder_netlink::route::RouteLookup;
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -88,7 +88,7 @@ impl<D: Datapath> Engine<D> {
         };
         let holdings = board.holdings();
         // Until the registrar has verified this node's identity, the kernel is left unchanged.
-        let forbidden = board.registration().forbids().is_some();
+        let forbidden = board.registration().serving_obstacle().is_some();
         let chosen = board.underlay();
         let is_cut_off = chosen.is_err();
         // Without an uplink, node-local state is still maintained.
@@ -99,7 +99,7 @@ impl<D: Datapath> Engine<D> {
             return alone();
         };
         // Which records are valid depends on the node's own addresses: the view is updated for them soon.
-        if view.own != underlay.addresses() && !is_cut_off {
+        if view.own_addresses != underlay.addresses() && !is_cut_off {
             return alone();
         }
         // Without a pool there is no gateway address.
@@ -216,7 +216,7 @@ impl<D: Datapath> Engine<D> {
     fn is_in_dispute(&self, validated: &ValidatedRecords) -> bool {
         let leases = self.tools.leases.borrow();
         validated.problems.iter().any(|problem| match &problem.fault {
-            Fault::OfAnother { identity: UniqueAddress::Underlay(_), owner } => {
+            RecordFault::OfAnother { identity: UniqueAddress::Underlay(_), owner } => {
                 *owner != self.tools.config.node && !leases.is_decided_for(owner)
             }
             _ => false,
@@ -236,7 +236,7 @@ impl<D: Datapath> Engine<D> {
             holdings.identity.as_ref().is_some_and(|identity| identity.incarnation == own.record.incarnation)
         });
         let adopted = own_blocks.iter().all(|block| blocks.contains(block));
-        let complete = view.source == Source::Store && registered && adopted && !self.network.doubt;
+        let complete = view.source == ViewSource::Store && registered && adopted && !self.network.doubt;
         if complete && self.losses.prune_from.is_none() { Prune::Yes } else { Prune::No }
     }
 }
@@ -244,7 +244,7 @@ impl<D: Datapath> Engine<D> {
 /// Number of underlay neighbours on the paths to all peers, by family.
 fn next_hops(
     paths: &BTreeMap<(NodeName, Family), Reached>,
-    reach: &BTreeMap<IpAddr, Option<Lookup>>,
+    reach: &BTreeMap<IpAddr, Option<RouteLookup>>,
 ) -> PerFamily<usize> {
     let next_hop = |reached: &Reached| match &reached.path {
         Path::Direct { via, .. } => Some(*via),

@@ -8,16 +8,16 @@ use ipnetwork::IpNetwork;
 use polder_api::{Family, Mac};
 use polder_ipam::ids::{Incarnation, MachineId, Nonce};
 use polder_ipam::ledger::LedgerError;
-use polder_ipam::needed::Needed;
+use polder_ipam::needed::RequiredRange;
 use polder_ipam::record::{BlockRecord, NodeRecord};
-use polder_ipam::registration::{Registration, Unproven};
+use polder_ipam::registration::{Registration, UnprovenReason};
 use polder_ipam::view::{Versioned, View};
 use polder_ipam::{Block, Cidr, Revision};
 use polder_netlink::Error;
 use polder_netlink::IfIndex;
 use polder_netlink::address::Address;
 use polder_netlink::nft::Table;
-use polder_netlink::route::{Lookup, NextHop};
+use polder_netlink::route::{NextHop, RouteLookup};
 use tokio::sync::watch;
 
 use super::datapath::Wired;
@@ -60,8 +60,8 @@ impl Fake {
     }
 }
 
-fn way() -> Lookup {
-    Lookup {
+fn way() -> RouteLookup {
+    RouteLookup {
         index: IfIndex::new(2),
         next_hop: NextHop::Destination,
         source: "192.0.2.7".parse().ok(),
@@ -101,17 +101,17 @@ impl Datapath for Fake {
         let address = "192.0.2.7/24".parse().unwrap();
         Ok(HostNetwork {
             interfaces: [(IfIndex::new(2), ("eth0".to_owned(), 1500))].into(),
-            addresses: vec![Address { index: IfIndex::new(2), address, global: true, fleeting: false }],
+            addresses: vec![Address { index: IfIndex::new(2), address, global: true, temporary: false }],
             routes: vec![(RouteTo::World, way())],
             ..HostNetwork::default()
         })
     }
 
-    async fn look_up(&self, addresses: Vec<IpAddr>) -> Result<Vec<(IpAddr, Option<Lookup>)>, Error> {
+    async fn look_up(&self, addresses: Vec<IpAddr>) -> Result<Vec<(IpAddr, Option<RouteLookup>)>, Error> {
         Ok(addresses.into_iter().map(|address| (address, Some(way()))).collect())
     }
 
-    async fn free(&self, _: Vec<Needed>) -> Result<Vec<IpNetwork>, Error> {
+    async fn free(&self, _: Vec<RequiredRange>) -> Result<Vec<IpNetwork>, Error> {
         self.with(|state| state.freed += 1);
         Ok(Vec::new())
     }
@@ -277,7 +277,7 @@ async fn a_pass_that_fails_is_tried_again_soon_then_slower_and_what_it_said_is_w
 #[tokio::test(start_paused = true)]
 async fn the_kernel_is_left_alone_until_the_node_is_known_to_be_itself() {
     let fixture = Fixture::new();
-    fixture.registration.send_replace(Registration::Unproven(Unproven::Started));
+    fixture.registration.send_replace(Registration::Unproven(UnprovenReason::Started));
     let mut harness = Harness::new(fixture);
     harness.pass(Duration::from_secs(60)).await;
     assert_eq!(harness.kernel.with(|state| (state.snapshots, state.freed > 0)), (0, true));

@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use polder_api::{BRIDGE, Family, POD_INTERFACE_PREFIX};
 use polder_ipam::record::AttachMode;
 use polder_netlink::nft::TableFamily;
-use polder_netlink::nft::foreign::{BaseChain, Condition, Judged, Judgement, Names, Policy};
+use polder_netlink::nft::foreign::{BaseChain, BaseHook, ForeignVerdict, NamePattern, Policy, RuleCondition};
 
 use super::routing::Pods;
 use crate::kernel::surroundings::Filter;
@@ -31,7 +31,7 @@ enum Direction {
 /// Packets between pods with known source and destination.
 #[derive(Debug, Clone, Copy)]
 struct Class<'a> {
-    way: Direction,
+    direction: Direction,
     /// The interface on the other side of this host.
     outside: &'a str,
     /// The pool of both addresses, and the prefix length of its blocks.
@@ -41,30 +41,30 @@ struct Class<'a> {
 
 impl Class<'_> {
     /// Whether packets of this class meet the condition.
-    fn fulfils(self, condition: &Condition, judged: Judged, attach: AttachMode) -> bool {
-        let is_outside = |names: &[Names]| {
+    fn fulfils(self, condition: &RuleCondition, base_hook: BaseHook, attach: AttachMode) -> bool {
+        let is_outside = |names: &[NamePattern]| {
             names.iter().any(|names| match names {
-                Names::Exactly(name) => name == self.outside,
-                Names::Prefixed(prefix) => self.outside.starts_with(prefix),
+                NamePattern::Exactly(name) => name == self.outside,
+                NamePattern::Prefixed(prefix) => self.outside.starts_with(prefix),
             })
         };
-        let of_pods = |names: &[Names]| names.iter().any(|names| are_pods(names, attach));
-        match (condition, self.way) {
+        let of_pods = |names: &[NamePattern]| names.iter().any(|names| are_pods(names, attach));
+        match (condition, self.direction) {
             // Before routing, the output interface is unknown; after routing, some kernels do not report the input
             // interface.
-            (Condition::Input(_), _) if judged == Judged::Outgoing => false,
-            (Condition::Output(_), _) if judged == Judged::Incoming => false,
-            (Condition::Input(names), Direction::FromPods)
-            | (Condition::Output(names), Direction::ToPods) => of_pods(names),
-            (Condition::Input(names), Direction::ToPods)
-            | (Condition::Output(names), Direction::FromPods) => is_outside(names),
-            (Condition::Family(family), _) => *family == Family::of(self.pool.ip()),
+            (RuleCondition::Input(_), _) if base_hook == BaseHook::Outgoing => false,
+            (RuleCondition::Output(_), _) if base_hook == BaseHook::Incoming => false,
+            (RuleCondition::Input(names), Direction::FromPods)
+            | (RuleCondition::Output(names), Direction::ToPods) => of_pods(names),
+            (RuleCondition::Input(names), Direction::ToPods)
+            | (RuleCondition::Output(names), Direction::FromPods) => is_outside(names),
+            (RuleCondition::Family(family), _) => *family == Family::of(self.pool.ip()),
             // A rule for single addresses is intentional.
-            (Condition::Source(network) | Condition::Destination(network), _) => {
+            (RuleCondition::Source(network) | RuleCondition::Destination(network), _) => {
                 let covers = network.prefix() <= self.pool.prefix() && network.contains(self.pool.ip());
                 covers || (network.prefix() <= self.block && self.pool.contains(network.ip()))
             }
-            (Condition::OtherWayBack | Condition::Other, _) => false,
+            (RuleCondition::OtherReversePath | RuleCondition::Other, _) => false,
         }
     }
 }
@@ -83,13 +83,15 @@ enum Owner {
     Docker,
     Ufw,
     Iptables,
-    Somebody,
+    Other,
 }
 
 impl Filter {
     /// The problem, if the filter drops pod packets, as far as its rules are supported here.
     pub fn problem(&self, attach: AttachMode, beside_firewalld: bool) -> Option<String> {
-        let drops = |way: &Direction| self.fate(&|condition| way.fulfils(condition, attach)) == Fate::Dropped;
+        let drops = |direction: &Direction| {
+            self.fate(&|condition| direction.fulfils(condition, attach)) == Fate::Dropped
+        };
         let dropped: Vec<Direction> =
             [Direction::FromPods, Direction::ToPods].into_iter().filter(drops).collect();
         let what = match dropped.as_slice() {
@@ -100,21 +102,21 @@ impl Filter {
         };
         let BaseChain { family, table, name, .. } = &self.base;
         Some(format!(
-            "chain {name} of table {family} {table} drops forwarded packets that no rule accepts, and no rule is known \
-             to accept {what}: pods may be unreachable. {}",
+            "chain {name} of table {family} {table} drops forwarded packets by default (policy or last rule), and the \
+             agent finds no rule that accepts {what}: pods may be unreachable. {}",
             self.remedy(&dropped, attach, beside_firewalld)
         ))
     }
 
     /// The problem, if a rule of the filter drops packets between pods by address or interface, whatever its policy and
     /// hook.
-    pub fn problem_between(&self, judged: Judged, attach: AttachMode, pods: &Pods) -> Option<String> {
+    pub fn problem_between(&self, base_hook: BaseHook, attach: AttachMode, pods: &Pods) -> Option<String> {
         let mut classes =
             pods.pools.iter().filter(|(pool, _)| self.judges(pool.family())).flat_map(|(pool, block)| {
                 let outside = pods.carriers.iter().map(String::as_str).chain(Family::BOTH.map(tunnel::name));
                 outside.flat_map(move |outside| {
-                    [Direction::FromPods, Direction::ToPods].map(|way| Class {
-                        way,
+                    [Direction::FromPods, Direction::ToPods].map(|direction| Class {
+                        direction,
                         outside,
                         pool: (*pool).into(),
                         block: *block,
@@ -122,22 +124,21 @@ impl Filter {
                 })
             });
         let drops = |class: &Class<'_>| {
-            let fulfils = |condition: &Condition| class.fulfils(condition, judged, attach);
+            let fulfils = |condition: &RuleCondition| class.fulfils(condition, base_hook, attach);
             self.walk(&self.base.name, &fulfils, DEPTH) == Some(Fate::Dropped)
         };
         let class = classes.find(drops)?;
         let BaseChain { family, table, name, .. } = &self.base;
         let ip = if class.pool.is_ipv4() { "ip" } else { "ip6" };
-        let (what, condition) = match class.way {
+        let (what, condition) = match class.direction {
             Direction::FromPods => ("from", format!("{ip} saddr {}", class.pool)),
             Direction::ToPods => ("to", format!("{ip} daddr {}", class.pool)),
         };
         Some(format!(
             "a rule in chain {name} of table {family} {table}, or in a chain that it jumps to, drops packets {what} \
-             pods (pool {}, interface {}): pods are unreachable, although peers may answer probes. Delete that rule, \
-             or \
-             accept pods' packets before it and make that persistent: `nft insert rule {family} {table} {name} \
-             {condition} accept`",
+             pods (pool {}, interface {}): pods are unreachable, although probes of peers may succeed. Delete that \
+             rule, or insert an accept rule before it and make it persistent: `nft insert rule {family} {table} \
+             {name} {condition} accept`",
             class.pool, class.outside
         ))
     }
@@ -153,21 +154,19 @@ impl Filter {
                 let uplink = uplinks.first().map_or("the uplink", String::as_str);
                 format!(
                     "`firewall-cmd --permanent --zone=$(firewall-cmd --get-zone-of-interface={uplink}) \
-                     --add-port={port}/udp` and \
-                     `firewall-cmd --reload`"
+                     --add-port={port}/udp` and `firewall-cmd --reload`"
                 )
             }
             Owner::Ufw => format!("`ufw allow {port}/udp`"),
             Owner::Docker | Owner::Iptables => {
                 format!("`{} -I {name} -p udp --dport {port} -j ACCEPT`", self.iptables())
             }
-            Owner::Somebody => format!("`nft insert rule {family} {table} {name} udp dport {port} accept`"),
+            Owner::Other => format!("`nft insert rule {family} {table} {name} udp dport {port} accept`"),
         };
         Some(format!(
             "no peer answers through a tunnel, and chain {name} of table {family} {table} drops packets to this host \
-             that no rule accepts: this is the cause if no rule accepts UDP port {port} from the other nodes. Accept \
-             it \
-             and make that persistent: {remedy}"
+             by default (policy or last rule). Check whether a rule accepts UDP port {port} from the other nodes. If \
+             none does, add one and make it persistent: {remedy}"
         ))
     }
 
@@ -182,7 +181,7 @@ impl Filter {
 
     /// The outcome for a packet that meets exactly these conditions. A rule with further conditions is treated as not
     /// matching.
-    fn fate(&self, fulfils: &dyn Fn(&Condition) -> bool) -> Fate {
+    fn fate(&self, fulfils: &dyn Fn(&RuleCondition) -> bool) -> Fate {
         let of_policy = match self.base.policy {
             Policy::Accept => Fate::Accepted,
             Policy::Drop => Fate::Dropped,
@@ -190,23 +189,23 @@ impl Filter {
         self.walk(&self.base.name, fulfils, DEPTH).unwrap_or(of_policy)
     }
 
-    fn walk(&self, chain: &str, fulfils: &dyn Fn(&Condition) -> bool, depth: usize) -> Option<Fate> {
+    fn walk(&self, chain: &str, fulfils: &dyn Fn(&RuleCondition) -> bool, depth: usize) -> Option<Fate> {
         let depth = depth.checked_sub(1)?;
         for rule in self.chains.get(chain)? {
             if !rule.conditions.iter().all(fulfils) {
                 continue;
             }
-            match &rule.judgement {
-                Judgement::Accept => return Some(Fate::Accepted),
-                Judgement::Drop => return Some(Fate::Dropped),
-                Judgement::Return => return None,
-                Judgement::Goto(to) => return self.walk(to, fulfils, depth),
-                Judgement::Jump(to) => {
+            match &rule.verdict {
+                ForeignVerdict::Accept => return Some(Fate::Accepted),
+                ForeignVerdict::Drop => return Some(Fate::Dropped),
+                ForeignVerdict::Return => return None,
+                ForeignVerdict::Goto(to) => return self.walk(to, fulfils, depth),
+                ForeignVerdict::Jump(to) => {
                     if let Some(fate) = self.walk(to, fulfils, depth) {
                         return Some(fate);
                     }
                 }
-                Judgement::None => {}
+                ForeignVerdict::None => {}
             }
         }
         None
@@ -223,7 +222,7 @@ impl Filter {
             true if UFW.iter().any(|chain| leads_to(chain)) => Owner::Ufw,
             true => Owner::Iptables,
             false if table == "firewalld" => Owner::Firewalld,
-            false => Owner::Somebody,
+            false => Owner::Other,
         }
     }
 
@@ -236,36 +235,39 @@ impl Filter {
     fn remedy(&self, dropped: &[Direction], attach: AttachMode, beside_firewalld: bool) -> String {
         let BaseChain { family, table, name, .. } = &self.base;
         let iptables = self.iptables();
-        let command = |way: &Direction| match self.owner() {
+        let command = |direction: &Direction| match self.owner() {
             Owner::Firewalld => None,
-            Owner::Docker => Some(way.iptables(iptables, "DOCKER-USER", attach)),
-            Owner::Ufw => Some(format!("`ufw route allow {} on {}`", way.word(), wildcard('+', attach))),
-            Owner::Iptables => Some(way.iptables(iptables, "FORWARD", attach)),
-            Owner::Somebody => Some(format!(
+            Owner::Docker => Some(direction.iptables(iptables, "DOCKER-USER", attach)),
+            Owner::Ufw => {
+                Some(format!("`ufw route allow {} on {}`", direction.word(), wildcard('+', attach)))
+            }
+            Owner::Iptables => Some(direction.iptables(iptables, "FORWARD", attach)),
+            Owner::Other => Some(format!(
                 "`nft insert rule {family} {table} {name} {}name '{}' accept`",
-                way.interface(),
+                direction.interface(),
                 wildcard('*', attach)
             )),
         };
         let commands: Vec<String> = dropped.iter().filter_map(command).collect();
         if commands.is_empty() {
-            return "Install deploy/host/firewalld/zones/polder.xml and deploy/host/firewalld/policies/polder-pods.xml \
-                    (of the Polder source; after an installation on the host in /usr/share/doc/polder/host or \
-                    /usr/local/share/doc/polder/host) in the same folders of /etc/firewalld, then run `firewall-cmd \
-                    --reload`"
+            return "Copy deploy/host/firewalld/zones/polder.xml to /etc/firewalld/zones, and \
+                    deploy/host/firewalld/policies/polder-pods.xml to /etc/firewalld/policies, then run \
+                    `firewall-cmd --reload`. The folder deploy/host is in the Polder source; on a node where Polder \
+                    is installed, it is /usr/share/doc/polder/host or /usr/local/share/doc/polder/host"
                 .to_owned();
         }
         if beside_firewalld && matches!(self.owner(), Owner::Docker | Owner::Iptables) {
             let version = if self.base.family == TableFamily::Ip6 { "ipv6" } else { "ipv4" };
-            let direct = dropped.iter().map(|way| way.direct(version, attach)).collect::<Vec<_>>();
+            let direct =
+                dropped.iter().map(|direction| direction.direct(version, attach)).collect::<Vec<_>>();
             return format!(
-                "Accept them: {}. firewalld deletes all iptables rules when it starts and at each reload. To make the \
-                 rules persistent, add them to firewalld: {}, then `firewall-cmd --reload`",
+                "Accept these packets: {}. firewalld deletes all iptables rules when it starts and at each reload. To \
+                 make the rules persistent, add them to firewalld: {}, then `firewall-cmd --reload`",
                 commands.join(" and "),
                 direct.join(" and ")
             );
         }
-        format!("Accept them and make that persistent: {}", commands.join(" and "))
+        format!("Accept these packets, and make the rules persistent: {}", commands.join(" and "))
     }
 
     /// Whether it is a filter of firewalld.
@@ -276,12 +278,12 @@ impl Filter {
     /// The problem, if the filter drops packets that arrive on another interface than the host replies on (reverse path
     /// filter), while pods of these families do not answer: packets between two nodes may use a direct path in one
     /// direction and a tunnel in the other.
-    pub fn problem_of_ways_back(&self, closed: &BTreeSet<Family>) -> Option<String> {
+    pub fn reverse_path_problem(&self, closed: &BTreeSet<Family>) -> Option<String> {
         let drops = |family: &Family| {
-            let is_dropped = |comes_another_way: bool| {
-                let fulfils = |condition: &Condition| match condition {
-                    Condition::Family(of) => of == family,
-                    condition => comes_another_way && *condition == Condition::OtherWayBack,
+            let is_dropped = |is_asymmetric: bool| {
+                let fulfils = |condition: &RuleCondition| match condition {
+                    RuleCondition::Family(of) => of == family,
+                    condition => is_asymmetric && *condition == RuleCondition::OtherReversePath,
                 };
                 self.walk(&self.base.name, &fulfils, DEPTH) == Some(Fate::Dropped)
             };
@@ -299,19 +301,18 @@ impl Filter {
             }
         };
         Some(format!(
-            "a rule in chain {name} of table {table_family} {table}, or in a chain that it jumps to, drops {family} \
-             packets that arrive on another interface than the one that this host replies on (reverse path filter), \
-             and \
-             peers' pods do not answer: packets between two nodes may take different paths in each direction. {remedy}"
+            "a reverse path filter in chain {name} of table {table_family} {table}, or in a chain that it jumps to, \
+             drops {family} packets whose reply would leave through another interface, and peers' pods do not answer: \
+             packets between two nodes may use different interfaces in each direction. {remedy}"
         ))
     }
 }
 
 impl Direction {
     /// Whether a packet in this direction, without further known properties, meets the condition.
-    fn fulfils(self, condition: &Condition, attach: AttachMode) -> bool {
+    fn fulfils(self, condition: &RuleCondition, attach: AttachMode) -> bool {
         match (self, condition) {
-            (Self::FromPods, Condition::Input(names)) | (Self::ToPods, Condition::Output(names)) => {
+            (Self::FromPods, RuleCondition::Input(names)) | (Self::ToPods, RuleCondition::Output(names)) => {
                 names.iter().any(|names| are_pods(names, attach))
             }
             _ => false,
@@ -362,13 +363,12 @@ pub fn unreadable(family: Family, attach: AttachMode) -> String {
         Family::V4 => ("ip_tables_names", "iptables-legacy"),
         Family::V6 => ("ip6_tables_names", "ip6tables-legacy"),
     };
-    let commands =
-        [Direction::FromPods, Direction::ToPods].map(|way| way.iptables(iptables, "FORWARD", attach));
+    let commands = [Direction::FromPods, Direction::ToPods]
+        .map(|direction| direction.iptables(iptables, "FORWARD", attach));
     format!(
-        "legacy iptables has a table filter (/proc/net/{names}), which the agent cannot read: if `{iptables} -S \
-         FORWARD` shows that it drops packets that no rule accepts, pods may be unreachable. In that case, accept \
-         them: \
-         {}",
+        "legacy iptables has rules that the agent cannot read (table filter in /proc/net/{names}): run `{iptables} \
+         -S FORWARD`. If the policy or the last rule drops packets, pods may be unreachable; then accept packets of \
+         pods: {}",
         commands.join(" and ")
     )
 }
@@ -382,12 +382,12 @@ fn wildcard(rest: char, attach: AttachMode) -> String {
 }
 
 /// Whether the names match all pod interfaces.
-fn are_pods(names: &Names, attach: AttachMode) -> bool {
+fn are_pods(names: &NamePattern, attach: AttachMode) -> bool {
     match (names, attach) {
-        (Names::Exactly(name), AttachMode::Bridge) => name == BRIDGE,
-        (Names::Exactly(_), AttachMode::Routed) => false,
-        (Names::Prefixed(prefix), AttachMode::Bridge) => BRIDGE.starts_with(prefix),
-        (Names::Prefixed(prefix), AttachMode::Routed) => POD_INTERFACE_PREFIX.starts_with(prefix),
+        (NamePattern::Exactly(name), AttachMode::Bridge) => name == BRIDGE,
+        (NamePattern::Exactly(_), AttachMode::Routed) => false,
+        (NamePattern::Prefixed(prefix), AttachMode::Bridge) => BRIDGE.starts_with(prefix),
+        (NamePattern::Prefixed(prefix), AttachMode::Routed) => POD_INTERFACE_PREFIX.starts_with(prefix),
     }
 }
 

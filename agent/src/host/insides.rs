@@ -12,9 +12,9 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use polder_api::Attachment;
 use polder_ipam::cause::SharedError;
-use polder_ipam::ledger::{AttachmentEntry, Kind};
+use polder_ipam::ledger::{AttachmentEntry, AttachmentKind};
 use polder_ipam::record::ClusterRecord;
-use polder_netlink::inside::Inside;
+use polder_netlink::inside::PodInterface;
 use polder_netlink::{Error, RouteSocket, namespace};
 use polder_store::NodeIpam;
 use tokio::task::spawn_blocking;
@@ -169,8 +169,7 @@ pub fn not_looked_at() -> Option<String> {
         format!(
             "changes inside pods' network namespaces are not detected, because polder-agent lacks {}: set \
              podInspection in the Helm chart, or install pod-inspection.conf for the systemd service (in \
-             /usr/share/doc/polder or \
-             /usr/local/share/doc/polder)",
+             /usr/share/doc/polder or /usr/local/share/doc/polder)",
             Capability::SysAdmin
         )
     })
@@ -178,7 +177,7 @@ pub fn not_looked_at() -> Option<String> {
 
 /// Whether the attachment is a pod of Polder with a known namespace.
 pub fn can_be_looked_into(held: &AttachmentEntry) -> bool {
-    held.kind == Kind::Pod && !held.leaving && !held.netns.is_empty()
+    held.kind == AttachmentKind::Pod && !held.leaving && !held.netns.is_empty()
 }
 
 /// The problem text of a changed pod.
@@ -205,7 +204,7 @@ impl Looker {
     /// Compares the network inside the pod with Polder's configuration, as CHECK does.
     pub async fn look_into(&self, cluster: &ClusterRecord, held: &AttachmentEntry) -> Comparison {
         let wiring = wiring(&self.membership, self.features, cluster, held);
-        let inside = Inside {
+        let inside = PodInterface {
             interface: held.attachment.interface.clone(),
             mac: wiring.mac,
             addresses: wiring.addresses,
@@ -225,7 +224,7 @@ impl Looker {
     }
 }
 
-fn compare(netns: &Path, inside: &Inside) -> Comparison {
+fn compare(netns: &Path, inside: &PodInterface) -> Comparison {
     let barred = |error: io::Error| match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOENT) => Comparison::Gone,
         Some(Errno::EPERM | Errno::EACCES) => {
@@ -259,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn all_pods_have_their_turn_and_those_that_were_different_are_looked_into_each_time() {
+    fn all_pods_are_inspected_in_turn_and_changed_pods_every_time() {
         let all = attachments(100);
         let mut insides = Insides::default();
         let odd = all.first().unwrap().clone();
@@ -274,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_with_few_pods_has_all_looked_into_each_time() {
+    fn on_a_node_with_few_pods_all_are_inspected_every_time() {
         let all = attachments(3);
         let mut insides = Insides::default();
         for _ in 0..3 {

@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_said_of_neighbours_is_enough_when_it_is_done() {
+    fn the_suggested_neighbour_limits_are_sufficient() {
         let usual = NeighbourLimits { soft: 512, hard: 1024 };
         assert_eq!(usual.problem(Family::V4, 512), None);
         let problem = usual.problem(Family::V6, 5000).unwrap();
@@ -62,14 +62,14 @@ mod tests {
     }
 
     #[test]
-    fn a_quarter_of_the_neighbours_is_for_others() {
+    fn a_quarter_of_the_neighbour_entries_is_reserved_for_other_uses() {
         let even = NeighbourLimits { soft: 1000, hard: 1000 };
         assert_eq!(even.problem(Family::V4, 750), None);
         assert!(even.problem(Family::V4, 751).is_some());
     }
 
     #[test]
-    fn a_bridge_is_said_to_be_nearly_full_before_it_is() {
+    fn a_bridge_is_reported_before_it_is_full() {
         assert_eq!(ports(920), None);
         let problem = ports(921).unwrap();
         for words in ["921", "1023", "polder0", "attach = \"routed\""] {

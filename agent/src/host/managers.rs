@@ -33,22 +33,22 @@ impl fmt::Display for Gap {
         f.write_str(match self {
             Self::NetworkdInterfaces => {
                 "systemd-networkd is running and no .network file marks Polder's interfaces as unmanaged: a .network \
-                 file that matches every interface changes their addresses and routes. Install \
-                 deploy/host/systemd/network/00-polder.network (on this node in /usr/share/doc/polder/host or \
-                 /usr/local/share/doc/polder/host) in /etc/systemd/network, then run `networkctl reload`"
+                 file that matches every interface changes their addresses and routes. Copy \
+                 deploy/host/systemd/network/00-polder.network (deploy/host is /usr/share/doc/polder/host or \
+                 /usr/local/share/doc/polder/host on this node) to /etc/systemd/network, then run `networkctl reload`"
             }
             Self::NetworkdRoutes => {
                 "systemd-networkd is running and deletes foreign routes when it starts or reconfigures an interface: \
-                 packets are lost until Polder restores its routes. Install \
-                 deploy/host/systemd/networkd.conf.d/polder.conf (on this node in /usr/share/doc/polder/host or \
-                 /usr/local/share/doc/polder/host) in /etc/systemd/networkd.conf.d, then run `systemctl restart \
-                 systemd-networkd`"
+                 packets are lost until Polder restores its routes. Copy \
+                 deploy/host/systemd/networkd.conf.d/polder.conf (deploy/host is /usr/share/doc/polder/host or \
+                 /usr/local/share/doc/polder/host on this node) to /etc/systemd/networkd.conf.d, then run `systemctl \
+                 restart systemd-networkd`"
             }
             Self::NetworkManagerInterfaces => {
                 "NetworkManager is running and is not configured to ignore Polder's interfaces: it may change their \
-                 addresses and routes. Install deploy/host/NetworkManager/conf.d/polder.conf (on this node in \
-                 /usr/share/doc/polder/host or /usr/local/share/doc/polder/host) in /etc/NetworkManager/conf.d, then \
-                 run `systemctl reload NetworkManager`"
+                 addresses and routes. Copy deploy/host/NetworkManager/conf.d/polder.conf (deploy/host is \
+                 /usr/share/doc/polder/host or /usr/local/share/doc/polder/host on this node) to \
+                 /etc/NetworkManager/conf.d, then run `systemctl reload NetworkManager`"
             }
         })
     }
@@ -156,12 +156,12 @@ mod tests {
     }
 
     #[test]
-    fn whoever_does_not_run_need_not_be_told() {
+    fn managers_that_do_not_run_have_no_gaps() {
         assert_eq!(gaps(root(&[("run/systemd/netif/leases/none", "")]).path()), []);
     }
 
     #[test]
-    fn the_files_that_are_shipped_are_what_is_missed() {
+    fn the_shipped_files_close_the_gaps() {
         let running = [("run/systemd/netif/state", ""), ("run/NetworkManager/no-stub-resolv.conf", "")];
         let all = [Gap::NetworkdInterfaces, Gap::NetworkdRoutes, Gap::NetworkManagerInterfaces];
         assert_eq!(gaps(root(&running).path()), all);
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_operator_has_said_elsewhere_is_said_and_what_is_for_others_is_not() {
+    fn settings_in_other_files_count_but_settings_for_other_interfaces_do_not() {
         let own = root(&[
             ("run/systemd/netif/state", ""),
             (

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use polder_api::{Family, is_host_interface};
 use polder_ipam::Cidr;
-use polder_netlink::routing::{AnyRoute, AnyRule, Applies, LOCAL, Leads, MAIN, RuleTarget};
+use polder_netlink::routing::{AnyRoute, AnyRule, LOCAL, MAIN, RouteAction, RuleCoverage, RuleTarget};
 
 use crate::kernel::state::Device;
 use crate::kernel::surroundings::Routing;
@@ -69,7 +69,7 @@ impl Routing {
     /// The problem of a route in table main or local, if it diverts pod packets.
     fn stray(&self, route: &AnyRoute, pods: &Pods) -> Option<String> {
         let to = route.destination;
-        let is_asked = route.table == MAIN || (route.table == LOCAL && route.leads == Leads::ToHost);
+        let is_asked = route.table == MAIN || (route.table == LOCAL && route.action == RouteAction::Local);
         let own_device = self.device(route).is_some_and(|name| Device::named(name).is_some());
         // Polder's devices have the node's own addresses.
         if route.ours || !is_asked || (route.table == LOCAL && own_device) {
@@ -88,8 +88,8 @@ impl Routing {
             return None;
         }
         Some(format!(
-            "foreign route {} overrides Polder's routes: pods in {to} of pool {pool} are unreachable from this node. \
-             Delete it and stop the program that creates it: `{}`",
+            "foreign route {} takes precedence over Polder's routes: pods in {to} of pool {pool} are unreachable from \
+             this node. Delete it with `{}`, and stop the program that creates it",
             self.describe(route),
             self.deletes(route)
         ))
@@ -101,13 +101,13 @@ impl Routing {
 
     /// The route in `ip route` syntax.
     fn describe(&self, route: &AnyRoute) -> String {
-        let destination = match route.leads {
-            Leads::On => route.destination.to_string(),
-            Leads::ToHost => format!("local {}", route.destination),
-            Leads::Nowhere(kind) => format!("{kind} {}", route.destination),
+        let destination = match route.action {
+            RouteAction::Forward => route.destination.to_string(),
+            RouteAction::Local => format!("local {}", route.destination),
+            RouteAction::Drop(kind) => format!("{kind} {}", route.destination),
         };
         // A blackhole-like route has no interface, although the kernel may report one.
-        let device = self.device(route).filter(|_| !matches!(route.leads, Leads::Nowhere(_)));
+        let device = self.device(route).filter(|_| !matches!(route.action, RouteAction::Drop(_)));
         let describe = [
             Some(destination),
             route.gateway.map(|gateway| format!("via {gateway}")),
@@ -122,8 +122,8 @@ impl Routing {
         let ip = ip(Family::of(route.destination.ip()));
         // A route to the host itself is added and deleted with its address.
         let address = self.addresses.iter().find(|found| found.address.ip() == route.destination.ip());
-        match (route.leads, address, address.and_then(|found| self.interfaces.get(&found.index))) {
-            (Leads::ToHost, Some(found), Some(device)) => {
+        match (route.action, address, address.and_then(|found| self.interfaces.get(&found.index))) {
+            (RouteAction::Local, Some(found), Some(device)) => {
                 format!("{ip} address del {} dev {device}", found.address)
             }
             _ => format!("{ip} route del {}", self.describe(route)),
@@ -139,7 +139,7 @@ impl Routing {
                 continue;
             }
             let applies = applies(rule, source, destination, pods);
-            if applies == Applies::Never {
+            if applies == RuleCoverage::Never {
                 continue;
             }
             match &rule.action {
@@ -147,23 +147,25 @@ impl Routing {
                     // The main table always has a route to the pool, so only its prefix length counts.
                     let counts = suppressed.is_none_or(|length| u32::from(destination.prefix()) > length);
                     match (applies, counts) {
-                        (Applies::Always, true) => return problems,
+                        (RuleCoverage::Always, true) => return problems,
                         (_, true) => perhaps_main = true,
                         _ => {}
                     }
                 }
-                RuleTarget::Table(LOCAL, _) | RuleTarget::Nothing => {}
+                RuleTarget::Table(LOCAL, _) | RuleTarget::Continue => {}
                 RuleTarget::Table(table, suppressed) => {
                     let leads = self.routes.iter().find(|route| {
                         let counts =
                             suppressed.is_none_or(|length| u32::from(route.destination.prefix()) > length);
                         route.table == *table && counts && overlap(route.destination, destination)
                     });
-                    problems.extend(leads.map(|route| misleads(rule, &self.describe(route))));
+                    problems.extend(
+                        leads.map(|route| misleads(rule, &format!("route {}", self.describe(route)))),
+                    );
                 }
-                RuleTarget::Nowhere(word) => problems.push(misleads(rule, word)),
+                RuleTarget::Drop(word) => problems.push(misleads(rule, word)),
                 RuleTarget::Goto(to) => {
-                    if applies == Applies::Always {
+                    if applies == RuleCoverage::Always {
                         skip_to = *to;
                     }
                 }
@@ -181,38 +183,37 @@ impl Routing {
     }
 }
 
-fn misleads(rule: &AnyRule, way: &str) -> String {
+/// The problem of a rule; `result` is the effect on pods' packets.
+fn misleads(rule: &AnyRule, result: &str) -> String {
     let describe = describe(rule);
     format!(
-        "foreign routing rule {describe} overrides Polder's routes ({way}): pods may be unreachable. Delete it and \
-         stop \
-         the program that creates it: `{} rule del {describe}`; or add a rule with a lower pref that sends packets \
-         between \
-         pods to table main",
+        "foreign routing rule \"{describe}\" takes precedence over Polder's routes (result for pods' packets: \
+         {result}): pods may be unreachable. Delete it with `{} rule del {describe}`, and stop the program that \
+         creates it; or add a rule with a smaller pref number that sends packets between pods to table main",
         ip(rule.family)
     )
 }
 
 /// Whether a rule applies to all, some or no packets between pods of these pools.
-fn applies(rule: &AnyRule, source: IpNetwork, destination: IpNetwork, pods: &Pods) -> Applies {
+fn applies(rule: &AnyRule, source: IpNetwork, destination: IpNetwork, pods: &Pods) -> RuleCoverage {
     let among = |asked: Option<IpNetwork>, pool: IpNetwork| match asked {
-        None => Applies::Always,
-        Some(asked) if contains(asked, pool) => Applies::Always,
-        Some(asked) if overlap(asked, pool) => Applies::Perhaps,
-        Some(_) => Applies::Never,
+        None => RuleCoverage::Always,
+        Some(asked) if contains(asked, pool) => RuleCoverage::Always,
+        Some(asked) if overlap(asked, pool) => RuleCoverage::Perhaps,
+        Some(_) => RuleCoverage::Never,
     };
     let input = match rule.input.as_deref() {
-        None => Applies::Always,
-        Some(name) if Device::named(name).is_some() || is_host_interface(name) => Applies::Perhaps,
-        Some(name) if pods.carriers.contains(name) => Applies::Perhaps,
-        Some(_) => Applies::Never,
+        None => RuleCoverage::Always,
+        Some(name) if Device::named(name).is_some() || is_host_interface(name) => RuleCoverage::Perhaps,
+        Some(name) if pods.carriers.contains(name) => RuleCoverage::Perhaps,
+        Some(_) => RuleCoverage::Never,
     };
     let all = [among(rule.source, source), among(rule.destination, destination), input, rule.otherwise];
-    match (all.into_iter().min().unwrap_or(Applies::Always), rule.inverted) {
+    match (all.into_iter().min().unwrap_or(RuleCoverage::Always), rule.inverted) {
         (applies, false) => applies,
-        (Applies::Never, true) => Applies::Always,
-        (Applies::Always, true) => Applies::Never,
-        (Applies::Perhaps, true) => Applies::Perhaps,
+        (RuleCoverage::Never, true) => RuleCoverage::Always,
+        (RuleCoverage::Always, true) => RuleCoverage::Never,
+        (RuleCoverage::Perhaps, true) => RuleCoverage::Perhaps,
     }
 }
 
@@ -220,9 +221,9 @@ fn applies(rule: &AnyRule, source: IpNetwork, destination: IpNetwork, pods: &Pod
 fn describe(rule: &AnyRule) -> String {
     let action = match &rule.action {
         RuleTarget::Table(table, _) => Some(format!("lookup {table}")),
-        RuleTarget::Nowhere(kind) => Some((*kind).to_owned()),
+        RuleTarget::Drop(kind) => Some((*kind).to_owned()),
         RuleTarget::Goto(to) => Some(format!("goto {to}")),
-        RuleTarget::Nothing => None,
+        RuleTarget::Continue => None,
     };
     let describe = [
         Some(format!("pref {}", rule.priority)),

@@ -9,7 +9,7 @@ use polder_ipam::change::Change;
 use polder_ipam::ids::Nonce;
 use polder_ipam::record::{AnswerRecord, InspectionRecord};
 use polder_ipam::store::{Outcome, StoreError};
-use polder_ipam::view::{Source, Versioned};
+use polder_ipam::view::{Versioned, ViewSource};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
@@ -53,7 +53,7 @@ impl Task {
 /// A node that examines itself.
 trait SelfExamination {
     /// Examines the node. While lost records are being restored in the datastore, missing records are not reported.
-    fn examine(&self, putting_back: bool) -> impl Future<Output = Result<OwnReport, NotExamined>> + Send;
+    fn examine(&self, is_restoring: bool) -> impl Future<Output = Result<OwnReport, NotExamined>> + Send;
 
     /// Carries out a repair. The next examination shows whether it succeeded.
     fn carry_out(&self, repair: OwnRepair) -> impl Future<Output = ()> + Send;
@@ -67,8 +67,8 @@ trait SelfExamination {
 }
 
 impl SelfExamination for Task {
-    async fn examine(&self, putting_back: bool) -> Result<OwnReport, NotExamined> {
-        examine(&self.node, &self.looker, putting_back).await
+    async fn examine(&self, is_restoring: bool) -> Result<OwnReport, NotExamined> {
+        examine(&self.node, &self.looker, is_restoring).await
     }
 
     async fn carry_out(&self, repair: OwnRepair) {
@@ -99,19 +99,19 @@ async fn answer_all<E: SelfExamination>(board: &Board, node: &E) {
             answered = Some(asked.record.id.clone());
             // A request from before the start of this agent is not answered.
             if known {
-                let putting_back = losses.1.is_some_and(|lost: Instant| lost.elapsed() < PUTTING_BACK);
-                answer(node, asked, putting_back).await;
+                let is_restoring = losses.1.is_some_and(|lost: Instant| lost.elapsed() < PUTTING_BACK);
+                answer(node, asked, is_restoring).await;
             }
         }
-        known |= view.source == Source::Store;
+        known |= view.source == ViewSource::Store;
         if views.changed().await.is_err() {
             return;
         }
     }
 }
 
-async fn answer<E: SelfExamination>(node: &E, asked: &Versioned<InspectionRecord>, putting_back: bool) {
-    match check(node, asked.record.repairs, putting_back).await {
+async fn answer<E: SelfExamination>(node: &E, asked: &Versioned<InspectionRecord>, is_restoring: bool) {
+    match check(node, asked.record.repairs, is_restoring).await {
         Ok((mut deviations, examine)) => {
             deviations.sort_by_key(|deviation| deviation.repaired);
             let left_out =
@@ -144,9 +144,9 @@ fn short(mut deviation: DeviationStatus) -> DeviationStatus {
 async fn check<E: SelfExamination>(
     node: &E,
     repairs: RepairMode,
-    putting_back: bool,
+    is_restoring: bool,
 ) -> Result<(Vec<DeviationStatus>, OwnReport), NotExamined> {
-    let looking = Looking { node, putting_back, until: Instant::now() + patience(repairs) };
+    let looking = Looking { node, is_restoring, until: Instant::now() + patience(repairs) };
     let (findings, last) = looking.settle().await?;
     if findings.is_empty() || repairs == RepairMode::None || Instant::now() >= looking.until {
         return Ok((findings.iter().map(|finding| status(finding, false)).collect(), last));
@@ -176,7 +176,7 @@ async fn check<E: SelfExamination>(
 /// Examines this node until the timeout of the check.
 struct Looking<'a, E> {
     node: &'a E,
-    putting_back: bool,
+    is_restoring: bool,
     until: Instant,
 }
 
@@ -184,7 +184,7 @@ impl<E: SelfExamination> Looking<'_, E> {
     /// Examines the node, and repeats it after an error until the timeout: the datastore may be slow.
     async fn examine(&self) -> Result<OwnReport, NotExamined> {
         loop {
-            match self.node.examine(self.putting_back).await {
+            match self.node.examine(self.is_restoring).await {
                 Err(error) if Instant::now() < self.until => {
                     debug!(%error, "cannot check this node yet");
                     sleep(PAUSE).await;

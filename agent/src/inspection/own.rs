@@ -8,8 +8,8 @@ use std::sync::Arc;
 use polder_api::{Attachment, NodeName};
 use polder_ipam::Revision;
 use polder_ipam::invariants::{
-    ClusterReport, Deviation, Interface, Invariant, KernelFacts, LedgerFacts, NodeFacts, Published, Repair,
-    check,
+    ClusterReport, Deviation, Interface, Invariant, KernelFacts, LedgerFacts, NodeFacts, PublishedAddress,
+    Repair, check,
 };
 use polder_ipam::key::Key;
 use polder_ipam::ledger::{AttachmentEntry, LedgerError};
@@ -106,12 +106,13 @@ pub(super) enum NotExamined {
 pub(super) async fn examine(
     node: &Node,
     looker: &Looker,
-    putting_back: bool,
+    is_restoring: bool,
 ) -> Result<OwnReport, NotExamined> {
     let range = Key::addresses_of(&node.config.node);
     let published = PublishedAddresses::read_range(&node.store, &range).await?;
     let before = node.in_flight.all();
-    let read = node.ipam.run(|ipam| Ok::<_, LedgerError>((ipam.facts(now())?, ipam.astray()?))).await;
+    let read =
+        node.ipam.run(|ipam| Ok::<_, LedgerError>((ipam.facts(now())?, ipam.differing_attachments()?))).await;
     let (ledger, astray) = read?;
     let kernel =
         node.pods.kernel.run(|kernel: &mut Kernel| Ok((kernel.seen_pods()?, kernel.gateways()?))).await;
@@ -127,7 +128,7 @@ pub(super) async fn examine(
     }
     let inside = changed_inside(node, looker, &ledger, &in_flight).await;
     let read = ExaminedState { ledger, astray, seen, unknown, gateways, published };
-    let mut examine = judge(node, &node.board.view(), read, in_flight, putting_back);
+    let mut examine = judge(node, &node.board.view(), read, in_flight, is_restoring);
     examine.findings.extend(inside);
     Ok(examine)
 }
@@ -162,7 +163,7 @@ fn judge(
     view: &View,
     read: ExaminedState,
     in_flight: BTreeSet<Attachment>,
-    putting_back: bool,
+    is_restoring: bool,
 ) -> OwnReport {
     let ExaminedState { ledger, astray, seen, unknown, gateways, published } = read;
     let me = &node.config.node;
@@ -182,16 +183,17 @@ fn judge(
         in_flight: in_flight.clone(),
         promised: BTreeMap::new(),
     };
-    let records: Vec<Published> = published.records.iter().map(|(published, _)| published.clone()).collect();
-    let facts = ClusterReport { view: Some(view), putting_back, published: &records, nodes: &[judged] };
+    let records: Vec<PublishedAddress> =
+        published.records.iter().map(|(published, _)| published.clone()).collect();
+    let facts = ClusterReport { view: Some(view), is_restoring, published: &records, nodes: &[judged] };
     // The agent that runs the check reports inconsistencies among the records themselves.
-    let among = ClusterReport { view: Some(view), putting_back, published: &[], nodes: &[] };
+    let among = ClusterReport { view: Some(view), is_restoring, published: &[], nodes: &[] };
     let others = check(&among);
     let own = check(&facts).into_iter().filter(|deviation| !others.contains(deviation));
     let mut findings: Vec<Finding> = own.map(|deviation| mendable(deviation, &published, me)).collect();
     findings.extend(nameless(&seen, &ledger, me));
     findings.extend(unwritten(&unknown, &ledger, &in_flight, view, me));
-    findings.extend(unpublished(&ledger, &records, &in_flight, putting_back, me));
+    findings.extend(unpublished(&ledger, &records, &in_flight, is_restoring, me));
     findings.extend(published.unreadable.iter().map(|(key, reason, revision)| Finding {
         deviation: deviation(
             Invariant::NoLeak,
@@ -232,7 +234,7 @@ fn interface(pod: &SeenPod, ledger: &LedgerFacts) -> Option<Interface> {
 fn mendable(deviation: Deviation, published: &PublishedAddresses, me: &NodeName) -> Finding {
     let repair = match &deviation.repair {
         Some(Repair::Release(attachment)) => Some(OwnRepair::Release(attachment.clone())),
-        Some(Repair::LetGo(_)) => Some(OwnRepair::Reconcile),
+        Some(Repair::ReleaseReservation(_)) => Some(OwnRepair::Reconcile),
         Some(Repair::Withdraw(address)) => {
             let record = published.records.iter().find(|(published, _)| published.address == *address);
             record.map(|(_, revision)| OwnRepair::Withdraw {
@@ -298,17 +300,17 @@ fn unwritten(
 /// Addresses of attachments without a record in the datastore.
 fn unpublished(
     ledger: &LedgerFacts,
-    records: &[Published],
+    records: &[PublishedAddress],
     in_flight: &BTreeSet<Attachment>,
-    putting_back: bool,
+    is_restoring: bool,
     me: &NodeName,
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
     let held =
         ledger.attachments.iter().filter(|held| !held.leaving && !in_flight.contains(&held.attachment));
-    for held in held.filter(|_| !putting_back) {
+    for held in held.filter(|_| !is_restoring) {
         for address in &held.addresses {
-            let says = |published: &&Published| {
+            let says = |published: &&PublishedAddress| {
                 published.address == *address && published.record.attachment == held.attachment
             };
             if !records.iter().any(|published| says(&published)) {

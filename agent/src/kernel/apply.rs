@@ -5,7 +5,7 @@ use std::fmt;
 
 use polder_netlink::link::{self, create_bridge};
 use polder_netlink::neighbour::{FdbEntry, Neighbour};
-use polder_netlink::route::{self, Route, Target as KernelTarget};
+use polder_netlink::route::{self, KernelTarget, Route};
 use polder_netlink::{Error, IfIndex, Operation, address};
 
 use super::Kernel;
@@ -73,8 +73,8 @@ impl Kernel {
                 continue;
             };
             let (OwnKind::Tunnel(tunnel), Ok(links)) = (&own.kind, self.routes.links()) else { continue };
-            if let Some(rival) = links.values().find_map(|link| tunnel.rival(link)) {
-                failure.reason = format!("{}. {rival}", failure.reason);
+            if let Some(remedy) = links.values().find_map(|link| tunnel.conflict_remedy(link)) {
+                failure.reason = format!("{}. {remedy}", failure.reason);
             }
         }
     }

@@ -6,14 +6,14 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use polder_api::{Family, IfName, Mac, NodeName};
-use polder_ipam::ledger::{AttachmentEntry, Kind};
+use polder_ipam::ledger::{AttachmentEntry, AttachmentKind};
 use polder_ipam::record::{AttachMode, ClusterRecord};
 use polder_ipam::{Block, Cidr};
 use polder_netlink::IfIndex;
 use polder_netlink::link::Port;
 use polder_netlink::neighbour::Destination;
 use polder_netlink::nft::{Elements, Table};
-use polder_netlink::route::{Lookup, NextHop};
+use polder_netlink::route::{NextHop, RouteLookup};
 
 use super::endpoint;
 use super::features::Features;
@@ -83,7 +83,7 @@ pub struct Inputs<'a> {
     /// Previous underlay addresses of the peers that are still valid.
     pub left: &'a BTreeMap<NodeName, Vec<IpAddr>>,
     /// The host's routes to the peers' underlay addresses.
-    pub reach: &'a BTreeMap<IpAddr, Option<Lookup>>,
+    pub reach: &'a BTreeMap<IpAddr, Option<RouteLookup>>,
     /// The attachments of the ledger.
     pub pods: &'a [AttachmentEntry],
     /// The families in which every pod has an address.
@@ -207,18 +207,18 @@ impl Inputs<'_> {
         let via = peer.underlay(family).ok_or(OffLink::NoAddress(family))?;
         match self.reach.get(&via).copied().flatten() {
             None => Err(OffLink::NoRoute(via)),
-            Some(Lookup { local: true, .. }) => Err(OffLink::OwnAddress(via)),
-            Some(Lookup { next_hop: NextHop::Router(router), .. }) => {
+            Some(RouteLookup { local: true, .. }) => Err(OffLink::OwnAddress(via)),
+            Some(RouteLookup { next_hop: NextHop::Router(router), .. }) => {
                 Err(OffLink::Behind { address: via, router })
             }
-            Some(Lookup { next_hop: NextHop::Unclear, .. }) => Err(OffLink::Unclear(via)),
+            Some(RouteLookup { next_hop: NextHop::Unclear, .. }) => Err(OffLink::Unclear(via)),
             // The link may drop packets with pod addresses. With the backend `direct`, it is used all the same.
-            Some(Lookup { index, .. })
+            Some(RouteLookup { index, .. })
                 if self.cluster.backend.uses_tunnels() && self.meshes.contains(&index) =>
             {
                 Err(OffLink::Mesh(via))
             }
-            Some(Lookup { index, .. }) => Ok(OnLink { via, index }),
+            Some(RouteLookup { index, .. }) => Ok(OnLink { via, index }),
         }
     }
 
@@ -311,11 +311,11 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
             let pods = peer.blocks.iter().map(|block| block.cidr().into());
             // Packets that the peer itself sends.
             let own = peer.record.underlay.iter().map(|own| host_prefix(*own));
-            members.bearers.extend(pods.chain(own).map(|network| (*underlay, network)));
+            members.tunnel_sources.extend(pods.chain(own).map(|network| (*underlay, network)));
         }
         reach_peer(inputs, peer, &mut state, &mut members);
     }
-    for pod in inputs.pods.iter().filter(|pod| !pod.leaving && pod.kind == Kind::Pod) {
+    for pod in inputs.pods.iter().filter(|pod| !pod.leaving && pod.kind == AttachmentKind::Pod) {
         // For an address outside the node's blocks, too, packets that leave the cluster are masqueraded.
         members.local.extend(inputs.strays(pod).map(host_prefix));
         members.senders.extend(pod.addresses.iter().map(|address| (pod.mac, *address)));

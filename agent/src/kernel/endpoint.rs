@@ -9,7 +9,7 @@ use polder_api::{BRIDGE, Family, IfName, PROBE_INTERFACE, PROBE_INTERFACE_ROUTED
 use polder_ipam::record::AttachMode;
 use polder_netlink::link::{self, Port, VethPair};
 use polder_netlink::neighbour::{Destination, FdbEntry, Neighbour};
-use polder_netlink::route::{self, OnlinkRoute, Route, Table, Target};
+use polder_netlink::route::{self, KernelTarget, OnlinkRoute, Route, RouteTable};
 use polder_netlink::{Error, IfIndex, Operation, RouteSocket, address, namespace};
 
 use super::Kernel;
@@ -111,7 +111,7 @@ fn towards(wiring: &Wiring, bridge: Option<IfIndex>, index: IfIndex) -> Vec<Oper
     }
     let routes = wiring.addresses.iter().map(|own| {
         let destination = host_prefix(own.address);
-        route::replace(&Route { destination, target: Target::Link { index }, source: None, mtu: None })
+        route::replace(&Route { destination, target: KernelTarget::Link { index }, source: None, mtu: None })
     });
     routes.chain(neighbours).collect()
 }
@@ -123,7 +123,7 @@ fn outwards(wiring: &Wiring, index: IfIndex) -> Vec<Operation> {
     operations.push(link::change_index(index).up().into());
     for own in &wiring.addresses {
         operations.push(Neighbour { index, address: own.gateway, mac: wiring.gateway_mac }.replace());
-        operations.push(route::onlink(index, own.gateway, &OnlinkRoute::to_everywhere(Table::MAIN)));
+        operations.push(route::onlink(index, own.gateway, &OnlinkRoute::to_everywhere(RouteTable::MAIN)));
     }
     operations
 }

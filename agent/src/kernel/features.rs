@@ -117,7 +117,7 @@ impl Features {
                 "a pod can send with another source MAC address, but not with another source IP address: bridge ports \
                  cannot be locked before Linux 5.18, upgrade the kernel",
             ),
-            (self.tunnels, Encapsulation::of(&trial_cluster()).missing()),
+            (self.tunnels, Encapsulation::of(&trial_cluster()).unsupported_message()),
             (
                 self.owned_tables || !keeps_nat,
                 "nftables.keep_nat has no effect: nftables tables cannot belong to a process before Linux 5.12",
@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_kernel_lacks_is_said_with_what_it_means() {
+    fn missing_kernel_features_are_reported_with_their_consequence() {
         let all = Features::ALL;
         assert_eq!(all.missing(true), Vec::<String>::new());
         let old = Features { locked_ports: false, ..all };
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_release_tells_how_new_a_kernel_is() {
+    fn kernel_releases_are_compared_by_version() {
         for release in ["5.18.0", "6.1.0-18-amd64", "6.18.44-fc", "10.0"] {
             assert!(is_since(release, (5, 18)), "{release}");
         }

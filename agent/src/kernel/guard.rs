@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use polder_api::Family;
 use polder_ipam::Cidr;
-use polder_ipam::needed::{Needed, NeededFor, reached_by};
+use polder_ipam::needed::{RequiredFor, RequiredRange, reached_by};
 use polder_netlink::{Error, route};
 
 use super::Kernel;
@@ -29,10 +29,10 @@ pub struct Guard {
 
 impl Guard {
     /// Guards the needed ranges and the underlay addresses of other nodes.
-    pub fn new(needed: &[Needed], nodes: impl Iterator<Item = IpAddr>) -> Self {
+    pub fn new(needed: &[RequiredRange], nodes: impl Iterator<Item = IpAddr>) -> Self {
         // The kernel looks up its own addresses before all routes of Polder.
         let needed_all = needed;
-        let routed = || needed_all.iter().filter(|needed| !matches!(needed.what, NeededFor::Own(_)));
+        let routed = || needed_all.iter().filter(|needed| !matches!(needed.what, RequiredFor::Own(_)));
         Self {
             ranges: routed().map(|needed| (needed.range, reached_by(needed_all, needed.range))).collect(),
             hosts: routed().filter(|needed| needed.is_host()).map(|needed| needed.range.first()).collect(),
@@ -69,7 +69,7 @@ impl Guard {
 impl Kernel {
     /// Deletes Polder's routes that make etcd unreachable, and returns their destinations. Used while no records are
     /// known: these routes may be the cause.
-    pub fn free(&mut self, store: &[Needed]) -> Result<Vec<IpNetwork>, Error> {
+    pub fn free(&mut self, store: &[RequiredRange]) -> Result<Vec<IpNetwork>, Error> {
         let guard = Guard::new(store, std::iter::empty());
         let (routes, _) = self.routes.routes()?;
         let captured = routes.into_iter().map(|route| route.destination).filter(|destination| {
@@ -92,21 +92,24 @@ mod tests {
     use super::*;
     use crate::kernel::state::Device;
 
-    fn needed() -> Vec<Needed> {
-        let network = |range: &str, interface: &str| Needed {
+    fn needed() -> Vec<RequiredRange> {
+        let network = |range: &str, interface: &str| RequiredRange {
             range: range.parse().unwrap(),
-            what: NeededFor::Network(interface.to_owned()),
+            what: RequiredFor::Network(interface.to_owned()),
         };
         let etcd = |address: &str| {
-            Needed::host(address.parse().unwrap(), NeededFor::Store("the address of etcd".to_owned()))
+            RequiredRange::host(
+                address.parse().unwrap(),
+                RequiredFor::Store("the address of etcd".to_owned()),
+            )
         };
         vec![
             network("10.10.1.0/24", "eth0"),
             network("172.17.0.0/16", "docker0"),
             etcd("10.10.1.200"),
             etcd("10.99.0.5"),
-            Needed::host("10.10.1.254".parse().unwrap(), NeededFor::Gateway),
-            Needed::host("10.98.0.1".parse().unwrap(), NeededFor::Own("lo".to_owned())),
+            RequiredRange::host("10.10.1.254".parse().unwrap(), RequiredFor::Gateway),
+            RequiredRange::host("10.98.0.1".parse().unwrap(), RequiredFor::Own("lo".to_owned())),
         ]
     }
 
@@ -121,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_for_which_etcd_a_gateway_a_node_or_a_network_would_be_lost_is_found() {
+    fn a_route_that_captures_etcd_a_gateway_a_node_or_a_network_is_detected() {
         let guard = guard();
         for destination in [
             "10.10.1.192/26",
@@ -138,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_that_takes_nothing_away_is_left_alone() {
+    fn a_route_that_captures_no_needed_address_is_permitted() {
         let guard = guard();
         for destination in [
             "10.244.0.0/16",
@@ -154,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_of_the_node_may_have_an_address_of_its_network_but_not_one_of_a_host() {
+    fn a_local_pod_may_use_an_underlay_address_that_no_host_has() {
         let guard = guard();
         let pod = || RouteTarget::Device(Device::Bridge);
         assert!(!is_captured(&guard, "10.10.1.77/32", pod()));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use polder_api::{Attachment, IfName};
 use polder_ipam::recovery::LivingPod;
-use polder_netlink::link::{Kind, Link};
+use polder_netlink::link::{Link, LinkKind};
 use polder_netlink::{Error, RouteSocket, namespace};
 
 use super::Kernel;
@@ -80,7 +80,8 @@ fn inside(path: &Path, attachment: &Attachment, host: &Link) -> Option<(polder_a
     let file = namespace::open(path).ok()?;
     let mut socket = namespace::within(&file, RouteSocket::open).ok()?.ok()?;
     let link = socket.link(attachment.interface.as_str()).ok()??;
-    let is_pair = link.kind == Kind::Veth && link.peer == Some(host.index) && host.peer == Some(link.index);
+    let is_pair =
+        link.kind == LinkKind::Veth && link.peer == Some(host.index) && host.peer == Some(link.index);
     let mac = link.mac.filter(|_| is_pair)?;
     let own = socket.addresses().ok()?.into_iter().filter(|found| found.index == link.index && found.global);
     let mut addresses: Vec<IpAddr> = own.map(|found| found.address.ip()).collect();

@@ -13,7 +13,7 @@ use polder_api::{IfName, Mac};
 use polder_netlink::IfIndex;
 use polder_netlink::link::Port;
 use polder_netlink::neighbour::Destination;
-use polder_netlink::nft::{Element, Elements, Found, Key, union};
+use polder_netlink::nft::{Element, ElementKey, Elements, TableState, union};
 use polder_netlink::route::ConflictingRoute;
 
 use super::desired::Desired;
@@ -120,7 +120,7 @@ pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<KernelChang
     }
     for ((device, mac), to) in &want.forwards {
         let found = have.forwards.get(&(device.clone(), *mac)).filter(|_| !forgot_forwards(device));
-        if let Some(odd @ Destination::Otherwise) = found {
+        if let Some(odd @ Destination::Unsupported) = found {
             changes.push(KernelChange::DeleteForward(device.clone(), *mac, *odd));
         }
         if found != Some(to) {
@@ -184,10 +184,10 @@ fn sysctls(desired: &Desired, actual: &Actual, changes: &mut Vec<KernelChange>) 
     }
 }
 
-fn filter(desired: &Desired, found: &Found, prune: Prune, changes: &mut Vec<KernelChange>) {
+fn filter(desired: &Desired, found: &TableState, prune: Prune, changes: &mut Vec<KernelChange>) {
     let have: &Elements = match found {
-        Found::Intact(elements) => elements,
-        Found::Different(why) => return changes.push(KernelChange::InstallFilter(why.clone())),
+        TableState::Intact(elements) => elements,
+        TableState::Different(why) => return changes.push(KernelChange::InstallFilter(why.clone())),
     };
     let none = BTreeSet::new();
     // One change covers both sides, IP and ARP, of a set that exists on both.
@@ -198,7 +198,7 @@ fn filter(desired: &Desired, found: &Found, prune: Prune, changes: &mut Vec<Kern
         if want == have {
             continue;
         }
-        if matches!(set.key, Key::Network(_)) {
+        if matches!(set.key, ElementKey::Network(_)) {
             let elements = match prune {
                 Prune::Yes => want.clone(),
                 Prune::No => union(want, have),

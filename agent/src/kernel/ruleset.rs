@@ -14,11 +14,13 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use polder_api::{BRIDGE, Family, Mac, POD_INTERFACE_PREFIX};
 use polder_ipam::record::{AttachMode, ClusterRecord};
-use polder_netlink::nft::{Chain, Element, Elements, Hook, Interface, Match, Rule, Table, Verdict, Within};
+use polder_netlink::nft::{
+    Chain, Element, Elements, Hook, InterfaceMatch, Match, Rule, SetMatch, Table, Verdict,
+};
 
 pub use self::sets::{Lengths, Sets, lengths};
 
-use self::sets::Bearers;
+use self::sets::TunnelSources;
 use super::tunnel::{self, Encapsulation};
 
 /// The name of the table.
@@ -34,13 +36,13 @@ pub fn empty() -> Table {
 
 /// The table for a cluster with these settings, whose blocks have these lengths.
 pub fn table(cluster: &ClusterRecord, lengths: &Lengths) -> Table {
-    let bearers = Bearers::all(lengths);
+    let tunnel_sources = TunnelSources::all(lengths);
     Table {
         name: NAME,
         sets: Family::BOTH
             .into_iter()
             .flat_map(sets::declared)
-            .chain(bearers.iter().map(Bearers::set))
+            .chain(tunnel_sources.iter().map(TunnelSources::set))
             .collect(),
         chains: vec![
             Chain { name: "from_pods", hook: Hook::Raw, rules: from_pods(cluster) },
@@ -48,7 +50,7 @@ pub fn table(cluster: &ClusterRecord, lengths: &Lengths) -> Table {
             Chain {
                 name: "tunnels",
                 hook: Hook::Input,
-                rules: Encapsulation::of(cluster).rules(cluster, &bearers),
+                rules: Encapsulation::of(cluster).rules(cluster, &tunnel_sources),
             },
             Chain { name: "masquerading", hook: Hook::SourceNat, rules: masquerade(cluster) },
         ],
@@ -56,10 +58,10 @@ pub fn table(cluster: &ClusterRecord, lengths: &Lengths) -> Table {
 }
 
 /// The interfaces on which pods' packets arrive.
-fn pods(cluster: &ClusterRecord) -> Interface {
+fn pods(cluster: &ClusterRecord) -> InterfaceMatch {
     match cluster.attach {
-        AttachMode::Bridge => Interface::Named(BRIDGE),
-        AttachMode::Routed => Interface::Prefixed(POD_INTERFACE_PREFIX),
+        AttachMode::Bridge => InterfaceMatch::Named(BRIDGE),
+        AttachMode::Routed => InterfaceMatch::Prefixed(POD_INTERFACE_PREFIX),
     }
 }
 
@@ -73,7 +75,7 @@ fn from_pods(cluster: &ClusterRecord) -> Vec<Rule> {
             matches: vec![
                 Match::Input(pods),
                 Match::Family(family),
-                Match::Sender(Within::NotSet(family, sets.senders)),
+                Match::Sender(SetMatch::NotSet(family, sets.senders)),
             ],
             verdict: Verdict::Drop,
         });
@@ -85,7 +87,7 @@ fn from_pods(cluster: &ClusterRecord) -> Vec<Rule> {
                 Match::Input(pods),
                 Match::UdpTo(Encapsulation::of(cluster).port(cluster)),
                 Match::Family(family),
-                Match::Destination(Within::NotSet(family, sets.pools)),
+                Match::Destination(SetMatch::NotSet(family, sets.pools)),
             ],
             verdict: Verdict::Drop,
         });
@@ -114,7 +116,7 @@ fn arp_from_pods(cluster: &ClusterRecord) -> Vec<Rule> {
         },
         Rule {
             comment: "drop ARP requests with a sender address that is not the pod's own",
-            matches: vec![Match::Input(pods), Match::ArpSender(Within::NotSet(Family::V4, senders))],
+            matches: vec![Match::Input(pods), Match::ArpSender(SetMatch::NotSet(Family::V4, senders))],
             verdict: Verdict::Drop,
         },
     ]
@@ -127,10 +129,10 @@ fn masquerade(cluster: &ClusterRecord) -> Vec<Rule> {
     let guest = |family| Rule {
         comment: "masquerade non-pod packets that enter a tunnel",
         matches: vec![
-            Match::Output(Interface::Prefixed(tunnel::PREFIX)),
+            Match::Output(InterfaceMatch::Prefixed(tunnel::PREFIX)),
             Match::Family(family),
-            Match::Source(Within::NotSet(family, Sets::of(family).pools)),
-            Match::Source(Within::NotSet(family, Sets::of(family).underlay)),
+            Match::Source(SetMatch::NotSet(family, Sets::of(family).pools)),
+            Match::Source(SetMatch::NotSet(family, Sets::of(family).underlay)),
             Match::Unicast,
         ],
         verdict: Verdict::Masquerade,
@@ -141,8 +143,8 @@ fn masquerade(cluster: &ClusterRecord) -> Vec<Rule> {
         comment: "keep the source address of probes of direct paths",
         matches: vec![
             Match::Family(family),
-            Match::Source(Within::Set(family, Sets::of(family).own)),
-            Match::Destination(Within::Set(family, Sets::of(family).peers)),
+            Match::Source(SetMatch::Set(family, Sets::of(family).own)),
+            Match::Destination(SetMatch::Set(family, Sets::of(family).peers)),
         ],
         verdict: Verdict::Accept,
     };
@@ -156,8 +158,8 @@ fn masquerade(cluster: &ClusterRecord) -> Vec<Rule> {
             // Packets to a pod of this node do not leave the cluster, whatever range its address is from.
             Match::NotOutput(pods(cluster)),
             Match::Family(family),
-            Match::Source(Within::Set(family, Sets::of(family).local)),
-            Match::Destination(Within::NotSet(family, Sets::of(family).unmasqueraded)),
+            Match::Source(SetMatch::Set(family, Sets::of(family).local)),
+            Match::Destination(SetMatch::NotSet(family, Sets::of(family).unmasqueraded)),
             Match::Unicast,
         ],
         verdict: Verdict::Masquerade,
@@ -174,7 +176,7 @@ pub struct Members {
     pub peers: Vec<IpAddr>,
     /// The underlay address of a peer, with a network: tunnel packets from the peer may have inner source addresses in
     /// the network.
-    pub bearers: Vec<(IpAddr, IpNetwork)>,
+    pub tunnel_sources: Vec<(IpAddr, IpNetwork)>,
     /// All pools.
     pub pools: Vec<IpNetwork>,
     /// The node's own underlay addresses.
@@ -191,11 +193,11 @@ pub struct Members {
 /// The elements of all sets.
 pub fn elements(members: &Members, lengths: &Lengths) -> Elements {
     let mut elements: Elements =
-        Bearers::all(lengths).iter().map(|bearers| (bearers.name(), BTreeSet::new())).collect();
-    for (bearer, network) in &members.bearers {
+        TunnelSources::all(lengths).iter().map(|sources| (sources.name(), BTreeSet::new())).collect();
+    for (underlay, network) in &members.tunnel_sources {
         let carried = Family::of(network.ip());
-        let bearers = Bearers { tunnel: Family::of(*bearer), carried, length: network.prefix() };
-        elements.entry(bearers.name()).or_default().insert(Element::bearer(*bearer, *network));
+        let sources = TunnelSources { tunnel: Family::of(*underlay), carried, length: network.prefix() };
+        elements.entry(sources.name()).or_default().insert(Element::bearer(*underlay, *network));
     }
     for family in Family::BOTH {
         let sets = Sets::of(family);

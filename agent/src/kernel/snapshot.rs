@@ -7,9 +7,9 @@ use std::net::IpAddr;
 use polder_api::{IfName, NodeName, is_host_interface};
 use polder_ipam::recovery::LivingPod;
 use polder_netlink::address::Address;
-use polder_netlink::link::{Kind, Link};
+use polder_netlink::link::{Link, LinkKind};
 use polder_netlink::nft::Table;
-use polder_netlink::route::{ForeignRoute, Lookup, Target as KernelTarget};
+use polder_netlink::route::{ForeignRoute, KernelTarget, RouteLookup};
 use polder_netlink::{Error, IfIndex};
 
 use super::Kernel;
@@ -30,7 +30,7 @@ pub struct HostNetwork {
     pub addresses: Vec<Address>,
     /// The host's routes to the requested destinations, in the order of the request. Destinations without a route are
     /// left out.
-    pub routes: Vec<(RouteTo, Lookup)>,
+    pub routes: Vec<(RouteTo, RouteLookup)>,
     /// The configured routes of other origin in the main table.
     pub configured: Vec<ForeignRoute>,
 }
@@ -200,14 +200,15 @@ pub(super) fn pod(link: &Link) -> Option<IfName> {
 /// The device that the interface is, if it is Polder's.
 fn device(link: &Link) -> Option<Device> {
     // An interface with the name of a pod interface that is not a veth belongs to another program.
-    Device::named(&link.name).filter(|device| !matches!(device, Device::Pod(_)) || link.kind == Kind::Veth)
+    Device::named(&link.name)
+        .filter(|device| !matches!(device, Device::Pod(_)) || link.kind == LinkKind::Veth)
 }
 
 /// The device that was renamed to this interface, if no interface has the device's own name.
 fn renamed(link: &Link, links: &BTreeMap<String, Link>) -> Option<Device> {
     let device = link.alias.as_deref().and_then(Device::marked)?;
     let is_of_kind = match device {
-        Device::Bridge => link.kind == Kind::Bridge,
+        Device::Bridge => link.kind == LinkKind::Bridge,
         _ => Tunnel::of(&link.kind).is_some(),
     };
     (is_of_kind && !links.contains_key(device.name()?)).then_some(device)
@@ -215,7 +216,7 @@ fn renamed(link: &Link, links: &BTreeMap<String, Link>) -> Option<Device> {
 
 fn own_link(link: &Link, device: &Device) -> OwnLink {
     let kind = match &link.kind {
-        Kind::Bridge => OwnKind::Bridge { filters_vlans: link.filters_vlans },
+        LinkKind::Bridge => OwnKind::Bridge { filters_vlans: link.filters_vlans },
         kind => Tunnel::of(kind).map_or(OwnKind::Foreign, OwnKind::Tunnel),
     };
     let identity = match (device.name() == Some(&link.name), device.mark() == link.alias) {

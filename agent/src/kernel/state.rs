@@ -9,7 +9,7 @@ use polder_api::{BRIDGE, Family, IfName, Mac, PROBE_INTERFACE, PROBE_INTERFACE_R
 use polder_netlink::IfIndex;
 use polder_netlink::link::Port;
 use polder_netlink::neighbour::Destination;
-use polder_netlink::nft::Found;
+use polder_netlink::nft::TableState;
 use polder_netlink::route::ConflictingRoute;
 
 use super::tunnel::{self, Tunnel};
@@ -194,7 +194,7 @@ pub struct Actual {
     /// Kernel settings, by their path under `/proc/sys`.
     pub sysctls: BTreeMap<String, String>,
     /// The packet filter, compared with the desired table.
-    pub filter: Found,
+    pub filter: TableState,
     /// The index of each existing device.
     pub indexes: BTreeMap<Device, IfIndex>,
     /// The `accept_ra` settings of foreign interfaces that accept router advertisements only while the host does not

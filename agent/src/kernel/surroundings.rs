@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use polder_api::{BRIDGE, Family, PerFamily};
 use polder_ipam::Cidr;
 use polder_netlink::address::Address;
-use polder_netlink::nft::foreign::{BaseChain, Condition, ForeignRule, Judged, Judgement};
+use polder_netlink::nft::foreign::{BaseChain, BaseHook, ForeignRule, ForeignVerdict, RuleCondition};
 use polder_netlink::routing::{AnyRoute, AnyRule};
 use polder_netlink::{Error, IfIndex};
 
@@ -27,7 +27,7 @@ pub struct Surroundings {
     /// Foreign chains for packets to the host itself. Empty unless tunnels are closed.
     pub host_filters: Vec<Filter>,
     /// Foreign chains for all incoming or all outgoing packets.
-    pub other_filters: Vec<(Judged, Filter)>,
+    pub other_filters: Vec<(BaseHook, Filter)>,
     /// The families for which legacy iptables has a table `filter`. Its contents cannot be read by netlink.
     pub legacy_filters: BTreeSet<Family>,
     /// Limits of the neighbour table; `None` outside the machine's first network namespace.
@@ -88,10 +88,10 @@ impl Kernel {
     ) -> Result<Surroundings, Error> {
         Ok(Surroundings {
             routing: self.routing(pools)?,
-            filters: self.foreign_filters(Judged::Forwarded)?,
+            filters: self.foreign_filters(BaseHook::Forwarded)?,
             other_filters: self.other_filters()?,
             host_filters: if tunnels_are_closed {
-                self.foreign_filters(Judged::ForHost)?
+                self.foreign_filters(BaseHook::ForHost)?
             } else {
                 Vec::new()
             },
@@ -141,8 +141,8 @@ impl Kernel {
         Ok(links.values().filter(|link| bridge.is_some() && link.controller == bridge).count())
     }
 
-    fn foreign_filters(&mut self, judged: Judged) -> Result<Vec<Filter>, Error> {
-        let chains = self.filter.base_chains(judged)?;
+    fn foreign_filters(&mut self, base_hook: BaseHook) -> Result<Vec<Filter>, Error> {
+        let chains = self.filter.base_chains(base_hook)?;
         let of_others = chains
             .into_iter()
             .filter(|chain| ![ruleset::NAME, ruleset::ANCHOR].contains(&chain.table.as_str()));
@@ -150,10 +150,10 @@ impl Kernel {
     }
 
     /// Foreign chains that pods' packets pass before and after they are forwarded.
-    fn other_filters(&mut self) -> Result<Vec<(Judged, Filter)>, Error> {
+    fn other_filters(&mut self) -> Result<Vec<(BaseHook, Filter)>, Error> {
         let mut filters = Vec::new();
-        for judged in [Judged::Incoming, Judged::Outgoing] {
-            filters.extend(self.foreign_filters(judged)?.into_iter().map(|filter| (judged, filter)));
+        for base_hook in [BaseHook::Incoming, BaseHook::Outgoing] {
+            filters.extend(self.foreign_filters(base_hook)?.into_iter().map(|filter| (base_hook, filter)));
         }
         Ok(filters)
     }
@@ -174,8 +174,10 @@ impl Kernel {
 }
 
 fn leads_to(rule: &ForeignRule) -> Option<String> {
-    match &rule.judgement {
-        Judgement::Jump(chain) | Judgement::Goto(chain) if !rule.conditions.contains(&Condition::Other) => {
+    match &rule.verdict {
+        ForeignVerdict::Jump(chain) | ForeignVerdict::Goto(chain)
+            if !rule.conditions.contains(&RuleCondition::Other) =>
+        {
             Some(chain.clone())
         }
         _ => None,

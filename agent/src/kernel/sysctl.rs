@@ -234,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_are_read_and_written_where_they_are_mounted() {
+    fn kernel_settings_are_read_and_written_in_the_configured_folder() {
         let folder = tempfile::tempdir().unwrap();
         let refused = Sysctls::at(folder.path().to_owned()).unwrap_err().to_string();
         assert!(refused.contains("proc_sys_net") && refused.contains("mount"), "{refused}");
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn each_refusal_of_a_setting_has_its_own_remedy() {
+    fn each_error_of_a_kernel_setting_has_its_own_remedy() {
         let remedy = |errno: Errno| remedy(&io::Error::from(errno));
         assert!(remedy(Errno::EROFS).contains("proc_sys_net"));
         assert!(remedy(Errno::EPERM).contains("NET_ADMIN"));
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn single_interfaces_are_set_after_the_setting_that_changes_them_all() {
+    fn settings_of_single_interfaces_follow_the_setting_for_all_interfaces() {
         let (families, carriers) = (Family::BOTH.into(), BTreeSet::from(["eth0.7".to_owned()]));
         let needs = Needs {
             families: &families,

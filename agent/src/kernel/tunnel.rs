@@ -9,12 +9,12 @@ use std::net::IpAddr;
 use polder_api::status::PathKind;
 use polder_api::{Backend, Family, Mac, NodeName};
 use polder_ipam::record::{ClusterRecord, NodeRecord};
-use polder_netlink::link::{Kind, Link, Vxlan, create_vxlan};
+use polder_netlink::link::{Link, LinkKind, Vxlan, create_vxlan};
 use polder_netlink::neighbour::Destination;
 use polder_netlink::nft::Rule;
 use polder_netlink::{IfIndex, Operation};
 
-use super::ruleset::sets::Bearers;
+use super::ruleset::sets::TunnelSources;
 
 /// The prefix of the names of all tunnel devices.
 pub const PREFIX: &str = "polder.vx";
@@ -60,10 +60,10 @@ impl Encapsulation {
         }
     }
 
-    /// The consequence if the kernel does not support it, as a log message.
-    pub const fn missing(self) -> &'static str {
+    /// The message if the kernel does not support it: the consequence.
+    pub const fn unsupported_message(self) -> &'static str {
         match self {
-            Self::Vxlan => vxlan::MISSING,
+            Self::Vxlan => vxlan::UNSUPPORTED,
         }
     }
 
@@ -110,9 +110,9 @@ impl Encapsulation {
     }
 
     /// The packet filter's rules for packets that arrive through tunnels.
-    pub fn rules(self, cluster: &ClusterRecord, bearers: &[Bearers]) -> Vec<Rule> {
+    pub fn rules(self, cluster: &ClusterRecord, tunnel_sources: &[TunnelSources]) -> Vec<Rule> {
         match self {
-            Self::Vxlan => vxlan::rules(cluster.vxlan, bearers),
+            Self::Vxlan => vxlan::rules(cluster.vxlan, tunnel_sources),
         }
     }
 }
@@ -134,17 +134,17 @@ pub enum Tunnel {
 
 impl Tunnel {
     /// The tunnel device for an interface of that kind; `None` if the kind is not a tunnel of the agent.
-    pub const fn of(kind: &Kind) -> Option<Self> {
+    pub const fn of(kind: &LinkKind) -> Option<Self> {
         match kind {
-            Kind::Vxlan(vxlan) => Some(Self::Vxlan(*vxlan)),
-            Kind::Bridge | Kind::Veth | Kind::Other => None,
+            LinkKind::Vxlan(vxlan) => Some(Self::Vxlan(*vxlan)),
+            LinkKind::Bridge | LinkKind::Veth | LinkKind::Other => None,
         }
     }
 
     /// Whether an existing device like this can be changed into the other.
     pub fn can_become(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Vxlan(is), Self::Vxlan(other)) => is.can_become(other),
+            (Self::Vxlan(current), Self::Vxlan(other)) => current.can_become(other),
         }
     }
 
@@ -155,13 +155,13 @@ impl Tunnel {
         }
     }
 
-    /// The remedy if another device prevents the creation of this one; `None` if it does not.
-    pub fn rival(&self, link: &Link) -> Option<String> {
+    /// The remedy if that other device prevents the creation of this one; `None` if there is no conflict.
+    pub fn conflict_remedy(&self, link: &Link) -> Option<String> {
         if link.name.starts_with(PREFIX) {
             return None;
         }
         match self {
-            Self::Vxlan(vxlan) => vxlan::rival(vxlan, link),
+            Self::Vxlan(vxlan) => vxlan::conflict_remedy(vxlan, link),
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::NodeName;
-use polder_ipam::view::{Source, View};
+use polder_ipam::view::{View, ViewSource};
 use polder_store::Store;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -102,7 +102,7 @@ impl Task {
 
 /// Whether the records are current: read from the datastore, which is reachable.
 fn is_current(view: &View) -> bool {
-    view.source == Source::Store && view.lost.is_none()
+    view.source == ViewSource::Store && view.lost.is_none()
 }
 
 /// A number from 0 to 1 that is different on each node.
@@ -136,12 +136,12 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn while_the_store_is_away_nothing_is_known_of_other_nodes() {
+    async fn while_the_datastore_is_unreachable_leases_are_unknown() {
         let patience = Duration::from_secs(30);
         let folder = tempfile::tempdir().unwrap();
         let store = Store::Embedded(Embedded::open(&folder.path().join("store")).unwrap());
         let mut current = View::default();
-        current.source = Source::Store;
+        current.source = ViewSource::Store;
         let (watcher, view) = watch::channel(Arc::new(current));
         let (leases, mut told) = watch::channel(Arc::<Leases>::default());
         let (node, resync) = ("n1".parse().unwrap(), Duration::from_millis(1));
@@ -155,11 +155,11 @@ mod tests {
 
     /// The record key of that node's lease.
     fn lease(node: &str) -> String {
-        Key::Alive(node.parse().unwrap()).to_string()
+        Key::Lease(node.parse().unwrap()).to_string()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_agent_without_a_lease_is_named_when_that_lasts_until_it_has_one() {
+    async fn an_agent_without_a_lease_is_reported_until_it_has_one() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::Embedded(Embedded::open(&folder.path().join("store")).unwrap());
         let mut current = crate::fixture::view();
@@ -180,11 +180,7 @@ mod tests {
             assert!(timeout(time, &mut running).await.is_err(), "it has ended");
             told.borrow().not_alive().map(|(name, _)| name.to_string()).collect::<Vec<_>>()
         };
-        assert_eq!(
-            go_on(resync * 2 + MISSING_BEFORE_DEAD).await,
-            ["n3"],
-            "this node itself is not asked for"
-        );
+        assert_eq!(go_on(resync * 2 + MISSING_BEFORE_DEAD).await, ["n3"], "this node itself is not reported");
         write(Write::Delete { key: lease("n2") }).await;
         assert_eq!(go_on(resync * 2).await, ["n2", "n3"]);
         for node in ["n2", "n3"] {

@@ -324,11 +324,9 @@ pub fn problem(direct: &DirectPaths, has_tunnels: bool) -> Option<String> {
         ("those packets are lost", "set the backend to auto or vxlan: `polderctl cluster set --backend auto`")
     };
     Some(format!(
-        "the network drops packets with pods' addresses on the direct path to some peers (peers: {peers}), but \
-         passes packets \
-         with this node's address: {now}. Allow pods' addresses in the network (AWS: disable the source/destination \
-         check; OpenStack: \
-         allowed address pairs or no port security), or {remedy}"
+        "the network drops packets with pods' addresses on the direct path to some peers (peers: {peers}), but passes \
+         packets with this node's address: {now}. Allow pods' addresses in the network (AWS: disable the \
+         source/destination check; OpenStack: allowed address pairs or no port security), or {remedy}"
     ))
 }
 
@@ -381,7 +379,7 @@ mod tests {
     const HEALED: PathState = PathState { carries: Some(true), ..TUNNELLED };
 
     #[test]
-    fn only_a_living_peer_that_answers_to_the_nodes_own_address_alone_for_a_while_is_reached_by_tunnel() {
+    fn the_tunnel_replaces_a_direct_path_that_loses_only_pod_packets() {
         assert_eq!(Scenario::new(CARRIES).after(5, DROPPING), CARRIES, "the peer may not know this node yet");
         assert_eq!(Scenario::new(CARRIES).after(7, DROPPING), DROPS);
         for other in [
@@ -402,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn a_return_to_the_direct_path_that_fails_doubles_the_time_until_the_next_one() {
+    fn a_failed_return_to_the_direct_path_doubles_the_waiting_time() {
         let mut play = Scenario::new(CARRIES);
         for lasting in [20, 40, 80] {
             assert_eq!(play.after(7, DROPPING), DROPS);
@@ -421,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tunnel_that_does_not_work_is_left_and_not_tried_again_soon() {
+    fn a_failing_tunnel_is_abandoned_and_not_retried_soon() {
         let silent = PathState { used: Verdict::Silent, peer: Living::Yes, ..TUNNELLED };
         let mut play = Scenario::new(CARRIES);
         assert_eq!(play.after(7, DROPPING), DROPS);
@@ -432,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_starts_keeps_the_tunnel_until_a_test_is_answered_or_none_can_be() {
+    fn a_starting_agent_keeps_the_tunnel_until_a_test_succeeds_or_icmp_is_blocked() {
         assert_eq!(Scenario::new(None).after(60, TUNNELLED), None);
         assert_eq!(Scenario::new(None).after(60, PathState { carries: None, ..TUNNELLED }), None);
         assert_eq!(Scenario::new(None).after(1, HEALED), CARRIES);

@@ -194,7 +194,7 @@ mod tests {
     const TOKEN: Token = Token { number: 0x0102_0304, size: Size::Full };
 
     #[test]
-    fn what_is_asked_comes_back_in_the_reply() {
+    fn the_token_of_a_request_is_read_from_its_reply() {
         for family in Family::BOTH {
             let mut message = request(family, 77, 100, TOKEN);
             assert_eq!(message.len(), 100);
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sum_over_a_message_with_its_checksum_is_nothing() {
+    fn the_checksum_of_a_message_that_contains_its_checksum_is_zero() {
         for length in [0, 84, 85] {
             assert_eq!(checksum(&request(Family::V4, 77, length, TOKEN)), 0, "{length} bytes");
         }

@@ -197,7 +197,7 @@ impl Fixture {
 
     /// Creates the lease of the peer's agent.
     async fn peer_lives(&self) {
-        let key = RecordKey::Alive("n2".parse().unwrap()).to_string();
+        let key = RecordKey::Lease("n2".parse().unwrap()).to_string();
         let writes = vec![Write::Put { key, value: b"{}".to_vec() }];
         self.store.transact(&Txn { writes, ..Txn::default() }).await.unwrap();
     }
@@ -223,7 +223,7 @@ impl Fixture {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_path_is_broken_after_some_rounds_without_an_answer_and_heals_with_the_next_answer() {
+async fn a_path_is_silent_after_some_lost_rounds_and_recovers_with_the_next_answer() {
     let mut fixture = fixture(None);
     fixture.wire.answers(HOST, 1500);
     fixture.pass(Duration::from_secs(1)).await;
@@ -241,7 +241,7 @@ async fn a_path_is_broken_after_some_rounds_without_an_answer_and_heals_with_the
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_path_that_carries_only_short_packets_is_narrow() {
+async fn a_path_that_carries_only_short_packets_has_a_small_mtu() {
     let mut fixture = fixture(None);
     fixture.wire.answers(HOST, 1400);
     fixture.some_time().await;
@@ -249,7 +249,7 @@ async fn a_path_that_carries_only_short_packets_is_narrow() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_is_not_ready_while_no_peer_answers_that_lives_and_is_when_none_does() {
+async fn a_node_is_ready_without_live_peers_but_not_while_no_live_peer_answers() {
     let mut fixture = fixture(None);
     fixture.peer_lives().await;
     fixture.some_time().await;
@@ -269,7 +269,7 @@ async fn a_node_is_not_ready_while_no_peer_answers_that_lives_and_is_when_none_d
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_answers_itself_and_whose_endpoint_does_not_drops_what_it_should_forward() {
+async fn a_peer_whose_host_answers_but_whose_endpoint_does_not_drops_forwarded_packets() {
     let mut fixture = fixture(Some(ENDPOINT));
     fixture.open_endpoint();
     fixture.peer_lives().await;
@@ -287,7 +287,7 @@ async fn a_peer_that_answers_itself_and_whose_endpoint_does_not_drops_what_it_sh
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_direct_path_on_which_only_the_nodes_own_address_is_answered_drops_packets_of_pods() {
+async fn a_direct_path_that_passes_only_the_underlay_source_address_drops_pod_packets() {
     let mut fixture = fixture(None);
     let direct = |fixture: &Fixture| fixture.direct.borrow().get(&key()).copied();
     fixture.peer_lives().await;
@@ -308,7 +308,7 @@ async fn a_direct_path_on_which_only_the_nodes_own_address_is_answered_drops_pac
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_sockets_a_node_is_not_ready_until_it_has_some() {
+async fn a_node_is_not_ready_until_it_has_probe_sockets() {
     let mut fixture = fixture(None);
     fixture.wire.answers(HOST, 1500);
     fixture.wire.with(|wire| wire.is_barred = true);
@@ -323,7 +323,7 @@ async fn without_sockets_a_node_is_not_ready_until_it_has_some() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_without_an_address_of_its_own_knows_nothing_of_anybody() {
+async fn without_a_pass_a_node_has_no_verdicts_and_is_not_ready() {
     let mut fixture = fixture(None);
     let before = fixture.pass.send_replace(None);
     fixture.wire.answers(HOST, 1500);
@@ -336,7 +336,7 @@ async fn a_node_without_an_address_of_its_own_knows_nothing_of_anybody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_peers_are_not_to_be_probed_the_node_is_ready_without_them() {
+async fn with_probe_peers_false_the_node_is_ready_without_probes() {
     let folder = tempfile::tempdir().unwrap();
     let (probed, is_open) = watch::channel(Err(NotProbed::NotYet));
     let task = Task {

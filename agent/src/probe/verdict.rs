@@ -51,14 +51,14 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_without_an_endpoint_is_judged_by_its_host() {
+    fn a_peer_without_an_endpoint_has_the_verdict_of_its_host() {
         for host in [Verdict::Unknown, Verdict::Answers, NARROW, Verdict::Silent] {
             assert_eq!(combine(Some(host), None, Living::Unknown), host);
         }
     }
 
     #[test]
-    fn what_is_forwarded_counts_whether_the_host_answers_or_not() {
+    fn an_answer_of_the_endpoint_overrides_the_verdict_of_the_host() {
         for host in [None, Some(Verdict::Unknown), Some(Verdict::Answers), Some(Verdict::Silent)] {
             for verdict in [Verdict::Answers, NARROW] {
                 assert_eq!(combine(host, seen(verdict, 0, true), Living::Unknown), verdict, "{host:?}");
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_answers_while_its_endpoint_does_not_drops_what_is_forwarded() {
+    fn a_live_host_that_answers_without_its_endpoint_drops_forwarded_packets() {
         let silent = |lost| seen(Verdict::Silent, lost, true);
         let combine = |lost, living| combine(Some(Verdict::Answers), silent(lost), living);
         assert_eq!(combine(ENDPOINT_FAILURES, Living::Yes), Verdict::Dropped);
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_known_of_an_endpoint_that_has_not_answered_yet_unless_its_agent_is_away() {
+    fn an_endpoint_that_never_answered_is_unknown_until_it_fails_long_enough() {
         let never =
             |lost, living| combine(Some(Verdict::Answers), seen(Verdict::Silent, lost, false), living);
         assert_eq!(never(3, Living::Yes), Verdict::Unknown);
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_is_silent_when_neither_answers() {
+    fn a_peer_is_silent_if_neither_host_nor_endpoint_answers() {
         let both = |host, lost| combine(Some(host), seen(Verdict::Silent, lost, true), Living::Yes);
         assert_eq!(both(Verdict::Silent, 3), Verdict::Silent);
         assert_eq!(both(Verdict::Unknown, 9), Verdict::Unknown);

@@ -3,12 +3,12 @@ use polder_netlink::route::NextHop;
 use super::*;
 
 fn address(index: u32, address: &str) -> Address {
-    Address { index: IfIndex::new(index), address: address.parse().unwrap(), global: true, fleeting: false }
+    Address { index: IfIndex::new(index), address: address.parse().unwrap(), global: true, temporary: false }
 }
 
 /// A host with a front interface (`eth0`, default route) and a back interface (`eth1`, the route to a peer).
 fn facts() -> UnderlayInputs {
-    let lookup = |index, source: &str| Lookup {
+    let lookup = |index, source: &str| RouteLookup {
         index: IfIndex::new(index),
         next_hop: NextHop::Destination,
         source: source.parse().ok(),
@@ -25,7 +25,7 @@ fn facts() -> UnderlayInputs {
             address(2, "192.0.2.7/24"),
             address(3, "10.0.0.7/24"),
             address(3, "10.0.0.8/24"),
-            Address { fleeting: true, ..address(3, "fd00::bad/64") },
+            Address { temporary: true, ..address(3, "fd00::bad/64") },
             address(3, "fd00::7/64"),
             Address { global: false, ..address(3, "fe80::7/64") },
         ],
@@ -46,7 +46,7 @@ fn chosen(config: &UnderlayConfig, facts: &UnderlayInputs, current: &Underlay) -
 }
 
 #[test]
-fn the_route_to_a_peer_says_more_than_the_default_route() {
+fn the_route_to_a_peer_is_preferred_to_the_default_route() {
     let chosen = chosen(&UnderlayConfig::default(), &facts(), &Underlay::default());
     assert_eq!(
         chosen,
@@ -55,7 +55,7 @@ fn the_route_to_a_peer_says_more_than_the_default_route() {
 }
 
 #[test]
-fn of_every_other_address_it_is_said_why_it_was_not_chosen() {
+fn every_other_address_has_a_reason_why_it_was_not_chosen() {
     let mut facts = facts();
     facts.network.addresses.push(address(4, "10.9.0.7/24"));
     let underlay = Underlay::choose(&UnderlayConfig::default(), &facts, &Underlay::default()).unwrap();
@@ -74,7 +74,7 @@ fn of_every_other_address_it_is_said_why_it_was_not_chosen() {
 }
 
 #[test]
-fn what_is_configured_stands_and_must_be_there() {
+fn a_configured_interface_or_address_is_used_and_must_exist() {
     let interface = UnderlayConfig { interface: Some("eth0".to_owned()), addresses: Vec::new() };
     assert_eq!(
         chosen(&interface, &facts(), &Underlay::default()),
@@ -89,13 +89,13 @@ fn what_is_configured_stands_and_must_be_there() {
     let missing =
         Underlay::choose(&config("10.0.0.9"), &facts(), &Underlay::default()).unwrap_err().to_string();
     assert!(missing.contains("10.0.0.9"), "{missing}");
-    let fleeting =
+    let temporary =
         Underlay::choose(&config("fd00::bad"), &facts(), &Underlay::default()).unwrap_err().to_string();
-    assert!(fleeting.contains("not temporary"), "{fleeting}");
+    assert!(temporary.contains("not temporary"), "{temporary}");
 }
 
 #[test]
-fn a_virtual_address_is_not_preferred_and_the_one_that_peers_use_is_kept() {
+fn a_host_prefix_address_is_not_preferred_and_the_recorded_address_is_kept() {
     let mut facts = facts();
     facts.network.addresses.push(address(3, "10.0.0.50/32"));
     facts.network.routes[0].1.source = "10.0.0.50".parse().ok();
@@ -113,7 +113,7 @@ fn a_virtual_address_is_not_preferred_and_the_one_that_peers_use_is_kept() {
 }
 
 #[test]
-fn where_the_kernel_takes_a_temporary_address_a_lasting_one_of_the_same_interface_is_taken() {
+fn a_permanent_address_replaces_a_temporary_source_address_of_the_same_interface() {
     let mut facts = facts();
     facts.network.addresses.push(address(3, "fd00::d/128"));
     facts.network.routes[0].1.source = "fd00::bad".parse().ok();
@@ -122,7 +122,7 @@ fn where_the_kernel_takes_a_temporary_address_a_lasting_one_of_the_same_interfac
 }
 
 #[test]
-fn what_another_network_has_left_in_a_pool_is_no_address_of_the_node() {
+fn an_address_inside_a_pool_is_not_chosen_if_another_exists() {
     let mut facts = facts();
     facts.network.routes.clear();
     facts.network.addresses = vec![address(2, "192.0.2.7/24"), address(3, "10.244.0.1/24")];
@@ -138,7 +138,7 @@ fn what_another_network_has_left_in_a_pool_is_no_address_of_the_node() {
 }
 
 #[test]
-fn what_is_in_use_stays_in_use_as_long_as_it_is_there() {
+fn the_used_address_is_kept_while_it_exists() {
     let mut facts = facts();
     let first = Underlay::choose(&UnderlayConfig::default(), &facts, &Underlay::default()).unwrap();
     facts.network.routes.remove(0);
@@ -149,7 +149,7 @@ fn what_is_in_use_stays_in_use_as_long_as_it_is_there() {
 }
 
 #[test]
-fn what_was_chosen_while_the_right_interface_was_down_does_not_stay() {
+fn an_address_chosen_while_the_right_interface_was_down_is_replaced() {
     let mut facts = facts();
     let (routes, addresses) = (facts.network.routes.clone(), facts.network.addresses.clone());
     facts.network.routes.clear();
@@ -168,7 +168,7 @@ fn what_was_chosen_while_the_right_interface_was_down_does_not_stay() {
 }
 
 #[test]
-fn an_address_of_the_host_as_a_whole_has_the_mtu_of_what_its_packets_leave_by() {
+fn an_address_on_lo_has_the_mtu_of_the_outgoing_interface() {
     let mut facts = facts();
     facts.network.interfaces.insert(IfIndex::new(1), ("lo".to_owned(), 65536));
     facts.network.addresses.push(address(1, "10.255.0.7/32"));
@@ -186,7 +186,7 @@ fn an_address_of_the_host_as_a_whole_has_the_mtu_of_what_its_packets_leave_by() 
 }
 
 #[test]
-fn a_host_without_any_route_is_told_what_to_set() {
+fn a_host_without_routes_gets_the_settings_as_remedy() {
     let mut facts = facts();
     facts.network.routes.clear();
     facts.network.addresses.retain(|address| address.address.is_ipv4());

@@ -7,7 +7,7 @@ use crate::capacity::{AllClaimed, NoPool};
 use crate::cause::{HostError, SharedError};
 use crate::ledger::LedgerError;
 use crate::store::StoreError;
-use crate::view::{Source, View};
+use crate::view::{View, ViewSource};
 
 /// Reason why no block is claimed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
@@ -34,7 +34,7 @@ pub enum Exhausted {
     /// Remedy: add a pool with polderctl pool add, or remove nodes that are permanently gone with polderctl node
     /// remove.
     #[error("{}", joined(.0))]
-    Taken(Vec<Taken>),
+    Taken(Vec<AlreadyClaimed>),
     /// No pool is open to the node.
     #[error(transparent)]
     NoPool(NoPool),
@@ -53,7 +53,7 @@ pub enum Exhausted {
 
 /// Claimed blocks of a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Taken {
+pub enum AlreadyClaimed {
     /// The requested block.
     /// Remedy: see its owner with polderctl ipam show block CIDR.
     #[error("block {0} is already claimed")]
@@ -63,7 +63,7 @@ pub enum Taken {
     Pool(AllClaimed),
 }
 
-fn joined(taken: &[Taken]) -> String {
+fn joined(taken: &[AlreadyClaimed]) -> String {
     let all: Vec<String> = taken.iter().map(ToString::to_string).collect();
     all.join("; ")
 }
@@ -76,13 +76,13 @@ pub enum Unavailable {
     Unregistered,
     /// The registration is of another boot or machine.
     #[error("this node is registered with another machine id or boot id: see polderctl status")]
-    OtherLife,
+    OtherBoot,
     /// The datastore is unreachable, with the reason.
     #[error(transparent)]
-    Silent(SharedError),
+    Unreachable(SharedError),
     /// The datastore was not reached yet.
     #[error("the datastore was not reached since the agent started: check etcd, and [etcd] in agent.toml")]
-    Away,
+    NotReached,
     /// Records were lost; their owners may still restore them.
     /// Remedy: none, it is temporary; find out who restored or emptied etcd.
     #[error(
@@ -114,10 +114,10 @@ pub enum Unavailable {
 
 impl Unavailable {
     /// The reason, if the datastore is unreachable.
-    pub fn away(view: &View) -> Option<Self> {
+    pub fn if_unreachable(view: &View) -> Option<Self> {
         match &view.lost {
-            Some(reason) => Some(Self::Silent(SharedError::new(reason.clone()))),
-            None if view.source != Source::Store => Some(Self::Away),
+            Some(reason) => Some(Self::Unreachable(SharedError::new(reason.clone()))),
+            None if view.source != ViewSource::Store => Some(Self::NotReached),
             None => None,
         }
     }

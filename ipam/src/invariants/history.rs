@@ -21,9 +21,9 @@ use crate::view::{Versioned, View};
 #[derive(Debug, Clone)]
 pub struct History {
     /// Minimum cool-down of an address.
-    rest: Duration,
+    cool_down: Duration,
     /// The last user of each address, and the time of its last observation.
-    lived: BTreeMap<IpAddr, (NodeName, Attachment, Moment)>,
+    last_use: BTreeMap<IpAddr, (NodeName, Attachment, Moment)>,
     /// The ranges of all pools for reservations so far.
     reserved: BTreeSet<Cidr>,
     /// All claims so far, each with its nonce.
@@ -33,27 +33,27 @@ pub struct History {
     /// The ranges of all pools so far.
     ranges: BTreeSet<Cidr>,
     /// The datastore's records at the last observation.
-    before: Option<Records>,
+    before: Option<RecordSummary>,
 }
 
 /// The facts kept from the datastore's records.
 #[derive(Debug, Clone)]
-struct Records {
+struct RecordSummary {
     revision: Revision,
     fenced: BTreeSet<Incarnation>,
     generations: BTreeMap<IpAddr, u64>,
     /// The pools from which no block may be claimed, with the revision of their record.
     closed: BTreeMap<PoolName, Revision>,
     /// The pools in which no address may be reserved, with the revision of their record.
-    sealed: BTreeMap<PoolName, Revision>,
+    closed_pools: BTreeMap<PoolName, Revision>,
 }
 
 impl History {
-    /// An empty history; `rest` is the minimum cool-down of an address.
-    pub fn new(rest: Duration) -> Self {
+    /// An empty history; `cool_down` is the minimum cool-down of an address.
+    pub fn new(cool_down: Duration) -> Self {
         Self {
-            rest,
-            lived: BTreeMap::new(),
+            cool_down,
+            last_use: BTreeMap::new(),
             reserved: BTreeSet::new(),
             claims: BTreeSet::new(),
             workloads: BTreeSet::new(),
@@ -84,23 +84,23 @@ impl History {
             facts.view.filter(|view| self.before.as_ref().is_none_or(|known| known.revision != view.revision))
         {
             if let Some(before) = &self.before {
-                let is_put_back = |claim: &_| facts.putting_back || self.claims.contains(claim);
-                before.compare(view, is_put_back, &mut found);
-                let was_reserved = |workload: &_| facts.putting_back || self.workloads.contains(workload);
+                let is_restored_claim = |claim: &_| facts.is_restoring || self.claims.contains(claim);
+                before.compare(view, is_restored_claim, &mut found);
+                let was_reserved = |workload: &_| facts.is_restoring || self.workloads.contains(workload);
                 before.compare_reservations(view, was_reserved, &mut found);
             }
             self.claims.extend(view.blocks.iter().map(|(block, claim)| (*block, claim.record.nonce.clone())));
             let workloads = view.reservations.iter();
             self.workloads.extend(workloads.map(|(address, known)| (*address, known.record.owner.clone())));
             self.ranges.extend(view.every_pool().map(|pool| pool.record.cidr()));
-            self.before = Some(Records::of(view));
+            self.before = Some(RecordSummary::of(view));
         }
         found
     }
 
     /// I2: a pool is removed only when none of its addresses is used.
     fn removed_pools(&self, facts: &ClusterReport<'_>, found: &mut Vec<Deviation>) {
-        let Some(view) = facts.view.filter(|_| !facts.putting_back) else { return };
+        let Some(view) = facts.view.filter(|_| !facts.is_restoring) else { return };
         let has = |address: IpAddr| move |range: &&Cidr| range.has(address);
         let removed: Vec<&Cidr> = self
             .ranges
@@ -136,13 +136,13 @@ impl History {
             for (interface, address) in
                 interfaces.flat_map(|one| one.addresses.iter().map(move |address| (one, *address)))
             {
-                if let Some((name, attachment, seen)) = self.lived.get_mut(&address) {
+                if let Some((name, attachment, seen)) = self.last_use.get_mut(&address) {
                     if *attachment == interface.attachment && *name == node.name {
                         *seen = now;
                         continue;
                     }
                     let cooled_down = now.since(*seen);
-                    if cooled_down < self.rest && !self.reserved.iter().any(|pool| pool.has(address)) {
+                    if cooled_down < self.cool_down && !self.reserved.iter().any(|pool| pool.has(address)) {
                         let what = format!(
                             "{address} was assigned to {} on {} {cooled_down:?} after {attachment} on {name} used \
                              it",
@@ -151,13 +151,13 @@ impl History {
                         found.push(deviation(Invariant::CoolDown, Some(&node.name), what, "report it"));
                     }
                 }
-                self.lived.insert(address, (node.name.clone(), interface.attachment.clone(), now));
+                self.last_use.insert(address, (node.name.clone(), interface.attachment.clone(), now));
             }
         }
     }
 }
 
-impl Records {
+impl RecordSummary {
     fn of(view: &View) -> Self {
         Self {
             revision: view.revision,
@@ -175,7 +175,7 @@ impl Records {
                 })
                 .map(|pool| (pool.record.name.clone(), pool.revision))
                 .collect(),
-            sealed: view
+            closed_pools: view
                 .pools
                 .values()
                 .filter(|pool| pool.record.state != PoolState::Active)
@@ -197,7 +197,7 @@ impl Records {
         });
         for (address, known) in new {
             let Some(pool) = reservation::pool_of(view, *address) else { continue };
-            if self.sealed.get(&pool.record.name) == Some(&pool.revision) {
+            if self.closed_pools.get(&pool.record.name) == Some(&pool.revision) {
                 let owner = &known.record.owner;
                 let what = format!(
                     "{address} was reserved for {owner} from pool {}, which is drained",
@@ -211,7 +211,7 @@ impl Records {
     fn compare(
         &self,
         view: &View,
-        is_put_back: impl Fn(&(Block, Nonce)) -> bool,
+        is_restored_claim: impl Fn(&(Block, Nonce)) -> bool,
         found: &mut Vec<Deviation>,
     ) {
         let since = |revision: Revision| revision > self.revision;
@@ -237,7 +237,7 @@ impl Records {
             revision.is_some() && self.closed.get(name).copied() == revision
         };
         let is_new = |(block, claim): &(&Block, &Versioned<BlockRecord>)| {
-            still_closed(&claim.record.pool) && !is_put_back(&(**block, claim.record.nonce.clone()))
+            still_closed(&claim.record.pool) && !is_restored_claim(&(**block, claim.record.nonce.clone()))
         };
         for (block, claim) in blocks().filter(is_new) {
             let what = format!("{block} was claimed from pool {}, which is closed", claim.record.pool);
@@ -257,7 +257,7 @@ impl Records {
 }
 
 /// I9: a machine that reports itself alive as a node has the machine id and boot id of the node's record.
-pub fn check_sign_of_life(me: &NodeName, boot: Boot<'_>, record: Option<&NodeRecord>) -> Option<Deviation> {
+pub fn check_lease_record(me: &NodeName, boot: Boot<'_>, record: Option<&NodeRecord>) -> Option<Deviation> {
     let is_own = record.is_some_and(|record| Boot::from(record) == boot);
     let what =
         || format!("machine {} reports that it is alive as {me}, but it is not that node", boot.machine_id);

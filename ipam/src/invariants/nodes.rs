@@ -9,7 +9,7 @@ use super::{
     ClusterReport, Deviation, Interface, Invariant, KernelFacts, LedgerFacts, NodeFacts, Repair, deviation,
 };
 use crate::ids::Incarnation;
-use crate::ledger::{AttachmentEntry, Kind};
+use crate::ledger::{AttachmentEntry, AttachmentKind};
 use crate::pool::{Block, Purpose};
 use crate::record::{Holder, PodsGone};
 use crate::view::View;
@@ -17,7 +17,7 @@ use crate::view::View;
 pub(super) fn check(facts: &ClusterReport<'_>, node: &NodeFacts, found: &mut Vec<Deviation>) {
     if let Some(ledger) = &node.ledger {
         conservation(node, ledger, found);
-        promises(node, ledger, found);
+        check_promised(node, ledger, found);
         if let Some(kernel) = &node.kernel {
             leaks(node, ledger, kernel, found);
             interfaces(node, ledger, kernel, found);
@@ -25,11 +25,11 @@ pub(super) fn check(facts: &ClusterReport<'_>, node: &NodeFacts, found: &mut Vec
         if let (Some(view), Some(kernel), Some(identity)) = (facts.view, &node.kernel, &ledger.identity) {
             confirmed(view, node, kernel, &identity.incarnation, found);
         }
-        if let (Some(view), Some(identity), false) = (facts.view, &ledger.identity, facts.putting_back) {
+        if let (Some(view), Some(identity), false) = (facts.view, &ledger.identity, facts.is_restoring) {
             reservations(view, node, ledger, &identity.incarnation, found);
         }
     }
-    if let (Some(view), false) = (facts.view, facts.putting_back) {
+    if let (Some(view), false) = (facts.view, facts.is_restoring) {
         owners(view, node, found);
     }
 }
@@ -73,7 +73,7 @@ fn conservation(node: &NodeFacts, ledger: &LedgerFacts, found: &mut Vec<Deviatio
 }
 
 /// I8: the ledger contains every address that ADD returned to the runtime.
-fn promises(node: &NodeFacts, ledger: &LedgerFacts, found: &mut Vec<Deviation>) {
+fn check_promised(node: &NodeFacts, ledger: &LedgerFacts, found: &mut Vec<Deviation>) {
     for (attachment, addresses) in &node.promised {
         let held = ledger.attachments.iter().find(|held| held.attachment == *attachment);
         if held.is_none_or(|held| held.addresses != *addresses) {
@@ -120,9 +120,11 @@ fn leaks(node: &NodeFacts, ledger: &LedgerFacts, kernel: &KernelFacts, found: &m
 
 fn is_alive(held: &AttachmentEntry, kernel: &KernelFacts) -> bool {
     match held.kind {
-        Kind::Pod => kernel.interfaces.iter().any(|interface| interface.attachment == held.attachment),
+        AttachmentKind::Pod => {
+            kernel.interfaces.iter().any(|interface| interface.attachment == held.attachment)
+        }
         // Without a known namespace, only DEL ends the attachment.
-        Kind::Lease => held.netns.is_empty() || kernel.namespaces.contains(&held.netns),
+        AttachmentKind::Lease => held.netns.is_empty() || kernel.namespaces.contains(&held.netns),
     }
 }
 
@@ -204,7 +206,7 @@ enum NotOwned<'a> {
     /// The node is releasing the block of the address, which must have no user.
     /// Remedy: delete the pod.
     #[error("block {0} is being released")]
-    GivenBack(Block),
+    Released(Block),
     /// Another node owns the block of the address.
     /// Remedy: delete the pod.
     #[error("block {block} is claimed by node {node}")]
@@ -241,7 +243,7 @@ fn check_owner<'a>(
     // The node takes a block missing in its ledger from the records. A block that it is releasing must have no user.
     let mut owned = node.ledger.iter().flat_map(|ledger| &ledger.blocks).map(|(owned, _)| owned);
     if let Some(owned) = owned.find(|owned| owned.leaving && owned.block.cidr().has(address)) {
-        return Err(NotOwned::GivenBack(owned.block));
+        return Err(NotOwned::Released(owned.block));
     }
     let claim = view.blocks.iter().find(|(block, _)| block.cidr().has(address));
     match claim {
@@ -269,7 +271,7 @@ fn reservations(
                 format!("{address} is held for {} on {}, which does not exist", holder.attachment, node.name);
             let remedy = "the node's agent releases it within seconds while it runs";
             let mut leak = deviation(Invariant::NoLeak, Some(&node.name), what, remedy);
-            leak.repair = Some(Repair::LetGo(*address));
+            leak.repair = Some(Repair::ReleaseReservation(*address));
             found.push(leak);
         }
     }

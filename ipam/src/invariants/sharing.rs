@@ -8,20 +8,21 @@ use polder_api::NodeName;
 use super::{ClusterReport, Deviation, Invariant, NodeFacts, deviation};
 
 /// A user of an address.
-struct User<'a> {
+struct AddressUser<'a> {
     node: &'a NodeName,
-    who: String,
+    holder: String,
 }
 
 pub(super) fn check(facts: &ClusterReport<'_>, found: &mut Vec<Deviation>) {
-    let mut users: BTreeMap<IpAddr, Vec<User<'_>>> = BTreeMap::new();
+    let mut users: BTreeMap<IpAddr, Vec<AddressUser<'_>>> = BTreeMap::new();
     for node in facts.nodes {
-        for (address, who) in uses(node) {
-            users.entry(address).or_default().push(User { node: &node.name, who: who() });
+        for (address, holder) in uses(node) {
+            users.entry(address).or_default().push(AddressUser { node: &node.name, holder: holder() });
         }
     }
     for (address, users) in users.iter().filter(|(_, users)| users.len() > 1) {
-        let all: Vec<String> = users.iter().map(|User { node, who }| format!("{who} on {node}")).collect();
+        let all: Vec<String> =
+            users.iter().map(|AddressUser { node, holder }| format!("{holder} on {node}")).collect();
         found.push(deviation(
             Invariant::Unique,
             Some(users[0].node),

@@ -10,7 +10,7 @@ use crate::record::PodsGone;
 use crate::reservation;
 use crate::view::View;
 
-const BY_HAND: &str =
+const CLAIM_REMEDY: &str =
     "it was written by hand: check which pods have addresses in it, and delete the other record";
 
 pub(super) fn check(facts: &ClusterReport<'_>, found: &mut Vec<Deviation>) {
@@ -24,7 +24,7 @@ pub(super) fn check(facts: &ClusterReport<'_>, found: &mut Vec<Deviation>) {
             found.push(deviation(Invariant::Fenced, Some(name), what, remedy));
         }
     }
-    if !facts.putting_back {
+    if !facts.is_restoring {
         orphans(view, found);
     }
     published(facts, view, found);
@@ -51,7 +51,7 @@ fn claims(view: &View, found: &mut Vec<Deviation>) {
         // In key order, a block follows all blocks that contain it.
         before.retain(|outer| outer.cidr().overlaps(block.cidr()));
         if let Some(outer) = before.last() {
-            add(format!("claim {key} overlaps the claim of {outer}"), BY_HAND);
+            add(format!("claim {key} overlaps the claim of {outer}"), CLAIM_REMEDY);
         }
         before.push(*block);
         match view.pools.get(&claim.pool) {
@@ -62,7 +62,7 @@ fn claims(view: &View, found: &mut Vec<Deviation>) {
                 "add the pool again, or delete the claim when no pod has an address in it",
             ),
             Some(pool) if !pool.record.has_block(*block) || pool.record.purpose != Purpose::Blocks => {
-                add(format!("claim {key} is not a block of pool {}", claim.pool), BY_HAND);
+                add(format!("claim {key} is not a block of pool {}", claim.pool), CLAIM_REMEDY);
             }
             Some(_) => {}
         }
@@ -94,7 +94,7 @@ fn orphans(view: &View, found: &mut Vec<Deviation>) {
         if !known(&holder.incarnation) {
             let what =
                 format!("reserved address {address} is held by {}, whose node is unknown", holder.attachment);
-            let remedy = "if node and pod are gone for good, run polderctl ipam release --dead";
+            let remedy = "if node and pod are permanently gone, run polderctl ipam release --dead";
             found.push(deviation(Invariant::NoLeak, Some(&holder.node), what, remedy));
         }
     }
@@ -113,7 +113,7 @@ fn published(facts: &ClusterReport<'_>, view: &View, found: &mut Vec<Deviation>)
                 };
                 !known.in_flight.contains(attachment) && !ledger.attachments.iter().any(has)
             }
-            None => !facts.putting_back && !could_have(view, published.node.as_str(), address),
+            None => !facts.is_restoring && !can_own(view, published.node.as_str(), address),
         };
         if stale {
             let what = format!(
@@ -129,7 +129,7 @@ fn published(facts: &ClusterReport<'_>, view: &View, found: &mut Vec<Deviation>)
 }
 
 /// Whether a node of that name could have the address, according to the records.
-fn could_have(view: &View, node: &str, address: IpAddr) -> bool {
+fn can_own(view: &View, node: &str, address: IpAddr) -> bool {
     let gone = |incarnation: &Incarnation| {
         view.fences.get(incarnation).is_some_and(|fence| fence.record.pods != PodsGone::Unknown)
     };

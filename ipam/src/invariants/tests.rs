@@ -7,7 +7,7 @@ use super::*;
 use crate::Moment;
 use crate::allocator::SHORTEST_COOL_DOWN;
 use crate::ids::{ClusterId, Incarnation, MachineId, Nonce};
-use crate::ledger::{Kind, MemberState};
+use crate::ledger::{AttachmentKind, MemberState};
 use crate::record::{BlockRecord, FenceRecord, Holder, PodsGone, PoolRecord, ReservationRecord, encode};
 use crate::store::{Contents, Entry, Update};
 
@@ -15,7 +15,7 @@ use crate::store::{Contents, Entry, Update};
 struct Scene {
     entries: Vec<Entry>,
     nodes: Vec<NodeFacts>,
-    published: Vec<Published>,
+    published: Vec<PublishedAddress>,
 }
 
 fn attachment(container: &str) -> Attachment {
@@ -34,7 +34,7 @@ fn owned(block: &str) -> OwnedBlock {
 fn held(container: &str, ip: &str) -> AttachmentEntry {
     AttachmentEntry {
         attachment: attachment(container),
-        kind: Kind::Pod,
+        kind: AttachmentKind::Pod,
         since: Moment::BOOT,
         addresses: vec![address(ip)],
         mac: polder_api::Mac([2, 0, 0, 0, 0, 1]),
@@ -152,7 +152,7 @@ impl Scene {
     fn facts<'a>(&'a self, view: &'a View) -> ClusterReport<'a> {
         ClusterReport {
             view: Some(view),
-            putting_back: false,
+            is_restoring: false,
             published: &self.published,
             nodes: &self.nodes,
         }
@@ -165,12 +165,12 @@ impl Scene {
 }
 
 #[test]
-fn a_cluster_that_is_well_deviates_in_nothing() {
+fn a_healthy_cluster_has_no_deviation() {
     assert_eq!(Scene::new().broken(), BTreeSet::new());
 }
 
 #[test]
-fn two_interfaces_with_one_address_are_found_wherever_they_are() {
+fn a_duplicate_address_is_found_on_any_node() {
     let mut scene = Scene::new();
     scene.live(1, "b1", "10.0.0.2");
     let broken = scene.broken();
@@ -179,11 +179,11 @@ fn two_interfaces_with_one_address_are_found_wherever_they_are() {
     let mut scene = Scene::new();
     scene.nodes[0].kernel = None;
     scene.live(1, "b1", "10.0.0.2");
-    assert!(scene.broken().contains(&Invariant::Unique), "where only the ledger of one is known");
+    assert!(scene.broken().contains(&Invariant::Unique), "the kernel of one node is unknown");
 }
 
 #[test]
-fn an_address_that_lives_outside_its_nodes_blocks_is_found() {
+fn an_address_outside_the_blocks_of_its_node_is_found() {
     let mut scene = Scene::new();
     scene.put("blocks/4-0a000000-30", claim("b"));
     assert_eq!(scene.broken(), [Invariant::Owner].into());
@@ -192,14 +192,14 @@ fn an_address_that_lives_outside_its_nodes_blocks_is_found() {
     assert_eq!(scene.broken(), [Invariant::Owner].into());
     let view = scene.view();
     assert_eq!(
-        check(&ClusterReport { putting_back: true, ..scene.facts(&view) }),
+        check(&ClusterReport { is_restoring: true, ..scene.facts(&view) }),
         [],
-        "while it is put back"
+        "while the claim is restored"
     );
 }
 
 #[test]
-fn a_reserved_address_lives_only_where_it_is_held() {
+fn a_reserved_address_without_a_reservation_or_an_interface_is_found() {
     let mut scene = Scene::new();
     scene.live(0, "a2", "10.1.0.5");
     scene.ledger(0).attachments.push(held("a2", "10.1.0.5"));
@@ -215,11 +215,11 @@ fn a_reserved_address_lives_only_where_it_is_held() {
     assert_eq!(scene.broken(), BTreeSet::new());
     scene.ledger(0).attachments.pop();
     scene.nodes[0].kernel.as_mut().unwrap().interfaces.pop();
-    assert_eq!(scene.broken(), [Invariant::NoLeak].into(), "nobody has it any more");
+    assert_eq!(scene.broken(), [Invariant::NoLeak].into(), "no interface has the address any more");
 }
 
 #[test]
-fn counts_that_do_not_add_up_are_found() {
+fn wrong_address_counts_are_found() {
     let mut scene = Scene::new();
     scene.ledger(0).blocks[0].1 = Some(Counts { used: 1, resting: 0, free: 3, excluded: 1 });
     assert_eq!(scene.broken(), [Invariant::Conservation].into());
@@ -228,7 +228,7 @@ fn counts_that_do_not_add_up_are_found() {
 }
 
 #[test]
-fn what_has_no_interface_leaks_unless_somebody_works_on_it() {
+fn an_attachment_without_interface_leaks_unless_a_call_is_running() {
     let mut scene = Scene::new();
     scene.nodes[0].kernel.as_mut().unwrap().interfaces.clear();
     let view = scene.view();
@@ -240,11 +240,11 @@ fn what_has_no_interface_leaks_unless_somebody_works_on_it() {
 }
 
 #[test]
-fn a_record_of_an_address_that_is_not_there_is_found_and_can_be_withdrawn() {
+fn a_stale_published_address_is_found_and_can_be_withdrawn() {
     let mut scene = Scene::new();
     let mut publish = |node: &str, container: &str, ip: &str| {
         let record = AddressRecord { attachment: attachment(container), pod: None };
-        scene.published.push(Published { node: node.parse().unwrap(), address: address(ip), record });
+        scene.published.push(PublishedAddress { node: node.parse().unwrap(), address: address(ip), record });
     };
     publish("a", "a1", "10.0.0.2");
     publish("a", "gone", "10.0.0.3");
@@ -256,14 +256,14 @@ fn a_record_of_an_address_that_is_not_there_is_found_and_can_be_withdrawn() {
 }
 
 #[test]
-fn a_claim_of_nobody_is_found() {
+fn a_claim_of_an_unknown_node_is_found() {
     let mut scene = Scene::new();
     scene.put("blocks/4-0a000008-30", claim("c"));
     assert_eq!(scene.broken(), [Invariant::NoLeak].into());
 }
 
 #[test]
-fn a_living_interface_whose_address_the_ledger_has_freed_is_found() {
+fn a_freed_address_of_an_existing_interface_is_found() {
     let mut scene = Scene::new();
     scene.ledger(0).attachments.clear();
     scene.ledger(0).blocks[0].1 = Some(Counts { used: 0, resting: 1, free: 2, excluded: 1 });
@@ -272,14 +272,14 @@ fn a_living_interface_whose_address_the_ledger_has_freed_is_found() {
 }
 
 #[test]
-fn a_promise_that_is_not_written_down_is_found() {
+fn a_promised_address_that_is_not_in_the_ledger_is_found() {
     let mut scene = Scene::new();
     scene.nodes[0].promised.insert(attachment("a2"), vec![address("10.0.0.3")]);
     assert_eq!(scene.broken(), [Invariant::Durable].into());
 }
 
 #[test]
-fn overlapping_claims_and_those_that_are_no_blocks_are_found() {
+fn overlapping_and_misaligned_claims_are_found() {
     let mut scene = Scene::new();
     scene.put("blocks/4-0a000000-29", claim("a"));
     let view = scene.view();
@@ -288,7 +288,7 @@ fn overlapping_claims_and_those_that_are_no_blocks_are_found() {
 }
 
 #[test]
-fn an_address_that_goes_out_too_early_is_found() {
+fn an_address_allocated_before_the_end_of_its_cool_down_is_found() {
     let (mut scene, at) = (Scene::new(), Moment::from_millis);
     let view = scene.view();
     let mut history = History::new(SHORTEST_COOL_DOWN);
@@ -303,7 +303,7 @@ fn an_address_that_goes_out_too_early_is_found() {
 }
 
 #[test]
-fn what_a_removed_node_writes_is_found() {
+fn a_claim_written_by_a_removed_node_is_found() {
     let mut scene = Scene::new();
     let mut history = History::new(SHORTEST_COOL_DOWN);
     scene.delete("nodes/a");
@@ -312,7 +312,11 @@ fn what_a_removed_node_writes_is_found() {
     assert_eq!(history.observe(&scene.facts(&view), Moment::BOOT), []);
     scene.fence(PodsGone::Confirmed);
     let view = scene.view();
-    assert_eq!(history.observe(&scene.facts(&view), Moment::BOOT), [], "that its pods are gone it may say");
+    assert_eq!(
+        history.observe(&scene.facts(&view), Moment::BOOT),
+        [],
+        "it may confirm that its pods are gone"
+    );
     scene.put("blocks/4-0a000008-30", claim("a"));
     let view = scene.view();
     let found = history.observe(&scene.facts(&view), Moment::BOOT);
@@ -320,7 +324,7 @@ fn what_a_removed_node_writes_is_found() {
 }
 
 #[test]
-fn a_claim_of_a_pool_that_is_closed_is_found() {
+fn a_new_claim_of_a_drained_pool_is_found() {
     let mut scene = Scene::new();
     let mut history = History::new(SHORTEST_COOL_DOWN);
     let draining = PoolRecord {
@@ -338,7 +342,7 @@ fn a_claim_of_a_pool_that_is_closed_is_found() {
 }
 
 #[test]
-fn an_address_that_is_reserved_of_a_drained_pool_is_found_and_one_that_is_put_back_is_not() {
+fn only_a_new_reservation_of_a_drained_pool_is_found() {
     let reserved =
         |owner: &str| encode(&ReservationRecord { owner: owner.to_owned(), holder: None, generation: 1 });
     let draining = PoolRecord {
@@ -359,13 +363,13 @@ fn an_address_that_is_reserved_of_a_drained_pool_is_found_and_one_that_is_put_ba
     scene.put("pools/r", encode(&draining));
     assert_eq!(found(&scene), []);
     scene.put("reservations/10.1.0.1", reserved("d/web"));
-    assert_eq!(found(&scene), [], "it was there before");
+    assert_eq!(found(&scene), [], "the reservation existed before");
     scene.put("reservations/10.1.0.2", reserved("d/web"));
     assert_eq!(found(&scene), [Invariant::BlockTree]);
 }
 
 #[test]
-fn an_address_that_lives_although_its_pool_was_removed_is_found_unless_the_pool_is_being_put_back() {
+fn an_address_of_a_removed_pool_is_found_unless_the_pool_is_restored() {
     let mut scene = Scene::new();
     let mut history = History::new(SHORTEST_COOL_DOWN);
     let view = scene.view();
@@ -373,7 +377,7 @@ fn an_address_that_lives_although_its_pool_was_removed_is_found_unless_the_pool_
     scene.delete("pools/p");
     scene.put("pools/q", encode(&PoolRecord::new("10.2.0.0/24".parse().unwrap())));
     let view = scene.view();
-    let lost = ClusterReport { putting_back: true, ..scene.facts(&view) };
+    let lost = ClusterReport { is_restoring: true, ..scene.facts(&view) };
     assert_eq!(history.observe(&lost, Moment::BOOT), []);
     let found = history.observe(&scene.facts(&view), Moment::BOOT);
     assert_eq!(found.iter().map(|found| found.invariant).collect::<Vec<_>>(), [Invariant::Owner]);

@@ -18,13 +18,13 @@ pub struct Memory {
     boot: Option<BootId>,
     blocks: Vec<OwnedBlock>,
     attachments: Vec<AttachmentEntry>,
-    addresses: BTreeMap<IpAddr, Use>,
+    addresses: BTreeMap<IpAddr, AddressUse>,
     sysctls: Vec<(String, String)>,
 }
 
 /// State of an address that was ever used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Use {
+enum AddressUse {
     Attachment,
     Gateway,
     Freed(Moment),
@@ -66,7 +66,7 @@ impl Memory {
     /// Fails if the address is in use.
     fn usable(&self, address: IpAddr) -> Result<(), LedgerError> {
         match self.addresses.get(&address) {
-            None | Some(Use::Freed(_)) => Ok(()),
+            None | Some(AddressUse::Freed(_)) => Ok(()),
             Some(_) => Err(NotStored::Used(address).into()),
         }
     }
@@ -77,7 +77,7 @@ impl Memory {
         };
         for address in self.attachments.remove(index).addresses {
             if self.blocks.iter().any(|owned| owned.block.cidr().has(address)) {
-                self.addresses.insert(address, Use::Freed(freed));
+                self.addresses.insert(address, AddressUse::Freed(freed));
             } else {
                 self.addresses.remove(&address);
             }
@@ -104,7 +104,7 @@ impl Ledger for Memory {
         let void = self.attachments.clone();
         void.iter().for_each(|held| self.end(&held.attachment, Moment::BOOT));
         for what in self.addresses.values_mut() {
-            if let Use::Freed(freed) = what {
+            if let AddressUse::Freed(freed) = what {
                 *freed = Moment::BOOT;
             }
         }
@@ -123,8 +123,8 @@ impl Ledger for Memory {
 
     fn cool_down(&mut self, addresses: &[IpAddr], freed: Moment) -> Result<(), LedgerError> {
         for address in addresses {
-            let now = self.addresses.entry(*address).or_insert(Use::Freed(freed));
-            if let Use::Freed(since) = now {
+            let now = self.addresses.entry(*address).or_insert(AddressUse::Freed(freed));
+            if let AddressUse::Freed(since) = now {
                 *since = freed;
             }
         }
@@ -139,7 +139,7 @@ impl Ledger for Memory {
 
     fn remove_block(&mut self, block: Block) -> Result<(), LedgerError> {
         let inside = |address: &IpAddr| block.cidr().has(*address);
-        let used = |(_, what): &(&IpAddr, &Use)| !matches!(what, Use::Freed(_));
+        let used = |(_, what): &(&IpAddr, &AddressUse)| !matches!(what, AddressUse::Freed(_));
         if let Some((address, _)) = self.addresses.iter().filter(|(address, _)| inside(address)).find(used) {
             return Err(NotStored::BlockUsed { address: *address, block }.into());
         }
@@ -149,19 +149,19 @@ impl Ledger for Memory {
     }
 
     fn gateways(&self) -> Result<Vec<IpAddr>, LedgerError> {
-        let own = self.addresses.iter().filter(|(_, what)| **what == Use::Gateway);
+        let own = self.addresses.iter().filter(|(_, what)| **what == AddressUse::Gateway);
         Ok(own.map(|(address, _)| *address).collect())
     }
 
     fn add_gateway(&mut self, address: IpAddr) -> Result<(), LedgerError> {
         self.usable(address)?;
-        self.addresses.insert(address, Use::Gateway);
+        self.addresses.insert(address, AddressUse::Gateway);
         Ok(())
     }
 
     fn remove_gateway(&mut self, address: IpAddr, freed: Moment) -> Result<(), LedgerError> {
-        if self.addresses.get(&address) == Some(&Use::Gateway) {
-            self.addresses.insert(address, Use::Freed(freed));
+        if self.addresses.get(&address) == Some(&AddressUse::Gateway) {
+            self.addresses.insert(address, AddressUse::Freed(freed));
         }
         Ok(())
     }
@@ -172,17 +172,17 @@ impl Ledger for Memory {
         for held in self.attachments.iter_mut().filter(|held| held.gateways.is_empty()) {
             held.gateways.clone_from(&gateways);
         }
-        if self.addresses.get(&old) == Some(&Use::Gateway) {
-            self.addresses.insert(old, Use::Freed(freed));
+        if self.addresses.get(&old) == Some(&AddressUse::Gateway) {
+            self.addresses.insert(old, AddressUse::Freed(freed));
         }
-        self.addresses.insert(new, Use::Gateway);
+        self.addresses.insert(new, AddressUse::Gateway);
         Ok(())
     }
 
     fn resting(&self) -> Result<Vec<(IpAddr, Moment)>, LedgerError> {
-        let freed = |(address, what): (&IpAddr, &Use)| match what {
-            Use::Freed(moment) => Some((*address, *moment)),
-            Use::Attachment | Use::Gateway => None,
+        let freed = |(address, what): (&IpAddr, &AddressUse)| match what {
+            AddressUse::Freed(moment) => Some((*address, *moment)),
+            AddressUse::Attachment | AddressUse::Gateway => None,
         };
         Ok(self.addresses.iter().filter_map(freed).collect())
     }
@@ -196,7 +196,7 @@ impl Ledger for Memory {
             return Err(NotStored::Exists(held.attachment.clone()).into());
         }
         held.addresses.iter().try_for_each(|address| self.usable(*address))?;
-        self.addresses.extend(held.addresses.iter().map(|address| (*address, Use::Attachment)));
+        self.addresses.extend(held.addresses.iter().map(|address| (*address, AddressUse::Attachment)));
         self.attachments.push(AttachmentEntry { leaving: false, ..held.clone() });
         Ok(())
     }

@@ -9,12 +9,12 @@ use polder_api::NodeName;
 use polder_api::rule;
 use serde::{Deserialize, Serialize};
 
-use super::{Conflict, MembershipInputs, NameConflict, Removed, Step, commit};
+use super::{Conflict, MembershipInputs, NameConflict, RemovedState, Step, commit};
 use crate::ids::Incarnation;
 use crate::ledger::{MemberState, NodeIdentity};
-use crate::record::{Alive, Boot, ClusterRecord, FenceRecord, NodeRecord, PodsGone};
+use crate::record::{Boot, ClusterRecord, FenceRecord, LeaseRecord, NodeRecord, PodsGone};
 use crate::removal;
-use crate::view::{Source, Versioned, View};
+use crate::view::{Versioned, View, ViewSource};
 
 /// The evidence required that a machine is the node that its ledger names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Deserialize, Serialize)]
@@ -29,7 +29,7 @@ pub enum Proof {
 
 /// Relation between this machine and that of a record, according to their ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kinship {
+enum IdMatch {
     /// Both ids are equal: the same boot.
     Same,
     /// The same machine id with another boot id: the machine was rebooted.
@@ -40,7 +40,7 @@ enum Kinship {
     Stranger,
 }
 
-impl Kinship {
+impl IdMatch {
     fn of(me: Boot<'_>, other: Boot<'_>) -> Self {
         match (me.machine_id == other.machine_id, me.boot_id == other.boot_id) {
             (true, true) => Self::Same,
@@ -70,7 +70,7 @@ rule! {
 rule! {
     /// Whether the record is from another boot or machine, which may still be alive.
     fn is_of_another(boot: Boot<'_>, record: &NodeRecord) -> bool {
-        Kinship::of(boot, record.into()) != Kinship::Same
+        IdMatch::of(boot, record.into()) != IdMatch::Same
     }
     NameConflictIsIgnored => false
 }
@@ -91,34 +91,34 @@ rule! {
 }
 
 /// Whether the record is another machine's, and only an operator can permit this machine to take it over.
-pub(super) fn is_strangers(facts: &MembershipInputs<'_>, record: &NodeRecord) -> bool {
-    Kinship::of(facts.boot, record.into()) == Kinship::Stranger && !ledger_is_proof(facts)
+pub(super) fn is_of_stranger(facts: &MembershipInputs<'_>, record: &NodeRecord) -> bool {
+    IdMatch::of(facts.boot, record.into()) == IdMatch::Stranger && !ledger_is_proof(facts)
 }
 
 /// The next step of a removed node.
 pub(super) fn leave(facts: &MembershipInputs<'_>, identity: &NodeIdentity) -> Step {
-    if !facts.own.is_bare() {
+    if !facts.holdings.is_bare() {
         return Step::CutOff;
     }
     let node = identity.node.clone();
     let fence = facts.view.fences.get(&identity.incarnation);
     let Some(fence) = fence.filter(|fence| fence.record.pods == PodsGone::Unknown) else {
         let namesake = facts.view.nodes.get(&node).map(|now| Boot::from(&*now.record).into());
-        return Step::Removed(Removed::Done { node, namesake });
+        return Step::Removed(RemovedState::Done { node, namesake });
     };
     if !could_confirm(facts, &fence.record) {
-        return Step::Removed(Removed::Stranger { node, removed: Boot::from(&*fence.record).into() });
+        return Step::Removed(RemovedState::Stranger { node, removed: Boot::from(&*fence.record).into() });
     }
-    if facts.view.source == Source::Store {
+    if facts.view.source == ViewSource::Store {
         return commit(removal::confirm(&identity.incarnation, fence));
     }
-    Step::Removed(Removed::Unconfirmed(node))
+    Step::Removed(RemovedState::Unconfirmed(node))
 }
 
 /// Whether this machine can confirm for the removed one that its pods are gone. A machine with the ledger but two other
 /// ids can have a copy of it, while the pods still run.
 fn could_confirm(facts: &MembershipInputs<'_>, fence: &FenceRecord) -> bool {
-    Kinship::of(facts.boot, fence.into()) != Kinship::Stranger || ledger_is_proof(facts)
+    IdMatch::of(facts.boot, fence.into()) != IdMatch::Stranger || ledger_is_proof(facts)
 }
 
 /// The identity in the node's ledger, or the step that determines it.
@@ -128,13 +128,13 @@ pub(super) fn identify<'a>(
 ) -> Result<&'a NodeIdentity, Step> {
     let MembershipInputs { me, view, .. } = facts;
     let registered = view.nodes.get(*me);
-    let Some(identity) = &facts.own.identity else { return Err(introduce(facts, cluster, registered)) };
+    let Some(identity) = &facts.holdings.identity else { return Err(first_step(facts, cluster, registered)) };
     if identity.cluster != cluster.id {
         let (ledger, store) = (identity.cluster.clone(), cluster.id.clone());
         return Err(Step::Conflict(Conflict::Cluster { ledger, store }.into()));
     }
     // Checked first: this ledger's incarnation was removed, even if another machine has the name now.
-    if view.source == Source::Store && was_removed(view, &identity.incarnation) {
+    if view.source == ViewSource::Store && was_removed(view, &identity.incarnation) {
         return Err(Step::Identify(NodeIdentity { member_state: MemberState::Removed, ..identity.clone() }));
     }
     if identity.node != **me {
@@ -160,10 +160,10 @@ pub(super) fn identify<'a>(
 fn prove(facts: &MembershipInputs<'_>, node: &Versioned<NodeRecord>) -> Option<Step> {
     let (me, other) = (facts.me, Boot::from(&*node.record));
     let is_adopted = facts.adopted.is_some_and(|adopted| Boot::from(adopted) == other);
-    let kinship = Kinship::of(facts.boot, other);
-    let is_left = kinship != Kinship::Stranger || is_adopted || ledger_is_proof(facts);
-    if facts.view.source != Source::Store {
-        let is_proven = matches!(kinship, Kinship::Same | Kinship::Rebooted) || ledger_is_proof(facts);
+    let kinship = IdMatch::of(facts.boot, other);
+    let is_left = kinship != IdMatch::Stranger || is_adopted || ledger_is_proof(facts);
+    if facts.view.source != ViewSource::Store {
+        let is_proven = matches!(kinship, IdMatch::Same | IdMatch::Rebooted) || ledger_is_proof(facts);
         return (!is_proven)
             .then(|| Step::Conflict(Conflict::Unasked { me: me.clone(), other: other.into() }.into()));
     }
@@ -175,17 +175,17 @@ fn prove(facts: &MembershipInputs<'_>, node: &Versioned<NodeRecord>) -> Option<S
 
 /// The step that prevents taking the record over from another boot or machine: that one may still be alive.
 fn is_double(facts: &MembershipInputs<'_>, node: &Versioned<NodeRecord>) -> Option<Step> {
-    if !is_of_another(facts.boot, &node.record) || facts.view.source != Source::Store {
+    if !is_of_another(facts.boot, &node.record) || facts.view.source != ViewSource::Store {
         return None;
     }
     match &facts.double {
         NameConflict::None => None,
-        NameConflict::Unasked => Some(Step::AskForDouble),
+        NameConflict::Unchecked => Some(Step::AskForDouble),
         NameConflict::Alive(other) => Some(Step::Conflict(alive(facts, other).into())),
     }
 }
 
-fn alive(facts: &MembershipInputs<'_>, other: &Alive) -> Conflict {
+fn alive(facts: &MembershipInputs<'_>, other: &LeaseRecord) -> Conflict {
     let (me, other) = (facts.me.clone(), other.clone());
     if other.machine_id == *facts.boot.machine_id {
         Conflict::OtherBoot { me, other }
@@ -195,21 +195,21 @@ fn alive(facts: &MembershipInputs<'_>, other: &Alive) -> Conflict {
 }
 
 /// The next step of a node whose ledger has no identity.
-fn introduce(
+fn first_step(
     facts: &MembershipInputs<'_>,
     cluster: &ClusterRecord,
     registered: Option<&Versioned<NodeRecord>>,
 ) -> Step {
-    let become_one = |incarnation: &Incarnation, member_state| {
+    let identify_as = |incarnation: &Incarnation, member_state| {
         let (node, incarnation) = (facts.me.clone(), incarnation.clone());
         Step::Identify(NodeIdentity { node, incarnation, cluster: cluster.id.clone(), member_state })
     };
     if let Some(node) = registered {
-        return match Kinship::of(facts.boot, (&*node.record).into()) {
+        return match IdMatch::of(facts.boot, (&*node.record).into()) {
             // Its ledger is lost. In the same boot, no other can be alive: it is this node.
-            Kinship::Same | Kinship::Rebooted => is_double(facts, node)
-                .unwrap_or_else(|| become_one(&node.record.incarnation, MemberState::Member)),
-            Kinship::OneKernel | Kinship::Stranger => {
+            IdMatch::Same | IdMatch::Rebooted => is_double(facts, node)
+                .unwrap_or_else(|| identify_as(&node.record.incarnation, MemberState::Member)),
+            IdMatch::OneKernel | IdMatch::Stranger => {
                 let (other, own) = (Boot::from(&*node.record).into(), facts.boot.into());
                 Step::Conflict(Conflict::Taken { me: facts.me.clone(), other, own }.into())
             }
@@ -222,14 +222,14 @@ fn introduce(
     }
     let mut removed = facts.view.fences.iter().filter(|(_, fence)| fence.record.node == *facts.me);
     if let Some(incarnation) = own_fence(facts) {
-        return become_one(incarnation, MemberState::Removed);
+        return identify_as(incarnation, MemberState::Removed);
     }
-    if removed.next().is_some() && !facts.own.is_bare() {
+    if removed.next().is_some() && !facts.holdings.is_bare() {
         // Its ledger is lost, and a node of this name was removed: the existing pods do not belong to the new node.
         // Without the ledger it cannot confirm that they are gone.
         return Step::CutOff;
     }
-    become_one(&Incarnation::new(facts.fresh.to_owned()), MemberState::Member)
+    identify_as(&Incarnation::new(facts.fresh.to_owned()), MemberState::Member)
 }
 
 /// Reason why a machine cannot replace another.
@@ -249,7 +249,7 @@ pub enum NotAdopted {
     /// The ledger does not name the node.
     #[error(
         "this machine has no ledger of the registered node {0}, so it cannot adopt the node. If the other machine \
-         is gone for good, run polderctl node remove {0} --dead: this machine then joins as a new node"
+         is permanently gone, run polderctl node remove {0} --dead: this machine then joins as a new node"
     )]
     Ledger(NodeName),
     /// No node is registered with the name.
@@ -265,7 +265,7 @@ pub fn adopt(
     wanted: &NodeName,
     identity: Option<&NodeIdentity>,
     boot: Boot<'_>,
-) -> Result<Option<Alive>, NotAdopted> {
+) -> Result<Option<LeaseRecord>, NotAdopted> {
     if me != wanted {
         return Err(NotAdopted::Name { me: me.clone(), wanted: wanted.clone() });
     }

@@ -6,24 +6,24 @@ use crate::Block;
 use crate::cause::{HostError, SharedError};
 use crate::claim::NoClaim;
 use crate::ids::{ClusterId, Incarnation, MachineId};
-use crate::record::Alive;
+use crate::record::LeaseRecord;
 
 /// Reason for waiting. The node keeps using what it owns.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Waiting {
+pub enum WaitReason {
     /// No records were read yet.
     /// Remedy: none, it is temporary.
     #[error("reading the records from the datastore")]
     Records,
     /// The datastore is unreachable, with the reason.
     #[error(transparent)]
-    Silent(SharedError),
+    Unreachable(SharedError),
     /// Only the snapshot of an earlier agent is known.
     #[error(
         "the datastore was not reached since the agent started, using the snapshot on disk: check etcd, and [etcd] in \
          agent.toml"
     )]
-    Away,
+    NotReached,
     /// The node's record cannot be written yet.
     #[error(transparent)]
     Presence(#[from] NoPresence),
@@ -119,7 +119,7 @@ pub enum Conflict {
         /// The incarnation registered with the name.
         registered: Incarnation,
         /// Machine id and boot id of the registered node.
-        other: Alive,
+        other: LeaseRecord,
         /// The incarnation of the ledger.
         ledger: Incarnation,
     },
@@ -132,7 +132,7 @@ pub enum Conflict {
         /// This node.
         me: NodeName,
         /// Machine id and boot id in its record.
-        other: Alive,
+        other: LeaseRecord,
     },
     /// Machine id and boot id both differ from the record, and the ledger could be a copy.
     #[error(
@@ -145,9 +145,9 @@ pub enum Conflict {
         /// This node.
         me: NodeName,
         /// Machine id and boot id in its record.
-        other: Alive,
+        other: LeaseRecord,
         /// Machine id and boot id of this machine.
-        own: Alive,
+        own: LeaseRecord,
     },
     /// The same machine is alive in another boot.
     #[error(
@@ -160,7 +160,7 @@ pub enum Conflict {
         /// This node.
         me: NodeName,
         /// The boot that is alive.
-        other: Alive,
+        other: LeaseRecord,
     },
     /// Another machine with this name is alive.
     #[error(
@@ -173,7 +173,7 @@ pub enum Conflict {
         /// This node.
         me: NodeName,
         /// The machine that is alive.
-        other: Alive,
+        other: LeaseRecord,
     },
     /// The machine is registered under another name.
     #[error(
@@ -198,9 +198,9 @@ pub enum Conflict {
         /// This node.
         me: NodeName,
         /// Machine id and boot id in its record.
-        other: Alive,
+        other: LeaseRecord,
         /// Machine id and boot id of this machine.
-        own: Alive,
+        own: LeaseRecord,
     },
 }
 
@@ -208,44 +208,45 @@ pub enum Conflict {
 const NEW_MACHINE_ID: &str = "rm -f /etc/machine-id /var/lib/dbus/machine-id && systemd-machine-id-setup";
 
 /// Instruction for the machine of a removed node.
-const AGAIN: &str = "To let this machine join again: stop the agent, delete its state directory and start it";
+const JOIN_AGAIN: &str =
+    "To let this machine join again: stop the agent, delete its state directory and start it";
 
 /// A node was removed from its cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Removed {
+pub enum RemovedState {
     /// Nothing is left to do.
     #[error(
-        "node {node} was removed from the cluster, and its pods on this machine are disconnected. {}{AGAIN}",
+        "node {node} was removed from the cluster, and its pods on this machine are disconnected. {}{JOIN_AGAIN}",
         named(node, namesake.as_ref())
     )]
     Done {
         /// Name of the removed node.
         node: NodeName,
         /// The machine registered with the name now, if any.
-        namesake: Option<Alive>,
+        namesake: Option<LeaseRecord>,
     },
     /// The ledger could be a copy: pods of the removed machine may still run.
     #[error(
         "node {node} was removed from the cluster, and this machine has no pods of it. This machine cannot confirm \
          that the pods of the removed machine ({removed}) are gone, because machine id and boot id both differ: if \
          the removed machine is permanently gone, run polderctl node remove {node} --dead --earlier on any node. \
-         {AGAIN}"
+         {JOIN_AGAIN}"
     )]
     Stranger {
         /// Name of the removed node.
         node: NodeName,
         /// Machine id and boot id in the fence.
-        removed: Alive,
+        removed: LeaseRecord,
     },
     /// The datastore is unreachable.
     #[error(
         "node {0} was removed from the cluster, and its pods on this machine are disconnected. This is not confirmed \
-         yet, because the datastore is unreachable: restore access to etcd first. {AGAIN}"
+         yet, because the datastore is unreachable: restore access to etcd first. {JOIN_AGAIN}"
     )]
     Unconfirmed(NodeName),
 }
 
-fn named(node: &NodeName, namesake: Option<&Alive>) -> String {
+fn named(node: &NodeName, namesake: Option<&LeaseRecord>) -> String {
     match namesake {
         Some(now) => {
             format!("The name {node} now belongs to another machine ({now}): do not change that machine. ")

@@ -25,8 +25,8 @@ fn name() -> NodeName {
     "n1".parse().unwrap()
 }
 
-fn presence() -> Presence {
-    Presence {
+fn presence() -> NodePresence {
+    NodePresence {
         underlay: vec!["192.0.2.1".parse().unwrap()],
         vtep_mac: "02:00:00:00:00:01".parse().unwrap(),
         mtu: 1450,
@@ -46,7 +46,7 @@ fn identity() -> NodeIdentity {
 /// The view of a registered node, with additional records.
 fn view(more: Vec<(Key, Vec<u8>)>) -> View {
     let cluster = ClusterRecord::new(ClusterId::new("c"));
-    let Presence { underlay, vtep_mac, mtu, version } = presence();
+    let NodePresence { underlay, vtep_mac, mtu, version } = presence();
     let node = NodeRecord {
         incarnation: identity().incarnation,
         machine_id: MachineId::new("m"),
@@ -82,7 +82,7 @@ fn step_of_boot(boot_id: &str, double: NameConflict, view: &View, own: NodeHoldi
         adopted: None,
         labels: &Labels::new(),
         view,
-        own: &NodeHoldings { identity: Some(identity()), ..own },
+        holdings: &NodeHoldings { identity: Some(identity()), ..own },
         presence: &Ok(presence()),
         double,
         hold_off: false,
@@ -124,7 +124,7 @@ fn pool(cidr: &str, purpose: crate::pool::Purpose) -> (Key, Vec<u8>) {
 }
 
 #[test]
-fn a_block_is_given_back_only_by_a_node_that_is_not_removed() {
+fn releasing_a_block_requires_the_nodes_own_record() {
     let block = Block::new("10.0.0.0/26".parse().unwrap());
     let (pool, nonce) = ("p".parse().unwrap(), Nonce::new("x"));
     let own = NodeHoldings {
@@ -132,14 +132,12 @@ fn a_block_is_given_back_only_by_a_node_that_is_not_removed() {
         ..NodeHoldings::default()
     };
     let view = view(vec![claim(block, "i1")]);
-    let Some(Change::ReleaseBlocks { blocks, .. }) = change(step(&view, own)) else {
-        panic!("not given back")
-    };
+    let Some(Change::ReleaseBlocks { blocks, .. }) = change(step(&view, own)) else { panic!("not released") };
     assert_eq!(blocks, [(block, NODE_REVISION)]);
 }
 
 #[test]
-fn thousands_of_blocks_go_back_in_few_changes() {
+fn thousands_of_blocks_are_released_in_few_changes() {
     let range: Cidr = "10.0.0.0/14".parse().unwrap();
     let pool = Pool::new("p".parse().unwrap(), range, 26, PoolState::Draining).unwrap();
     let mut blocks: Vec<Block> = (0..3000).map(|number| pool.block(number)).collect();
@@ -153,7 +151,7 @@ fn thousands_of_blocks_go_back_in_few_changes() {
     while !blocks.is_empty() {
         let claimed = view(blocks.iter().map(|block| claim(*block, "i1")).collect());
         let own = NodeHoldings { blocks: blocks.iter().map(owned).collect(), ..NodeHoldings::default() };
-        let Some(change) = change(step(&claimed, own)) else { panic!("not given back") };
+        let Some(change) = change(step(&claimed, own)) else { panic!("not released") };
         let txn = transaction(&change);
         assert!(txn.writes.len().max(txn.compares.len()) <= MOST_RECORDS, "{}", txn.compares.len());
         let Change::ReleaseBlocks { blocks: back, .. } = change else { panic!("{change}") };
@@ -168,7 +166,7 @@ fn thousands_of_blocks_go_back_in_few_changes() {
 }
 
 #[test]
-fn a_pool_that_the_store_has_lost_is_put_back_only_by_a_node_that_is_not_removed() {
+fn restoring_a_lost_pool_requires_the_nodes_own_record() {
     let block = Block::new("10.0.0.0/26".parse().unwrap());
     let claimed = claim(block, "i1");
     let mut view = view(vec![pool("10.0.0.0/24", crate::pool::Purpose::Blocks), claimed.clone()]);
@@ -186,11 +184,11 @@ fn a_pool_that_the_store_has_lost_is_put_back_only_by_a_node_that_is_not_removed
         ..NodeHoldings::default()
     };
     let Some(Change::AddPool { by, pool: back, .. }) = change(step(&view, own(false))) else {
-        panic!("not put back")
+        panic!("not restored")
     };
     assert_eq!((by.map(|by| (by.node, by.revision)), back.name), (Some((name(), NODE_REVISION)), pool));
     let leaves = change(step(&view, own(true)));
-    assert!(!matches!(leaves, Some(Change::AddPool { .. })), "nobody needs it");
+    assert!(!matches!(leaves, Some(Change::AddPool { .. })), "no node needs the pool");
 }
 
 fn pool_name() -> polder_api::PoolName {
@@ -198,7 +196,7 @@ fn pool_name() -> polder_api::PoolName {
 }
 
 #[test]
-fn a_reserved_address_is_let_go_only_by_a_node_that_is_not_removed() {
+fn releasing_a_reserved_address_requires_the_nodes_own_record() {
     let address: IpAddr = "10.1.0.5".parse().unwrap();
     let holder = Holder {
         node: name(),
@@ -212,13 +210,13 @@ fn a_reserved_address_is_let_go_only_by_a_node_that_is_not_removed() {
         (Key::Reservation(address), encode(&record)),
     ]);
     let Some(Change::ReleaseAddress { released, .. }) = change(step(&view, NodeHoldings::default())) else {
-        panic!("not let go")
+        panic!("not released")
     };
     assert_eq!((released.address, released.record.holder), (address, None));
 }
 
 #[test]
-fn a_removed_nodes_blocks_are_given_back_only_by_a_node_that_is_not_removed_itself() {
+fn releasing_blocks_of_a_removed_node_requires_the_releasing_nodes_record() {
     let gone: NodeName = "n2".parse().unwrap();
     let fence = FenceRecord {
         node: gone.clone(),
@@ -230,17 +228,17 @@ fn a_removed_nodes_blocks_are_given_back_only_by_a_node_that_is_not_removed_itse
     let view =
         view(vec![(Key::Fence(gone.clone(), Incarnation::new("i2")), encode(&fence)), claim(block, "i2")]);
     let Some(Change::ReleaseRemoved(what)) = change(step(&view, NodeHoldings::default())) else {
-        panic!("not given back")
+        panic!("not released")
     };
     assert_eq!((what.fence.node, what.blocks), (gone, vec![(block, NODE_REVISION)]));
 }
 
 #[test]
-fn a_record_is_taken_over_from_another_boot_only_when_nobody_lives_in_that() {
+fn a_record_of_another_boot_is_taken_over_only_without_a_living_owner() {
     let view = view(Vec::new());
     let step = |double| step_of_boot("another", double, &view, NodeHoldings::default());
-    assert_eq!(step(NameConflict::Unasked), Step::AskForDouble);
-    let alive = Alive { boot_id: BootId::new("b"), machine_id: MachineId::new("m") };
+    assert_eq!(step(NameConflict::Unchecked), Step::AskForDouble);
+    let alive = LeaseRecord { boot_id: BootId::new("b"), machine_id: MachineId::new("m") };
     assert!(matches!(step(NameConflict::Alive(alive)), Step::Conflict(_)));
     assert!(registers(&step(NameConflict::None)));
 }

@@ -3,14 +3,14 @@
 use std::net::IpAddr;
 
 use super::NodeIpam;
-use crate::allocator::Refused;
+use crate::allocator::AddressRefusal;
 use crate::invariants::LedgerFacts;
 use crate::ledger::{AttachmentEntry, Ledger, LedgerError};
 use crate::moment::Moment;
 
 /// State of an address in one of the node's blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Condition {
+pub enum AddressCondition {
     /// An attachment uses it.
     Held(Box<AttachmentEntry>),
     /// It is a gateway address of the node.
@@ -49,7 +49,7 @@ impl<L: Ledger> NodeIpam<L> {
 
     /// The attachments that differ between memory and the ledger file, or exist in only one of them: another program
     /// changed the file.
-    pub fn astray(&self) -> Result<Vec<AttachmentEntry>, LedgerError> {
+    pub fn differing_attachments(&self) -> Result<Vec<AttachmentEntry>, LedgerError> {
         let written = self.ledger.attachments()?;
         let unwritten = self.attachments.values().filter(|held| !written.contains(held)).cloned();
         let unknown = written.iter().filter(|held| !self.attachments.contains_key(&held.attachment)).cloned();
@@ -57,26 +57,26 @@ impl<L: Ledger> NodeIpam<L> {
     }
 
     /// The state of an address; `None` if it is in none of the node's blocks and not used here.
-    pub fn condition(&self, address: IpAddr, now: Moment) -> Result<Option<Condition>, LedgerError> {
+    pub fn condition(&self, address: IpAddr, now: Moment) -> Result<Option<AddressCondition>, LedgerError> {
         if let Some(held) = self.attachments.values().find(|held| held.addresses.contains(&address)) {
             if held.attachment.is_probe() {
-                return Ok(Some(Condition::Probe));
+                return Ok(Some(AddressCondition::Probe));
             }
-            return Ok(Some(Condition::Held(Box::new(held.clone()))));
+            return Ok(Some(AddressCondition::Held(Box::new(held.clone()))));
         }
         if self.gateways.contains(&address) {
-            return Ok(Some(Condition::Gateway));
+            return Ok(Some(AddressCondition::Gateway));
         }
         if !self.blocks.iter().any(|owned| owned.block.cidr().has(address)) {
             return Ok(None);
         }
         if let Some((_, freed)) = self.ledger.resting()?.into_iter().find(|(resting, _)| *resting == address)
         {
-            return Ok(Some(Condition::Freed(freed)));
+            return Ok(Some(AddressCondition::Freed(freed)));
         }
         Ok(Some(match self.allocator.ask(address, now) {
-            Err(Refused::NotHere) => Condition::Excluded,
-            _ => Condition::Unused,
+            Err(AddressRefusal::NotHere) => AddressCondition::Excluded,
+            _ => AddressCondition::Unused,
         }))
     }
 }
@@ -85,12 +85,12 @@ impl<L: Ledger> NodeIpam<L> {
 mod tests {
     use std::time::Duration;
 
-    use super::super::{AllocateError, AllocationRequest, Source};
+    use super::super::{AllocateError, AllocationRequest, AllocationSource};
     use super::*;
-    use crate::allocator::{DEFAULT_COOL_DOWN, Rest};
+    use crate::allocator::{CoolDown, DEFAULT_COOL_DOWN};
     use crate::ids::{BootId, Nonce};
     use crate::ledger::memory::Memory;
-    use crate::ledger::{Kind, OwnedBlock};
+    use crate::ledger::{AttachmentKind, OwnedBlock};
     use crate::pool::{Pool, PoolState};
 
     const NOW: Moment = Moment::from_millis(1_000_000);
@@ -108,42 +108,42 @@ mod tests {
     }
 
     fn allocate(node: &mut NodeIpam<Memory>, container: &str) -> Result<AttachmentEntry, AllocateError> {
-        let source = Source::Blocks {
+        let source = AllocationSource::Blocks {
             families: vec![polder_api::Family::V4],
             pool: None,
             requested: Vec::new(),
             reserved: Vec::new(),
         };
-        let wish = AllocationRequest {
+        let request = AllocationRequest {
             attachment: format!("net/{container}/eth0").parse().unwrap(),
-            kind: Kind::Pod,
+            kind: AttachmentKind::Pod,
             source,
             mac: None,
             mtu: 1450,
             netns: String::new(),
             pod: None,
         };
-        node.allocate(wish, Rest::Full, NOW)
+        node.allocate(request, CoolDown::Full, NOW)
     }
 
     #[test]
-    fn every_address_of_a_block_has_one_condition() {
+    fn every_address_of_a_block_has_its_condition() {
         let mut node = node();
         let held = allocate(&mut node, "a").unwrap();
         let freed = allocate(&mut node, "b").unwrap();
         let later = NOW + Duration::from_secs(5);
         node.release(&freed.attachment, later).unwrap();
         let condition = |last: u8| node.condition(IpAddr::from([10, 0, 0, last]), later).unwrap();
-        assert_eq!(condition(0), Some(Condition::Excluded));
-        assert_eq!(condition(1), Some(Condition::Gateway));
-        assert_eq!(condition(2), Some(Condition::Held(Box::new(held))));
-        assert_eq!(condition(3), Some(Condition::Freed(later)));
-        assert_eq!(condition(4), Some(Condition::Unused));
+        assert_eq!(condition(0), Some(AddressCondition::Excluded));
+        assert_eq!(condition(1), Some(AddressCondition::Gateway));
+        assert_eq!(condition(2), Some(AddressCondition::Held(Box::new(held))));
+        assert_eq!(condition(3), Some(AddressCondition::Freed(later)));
+        assert_eq!(condition(4), Some(AddressCondition::Unused));
         assert_eq!(condition(8), None);
     }
 
     #[test]
-    fn an_attachment_that_is_restored_while_addresses_go_out_keeps_its_own() {
+    fn a_restored_attachment_keeps_its_address_during_other_allocations() {
         let mut node = node();
         let mut held = allocate(&mut node, "a").unwrap();
         node.release(&held.attachment, NOW).unwrap();
@@ -155,12 +155,12 @@ mod tests {
     }
 
     #[test]
-    fn a_ledger_that_somebody_else_has_changed_is_noticed() {
+    fn a_ledger_changed_by_another_process_is_detected() {
         let mut node = node();
         let held = allocate(&mut node, "a").unwrap();
-        assert_eq!(node.astray().unwrap(), []);
+        assert_eq!(node.differing_attachments().unwrap(), []);
         assert_eq!(node.facts(NOW).unwrap().attachments, std::slice::from_ref(&held));
         node.ledger.remove_attachment(&held.attachment, NOW).unwrap();
-        assert_eq!(node.astray().unwrap(), [held]);
+        assert_eq!(node.differing_attachments().unwrap(), [held]);
     }
 }

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use polder_api::{Attachment, Family, rule};
 
-use super::{FRESH, NodeIpam};
+use super::{MIN_BLOCK_AGE, NodeIpam};
+use crate::allocator::CoolDown;
 use crate::allocator::Counts;
-use crate::allocator::Rest;
 use crate::claim::MAX_PER_CHANGE;
 use crate::ledger::{Ledger, LedgerError, NodeIdentity, OwnedBlock};
 use crate::moment::Moment;
@@ -37,7 +37,7 @@ pub struct NodeHoldings {
     /// Only those for which another address is free.
     pub idle_gateways: Vec<IpAddr>,
     /// Gateway addresses of a family in which all the node's blocks are closed and no attachment has an address.
-    pub lonely_gateways: Vec<IpAddr>,
+    pub unneeded_gateways: Vec<IpAddr>,
     /// Families without a gateway address in which an address is free.
     pub could_take_gateway: BTreeSet<Family>,
 }
@@ -101,7 +101,7 @@ impl<L: Ledger> NodeIpam<L> {
     }
 
     /// The node's blocks, addresses and attachments at `now`.
-    pub fn own(&self, now: Moment) -> Result<NodeHoldings, LedgerError> {
+    pub fn holdings(&self, now: Moment) -> Result<NodeHoldings, LedgerError> {
         let in_a_block = |address: &IpAddr| self.blocks.iter().any(|owned| owned.block.cidr().has(*address));
         let stray = |address: &IpAddr, held: &crate::ledger::AttachmentEntry| Stray {
             address: *address,
@@ -112,7 +112,7 @@ impl<L: Ledger> NodeIpam<L> {
             let outside = held.addresses.iter().filter(|address| !in_a_block(address));
             outside.map(|address| stray(address, held)).collect::<Vec<_>>()
         });
-        let has_next = |family: Family| self.allocator.next(family, None, Rest::Shortest, now).is_some();
+        let has_next = |family: Family| self.allocator.next(family, None, CoolDown::Shortest, now).is_some();
         let has_gateway = |family: &Family| self.gateways.iter().any(|own| Family::of(*own) == *family);
         Ok(NodeHoldings {
             identity: self.identity()?,
@@ -131,7 +131,7 @@ impl<L: Ledger> NodeIpam<L> {
             },
             spare: self.spare(now),
             idle_gateways: self.idle_gateways(now),
-            lonely_gateways: self.lonely_gateways(),
+            unneeded_gateways: self.unneeded_gateways(),
             could_take_gateway: Family::BOTH
                 .into_iter()
                 .filter(|family| !has_gateway(family) && has_next(*family))
@@ -155,7 +155,7 @@ impl<L: Ledger> NodeIpam<L> {
         }
         let needless = |free: u64| free >= 2 * self.low_water;
         let is_fresh =
-            |block: &Block| self.fresh.get(block).is_some_and(|claimed| now.since(*claimed) < FRESH);
+            |block: &Block| self.fresh.get(block).is_some_and(|claimed| now.since(*claimed) < MIN_BLOCK_AGE);
         let mut spare = Vec::new();
         for (block, pool, counts) in self.allocator.blocks(now) {
             let left = free[&pool] - counts.free;
@@ -184,7 +184,7 @@ impl<L: Ledger> NodeIpam<L> {
         self.gateways.iter().filter(idle).copied().collect()
     }
 
-    fn lonely_gateways(&self) -> Vec<IpAddr> {
+    fn unneeded_gateways(&self) -> Vec<IpAddr> {
         let is_lonely = |family: Family| {
             let mut owned = self.blocks.iter().filter(|owned| owned.block.family() == family);
             let mut held = self.attachments.values().flat_map(|held| &held.addresses);
@@ -196,7 +196,7 @@ impl<L: Ledger> NodeIpam<L> {
 
     /// Removes the gateway address if nothing else of its family needs it. Returns whether it was removed.
     pub fn drop_gateway(&mut self, gateway: IpAddr, now: Moment) -> Result<bool, LedgerError> {
-        if !self.lonely_gateways().contains(&gateway) {
+        if !self.unneeded_gateways().contains(&gateway) {
             return Ok(false);
         }
         self.ledger.remove_gateway(gateway, now)?;
@@ -214,8 +214,8 @@ impl<L: Ledger> NodeIpam<L> {
     /// The address that would replace this gateway address. Another node can get a stray one at any time, so the
     /// shortest cool-down is enough for its replacement.
     fn next_gateway(&self, old: IpAddr, now: Moment) -> Option<IpAddr> {
-        let rest = if self.is_stray(old) { Rest::Shortest } else { Rest::Full };
-        self.allocator.next(Family::of(old), None, rest, now)
+        let cool_down = if self.is_stray(old) { CoolDown::Shortest } else { CoolDown::Full };
+        self.allocator.next(Family::of(old), None, cool_down, now)
     }
 
     /// Adds a block that the datastore lists for this node but the ledger does not. Its addresses may have been in use
@@ -309,9 +309,10 @@ impl<L: Ledger> NodeIpam<L> {
         Ok(())
     }
 
-    /// Expects the handover of a reserved address to this node for the attachment: it is not released until it is used
-    /// or given up. Only an expected address can be allocated to the attachment.
-    pub fn expect(&mut self, address: IpAddr, attachment: &Attachment) {
+    /// Expects the hand-over of a reserved address to this node for the attachment: it is not released until it is used
+    /// or the expectation is cancelled ([`Self::cancel_expected`]). Only an expected address can be allocated to the
+    /// attachment.
+    pub fn mark_expected(&mut self, address: IpAddr, attachment: &Attachment) {
         self.expected.insert((address, attachment.clone()));
     }
 
@@ -334,12 +335,12 @@ impl<L: Ledger> NodeIpam<L> {
     }
 
     /// Whether the attachment was released before its ADD ended.
-    pub fn is_overtaken(&self, attachment: &Attachment) -> bool {
+    pub fn is_deleted_during_add(&self, attachment: &Attachment) -> bool {
         self.deleted_meanwhile.contains_key(attachment)
     }
 
     /// Stops expecting the address for this attachment. Another attachment may still expect it.
-    pub fn give_up(&mut self, address: IpAddr, attachment: &Attachment) {
+    pub fn cancel_expected(&mut self, address: IpAddr, attachment: &Attachment) {
         self.expected.remove(&(address, attachment.clone()));
     }
 }

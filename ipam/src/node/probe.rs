@@ -7,9 +7,9 @@ use std::net::IpAddr;
 
 use polder_api::{Attachment, Family};
 
-use super::{AllocateError, AllocationRequest, NodeIpam, Source};
-use crate::allocator::{Counts, Rest};
-use crate::ledger::{AttachmentEntry, Kind, Ledger, LedgerError, MemberState};
+use super::{AllocateError, AllocationRequest, AllocationSource, NodeIpam};
+use crate::allocator::{CoolDown, Counts};
+use crate::ledger::{AttachmentEntry, AttachmentKind, Ledger, LedgerError, MemberState};
 use crate::moment::Moment;
 use crate::pool::Block;
 
@@ -23,7 +23,7 @@ pub const SMALLEST_POOL: u128 = 256;
 const LEFT_FOR_PODS: u64 = 4;
 
 /// Number of addresses that are tried from the end of a block.
-const LOOKED_AT: u128 = 64;
+const MAX_CANDIDATES: u128 = 64;
 
 impl<L: Ledger> NodeIpam<L> {
     /// The endpoint, if it has an address.
@@ -35,7 +35,7 @@ impl<L: Ledger> NodeIpam<L> {
     /// block that should become empty.
     pub fn probe_fits(&self, families: &BTreeSet<Family>, now: Moment) -> bool {
         let Some(held) = self.probe() else {
-            return families.iter().all(|family| self.place(*family, now).is_none());
+            return families.iter().all(|family| self.probe_address(*family, now).is_none());
         };
         let stays =
             |address: &IpAddr| families.contains(&Family::of(*address)) && self.may_stay(*address, now);
@@ -43,7 +43,7 @@ impl<L: Ledger> NodeIpam<L> {
         let missing = families.iter().filter(|family| !has(family));
         !held.leaving
             && held.addresses.iter().all(stays)
-            && missing.into_iter().all(|family| self.place(*family, now).is_none())
+            && missing.into_iter().all(|family| self.probe_address(*family, now).is_none())
     }
 
     /// Allocates the endpoint's addresses, in the families that have a suitable one. Existing addresses stay. `None` if
@@ -60,21 +60,22 @@ impl<L: Ledger> NodeIpam<L> {
         if self.identity()?.is_none_or(|identity| identity.member_state != MemberState::Member) {
             return Ok(None);
         }
-        let requested: Vec<IpAddr> = families.iter().filter_map(|family| self.place(*family, now)).collect();
+        let requested: Vec<IpAddr> =
+            families.iter().filter_map(|family| self.probe_address(*family, now)).collect();
         if requested.is_empty() {
             return Ok(None);
         }
         let families = requested.iter().copied().map(Family::of).collect();
-        let wish = AllocationRequest {
+        let request = AllocationRequest {
             attachment: Attachment::of_probe(),
-            kind: Kind::Pod,
-            source: Source::Blocks { families, pool: None, requested, reserved: Vec::new() },
+            kind: AttachmentKind::Pod,
+            source: AllocationSource::Blocks { families, pool: None, requested, reserved: Vec::new() },
             mac: None,
             mtu,
             netns: String::new(),
             pod: None,
         };
-        match self.allocate(wish, Rest::Full, now) {
+        match self.allocate(request, CoolDown::Full, now) {
             Ok(held) => Ok(Some(held)),
             Err(AllocateError::Ledger(error)) => Err(error),
             // For example, a pod requested the same MAC address.
@@ -97,13 +98,13 @@ impl<L: Ledger> NodeIpam<L> {
         let mut blocks = self.blocks.iter().filter(|owned| !owned.leaving);
         let Some(owned) = blocks.find(|owned| owned.block.cidr().has(address)) else { return false };
         let has_gateway = self.gateways.iter().any(|gateway| owned.block.cidr().has(*gateway));
-        let is_needed = has_gateway && self.place(Family::of(address), now).is_none();
+        let is_needed = has_gateway && self.probe_address(Family::of(address), now).is_none();
         !self.allocator.is_closed(&owned.pool) || is_needed
     }
 
     /// The address that the endpoint would get: the last free one of a suitable block, preferably of the gateway's
     /// block.
-    fn place(&self, family: Family, now: Moment) -> Option<IpAddr> {
+    fn probe_address(&self, family: Family, now: Moment) -> Option<IpAddr> {
         let mut blocks: Vec<Block> = self
             .allocator
             .blocks(now)
@@ -118,7 +119,7 @@ impl<L: Ledger> NodeIpam<L> {
             .collect();
         blocks.sort_by_key(|block| !self.gateways.iter().any(|gateway| block.cidr().has(*gateway)));
         let from_the_end = |block: Block| {
-            (0..LOOKED_AT.min(block.cidr().size())).map(move |back| before(block.cidr().last(), back))
+            (0..MAX_CANDIDATES.min(block.cidr().size())).map(move |back| before(block.cidr().last(), back))
         };
         blocks.into_iter().flat_map(from_the_end).find(|address| self.allocator.ask(*address, now).is_ok())
     }
@@ -181,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn the_endpoint_takes_the_last_address_of_the_gateways_block_and_is_no_pod() {
+    fn the_probe_gets_the_last_address_of_the_gateway_block() {
         let pool = pool("p", "10.0.0.0/24", 26, PoolState::Active);
         let mut node = node(&[(&pool, "10.0.0.192/26"), (&pool, "10.0.0.0/26")]);
         assert!(!node.probe_fits(&v4(), NOW), "it has none yet");
@@ -198,16 +199,16 @@ mod tests {
         assert_eq!(node.attachments().count(), 0);
         let of_pods = node.total(Family::V4, None, NOW);
         assert_eq!((of_pods.used, of_pods.excluded), (1, 3), "both ends of the pool, and the endpoint");
-        assert_eq!(node.own(NOW).unwrap().probes.len(), 1);
+        assert_eq!(node.holdings(NOW).unwrap().probes.len(), 1);
         assert_eq!(node.facts(NOW).unwrap().attachments, []);
         assert_eq!(
             node.condition(expected.parse().unwrap(), NOW).unwrap(),
-            Some(crate::node::Condition::Probe)
+            Some(crate::node::AddressCondition::Probe)
         );
     }
 
     #[test]
-    fn small_blocks_and_small_pools_have_no_address_for_the_endpoint_and_nobody_asks_again() {
+    fn small_blocks_and_small_pools_have_no_probe_address() {
         for (cidr, length) in [("10.0.0.0/24", 29), ("10.0.0.0/25", 26)] {
             let pool = pool("p", cidr, length, PoolState::Active);
             let mut node = node(&[(&pool, &format!("10.0.0.0/{length}"))]);
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_endpoint_leaves_a_pool_that_is_drained_if_there_is_another_or_it_keeps_a_block_alone() {
+    fn the_probe_leaves_a_drained_pool_if_another_pool_has_a_block() {
         let (old, new) = (
             pool("old", "10.0.0.0/24", 26, PoolState::Active),
             pool("new", "10.1.0.0/24", 26, PoolState::Active),
@@ -240,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_was_removed_gets_no_endpoint() {
+    fn a_removed_node_gets_no_probe_address() {
         let pool = pool("p", "10.0.0.0/24", 26, PoolState::Active);
         let mut node = node(&[(&pool, "10.0.0.0/26")]);
         let identity = node.identity().unwrap().unwrap();

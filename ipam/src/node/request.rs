@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use polder_api::{Attachment, Family, Mac, Pod, PoolName};
 
-use crate::allocator::{Counts, Refused};
-use crate::ledger::{AttachmentEntry, Kind, LedgerError};
+use crate::allocator::{AddressRefusal, Counts};
+use crate::ledger::{AttachmentEntry, AttachmentKind, LedgerError};
 
 /// Request for the addresses of one attachment.
 #[derive(Debug, Clone)]
@@ -13,9 +13,9 @@ pub struct AllocationRequest {
     /// Key of the attachment.
     pub attachment: Attachment,
     /// Interface in a pod, or addresses only.
-    pub kind: Kind,
+    pub kind: AttachmentKind,
     /// Source of the addresses.
-    pub source: Source,
+    pub source: AllocationSource,
     /// Requested MAC address; `None` to derive it from the first address.
     pub mac: Option<Mac>,
     /// MTU, in bytes.
@@ -28,7 +28,7 @@ pub struct AllocationRequest {
 
 /// Source of the addresses of an attachment.
 #[derive(Debug, Clone)]
-pub enum Source {
+pub enum AllocationSource {
     /// From the node's blocks: one address of each family, or none at all.
     Blocks {
         /// Families, one address of each.
@@ -41,7 +41,7 @@ pub enum Source {
         reserved: Vec<IpAddr>,
     },
     /// From another IPAM plugin: addresses outside the node's blocks.
-    Elsewhere(Vec<IpAddr>),
+    OtherPlugin(Vec<IpAddr>),
 }
 
 /// The criteria for choosing addresses from the node's blocks.
@@ -63,7 +63,7 @@ pub enum AllocateError {
     /// It was released before its ADD ended, and must be released again.
     /// Remedy: none, it is retried.
     #[error("its last ADD is still running")]
-    Overtaken,
+    DeletedDuringAdd,
     /// No address is free.
     /// Remedy: add a pool with polderctl pool add.
     #[error("no free {family} address: {} used, {} in cool-down, {} free", counts.used, counts.resting, counts.free)]
@@ -80,7 +80,7 @@ pub enum AllocateError {
         /// Requested address.
         address: IpAddr,
         /// Reason.
-        why: Refused,
+        why: AddressRefusal,
         /// Attachment that uses the address, if any.
         holder: Option<Box<AttachmentEntry>>,
     },

@@ -34,11 +34,11 @@ fn node() -> Node {
     node
 }
 
-fn wish(container: &str, families: &[Family]) -> AllocationRequest {
+fn request(container: &str, families: &[Family]) -> AllocationRequest {
     AllocationRequest {
         attachment: format!("net/{container}/eth0").parse().unwrap(),
-        kind: Kind::Pod,
-        source: Source::Blocks {
+        kind: AttachmentKind::Pod,
+        source: AllocationSource::Blocks {
             families: families.to_vec(),
             pool: None,
             requested: Vec::new(),
@@ -52,19 +52,27 @@ fn wish(container: &str, families: &[Family]) -> AllocationRequest {
 }
 
 fn from_elsewhere(container: &str, address: &str) -> AllocationRequest {
-    AllocationRequest { source: Source::Elsewhere(vec![address.parse().unwrap()]), ..wish(container, &[]) }
+    AllocationRequest {
+        source: AllocationSource::OtherPlugin(vec![address.parse().unwrap()]),
+        ..request(container, &[])
+    }
 }
 
 fn asking_for(container: &str, address: &str) -> AllocationRequest {
     let requested = vec![address.parse().unwrap()];
     AllocationRequest {
-        source: Source::Blocks { families: vec![Family::V4], pool: None, requested, reserved: Vec::new() },
-        ..wish(container, &[])
+        source: AllocationSource::Blocks {
+            families: vec![Family::V4],
+            pool: None,
+            requested,
+            reserved: Vec::new(),
+        },
+        ..request(container, &[])
     }
 }
 
 fn allocate(node: &mut Node, container: &str) -> Result<AttachmentEntry, AllocateError> {
-    node.allocate(wish(container, &[Family::V4]), Rest::Full, NOW)
+    node.allocate(request(container, &[Family::V4]), CoolDown::Full, NOW)
 }
 
 #[test]
@@ -76,16 +84,16 @@ fn the_gateway_is_the_first_address_of_the_first_block_and_is_taken_once() {
 }
 
 #[test]
-fn all_addresses_of_a_wish_are_allocated_or_none() {
+fn a_request_gets_all_its_addresses_or_none() {
     let mut node = node();
-    let both = node.allocate(wish("a", &Family::BOTH), Rest::Full, NOW);
+    let both = node.allocate(request("a", &Family::BOTH), CoolDown::Full, NOW);
     assert!(matches!(both, Err(AllocateError::Shortage { family: Family::V6, .. })));
-    assert_eq!(node.total(Family::V4, None, NOW).used, 1, "the gateway's");
+    assert_eq!(node.total(Family::V4, None, NOW).used, 1, "the gateway address");
     assert_eq!(node.attachments().count(), 0);
 }
 
 #[test]
-fn a_second_wish_for_an_attachment_gets_the_first_ones_answer_and_nothing_new() {
+fn a_repeated_request_gets_the_existing_addresses() {
     let mut node = node();
     let first = allocate(&mut node, "a").unwrap();
     let Err(AllocateError::Exists(held)) = allocate(&mut node, "a") else { panic!("allocated twice") };
@@ -94,7 +102,7 @@ fn a_second_wish_for_an_attachment_gets_the_first_ones_answer_and_nothing_new() 
 }
 
 #[test]
-fn an_address_is_held_until_its_interface_is_gone_and_then_rests() {
+fn an_address_is_used_until_its_release_and_then_cools_down() {
     let mut node = node();
     let held = allocate(&mut node, "a").unwrap();
     assert!(node.begin_release(&held.attachment).0.unwrap().leaving);
@@ -107,7 +115,7 @@ fn an_address_is_held_until_its_interface_is_gone_and_then_rests() {
 }
 
 #[test]
-fn a_restart_knows_what_is_used_and_what_rests() {
+fn used_and_cooling_addresses_survive_a_restart() {
     let mut before = node();
     let (kept, freed) = (allocate(&mut before, "kept").unwrap(), allocate(&mut before, "freed").unwrap());
     before.release(&freed.attachment, NOW).unwrap();
@@ -120,11 +128,11 @@ fn a_restart_knows_what_is_used_and_what_rests() {
     let all: Vec<_> = (0..).map_while(|n| allocate(&mut after, &format!("new{n}")).ok()).collect();
     let addresses: Vec<_> = all.iter().flat_map(|held| held.addresses.clone()).collect();
     let expected: Vec<IpAddr> = (4..8).map(|last| IpAddr::from([10, 0, 0, last])).collect();
-    assert_eq!(addresses, expected, "2 is kept and 3 rests");
+    assert_eq!(addresses, expected, "2 is used and 3 is in cool-down");
 }
 
 #[test]
-fn nothing_goes_out_of_a_pool_that_is_not_active_any_more() {
+fn a_drained_pool_allocates_no_address() {
     let mut node = node();
     let kept = allocate(&mut node, "a").unwrap();
     let mut draining = pool("10.0.0.0/24", 29);
@@ -137,7 +145,7 @@ fn nothing_goes_out_of_a_pool_that_is_not_active_any_more() {
 }
 
 #[test]
-fn a_reboot_frees_everything_but_the_gateway_and_lets_it_rest() {
+fn after_a_reboot_all_addresses_except_the_gateway_cool_down() {
     let mut before = node();
     let held = allocate(&mut before, "a").unwrap();
     let (mut after, void) = again(before, "boot-2");
@@ -150,68 +158,69 @@ fn a_reboot_frees_everything_but_the_gateway_and_lets_it_rest() {
 }
 
 #[test]
-fn whoever_had_an_address_last_may_have_it_again_at_once_and_nobody_else() {
+fn only_the_last_owner_gets_an_address_again_during_its_cool_down() {
     let mut node = node();
-    let attachment = node.allocate(asking_for("a", "10.0.0.5"), Rest::Full, NOW).unwrap().attachment;
+    let attachment = node.allocate(asking_for("a", "10.0.0.5"), CoolDown::Full, NOW).unwrap().attachment;
     node.release(&attachment, NOW).unwrap();
-    let refused = node.allocate(asking_for("b", "10.0.0.5"), Rest::Full, NOW).unwrap_err();
-    assert!(matches!(refused, AllocateError::Refused { why: Refused::Resting(_), .. }), "{refused}");
-    let next = node.allocate(wish("c", &[Family::V4]), Rest::Shortest, NOW).unwrap();
+    let refused = node.allocate(asking_for("b", "10.0.0.5"), CoolDown::Full, NOW).unwrap_err();
+    assert!(matches!(refused, AllocateError::Refused { why: AddressRefusal::Resting(_), .. }), "{refused}");
+    let next = node.allocate(request("c", &[Family::V4]), CoolDown::Shortest, NOW).unwrap();
     assert_ne!(next.addresses, ["10.0.0.5".parse::<IpAddr>().unwrap()]);
-    node.allocate(asking_for("a", "10.0.0.5"), Rest::Full, NOW).unwrap();
+    node.allocate(asking_for("a", "10.0.0.5"), CoolDown::Full, NOW).unwrap();
     node.release(&attachment, NOW).unwrap();
     let later = NOW + Duration::from_secs(10);
-    let other = node.allocate(asking_for("b", "10.0.0.5"), Rest::Full, later).unwrap().attachment;
+    let other = node.allocate(asking_for("b", "10.0.0.5"), CoolDown::Full, later).unwrap().attachment;
     node.release(&other, later).unwrap();
     // Another attachment used it in between.
-    assert!(node.allocate(asking_for("a", "10.0.0.5"), Rest::Full, later).is_err());
+    assert!(node.allocate(asking_for("a", "10.0.0.5"), CoolDown::Full, later).is_err());
 }
 
 #[test]
-fn an_address_that_is_asked_for_is_given_or_it_is_said_why_not() {
+fn a_requested_address_is_allocated_or_refused_with_the_reason() {
     let mut node = node();
-    let held = node.allocate(asking_for("a", "10.0.0.5"), Rest::Full, NOW).unwrap();
+    let held = node.allocate(asking_for("a", "10.0.0.5"), CoolDown::Full, NOW).unwrap();
     assert_eq!(held.addresses, ["10.0.0.5".parse::<IpAddr>().unwrap()]);
     let why = |node: &mut Node, address: &str, now: Moment| match node.allocate(
         asking_for("b", address),
-        Rest::Full,
+        CoolDown::Full,
         now,
     ) {
         Err(AllocateError::Refused { why, holder, .. }) => (why, holder.map(|held| held.attachment)),
         other => panic!("{other:?}"),
     };
-    assert_eq!(why(&mut node, "10.0.0.5", NOW), (Refused::Used, Some(held.attachment.clone())));
-    assert_eq!(why(&mut node, "10.0.0.1", NOW), (Refused::Used, None), "the gateway's");
-    assert_eq!(why(&mut node, "10.9.0.1", NOW), (Refused::NotHere, None));
+    assert_eq!(why(&mut node, "10.0.0.5", NOW), (AddressRefusal::Used, Some(held.attachment.clone())));
+    assert_eq!(why(&mut node, "10.0.0.1", NOW), (AddressRefusal::Used, None), "the gateway address");
+    assert_eq!(why(&mut node, "10.9.0.1", NOW), (AddressRefusal::NotHere, None));
     node.release(&held.attachment, NOW).unwrap();
     let soon = NOW + Duration::from_secs(4);
-    assert_eq!(why(&mut node, "10.0.0.5", soon), (Refused::Resting(Duration::from_secs(6)), None));
+    assert_eq!(why(&mut node, "10.0.0.5", soon), (AddressRefusal::Resting(Duration::from_secs(6)), None));
     let later = NOW + Duration::from_secs(10);
-    assert!(node.allocate(asking_for("b", "10.0.0.5"), Rest::Full, later).is_ok());
+    assert!(node.allocate(asking_for("b", "10.0.0.5"), CoolDown::Full, later).is_ok());
 }
 
 #[test]
-fn addresses_from_elsewhere_are_held_once_and_do_not_rest() {
+fn addresses_from_another_plugin_are_used_once_without_cool_down() {
     let mut node = node();
-    let held = node.allocate(from_elsewhere("a", "192.0.2.5"), Rest::Full, NOW).unwrap();
-    let again = node.allocate(from_elsewhere("b", "192.0.2.5"), Rest::Full, NOW);
-    assert!(matches!(again, Err(AllocateError::Refused { why: Refused::Used, .. })));
+    let held = node.allocate(from_elsewhere("a", "192.0.2.5"), CoolDown::Full, NOW).unwrap();
+    let again = node.allocate(from_elsewhere("b", "192.0.2.5"), CoolDown::Full, NOW);
+    assert!(matches!(again, Err(AllocateError::Refused { why: AddressRefusal::Used, .. })));
     node.release(&held.attachment, NOW).unwrap();
-    assert!(node.allocate(from_elsewhere("b", "192.0.2.5"), Rest::Full, NOW).is_ok());
+    assert!(node.allocate(from_elsewhere("b", "192.0.2.5"), CoolDown::Full, NOW).is_ok());
 }
 
 #[test]
 fn no_two_pods_have_the_same_mac_address() {
     let mut node = node();
     let mac = Some("02:00:00:00:00:07".parse().unwrap());
-    let held = node.allocate(AllocationRequest { mac, ..wish("a", &[Family::V4]) }, Rest::Full, NOW).unwrap();
+    let held =
+        node.allocate(AllocationRequest { mac, ..request("a", &[Family::V4]) }, CoolDown::Full, NOW).unwrap();
     assert_eq!(Some(held.mac), mac);
-    let again = node.allocate(AllocationRequest { mac, ..wish("b", &[Family::V4]) }, Rest::Full, NOW);
+    let again = node.allocate(AllocationRequest { mac, ..request("b", &[Family::V4]) }, CoolDown::Full, NOW);
     assert!(matches!(again, Err(AllocateError::MacTaken { holder, .. }) if holder == held.attachment));
 }
 
 #[test]
-fn every_block_has_a_gateway_of_its_own_that_no_pod_gets() {
+fn every_block_has_a_gateway_that_no_pod_gets() {
     let mut node = node();
     let pool = pool("10.0.0.0/24", 29);
     let owned =
@@ -227,7 +236,7 @@ fn every_block_has_a_gateway_of_its_own_that_no_pod_gets() {
 }
 
 #[test]
-fn a_block_of_which_the_ledger_knows_nothing_rests_before_anything_goes_out_of_it() {
+fn a_block_that_is_missing_in_the_ledger_cools_down_first() {
     let (mut node, _) = open(Memory::default(), "boot-1");
     let pool = pool("10.0.0.0/24", 29);
     let owned =
@@ -241,7 +250,7 @@ fn a_block_of_which_the_ledger_knows_nothing_rests_before_anything_goes_out_of_i
 }
 
 #[test]
-fn an_old_copy_of_a_ledger_hands_nothing_out_before_it_has_rested() {
+fn a_node_with_an_old_ledger_copy_cools_down_before_it_allocates() {
     let mut node = node();
     let held = allocate(&mut node, "a").unwrap();
     let freed = allocate(&mut node, "b").unwrap();
@@ -249,10 +258,11 @@ fn an_old_copy_of_a_ledger_hands_nothing_out_before_it_has_rested() {
     let later = NOW + DEFAULT_COOL_DOWN;
     node.cool_down_unused(later).unwrap();
     let before = later + Duration::from_secs(9);
-    let next =
-        |node: &mut Node, container, now| node.allocate(wish(container, &[Family::V4]), Rest::Shortest, now);
+    let next = |node: &mut Node, container, now| {
+        node.allocate(request(container, &[Family::V4]), CoolDown::Shortest, now)
+    };
     assert!(matches!(next(&mut node, "c", before), Err(AllocateError::Shortage { .. })));
-    assert_eq!(node.total(Family::V4, None, before).used, 2, "the gateway's and the pod's");
+    assert_eq!(node.total(Family::V4, None, before).used, 2, "the gateway address and the pod address");
     // The cool-down is in the ledger: a restart does not end it, and addresses already in cool-down start again.
     let (mut node, _) = again(node, "boot-1");
     node.learn_pools(&[pool("10.0.0.0/24", 29)], &Labels::new()).unwrap();
@@ -262,77 +272,86 @@ fn an_old_copy_of_a_ledger_hands_nothing_out_before_it_has_rested() {
 }
 
 #[test]
-fn a_block_that_was_just_claimed_is_kept_for_whoever_wanted_it() {
+fn a_block_is_not_spare_immediately_after_its_claim() {
     let mut node = node().with_low_water(1);
     let pool = pool("10.0.0.0/24", 29);
     let (block, nonce) = (pool.block(3), Nonce::new("y"));
     node.add_block(OwnedBlock { block, pool: pool.name.clone(), nonce, leaving: false }, &pool, NOW).unwrap();
-    let spare = |seconds| node.own(NOW + Duration::from_secs(seconds)).unwrap().spare;
+    let spare = |seconds| node.holdings(NOW + Duration::from_secs(seconds)).unwrap().spare;
     assert_eq!([spare(0), spare(9), spare(10)], [vec![], vec![], vec![block]]);
 }
 
 #[test]
-fn an_address_that_one_attachment_gives_up_is_still_expected_for_another() {
+fn cancelling_one_expected_hand_over_keeps_that_of_another_attachment() {
     let mut node = node();
     let address: IpAddr = "10.9.0.1".parse().unwrap();
-    let [one, other] = ["one", "other"].map(|container| wish(container, &[]).attachment);
-    node.expect(address, &one);
-    node.expect(address, &other);
-    node.give_up(address, &other);
-    assert!(node.own(NOW).unwrap().expected.contains(&address), "the first one may have it by now");
-    node.give_up(address, &one);
-    assert!(node.own(NOW).unwrap().expected.is_empty());
+    let [one, other] = ["one", "other"].map(|container| request(container, &[]).attachment);
+    node.mark_expected(address, &one);
+    node.mark_expected(address, &other);
+    node.cancel_expected(address, &other);
+    assert!(
+        node.holdings(NOW).unwrap().expected.contains(&address),
+        "the first attachment may use the address by now"
+    );
+    node.cancel_expected(address, &one);
+    assert!(node.holdings(NOW).unwrap().expected.is_empty());
 }
 
 #[test]
-fn a_gateway_that_was_found_in_the_kernel_and_is_in_no_block_of_the_node_is_moved() {
+fn a_restored_gateway_outside_the_nodes_blocks_is_moved() {
     let (mut node, _) = open(Memory::default(), "boot-1");
     let earlier: IpAddr = "10.0.0.33".parse().unwrap();
     node.restore_gateway(earlier).unwrap();
-    assert!(node.own(NOW).unwrap().idle_gateways.is_empty(), "there is no other");
+    assert!(node.holdings(NOW).unwrap().idle_gateways.is_empty(), "there is no other free address");
     let pool = pool("10.0.0.0/24", 29);
     let (block, nonce) = (pool.block(0), Nonce::new("x"));
     node.adopt_block(OwnedBlock { block, pool: pool.name.clone(), nonce, leaving: false }, &pool, NOW)
         .unwrap();
-    assert!(node.own(NOW + Duration::from_secs(9)).unwrap().idle_gateways.is_empty(), "all of it rests");
+    assert!(
+        node.holdings(NOW + Duration::from_secs(9)).unwrap().idle_gateways.is_empty(),
+        "all addresses of the block are in cool-down"
+    );
     // Another node may have the earlier one by now: the shortest cool-down is enough.
     let rested = NOW + Duration::from_secs(10);
-    assert_eq!(node.own(rested).unwrap().idle_gateways, [earlier]);
+    assert_eq!(node.holdings(rested).unwrap().idle_gateways, [earlier]);
     assert!(node.move_gateway(earlier, rested).unwrap());
     assert!(pool.block(0).cidr().has(node.gateways()[0]));
 }
 
 #[test]
-fn a_reserved_address_goes_to_a_pod_only_while_it_is_expected() {
+fn a_reserved_address_is_allocated_only_while_it_is_expected() {
     let (mut node, _) = open(Memory::default(), "boot-1");
     let address: IpAddr = "10.1.0.5".parse().unwrap();
     let reserved = |container: &str| AllocationRequest {
-        source: Source::Blocks {
+        source: AllocationSource::Blocks {
             families: vec![Family::V4],
             pool: None,
             requested: Vec::new(),
             reserved: vec![address],
         },
-        ..wish(container, &[])
+        ..request(container, &[])
     };
     let unexpected = |allocated: Result<AttachmentEntry, AllocateError>| {
-        matches!(allocated, Err(AllocateError::Refused { why: Refused::NotExpected, .. }))
+        matches!(allocated, Err(AllocateError::Refused { why: AddressRefusal::NotExpected, .. }))
     };
-    assert!(unexpected(node.allocate(reserved("a"), Rest::Full, NOW)));
-    let attachment = wish("a", &[]).attachment;
-    node.expect(address, &attachment);
-    assert!(unexpected(node.allocate(reserved("b"), Rest::Full, NOW)), "it is for another pod");
+    assert!(unexpected(node.allocate(reserved("a"), CoolDown::Full, NOW)));
+    let attachment = request("a", &[]).attachment;
+    node.mark_expected(address, &attachment);
+    assert!(
+        unexpected(node.allocate(reserved("b"), CoolDown::Full, NOW)),
+        "the address is expected for another pod"
+    );
     node.forget_all().unwrap();
-    assert!(unexpected(node.allocate(reserved("a"), Rest::Full, NOW)), "the node was removed meanwhile");
-    node.expect(address, &attachment);
-    let without_gateway = node.allocate(reserved("a"), Rest::Full, NOW);
+    assert!(unexpected(node.allocate(reserved("a"), CoolDown::Full, NOW)), "the node was removed meanwhile");
+    node.mark_expected(address, &attachment);
+    let without_gateway = node.allocate(reserved("a"), CoolDown::Full, NOW);
     assert!(matches!(without_gateway, Err(AllocateError::NoGateway { family: Family::V4 })));
     node.restore_gateway("10.0.0.1".parse().unwrap()).unwrap();
-    assert_eq!(node.allocate(reserved("a"), Rest::Full, NOW).unwrap().addresses, [address]);
+    assert_eq!(node.allocate(reserved("a"), CoolDown::Full, NOW).unwrap().addresses, [address]);
 }
 
 #[test]
-fn all_blocks_that_are_not_needed_can_go_at_once_and_enough_is_left() {
+fn all_spare_blocks_can_be_released_together() {
     let mut node = node().with_low_water(4);
     let pool = pool("10.0.0.0/24", 29);
     for number in 2..32 {
@@ -341,23 +360,23 @@ fn all_blocks_that_are_not_needed_can_go_at_once_and_enough_is_left() {
         node.add_block(owned, &pool, NOW).unwrap();
     }
     let later = NOW + Duration::from_secs(100);
-    let spare = node.own(later).unwrap().spare;
+    let spare = node.holdings(later).unwrap().spare;
     assert!(spare.len() > 20, "{spare:?}");
     for block in spare {
         assert!(node.leave(block, later).unwrap(), "{block}");
     }
     assert!((8..16).contains(&node.total(Family::V4, None, later).free));
-    assert_eq!(node.own(later).unwrap().spare, []);
+    assert_eq!(node.holdings(later).unwrap().spare, []);
 }
 
 #[test]
-fn a_gc_takes_away_what_is_not_valid_and_was_there_before_it_began() {
+fn a_gc_collects_only_older_attachments_that_are_not_valid() {
     let mut node = node();
     let later = NOW + Duration::from_secs(1);
     for (container, at) in [("old", NOW), ("valid", NOW), ("young", later)] {
-        node.allocate(wish(container, &[Family::V4]), Rest::Full, at).unwrap();
+        node.allocate(request(container, &[Family::V4]), CoolDown::Full, at).unwrap();
     }
-    let attachment = |container: &str| wish(container, &[]).attachment;
+    let attachment = |container: &str| request(container, &[]).attachment;
     let valid = BTreeSet::from([attachment("valid")]);
     assert_eq!(stale(node.attachments(), later, &valid), [attachment("old")]);
 }

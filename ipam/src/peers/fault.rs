@@ -11,7 +11,7 @@ use crate::{Block, Cidr};
 
 /// Reason why a record is not used on this node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-pub enum Fault {
+pub enum RecordFault {
     /// The record cannot be decoded, or its pool is not usable on this node; with the reason.
     #[error(transparent)]
     Refused(SharedError),
@@ -139,7 +139,7 @@ pub enum Fault {
     StrayReservation,
 }
 
-impl Fault {
+impl RecordFault {
     /// Whether the rest of the record is used.
     pub(super) fn is_partial(&self) -> bool {
         matches!(self, Self::Doubtful(_) | Self::StrayGateway(_) | Self::StrayProbe(_))

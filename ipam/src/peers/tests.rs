@@ -74,13 +74,13 @@ fn both() -> Vec<(String, usize)> {
 }
 
 #[test]
-fn the_other_nodes_are_peers_and_the_node_itself_is_none() {
+fn only_the_other_nodes_are_peers() {
     assert_eq!(Cluster::new().seen(), (both(), String::new()));
 }
 
 #[test]
-fn a_node_that_claims_what_is_anothers_is_refused_and_the_first_one_stands() {
-    for (change, sign) in [
+fn a_node_with_an_address_of_another_node_is_refused() {
+    for (change, expected) in [
         (
             NodeRecord { underlay: node(1).underlay, ..node(3) },
             "underlay address 10.1.0.1 is already used by node a",
@@ -102,14 +102,14 @@ fn a_node_that_claims_what_is_anothers_is_refused_and_the_first_one_stands() {
         cluster.node("evil", &change);
         let (peers, problem) = cluster.seen();
         assert_eq!(peers, both());
-        assert!(problem.contains("/polder/v1/nodes/evil") && problem.contains(sign), "{problem}");
+        assert!(problem.contains("/polder/v1/nodes/evil") && problem.contains(expected), "{problem}");
     }
 }
 
 #[test]
-fn a_node_record_that_makes_no_sense_is_refused() {
+fn an_invalid_node_record_is_refused() {
     let multicast = Mac([1, 0, 0, 0, 0, 1]);
-    for (change, sign) in [
+    for (change, expected) in [
         (
             NodeRecord { underlay: vec!["127.0.0.1".parse().unwrap()], ..node(3) },
             "underlay address 127.0.0.1 is unspecified, loopback or multicast",
@@ -123,12 +123,12 @@ fn a_node_record_that_makes_no_sense_is_refused() {
         cluster.node("evil", &change);
         let (peers, problem) = cluster.seen();
         assert_eq!(peers, both());
-        assert!(problem.contains(sign), "{problem}");
+        assert!(problem.contains(expected), "{problem}");
     }
 }
 
 #[test]
-fn a_gateway_in_no_pool_is_ignored_and_named_and_the_node_is_not() {
+fn only_the_gateway_outside_all_pools_is_ignored_not_its_node() {
     let mut cluster = Cluster::new();
     let stray =
         NodeRecord { gateways: vec!["10.244.1.1".parse().unwrap(), "fd00::1".parse().unwrap()], ..node(1) };
@@ -139,8 +139,8 @@ fn a_gateway_in_no_pool_is_ignored_and_named_and_the_node_is_not() {
 }
 
 #[test]
-fn a_probe_address_in_no_block_of_its_node_is_ignored_and_named_and_the_node_is_not() {
-    for (probe, sign) in [
+fn only_a_probe_address_outside_the_nodes_blocks_is_ignored_not_its_node() {
+    for (probe, expected) in [
         ("10.244.1.9", ""),
         ("10.244.2.9", "10.244.2.9 is ignored, because it is not in a block"),
         ("10.9.0.1", "10.9.0.1"),
@@ -149,13 +149,13 @@ fn a_probe_address_in_no_block_of_its_node_is_ignored_and_named_and_the_node_is_
         cluster.node("a", &NodeRecord { probes: vec![probe.parse().unwrap()], ..node(1) });
         let (peers, problem) = cluster.seen();
         assert_eq!(peers, both());
-        assert!(problem.contains(sign) && problem.is_empty() == sign.is_empty(), "{problem}");
+        assert!(problem.contains(expected) && problem.is_empty() == expected.is_empty(), "{problem}");
     }
 }
 
 #[test]
-fn a_claim_that_does_not_fit_is_refused_and_draws_no_traffic() {
-    for (block, owner, n, sign) in [
+fn an_invalid_claim_is_refused_and_gets_no_route() {
+    for (block, owner, n, expected) in [
         ("10.9.0.0/26", "a", 1, "not a /26 inside 10.244.0.0/16"),
         ("10.9.0.0/26", "me", 0, "not a /26 inside 10.244.0.0/16"),
         ("10.244.9.0/27", "a", 1, "not a /26 inside 10.244.0.0/16"),
@@ -166,12 +166,12 @@ fn a_claim_that_does_not_fit_is_refused_and_draws_no_traffic() {
         cluster.block(block, owner, n);
         let (peers, problem) = cluster.seen();
         assert_eq!(peers, both());
-        assert!(problem.contains(sign), "{problem}");
+        assert!(problem.contains(expected), "{problem}");
     }
 }
 
 #[test]
-fn an_underlay_address_is_that_of_the_living_node_and_everything_else_that_of_the_older_record() {
+fn only_a_duplicate_underlay_address_goes_to_the_living_node() {
     let mut cluster = Cluster::new();
     // `b` gets the underlay address of `a`; the record of `b` is newer.
     cluster.node("b", &NodeRecord { underlay: node(1).underlay, ..node(2) });
@@ -196,7 +196,7 @@ fn an_underlay_address_is_that_of_the_living_node_and_everything_else_that_of_th
 }
 
 #[test]
-fn of_two_claims_that_overlap_the_older_one_stands_whichever_is_larger() {
+fn the_older_of_two_overlapping_claims_is_valid() {
     for (first, second) in [("10.244.8.0/26", "10.244.8.0/25"), ("10.244.8.0/25", "10.244.8.64/26")] {
         let mut cluster = Cluster::new();
         cluster.block(first, "a", 1);

@@ -7,8 +7,8 @@ use polder_api::status::AttachMode;
 use polder_api::{NodeName, PoolName};
 
 use crate::Cidr;
-use crate::capacity::Largest;
-use crate::needed::Needed;
+use crate::capacity::LargestOwners;
+use crate::needed::RequiredRange;
 use crate::pool::{Block, InvalidPool};
 
 /// Why the pools or the settings are not changed.
@@ -74,7 +74,7 @@ pub enum NotChanged {
         /// The requested range.
         cidr: Cidr,
         /// The network.
-        needed: Needed,
+        needed: RequiredRange,
     },
     /// The range contains a host or a network that the node must reach outside the pod network.
     #[error(
@@ -84,7 +84,7 @@ pub enum NotChanged {
         /// The requested range.
         cidr: Cidr,
         /// The host or network.
-        needed: Needed,
+        needed: RequiredRange,
     },
     /// A block in the range is still claimed from an earlier pool.
     #[error(
@@ -172,7 +172,7 @@ pub enum NotChanged {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Users {
     /// The number of claimed blocks, and their owners; `None` without blocks.
-    pub blocks: Option<(usize, Largest)>,
+    pub blocks: Option<(usize, LargestOwners)>,
     /// The number of reserved addresses, and one of them; `None` without addresses.
     pub reserved: Option<(usize, IpAddr)>,
 }

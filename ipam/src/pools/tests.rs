@@ -79,19 +79,19 @@ fn name(text: &str) -> PoolName {
 fn txn(change: Result<Decision, NotChanged>) -> Txn {
     match change.unwrap() {
         Decision::Commit { change, .. } => transaction(&change),
-        Decision::Already(said) => panic!("{said}"),
+        Decision::NothingToDo(message) => panic!("{message}"),
     }
 }
 
 fn already(change: Result<Decision, NotChanged>) -> String {
     match change.unwrap() {
-        Decision::Already(said) => said,
-        Decision::Commit { done, .. } => panic!("{done}"),
+        Decision::NothingToDo(message) => message,
+        Decision::Commit { success_message, .. } => panic!("{success_message}"),
     }
 }
 
 #[test]
-fn a_pool_is_added_if_no_other_is_newer_than_what_was_looked_at() {
+fn adding_a_pool_compares_all_ranges_with_the_view_revision() {
     let txn = txn(add(&Cluster::new().view(), &pool("two", "10.1.0.0/24")));
     assert!(txn.compares.contains(&Compare::absent(&Key::Pool(name("two")))));
     for range in [
@@ -110,63 +110,64 @@ fn a_pool_is_added_if_no_other_is_newer_than_what_was_looked_at() {
 }
 
 #[test]
-fn a_pool_that_overlaps_another_is_refused_whichever_is_the_larger() {
+fn a_pool_that_overlaps_another_is_refused() {
     let view = Cluster::new().view();
     for cidr in ["10.0.0.0/24", "10.0.0.64/26", "10.0.0.0/8"] {
-        let said = add(&view, &pool("two", cidr)).unwrap_err().to_string();
-        assert!(said.contains(&format!("{cidr} overlaps pool p (10.0.0.0/24)")), "{said}");
+        let message = add(&view, &pool("two", cidr)).unwrap_err().to_string();
+        assert!(message.contains(&format!("{cidr} overlaps pool p (10.0.0.0/24)")), "{message}");
     }
     assert!(add(&view, &pool("six", "fd00::/64")).is_ok());
 }
 
 #[test]
-fn a_pool_that_cannot_be_read_may_be_anywhere_and_stands_in_the_way_of_all() {
+fn an_unreadable_pool_record_blocks_every_new_pool() {
     let mut cluster = Cluster::new();
     cluster.put("/polder/v1/pools/odd".into(), b"{}".to_vec());
-    let said = add(&cluster.view(), &pool("two", "10.1.0.0/24")).unwrap_err().to_string();
-    assert!(said.contains("/polder/v1/pools/odd cannot be read"), "{said}");
+    let message = add(&cluster.view(), &pool("two", "10.1.0.0/24")).unwrap_err().to_string();
+    assert!(message.contains("/polder/v1/pools/odd cannot be read"), "{message}");
     assert!(matches!(remove(&cluster.view(), &name("odd")), Err(NotChanged::Unreadable { .. })));
 }
 
 #[test]
-fn what_is_not_the_pools_must_not_be_inside() {
+fn a_pool_must_not_contain_foreign_blocks_or_addresses() {
     let refused = |prepare: &dyn Fn(&mut Cluster)| {
         let mut cluster = Cluster::new();
         prepare(&mut cluster);
         add(&cluster.view(), &pool("two", "10.1.0.0/24")).map(drop).map_err(|error| error.to_string())
     };
-    let said = refused(&|cluster| cluster.block("10.1.0.64/26", "n1", "gone")).unwrap_err();
-    assert!(said.contains("block 10.1.0.64/26, which was claimed from pool gone"), "{said}");
-    let said = refused(&|cluster| cluster.block("10.0.0.0/12", "n1", "gone")).unwrap_err();
-    assert!(said.contains("block 10.0.0.0/12"), "one that is larger: {said}");
-    let said = refused(&|cluster| {
+    let message = refused(&|cluster| cluster.block("10.1.0.64/26", "n1", "gone")).unwrap_err();
+    assert!(message.contains("block 10.1.0.64/26, which was claimed from pool gone"), "{message}");
+    let message = refused(&|cluster| cluster.block("10.0.0.0/12", "n1", "gone")).unwrap_err();
+    assert!(message.contains("block 10.0.0.0/12"), "one that is larger: {message}");
+    let message = refused(&|cluster| {
         let key = Key::Block(Block::new("10.1.0.0/26".parse().unwrap()));
         cluster.put(key.to_string(), b"?".to_vec());
     });
-    assert!(said.unwrap_err().contains("block 10.1.0.0/26 is inside"));
-    let said = refused(&|cluster| cluster.node("n9", "10.1.0.9")).unwrap_err();
-    assert!(said.contains("10.1.0.9, the underlay address of node n9,"), "{said}");
-    let said = refused(&|cluster| cluster.reserve("10.1.0.7")).unwrap_err();
-    assert!(said.contains("10.1.0.7, which is reserved,"), "{said}");
-    refused(&|cluster| cluster.block("10.1.0.64/26", "n1", "two")).expect("its own block, for it was lost");
+    assert!(message.unwrap_err().contains("block 10.1.0.0/26 is inside"));
+    let message = refused(&|cluster| cluster.node("n9", "10.1.0.9")).unwrap_err();
+    assert!(message.contains("10.1.0.9, the underlay address of node n9,"), "{message}");
+    let message = refused(&|cluster| cluster.reserve("10.1.0.7")).unwrap_err();
+    assert!(message.contains("10.1.0.7, which is reserved,"), "{message}");
+    refused(&|cluster| cluster.block("10.1.0.64/26", "n1", "two"))
+        .expect("a block of the same pool name is allowed: the pool record was lost");
     refused(&|cluster| cluster.node("n9", "10.2.0.9")).unwrap();
     refused(&|cluster| cluster.reserve("10.2.0.7")).unwrap();
 }
 
 #[test]
-fn adding_a_pool_again_changes_nothing_and_another_of_that_name_is_refused() {
+fn a_pool_name_can_be_added_again_only_with_the_same_parameters() {
     let view = Cluster::new().view();
     assert!(already(add(&view, &pool("p", "10.0.0.0/24"))).contains("already exists"));
     let mut other = pool("p", "10.0.0.0/24");
     other.nodes.insert("zone".into(), "a".into());
     for other in [pool("p", "10.9.0.0/24"), pool("p", "10.0.0.0/25"), other] {
-        let said = add(&view, &other).unwrap_err().to_string();
-        assert!(said.contains("as 10.0.0.0/24 in blocks of /26, for all nodes"), "{said}");
+        let message = add(&view, &other).unwrap_err().to_string();
+        assert!(message.contains("as 10.0.0.0/24 in blocks of /26, for all nodes"), "{message}");
     }
 }
 
 #[test]
-fn a_pool_that_is_drained_is_active_again_when_it_is_added_again() {
+fn adding_a_drained_pool_again_makes_it_active() {
     let mut cluster = Cluster::new();
     let draining =
         encode(&PoolRecord { state: PoolState::Draining, ..PoolRecord::new("10.0.0.0/24".parse().unwrap()) });
@@ -185,20 +186,20 @@ fn a_pool_that_is_drained_is_active_again_when_it_is_added_again() {
 }
 
 #[test]
-fn draining_the_last_pool_of_a_family_says_what_that_means() {
+fn draining_the_last_active_pool_of_a_family_shows_a_warning() {
     let mut cluster = Cluster::new();
     cluster.block("10.0.0.0/26", "n1", "p");
-    let said = |cluster: &Cluster| match drain(&cluster.view(), &name("p")).unwrap() {
-        Decision::Commit { done, .. } => done,
-        Decision::Already(said) => panic!("{said}"),
+    let message = |cluster: &Cluster| match drain(&cluster.view(), &name("p")).unwrap() {
+        Decision::Commit { success_message, .. } => success_message,
+        Decision::NothingToDo(message) => panic!("{message}"),
     };
-    assert!(said(&cluster).contains("no other active IPv4 pool"), "{}", said(&cluster));
+    assert!(message(&cluster).contains("no other active IPv4 pool"), "{}", message(&cluster));
     cluster.pool("two", &PoolRecord::new("10.1.0.0/24".parse().unwrap()));
-    assert!(!said(&cluster).contains("no other active"), "{}", said(&cluster));
+    assert!(!message(&cluster).contains("no other active"), "{}", message(&cluster));
 }
 
 #[test]
-fn a_pool_is_removed_if_nothing_of_it_is_in_use_and_only_then() {
+fn only_an_unused_pool_is_removed() {
     let mut cluster = Cluster::new();
     let txn = txn(remove(&cluster.view(), &name("p")));
     assert_eq!(
@@ -211,13 +212,16 @@ fn a_pool_is_removed_if_nothing_of_it_is_in_use_and_only_then() {
     );
     cluster.block("10.0.0.0/26", "n1", "p");
     cluster.block("10.0.0.64/26", "n1", "p");
-    let said = remove(&cluster.view(), &name("p")).unwrap_err().to_string();
-    assert!(said.contains("2 blocks are claimed (n1: 2)") && said.contains("drain it first"), "{said}");
+    let message = remove(&cluster.view(), &name("p")).unwrap_err().to_string();
+    assert!(
+        message.contains("2 blocks are claimed (n1: 2)") && message.contains("drain it first"),
+        "{message}"
+    );
     assert_eq!(remove(&cluster.view(), &name("q")), Err(NotChanged::Unknown(name("q"))));
 }
 
 #[test]
-fn a_reserved_address_keeps_its_pool() {
+fn a_pool_with_a_reserved_address_is_not_removed() {
     let mut cluster = Cluster::new();
     let record = PoolRecord {
         purpose: Purpose::Reservations,
@@ -226,47 +230,50 @@ fn a_reserved_address_keeps_its_pool() {
     };
     cluster.pool("static", &record);
     cluster.reserve("10.2.0.7");
-    let said = remove(&cluster.view(), &name("static")).unwrap_err().to_string();
-    assert!(said.contains("e.g. 10.2.0.7") && said.contains("polderctl ipam release"), "{said}");
-    assert!(remove(&cluster.view(), &name("p")).is_ok(), "one that it does not concern");
+    let message = remove(&cluster.view(), &name("static")).unwrap_err().to_string();
+    assert!(message.contains("e.g. 10.2.0.7") && message.contains("polderctl ipam release"), "{message}");
+    assert!(remove(&cluster.view(), &name("p")).is_ok(), "a pool without that reservation is removed");
 }
 
 #[test]
-fn a_pool_over_what_this_node_has_to_reach_is_refused_with_what_that_is() {
-    use crate::needed::{Needed, NeededFor};
+fn a_pool_that_covers_a_needed_address_is_refused_with_the_reason() {
+    use crate::needed::{RequiredFor, RequiredRange};
 
     let mut view = Cluster::new().view();
-    view.own = vec!["10.1.0.1".parse().unwrap()];
+    view.own_addresses = vec!["10.1.0.1".parse().unwrap()];
     view.needed = vec![
-        Needed { range: "10.1.0.0/24".parse().unwrap(), what: NeededFor::Network("eth0".to_owned()) },
-        Needed::host("10.1.0.254".parse().unwrap(), NeededFor::Gateway),
-        Needed::host(
+        RequiredRange {
+            range: "10.1.0.0/24".parse().unwrap(),
+            what: RequiredFor::Network("eth0".to_owned()),
+        },
+        RequiredRange::host("10.1.0.254".parse().unwrap(), RequiredFor::Gateway),
+        RequiredRange::host(
             "10.9.0.5".parse().unwrap(),
-            NeededFor::Store("the address of etcd (etcd.example)".to_owned()),
+            RequiredFor::Store("the address of etcd (etcd.example)".to_owned()),
         ),
     ];
-    for (cidr, sign) in [
+    for (cidr, expected) in [
         ("10.1.0.0/25", "10.1.0.1, this node's own address, is inside 10.1.0.0/25"),
         ("10.1.0.192/26", "10.1.0.254, a gateway of this node's routes, is inside 10.1.0.192/26"),
         ("10.1.0.128/26", "10.1.0.128/26 is inside 10.1.0.0/24, the network of this node's interface eth0: "),
         ("10.9.0.0/16", "10.9.0.5, the address of etcd (etcd.example), is inside 10.9.0.0/16"),
     ] {
-        let said = add(&view, &pool("two", cidr)).unwrap_err().to_string();
-        assert!(said.contains(sign) && said.contains("choose another"), "{cidr}: {said}");
+        let message = add(&view, &pool("two", cidr)).unwrap_err().to_string();
+        assert!(message.contains(expected) && message.contains("choose another"), "{cidr}: {message}");
     }
     assert!(add(&view, &pool("two", "10.2.0.0/24")).is_ok());
 }
 
 #[test]
-fn a_pool_that_pods_cannot_use_is_not_added_and_one_that_is_there_is_removed() {
-    let said = add(&Cluster::new().view(), &pool("two", "ff02::/64")).unwrap_err().to_string();
-    assert!(said.contains("ff02::/64 cannot be a pool"), "{said}");
+fn a_pool_of_a_special_range_is_not_added_but_can_be_removed() {
+    let message = add(&Cluster::new().view(), &pool("two", "ff02::/64")).unwrap_err().to_string();
+    assert!(message.contains("ff02::/64 cannot be a pool"), "{message}");
     let mut cluster = Cluster::new();
     cluster.pool("odd", &PoolRecord::new("ff02::/64".parse().unwrap()));
     let view = cluster.view();
     assert!(!view.pools.contains_key(&name("odd")));
     assert_eq!(txn(remove(&view, &name("odd"))).writes.len(), 1);
-    // It is in nobody's way but its own.
+    // It conflicts only with pools that overlap it.
     assert!(add(&view, &pool("two", "10.1.0.0/24")).is_ok());
     let overlapping = add(&view, &pool("two", "ff02::/72")).unwrap_err().to_string();
     assert!(overlapping.contains("overlaps pool odd"), "{overlapping}");

@@ -9,8 +9,8 @@ use polder_api::NodeName;
 use serde::Serialize;
 
 use super::{
-    AddressRecord, Alive, BlockRecord, ClusterRecord, FenceRecord, InspectionRecord, NodeRecord, PoolRecord,
-    ReservationRecord,
+    AddressRecord, BlockRecord, ClusterRecord, FenceRecord, InspectionRecord, LeaseRecord, NodeRecord,
+    PoolRecord, ReservationRecord,
 };
 use crate::Block;
 use crate::ids::Incarnation;
@@ -65,8 +65,8 @@ enum NotDecoded {
     /// A fence at the key of an earlier build.
     #[error(
         "it is the fence of a removed node, written by an earlier build: fences are now at \
-         fences/NODE/INCARNATION. When the node is registered again, remove it again with polderctl node \
-         remove, then delete this key with etcdctl del"
+         fences/NODE/INCARNATION. Wait until the node has registered again, run polderctl node remove NODE, \
+         then delete this key with etcdctl del"
     )]
     OldFence,
     /// A fence names another node than its key: it was not written by an agent.
@@ -117,7 +117,7 @@ fn decoded(key: &str, value: &[u8]) -> Result<Record, NotDecoded> {
         }
         Key::Reservation(address) => Record::Reservation(address, serde_json::from_slice(value)?),
         Key::Inspection => Record::Inspection(serde_json::from_slice(value)?),
-        Key::Address(..) | Key::Alive(_) | Key::Answer(_) => {
+        Key::Address(..) | Key::Lease(_) | Key::Answer(_) => {
             return Err(NotDecoded::NotWatched);
         }
     };
@@ -129,8 +129,8 @@ pub fn address(value: &[u8]) -> Result<AddressRecord, serde_json::Error> {
     serde_json::from_slice(value)
 }
 
-/// Decodes the record at [`Key::Alive`].
-pub fn alive(value: &[u8]) -> Result<Alive, serde_json::Error> {
+/// Decodes the record at [`Key::Lease`].
+pub fn lease(value: &[u8]) -> Result<LeaseRecord, serde_json::Error> {
     serde_json::from_slice(value)
 }
 
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_that_is_not_exactly_one_is_refused_with_its_key() {
+    fn an_invalid_record_is_refused_with_its_key() {
         for (key, value, reason) in [
             ("/polder/v1/cluster", "{", "EOF"),
             ("/polder/v1/pools/p", r#"{"cidr":"10.0.0.0/16","block_length":26}"#, "missing field `state`"),

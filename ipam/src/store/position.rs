@@ -31,7 +31,7 @@ pub struct Position {
 
 /// An event of a watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Heard {
+pub enum WatchEvent {
     /// The watch is open.
     Opened {
         /// Revision of the datastore.
@@ -99,10 +99,10 @@ struct Cancelled {
 }
 
 rule! {
-    /// Whether the watch missed changes: the number of known keys (`told`) differs from that of existing keys
+    /// Whether the watch missed changes: the number of known keys (`announced`) differs from that of existing keys
     /// (`there`).
-    fn differ(told: usize, there: usize) -> bool {
-        told != there
+    fn differ(announced: usize, there: usize) -> bool {
+        announced != there
     }
     WatchIsBelieved => false
 }
@@ -171,22 +171,22 @@ impl Position {
     }
 
     /// Processes an event of a watch, without changes that are already known. Returns the update, if any.
-    pub fn receive(&mut self, heard: Heard) -> Result<Option<Update>, Interruption> {
+    pub fn receive(&mut self, heard: WatchEvent) -> Result<Option<Update>, Interruption> {
         let known = self.known();
         let changes = match heard {
-            Heard::Compacted { revision } => {
+            WatchEvent::Compacted { revision } => {
                 return Err(Interruption::Gap(Gap::Compacted(revision)));
             }
-            Heard::Cancelled { reason } => {
+            WatchEvent::Cancelled { reason } => {
                 return Err(Interruption::Broken(Cancelled { reason }.to_string()));
             }
-            Heard::Opened { revision } if revision < known => {
+            WatchEvent::Opened { revision } if revision < known => {
                 return Err(Interruption::Gap(Gap::Behind { revision, known }));
             }
             // Events are never older than the known revision: this is a late response to a progress request.
-            Heard::Changes { revision, .. } if revision < known => return Ok(None),
-            Heard::Opened { .. } => Vec::new(),
-            Heard::Changes { changes, .. } => changes,
+            WatchEvent::Changes { revision, .. } if revision < known => return Ok(None),
+            WatchEvent::Opened { .. } => Vec::new(),
+            WatchEvent::Changes { changes, .. } => changes,
         };
         let changes: Vec<_> = changes.into_iter().filter(|(revision, _)| *revision > known).collect();
         let update = match changes.iter().map(|(revision, _)| *revision).max() {
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn following_goes_on_where_the_last_change_is_as_it_was() {
+    fn a_watch_resumes_if_the_last_change_is_still_there() {
         let mut position = loaded(
             Revision::new(7),
             vec![entry("a", Revision::new(3)), entry("b", Revision::new(5)), entry("c", Revision::new(4))],
@@ -258,7 +258,7 @@ mod tests {
         assert!(matches!(position.resume(Some(&entry("b", Revision::new(6)))), Err(Interruption::Gap(_))));
         assert!(matches!(position.resume(None), Err(Interruption::Gap(_))));
         position
-            .receive(Heard::Changes {
+            .receive(WatchEvent::Changes {
                 revision: Revision::new(9),
                 changes: vec![put("c", Revision::new(8)), put("a", Revision::new(9))],
             })
@@ -267,10 +267,10 @@ mod tests {
     }
 
     #[test]
-    fn a_deletion_leaves_no_witness_and_following_begins_anew() {
+    fn after_a_deletion_a_watch_cannot_resume() {
         let mut position = loaded(Revision::new(7), vec![entry("a", Revision::new(3))]);
         position
-            .receive(Heard::Changes {
+            .receive(WatchEvent::Changes {
                 revision: Revision::new(8),
                 changes: vec![deleted("a", Revision::new(8))],
             })
@@ -282,60 +282,60 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_already_is_not_heard_again() {
+    fn changes_that_are_already_known_are_skipped() {
         let mut position = loaded(Revision::new(7), vec![entry("a", Revision::new(7))]);
         let again = vec![deleted("b", Revision::new(6)), put("a", Revision::new(7))];
         assert_eq!(
-            position.receive(Heard::Changes { revision: Revision::new(8), changes: again.clone() }),
+            position.receive(WatchEvent::Changes { revision: Revision::new(8), changes: again.clone() }),
             Ok(None)
         );
         let changes = [again, vec![put("c", Revision::new(8))]].concat();
         let new = vec![put("c", Revision::new(8)).1];
-        let update = position.receive(Heard::Changes { revision: Revision::new(8), changes });
+        let update = position.receive(WatchEvent::Changes { revision: Revision::new(8), changes });
         assert_eq!(update, Ok(Some(Update::Changed { revision: Revision::new(8), changes: new })));
         assert_eq!(position.resume(Some(&entry("c", Revision::new(8)))), Ok(Revision::new(8)));
     }
 
     #[test]
-    fn a_store_that_is_behind_what_is_known_is_another_one() {
+    fn a_watch_at_an_older_revision_is_a_gap() {
         let mut position = loaded(Revision::new(7), vec![entry("a", Revision::new(3))]);
         assert!(matches!(
-            position.receive(Heard::Opened { revision: Revision::new(6) }),
+            position.receive(WatchEvent::Opened { revision: Revision::new(6) }),
             Err(Interruption::Gap(_))
         ));
         assert_eq!(
-            position.receive(Heard::Changes { revision: Revision::new(6), changes: vec![] }),
+            position.receive(WatchEvent::Changes { revision: Revision::new(6), changes: vec![] }),
             Ok(None)
         );
     }
 
     #[test]
-    fn a_deletion_that_was_not_heard_of_is_noticed_by_the_number_of_keys() {
+    fn a_missed_deletion_is_detected_by_the_number_of_keys() {
         let mut position =
             loaded(Revision::new(7), vec![entry("a", Revision::new(3)), entry("b", Revision::new(7))]);
         let changes =
             vec![put("a", Revision::new(8)), put("c", Revision::new(8)), deleted("b", Revision::new(9))];
-        position.receive(Heard::Changes { revision: Revision::new(9), changes }).unwrap();
+        position.receive(WatchEvent::Changes { revision: Revision::new(9), changes }).unwrap();
         assert!(!position.has_missed(2), "a and c");
         assert!(position.has_missed(1));
         assert!(!Position::default().has_missed(1), "nothing was read yet");
     }
 
     #[test]
-    fn only_a_gap_makes_what_is_known_void() {
+    fn only_a_gap_discards_the_known_position() {
         let mut position = loaded(Revision::new(7), vec![entry("a", Revision::new(3))]);
-        let cancelled = position.receive(Heard::Cancelled { reason: "why".to_owned() }).unwrap_err();
+        let cancelled = position.receive(WatchEvent::Cancelled { reason: "why".to_owned() }).unwrap_err();
         position.lose(cancelled);
         assert_eq!(
-            position.receive(Heard::Opened { revision: Revision::new(9) }),
+            position.receive(WatchEvent::Opened { revision: Revision::new(9) }),
             Ok(Some(Update::Back { revision: Revision::new(7) }))
         );
         assert_eq!(
-            position.receive(Heard::Opened { revision: Revision::new(9) }),
+            position.receive(WatchEvent::Opened { revision: Revision::new(9) }),
             Ok(None),
             "that was said already"
         );
-        let compacted = position.receive(Heard::Compacted { revision: Revision::new(9) }).unwrap_err();
+        let compacted = position.receive(WatchEvent::Compacted { revision: Revision::new(9) }).unwrap_err();
         position.lose(compacted);
         assert!(!position.is_loaded());
     }

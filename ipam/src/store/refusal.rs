@@ -41,11 +41,11 @@ pub enum Asker {
 
 /// A request that the datastore refused.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Refusal {
+pub struct StoreRefusal {
     /// Cause of the refusal.
     pub cause: RefusalCause,
     /// Message of the datastore.
-    pub words: String,
+    pub message: String,
     /// The client whose request was refused.
     pub asker: Asker,
 }
@@ -61,10 +61,10 @@ pub enum Effect {
     Perhaps,
 }
 
-impl Refusal {
+impl StoreRefusal {
     /// The refusal of an agent's request.
-    pub fn new(cause: RefusalCause, words: String) -> Self {
-        Self { cause, words, asker: Asker::Agent }
+    pub fn new(cause: RefusalCause, message: String) -> Self {
+        Self { cause, message, asker: Asker::Agent }
     }
 
     /// Remedy, depending on the client.
@@ -149,9 +149,9 @@ impl RefusalCause {
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for StoreRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.words, self.remedy())
+        write!(f, "{} ({})", self.message, self.remedy())
     }
 }
 
@@ -161,8 +161,9 @@ mod tests {
     use crate::store::StoreError;
 
     #[test]
-    fn an_operator_is_told_to_bring_credentials_and_one_who_did_what_is_wrong_with_them() {
-        let remedy = |cause, asker| Refusal { asker, ..Refusal::new(cause, String::new()) }.remedy();
+    fn the_remedy_depends_on_whose_credentials_were_refused() {
+        let remedy =
+            |cause, asker| StoreRefusal { asker, ..StoreRefusal::new(cause, String::new()) }.remedy();
         let own = Asker::OperatorWithCredentials;
         assert!(
             remedy(RefusalCause::Permission, Asker::Operator).contains("--etcd-cert FILE --etcd-key FILE")
@@ -178,12 +179,12 @@ mod tests {
     }
 
     #[test]
-    fn only_a_write_that_used_up_the_quota_may_have_happened_all_the_same() {
+    fn only_a_write_refused_for_lack_of_space_may_have_been_applied() {
         let needs_look = |cause| {
-            let refusal = Refusal::new(cause, "no".to_owned());
+            let refusal = StoreRefusal::new(cause, "no".to_owned());
             StoreError::Refused { store: "etcd".to_owned(), refusal }.needs_look()
         };
-        assert_eq!(Refusal::new(RefusalCause::NoSpace, String::new()).effect(), Effect::Perhaps);
+        assert_eq!(StoreRefusal::new(RefusalCause::NoSpace, String::new()).effect(), Effect::Perhaps);
         // So its result must be read.
         assert!(needs_look(RefusalCause::NoSpace));
         assert!(!needs_look(RefusalCause::Permission));

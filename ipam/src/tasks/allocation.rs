@@ -8,11 +8,11 @@ use polder_api::{Attachment, Family, Pod, PoolName};
 use self::reason::NotAllocated;
 use super::attach::CallerGone;
 use super::{Caller, LastAdd, LedgerUnusable, OwnNode, PodHost, ReservationRequest, teardown};
-use crate::allocator::{Counts, Refused, Rest};
-use crate::capacity::{Foreign, OwnShare};
+use crate::allocator::{AddressRefusal, CoolDown, Counts};
+use crate::capacity::{LabelMismatch, OwnShare};
 use crate::claim::NoClaim;
-use crate::ledger::{AttachmentEntry, Kind};
-use crate::node::{AllocateError, AllocationRequest, NodeIpam, Source};
+use crate::ledger::{AttachmentEntry, AttachmentKind};
+use crate::node::{AllocateError, AllocationRequest, AllocationSource, NodeIpam};
 use crate::pool::{BlockRequest, Pool, Purpose};
 use crate::record::BlockRecord;
 use crate::view::{Versioned, View};
@@ -29,7 +29,7 @@ pub(super) struct Allocation<'a, H, C> {
     pub(super) view: &'a View,
 }
 
-/// The result of a wish.
+/// The result of an allocation request.
 #[derive(Debug)]
 pub(super) enum Allocated {
     /// The attachment now has these addresses.
@@ -42,16 +42,16 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
     /// Allocates addresses to the attachment. On return, the ledger contains all of them or none.
     pub(super) async fn allocate(
         &self,
-        kind: Kind,
+        kind: AttachmentKind,
         request: AddRequest,
         mtu: u32,
     ) -> Result<Allocated, Refusal> {
         let source = self.source(&request).await?;
         let reserved = match &source {
-            Source::Blocks { reserved, .. } => reserved.clone(),
-            Source::Elsewhere(_) => Vec::new(),
+            AllocationSource::Blocks { reserved, .. } => reserved.clone(),
+            AllocationSource::OtherPlugin(_) => Vec::new(),
         };
-        let wish = AllocationRequest {
+        let wanted = AllocationRequest {
             attachment: request.attachment,
             kind,
             source,
@@ -60,33 +60,33 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
             netns: request.netns,
             pod: request.pod,
         };
-        let allocated = self.fulfil(&wish).await;
+        let allocated = self.fulfil(&wanted).await;
         if !reserved.is_empty() {
             // Used addresses are in the ledger by now; the membership rules release the unused ones.
-            self.give_up(reserved, &wish.attachment).await;
+            self.cancel_expected(reserved, &wanted.attachment).await;
         }
         allocated
     }
 
     /// Stops expecting reserved addresses for the attachment: the membership rules release those that it does not use.
-    async fn give_up(&self, reserved: Vec<IpAddr>, attachment: &Attachment) {
-        let whose = attachment.clone();
-        let give_up = move |ipam: &mut NodeIpam<H::Ledger>, _| {
-            reserved.iter().for_each(|address| ipam.give_up(*address, &whose));
+    async fn cancel_expected(&self, reserved: Vec<IpAddr>, attachment: &Attachment) {
+        let holder = attachment.clone();
+        let cancel = move |ipam: &mut NodeIpam<H::Ledger>, _| {
+            reserved.iter().for_each(|address| ipam.cancel_expected(*address, &holder));
         };
-        self.host.ledger(give_up).await;
+        self.host.ledger(cancel).await;
         self.host.addresses_freed();
     }
 
-    /// Fulfils a wish. Claims another block if necessary.
-    async fn fulfil(&self, wish: &AllocationRequest) -> Result<Allocated, Refusal> {
-        let (families, pool) = match &wish.source {
-            Source::Blocks { families, pool, .. } => (families.as_slice(), pool.as_ref()),
-            Source::Elsewhere(_) => (&[][..], None),
+    /// Fulfils a request. Claims another block if necessary.
+    async fn fulfil(&self, wanted: &AllocationRequest) -> Result<Allocated, Refusal> {
+        let (families, pool) = match &wanted.source {
+            AllocationSource::Blocks { families, pool, .. } => (families.as_slice(), pool.as_ref()),
+            AllocationSource::OtherPlugin(_) => (&[][..], None),
         };
-        let (mut rest, mut claimed) = (Rest::Full, None);
+        let (mut cool_down, mut claimed) = (CoolDown::Full, None);
         loop {
-            let (again, how) = (wish.clone(), rest);
+            let (again, how) = (wanted.clone(), cool_down);
             let allocate = move |ipam: &mut NodeIpam<H::Ledger>, now| {
                 let allocated = ipam.allocate(again, how, now);
                 let is_low = |family: &Family| ipam.total(*family, None, now).free < ipam.low_water();
@@ -102,15 +102,15 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
                 }
                 Err(AllocateError::Exists(held)) => return Ok(Allocated::Exists(*held)),
                 // The caller holds the lock of the attachment, so the earlier ADD has ended.
-                Err(AllocateError::Overtaken) => {
-                    let ended = teardown::release(self.host, &wish.attachment, LastAdd::Ended).await;
+                Err(AllocateError::DeletedDuringAdd) => {
+                    let ended = teardown::release(self.host, &wanted.attachment, LastAdd::Ended).await;
                     if let Err(error) = ended {
                         return Err(NotAllocated::EarlierAdd(error).into());
                     }
                     continue;
                 }
                 Err(AllocateError::Ledger(error)) => return Err(LedgerUnusable(error).into()),
-                Err(AllocateError::Refused { address, why: Refused::NotHere, .. })
+                Err(AllocateError::Refused { address, why: AddressRefusal::NotHere, .. })
                     if claimed != Some(address) =>
                 {
                     self.claim_around(address).await?;
@@ -121,7 +121,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
                     return Err(NotAllocated::Node(error).into());
                 }
                 Err(error @ (AllocateError::Refused { .. } | AllocateError::MacTaken { .. })) => {
-                    return Err(refused(error, &wish.attachment, wish.pod.as_ref()).into());
+                    return Err(refused(error, &wanted.attachment, wanted.pod.as_ref()).into());
                 }
                 Err(AllocateError::Shortage { family, counts }) => (family, counts),
             };
@@ -129,17 +129,17 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
                 // No attachment would use a block that is claimed now.
                 return Err(CallerGone.into());
             }
-            match (self.host.claim(BlockRequest::Any(family, pool.cloned())).await, rest) {
+            match (self.host.claim(BlockRequest::Any(family, pool.cloned())).await, cool_down) {
                 (Ok(()), _) => {}
                 // No other address and no other block: accept the shortest cool-down that is allowed.
-                (Err(NoClaim::Exhausted(_)), Rest::Full) => rest = Rest::Shortest,
+                (Err(NoClaim::Exhausted(_)), CoolDown::Full) => cool_down = CoolDown::Shortest,
                 (Err(error), _) => return Err(short(family, counts, error).into()),
             }
         }
     }
 
     /// The source of the addresses, checked against the cluster. Reserved addresses are handed over.
-    async fn source(&self, request: &AddRequest) -> Result<Source, Refusal> {
+    async fn source(&self, request: &AddRequest) -> Result<AllocationSource, Refusal> {
         match &request.source {
             AddressSource::Pools { pool, addresses } => {
                 self.source_in_pools(request, pool.as_ref(), addresses).await
@@ -156,7 +156,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
                         return Err(NotAllocated::NoGateway { address: *address, family }.into());
                     }
                 }
-                Ok(Source::Elsewhere(addresses.clone()))
+                Ok(AllocationSource::OtherPlugin(addresses.clone()))
             }
         }
     }
@@ -167,7 +167,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
         request: &AddRequest,
         pool: Option<&PoolName>,
         addresses: &[IpAddr],
-    ) -> Result<Source, Refusal> {
+    ) -> Result<AllocationSource, Refusal> {
         let families = self.families(pool)?;
         for family in Family::BOTH {
             if addresses.iter().filter(|address| Family::of(**address) == family).count() > 1 {
@@ -207,17 +207,17 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
             match self.reserve(request, workload).await {
                 Ok(address) => reserved.push(address),
                 Err(why) => {
-                    self.give_up(reserved, &request.attachment).await;
+                    self.cancel_expected(reserved, &request.attachment).await;
                     return Err(why.into());
                 }
             }
         }
-        Ok(Source::Blocks { families, pool: pool.cloned(), requested, reserved })
+        Ok(AllocationSource::Blocks { families, pool: pool.cloned(), requested, reserved })
     }
 
     /// Refuses a pool that is for nodes with other labels.
     fn check_labels(&self, pool: &Pool) -> Result<(), NotAllocated> {
-        match Foreign::to(&self.me.labels, pool) {
+        match LabelMismatch::to(&self.me.labels, pool) {
             None => Ok(()),
             Some(foreign) => Err(NotAllocated::ForeignPool { pool: pool.name.clone(), foreign }),
         }
@@ -279,15 +279,17 @@ fn refused(error: AllocateError, attachment: &Attachment, pod: Option<&Pod>) -> 
             && held.pod.as_ref().zip(pod).is_some_and(is_its_name)
     };
     match error {
-        AllocateError::Refused { address, why: Refused::Resting(left), .. } => {
+        AllocateError::Refused { address, why: AddressRefusal::Resting(left), .. } => {
             NotAllocated::Resting { address, seconds: left.as_secs() + 1 }
         }
         // For example, a pod of a StatefulSet was deleted by force: its successor is added before the DEL of the old
         // pod.
-        AllocateError::Refused { address, why: Refused::Used, holder: Some(held) } if is_same(&held) => {
+        AllocateError::Refused { address, why: AddressRefusal::Used, holder: Some(held) }
+            if is_same(&held) =>
+        {
             NotAllocated::Predecessor { address, last: held.attachment }
         }
-        AllocateError::Refused { address, why: Refused::Used, holder } => match holder {
+        AllocateError::Refused { address, why: AddressRefusal::Used, holder } => match holder {
             Some(held) => NotAllocated::Used { address, holder: held.attachment },
             None => NotAllocated::UsedByNode(address),
         },

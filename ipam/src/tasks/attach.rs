@@ -7,7 +7,7 @@ use tracing::info;
 use super::allocation::{Allocated, Allocation};
 use super::{LastAdd, OwnNode, PodHost, teardown, tombstones};
 use crate::cause::HostError;
-use crate::ledger::{AttachmentEntry, Kind};
+use crate::ledger::{AttachmentEntry, AttachmentKind};
 use crate::readiness::smallest_mtu;
 use crate::registration::Registration;
 
@@ -148,7 +148,7 @@ pub async fn add<H: PodHost>(
         return Err(NotAdded::Mtu { mtu, smallest, largest }.into());
     }
     let allocation = Allocation { host, me, caller, view: &view };
-    let held = match allocation.allocate(Kind::Pod, request, mtu).await? {
+    let held = match allocation.allocate(AttachmentKind::Pod, request, mtu).await? {
         Allocated::New(held) => held,
         Allocated::Exists(held) => already_there(host, held).await?,
     };
@@ -168,7 +168,7 @@ async fn already_there<H: PodHost>(host: &H, held: AttachmentEntry) -> Result<At
     if held.leaving {
         return Err(NotAdded::Leaving(attachment));
     }
-    if held.kind != Kind::Pod {
+    if held.kind != AttachmentKind::Pod {
         return Err(NotAdded::OtherPlugin(attachment));
     }
     match teardown::is_gone(host, held.clone()).await {
@@ -190,7 +190,7 @@ pub async fn lease<H: PodHost>(
     let lock = admit(host, &attachment, caller).await?;
     let view = host.view();
     let allocation = Allocation { host, me, caller, view: &view };
-    let held = match allocation.allocate(Kind::Lease, request, 0).await? {
+    let held = match allocation.allocate(AttachmentKind::Lease, request, 0).await? {
         Allocated::New(held) => held,
         Allocated::Exists(_) => {
             return Err(NotAdded::Leased(attachment).into());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use polder_api::{Family, NodeName, PoolName};
 use tracing::info;
 
-use super::{Ended, Registrar, RegistrarHost, attempt};
+use super::{AttemptResult, Registrar, RegistrarHost, attempt};
 use crate::cause::SharedError;
 use crate::change::Claim;
 use crate::claim::{Claimant, Exhausted, NoClaim, Unavailable, next_block};
@@ -23,16 +23,16 @@ use crate::view::View;
 const BLOCKS_TRIED: usize = 50;
 
 /// The longest wait for a changed view before the next attempt.
-const FASTER: Duration = Duration::from_millis(200);
+const VIEW_WAIT: Duration = Duration::from_millis(200);
 
 impl<H: RegistrarHost> Registrar<'_, H> {
     /// Serves a request for a block: claims one unless enough addresses are free by now, or the node owns the requested
-    /// block. Enough is one address if an ADD waits (`somebody_waits`), otherwise the low-water mark.
-    pub async fn serve(&self, wanted: BlockRequest, somebody_waits: bool) -> Result<(), NoClaim> {
-        let sought = wanted.clone();
-        let served = self.host.ledger(move |ipam, now| match sought {
+    /// block. Enough is one address if an ADD waits (`is_add_waiting`), otherwise the low-water mark.
+    pub async fn serve(&self, wanted: BlockRequest, is_add_waiting: bool) -> Result<(), NoClaim> {
+        let wanted_block = wanted.clone();
+        let served = self.host.ledger(move |ipam, now| match wanted_block {
             BlockRequest::Any(family, pool) => {
-                let enough = if somebody_waits { 1 } else { ipam.low_water() };
+                let enough = if is_add_waiting { 1 } else { ipam.low_water() };
                 ipam.total(family, pool.as_ref(), now).free >= enough
             }
             BlockRequest::This(block) => ipam.blocks().iter().any(|owned| owned.block == block),
@@ -54,24 +54,24 @@ impl<H: RegistrarHost> Registrar<'_, H> {
                 identity: identity.as_ref(),
                 boot: self.me.boot(),
                 view: &view,
-                hold_off: self.holds_off(&view),
+                hold_off: self.delays_claims(&view),
             };
             let claim = claimant.attempt(&wanted, &lost, Nonce::new(nonce))?;
             let block = claim.block;
             match attempt(self.host, &claim.clone().into()).await {
-                Ended::Made(revision) => {
+                AttemptResult::Made(revision) => {
                     self.host.caught_up(revision).await?;
                     return self.take(claim, &view).await;
                 }
-                Ended::Refused => unanswered = None,
+                AttemptResult::Refused => unanswered = None,
                 // If it is made later, the membership rules adopt the block once the view shows the claim.
-                Ended::NotMade(error) => unanswered = Some(error),
+                AttemptResult::NotMade(error) => unanswered = Some(error),
                 // The same error is expected for any other block.
-                Ended::Failed(error) => return Err(error.into()),
+                AttemptResult::Failed(error) => return Err(error.into()),
             }
             lost.insert(block);
             // Another node may have claimed it: wait for the view to show that.
-            self.host.changed(&view, FASTER).await;
+            self.host.changed(&view, VIEW_WAIT).await;
         }
         Err(match unanswered {
             Some(error) => error.into(),
@@ -114,7 +114,7 @@ pub fn could_claim(
     pool: Option<&PoolName>,
 ) -> Result<(), NoClaim> {
     if let Some(reason) = &view.lost {
-        return Err(Unavailable::Silent(SharedError::new(reason.clone())).into());
+        return Err(Unavailable::Unreachable(SharedError::new(reason.clone())).into());
     }
     let wanted = BlockRequest::Any(family, pool.cloned());
     next_block(view, me, labels, &wanted, &BTreeSet::new())?;

@@ -16,11 +16,11 @@ use crate::node::stale;
 /// Remedy: correct the cause that is given for each attachment; the agent also retries.
 #[derive(Debug, thiserror::Error)]
 #[error("not everything was released: {}", joined(.0))]
-struct NotCollected(Vec<Kept>);
+struct NotCollected(Vec<KeptAttachment>);
 
 /// An attachment that GC did not release completely.
 #[derive(Debug, thiserror::Error)]
-enum Kept {
+enum KeptAttachment {
     /// Its interface is deleted, but its addresses cannot be freed in the ledger.
     /// Remedy: check the disk of the agent's state directory; the agent frees the addresses in the next attempt.
     #[error("the addresses of {attachment}: {error}")]
@@ -47,7 +47,7 @@ impl Refuse for NotCollected {
     }
 }
 
-fn joined(kept: &[Kept]) -> String {
+fn joined(kept: &[KeptAttachment]) -> String {
     let all: Vec<String> = kept.iter().map(ToString::to_string).collect();
     all.join("; ")
 }
@@ -70,9 +70,9 @@ pub async fn collect<H: PodHost>(host: &H, collection: Collection) -> Result<(),
         match teardown::release(host, &attachment, LastAdd::Ended).await {
             Ok(ReleaseOutcome::Freed) => {}
             Ok(ReleaseOutcome::Kept(error)) => {
-                kept.push(Kept::Addresses { attachment, error: error.into() });
+                kept.push(KeptAttachment::Addresses { attachment, error: error.into() });
             }
-            Err(error) => kept.push(Kept::Interface { attachment, error }),
+            Err(error) => kept.push(KeptAttachment::Interface { attachment, error }),
         }
     }
     if kept.is_empty() { Ok(()) } else { Err(NotCollected(kept).into()) }

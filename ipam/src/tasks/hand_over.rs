@@ -8,18 +8,18 @@ use polder_api::message::{RefusalKind, Refuse};
 use polder_api::{Attachment, PoolName};
 use tracing::info;
 
-use super::{ATTEMPTS, Ended, Registrar, RegistrarHost, attempt};
+use super::{ATTEMPTS, AttemptResult, Registrar, RegistrarHost, attempt};
 use crate::change::HandOver;
 use crate::claim::Unavailable;
 use crate::ledger::MemberState;
 use crate::record::Holder;
-use crate::reservation::{self, Denied};
+use crate::reservation::{self, HandOverDenied};
 use crate::view::View;
 
 /// The longest wait for a changed view before the next attempt.
 const VIEW_WAIT: Duration = Duration::from_millis(500);
 
-/// The requested reserved address.
+/// A request for a reserved address.
 #[derive(Debug, Clone)]
 pub enum ReservationRequest {
     /// This address.
@@ -28,26 +28,29 @@ pub enum ReservationRequest {
     Pool(PoolName),
 }
 
-/// The workload gets no address now.
+/// Why no reserved address is handed over.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum NotHandedOver {
-    /// Not now: the request can be repeated.
+    /// The request can be repeated.
     #[error(transparent)]
     TryAgain(#[from] RetryReason),
     /// The records do not allow it.
     #[error(transparent)]
-    Denied(#[from] Denied),
+    Denied(#[from] HandOverDenied),
 }
 
 impl Refuse for NotHandedOver {
     fn kind(&self) -> RefusalKind {
         match self {
-            Self::Denied(Denied::Exhausted { .. }) => RefusalKind::PoolExhausted,
+            Self::Denied(HandOverDenied::Exhausted { .. }) => RefusalKind::PoolExhausted,
             // The current holder may release it soon.
-            Self::TryAgain(_) | Self::Denied(Denied::Unregistered { .. } | Denied::Held { .. }) => {
+            Self::TryAgain(_)
+            | Self::Denied(HandOverDenied::Unregistered { .. } | HandOverDenied::Held { .. }) => {
                 RefusalKind::TryAgain
             }
-            Self::Denied(Denied::Foreign { .. } | Denied::Unfit { .. }) => RefusalKind::AddressTaken,
+            Self::Denied(HandOverDenied::Foreign { .. } | HandOverDenied::Unfit { .. }) => {
+                RefusalKind::AddressTaken
+            }
         }
     }
 }
@@ -58,7 +61,7 @@ pub enum RetryReason {
     /// The records cannot be read.
     /// Remedy: correct the error of the datastore; the runtime repeats the ADD.
     #[error("a reserved address needs the datastore: {0}")]
-    Away(#[source] Unavailable),
+    DatastoreUnreachable(#[source] Unavailable),
     /// The datastore or the node cannot provide it.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
@@ -69,7 +72,7 @@ pub enum RetryReason {
     /// The pod that had the address is deleted, but its ADD can still create an interface.
     /// Remedy: none, the runtime repeats the ADD.
     #[error("{0} used the address: it was deleted, but its ADD is still running")]
-    AddGoesOn(Attachment),
+    AddStillRunning(Attachment),
     /// Every attempt was refused, because the records had changed.
     /// Remedy: none, the runtime repeats the ADD.
     #[error("the reservation keeps changing")]
@@ -86,25 +89,25 @@ impl<H: RegistrarHost> Registrar<'_, H> {
         attachment: &Attachment,
         answer: impl FnOnce(Result<IpAddr, NotHandedOver>) -> bool,
     ) {
-        let came = self.hand_over(wanted, owner, attachment).await;
-        if let Err(why) = &came {
+        let result = self.hand_over(wanted, owner, attachment).await;
+        if let Err(why) = &result {
             info!(%attachment, owner, "no reserved address: {why}");
         }
-        let address = came.as_ref().ok().copied();
-        let is_heard = answer(came);
-        if let (Some(address), false) = (address, is_heard) {
+        let address = result.as_ref().ok().copied();
+        let was_delivered = answer(result);
+        if let (Some(address), false) = (address, was_delivered) {
             info!(%attachment, %address, "the ADD no longer waits: releasing the address");
-            self.give_up(address, attachment).await;
+            self.release_expected(address, attachment).await;
         }
     }
 
-    async fn give_up(&self, address: IpAddr, attachment: &Attachment) {
-        let whose = attachment.clone();
-        self.host.ledger(move |ipam, _| ipam.give_up(address, &whose)).await;
+    async fn release_expected(&self, address: IpAddr, attachment: &Attachment) {
+        let holder = attachment.clone();
+        self.host.ledger(move |ipam, _| ipam.cancel_expected(address, &holder)).await;
     }
 
     /// Hands an address over to the attachment, if it is free for the workload. The node expects the address from then
-    /// on, until it is used or given up.
+    /// on, until it is used or released.
     pub(super) async fn hand_over(
         &self,
         wanted: &ReservationRequest,
@@ -116,14 +119,14 @@ impl<H: RegistrarHost> Registrar<'_, H> {
             let prepared = self.prepare(&view, wanted, owner, attachment).await?;
             let address = prepared.address;
             // Before the attempt: the membership rules release every address that is not expected.
-            let whose = attachment.clone();
-            self.host.ledger(move |ipam, _| ipam.expect(address, &whose)).await;
+            let holder = attachment.clone();
+            self.host.ledger(move |ipam, _| ipam.mark_expected(address, &holder)).await;
             let outcome = self.commit_hand_over(&prepared).await;
             if let Ok(true) = outcome {
                 info!(%address, owner, %attachment, generation = prepared.record.generation, "handed over");
                 return Ok(address);
             }
-            self.give_up(address, attachment).await;
+            self.release_expected(address, attachment).await;
             outcome?;
             self.host.changed(&view, VIEW_WAIT).await;
         }
@@ -137,10 +140,10 @@ impl<H: RegistrarHost> Registrar<'_, H> {
         owner: &str,
         attachment: &Attachment,
     ) -> Result<HandOver, NotHandedOver> {
-        if let Some(away) = Unavailable::away(view) {
-            return Err(RetryReason::Away(away).into());
+        if let Some(away) = Unavailable::if_unreachable(view) {
+            return Err(RetryReason::DatastoreUnreachable(away).into());
         }
-        if self.holds_off(view) {
+        if self.delays_claims(view) {
             return Err(RetryReason::Unavailable(Unavailable::HoldOff).into());
         }
         let (identity, held, deleted_meanwhile) = self
@@ -170,17 +173,18 @@ impl<H: RegistrarHost> Registrar<'_, H> {
             boot_id: self.me.boot_id.clone(),
             attachment: attachment.clone(),
         };
-        let goes_on =
-            |last: &Attachment| deleted_meanwhile.contains(last) || self.host.is_wired_from_before(last);
+        let is_add_running = |last: &Attachment| {
+            deleted_meanwhile.contains(last) || self.host.is_wired_by_earlier_process(last)
+        };
         // The interface is deleted before the ledger entry, so an attachment that is not in the ledger has no
         // interface, unless its ADD is still running.
         let is_gone = |last: &Holder| {
             let last = &last.attachment;
-            last == attachment || !(held.contains(last) || goes_on(last))
+            last == attachment || !(held.contains(last) || is_add_running(last))
         };
         match reservation::hand_over(view, address, owner, &holder, node.revision, &is_gone) {
-            Err(Denied::Held { holder, .. }) if goes_on(&holder.attachment) => {
-                Err(RetryReason::AddGoesOn(holder.attachment).into())
+            Err(HandOverDenied::Held { holder, .. }) if is_add_running(&holder.attachment) => {
+                Err(RetryReason::AddStillRunning(holder.attachment).into())
             }
             prepared => Ok(prepared?),
         }
@@ -189,10 +193,10 @@ impl<H: RegistrarHost> Registrar<'_, H> {
     /// Carries out a hand-over. Returns true if it was made, false if the records have changed.
     async fn commit_hand_over(&self, prepared: &HandOver) -> Result<bool, NotHandedOver> {
         match attempt(self.host, &prepared.clone().into()).await {
-            Ended::Made(_) => Ok(true),
-            Ended::Refused => Ok(false),
+            AttemptResult::Made(_) => Ok(true),
+            AttemptResult::Refused => Ok(false),
             // If it is made later, the membership rules release the address once the view shows it.
-            Ended::NotMade(error) | Ended::Failed(error) => {
+            AttemptResult::NotMade(error) | AttemptResult::Failed(error) => {
                 Err(RetryReason::Unavailable(Unavailable::Store(error)).into())
             }
         }

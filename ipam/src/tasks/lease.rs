@@ -1,7 +1,7 @@
-//! Keeps a node's sign of life in the datastore, under a lease: it is deleted when the lease expires.
+//! Keeps a node's lease record in the datastore, under a lease: it is deleted when the lease expires.
 //!
-//! The sign is written only if the node's record is unchanged. Check and write are one transaction, repeated each time
-//! that a lease was lost: another machine may have taken over the name while this agent did not run.
+//! The lease record is written only if the node's record is unchanged. Check and write are one transaction, repeated
+//! each time that a lease was lost: another machine may have taken over the name while this agent did not run.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use crate::change::{Change, LeaseWrite};
 use crate::store::{Outcome, StoreError};
 
 /// A node whose agent has not renewed its lease for this long is not alive. Nothing is ever freed because of that.
-pub const ALIVE: Duration = Duration::from_secs(10);
+pub const LEASE_TTL: Duration = Duration::from_secs(10);
 
 /// Delay before another lease is granted after a loss.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Interval of the check that the datastore still accepts the sign. Renewals do not show that: etcd renews leases while
-/// it accepts no writes, and also for a client that may not write any more.
+/// Interval of the check that the datastore still accepts the record. Renewals do not show that: etcd renews leases
+/// while it accepts no writes, and also for a client that may not write any more.
 const ASK_EVERY: Duration = Duration::from_secs(30);
 
 /// A datastore that grants leases.
@@ -31,11 +31,11 @@ pub trait LeaseStore {
     /// Makes a change of the records. Keys that it puts are deleted with the lease.
     fn put(&self, lease: &Self::Lease, change: &Change) -> impl Future<Output = Result<Outcome, StoreError>>;
 
-    /// Renews the lease for its full TTL. Fails if the lease has expired, or without an answer within `patience`.
+    /// Renews the lease for its full TTL. Fails if the lease has expired, or without an answer within `max_wait`.
     fn renew(
         &self,
         lease: &mut Self::Lease,
-        patience: Duration,
+        max_wait: Duration,
     ) -> impl Future<Output = Result<(), StoreError>>;
 
     /// Ends the lease, if the datastore is reachable.
@@ -45,9 +45,9 @@ pub trait LeaseStore {
     fn pause(&self, time: Duration) -> impl Future<Output = ()>;
 }
 
-/// Why a sign of life is no longer kept.
+/// Why a lease record is no longer kept.
 #[derive(Debug, thiserror::Error)]
-enum Lost {
+enum LeaseLost {
     /// The datastore failed, or the lease has expired.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -57,26 +57,30 @@ enum Lost {
     Replaced,
 }
 
-/// Keeps the sign in the datastore. Never ends; after it is dropped, the sign is deleted within `ttl`.
-pub async fn hold<S: LeaseStore>(store: &S, sign: &LeaseWrite, ttl: Duration) {
+/// Keeps the record in the datastore. Never ends; after it is dropped, the record is deleted within `ttl`.
+pub async fn hold<S: LeaseStore>(store: &S, lease_write: &LeaseWrite, ttl: Duration) {
     loop {
-        if let Err(error) = hold_once(store, sign, ttl).await {
-            debug!(node = %sign.by.node, %error, "lease lost");
+        if let Err(error) = hold_once(store, lease_write, ttl).await {
+            debug!(node = %lease_write.by.node, %error, "lease lost");
         }
         store.pause(RETRY).await;
     }
 }
 
-/// Keeps the sign under one lease, until that lease is lost.
-async fn hold_once<S: LeaseStore>(store: &S, sign: &LeaseWrite, ttl: Duration) -> Result<(), Lost> {
+/// Keeps the record under one lease, until that lease is lost.
+async fn hold_once<S: LeaseStore>(
+    store: &S,
+    lease_write: &LeaseWrite,
+    ttl: Duration,
+) -> Result<(), LeaseLost> {
     let every = ttl / 3;
     let mut lease = store.grant(ttl).await?;
-    match store.put(&lease, &Change::WriteLease(sign.clone())).await {
+    match store.put(&lease, &Change::WriteLease(lease_write.clone())).await {
         Ok(Outcome::Applied { .. }) => {}
         not_put => {
             // It may have been put: revoke the lease to delete it.
             store.revoke(lease).await;
-            return Err(not_put.map_or_else(Lost::Store, |_| Lost::Replaced));
+            return Err(not_put.map_or_else(LeaseLost::Store, |_| LeaseLost::Replaced));
         }
     }
     let mut since_asked = Duration::ZERO;
@@ -86,20 +90,20 @@ async fn hold_once<S: LeaseStore>(store: &S, sign: &LeaseWrite, ttl: Duration) -
         since_asked += every;
         if since_asked >= ASK_EVERY {
             since_asked = Duration::ZERO;
-            ask(store, &lease, sign).await;
+            ask(store, &lease, lease_write).await;
         }
     }
 }
 
-/// Checks whether the sign could be put: etcd also refuses a transaction because of a put that would not take effect.
-/// Writes nothing if the sign exists.
-async fn ask<S: LeaseStore>(store: &S, lease: &S::Lease, sign: &LeaseWrite) {
-    let node = &sign.by.node;
-    match store.put(lease, &Change::RestoreLease(sign.clone())).await {
+/// Checks whether the record could be put: etcd also refuses a transaction because of a put that would not take effect.
+/// Writes nothing if the record exists.
+async fn ask<S: LeaseStore>(store: &S, lease: &S::Lease, lease_write: &LeaseWrite) {
+    let node = &lease_write.by.node;
+    match store.put(lease, &Change::RestoreLease(lease_write.clone())).await {
         Ok(Outcome::Refused) => {}
         Ok(Outcome::Applied { .. }) => {
-            debug!(%node, "the sign of life was deleted: restored it");
+            debug!(%node, "the lease record was deleted: restored it");
         }
-        Err(error) => debug!(%node, %error, "cannot restore the sign of life"),
+        Err(error) => debug!(%node, %error, "cannot restore the lease record"),
     }
 }

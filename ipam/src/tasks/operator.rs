@@ -20,7 +20,7 @@ use super::{ATTEMPTS, PodHost};
 use crate::Revision;
 use crate::cause::HostError;
 use crate::store::StoreError;
-use crate::view::{Source, View};
+use crate::view::{View, ViewSource};
 
 pub use self::adoption::{Adoption, adopt};
 pub use self::disconnect::allow_removal;
@@ -34,13 +34,13 @@ pub trait Knowledge {
     fn store_name(&self) -> String;
 
     /// The current view of the cluster.
-    fn known(&self) -> Arc<View>;
+    fn current_view(&self) -> Arc<View>;
 
-    /// Waits until the view is not `known` any more, at most for `patience`.
-    fn known_otherwise(&self, known: &Arc<View>, patience: Duration) -> impl Future<Output = ()>;
+    /// Waits until the view is not `known` any more, at most for `max_wait`.
+    fn view_changed_from(&self, known: &Arc<View>, max_wait: Duration) -> impl Future<Output = ()>;
 
-    /// Waits until the view shows `revision`, at most for `patience`. `None` after that.
-    fn known_at(&self, revision: Revision, patience: Duration) -> impl Future<Output = Option<Arc<View>>>;
+    /// Waits until the view shows `revision`, at most for `max_wait`. `None` after that.
+    fn view_at(&self, revision: Revision, max_wait: Duration) -> impl Future<Output = Option<Arc<View>>>;
 }
 
 /// The environment of requests that concern the node of the answering agent.
@@ -82,10 +82,10 @@ impl Refuse for NotCurrent {
 
 /// The view of the agent, if it is up to date with the datastore.
 fn current(agent: &impl Knowledge) -> Result<Arc<View>, NotCurrent> {
-    let view = agent.known();
+    let view = agent.current_view();
     match &view.lost {
         Some(reason) => Err(NotCurrent::Lost { store: agent.store_name(), reason: reason.clone() }),
-        None if view.source != Source::Store => Err(NotCurrent::Unread(agent.store_name())),
+        None if view.source != ViewSource::Store => Err(NotCurrent::Unread(agent.store_name())),
         None => Ok(view),
     }
 }

@@ -29,7 +29,7 @@ pub async fn run<H: PodHost>(host: &H, leaving: Vec<Attachment>, grace: Duration
         // With a third of the grace period, an attachment is missing in at least two checks before it is released.
         host.sleep(grace / 3).await;
         tombstones::apply_all(host).await;
-        end_overtaken(host).await;
+        end_deleted_during_add(host).await;
         match missing_interfaces(host).await {
             Ok(gone) => {
                 let is_locked = |attachment: &Attachment| host.is_locked(attachment);
@@ -46,18 +46,18 @@ pub async fn run<H: PodHost>(host: &H, leaving: Vec<Attachment>, grace: Duration
 }
 
 /// Deletes what plugins created after the release of their attachments, unless that was done already.
-pub(super) async fn end_overtaken<H: PodHost>(host: &H) {
+pub(super) async fn end_deleted_during_add<H: PodHost>(host: &H) {
     let all = host.ledger(|ipam, _| ipam.deleted_meanwhile().cloned().collect::<Vec<_>>()).await;
     for attachment in all {
         if let Some(_lock) = host.try_lock(&attachment) {
-            teardown::release_for(host, &attachment, LastAdd::Ended, teardown::MADE_LATE).await;
+            teardown::release_for(host, &attachment, LastAdd::Ended, teardown::CREATED_AFTER_DEL).await;
         }
     }
 }
 
 /// The result of sweeping one attachment that was reported gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Swept {
+pub enum SweepResult {
     /// It was gone, and is released.
     Released,
     /// Its interface exists, or its network namespace if another plugin creates the interface.
@@ -67,14 +67,18 @@ pub enum Swept {
 }
 
 /// Releases an attachment that is gone: locks it, checks it again, and releases it.
-pub async fn sweep<H: PodHost>(host: &H, attachment: &Attachment, why: &str) -> Result<Swept, NotReleased> {
-    let Some(_lock) = host.try_lock(attachment) else { return Ok(Swept::Busy) };
+pub async fn sweep<H: PodHost>(
+    host: &H,
+    attachment: &Attachment,
+    why: &str,
+) -> Result<SweepResult, NotReleased> {
+    let Some(_lock) = host.try_lock(attachment) else { return Ok(SweepResult::Busy) };
     if !missing_interfaces(host).await?.contains(attachment) {
-        return Ok(Swept::Alive);
+        return Ok(SweepResult::Alive);
     }
     info!(%attachment, why, "releasing");
     match teardown::release(host, attachment, LastAdd::Ended).await? {
-        ReleaseOutcome::Freed => Ok(Swept::Released),
+        ReleaseOutcome::Freed => Ok(SweepResult::Released),
         ReleaseOutcome::Kept(error) => Err(error.into()),
     }
 }

@@ -16,9 +16,9 @@ use crate::node::NodeIpam;
 use crate::pool::BlockRequest;
 
 /// The longest time that an ADD waits for another block, or for its reserved address.
-pub const CLAIM_PATIENCE: Duration = Duration::from_secs(15);
+pub const CLAIM_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Requests to the registrar for an ADD. Each request is answered within [`CLAIM_PATIENCE`].
+/// Requests to the registrar for an ADD. Each request is answered within [`CLAIM_TIMEOUT`].
 pub trait Requests {
     /// Requests another block, and waits for it.
     fn claim(&self, wanted: BlockRequest) -> impl Future<Output = Result<(), NoClaim>>;
@@ -43,8 +43,8 @@ pub trait PodHost: Host + Requests + Sized {
     /// Locks the attachment; `None` if it is locked.
     fn try_lock(&self, attachment: &Attachment) -> Option<Self::Lock>;
 
-    /// Locks the attachment as soon as it is unlocked; `None` after `patience`.
-    fn lock(&self, attachment: &Attachment, patience: Duration) -> impl Future<Output = Option<Self::Lock>>;
+    /// Locks the attachment as soon as it is unlocked; `None` after `max_wait`.
+    fn lock(&self, attachment: &Attachment, max_wait: Duration) -> impl Future<Output = Option<Self::Lock>>;
 
     /// Whether the attachment is locked.
     fn is_locked(&self, attachment: &Attachment) -> bool;
@@ -115,7 +115,7 @@ pub enum LastAdd {
     /// It has ended: the caller holds the lock of the attachment.
     Ended,
     /// It may still be running.
-    GoesOn,
+    StillRunning,
 }
 
 impl LastAdd {
@@ -128,7 +128,7 @@ impl LastAdd {
     ) -> Result<(), LedgerError> {
         match self {
             Self::Ended => ipam.release(attachment, now),
-            Self::GoesOn => ipam.release_before_its_add_ends(attachment, now),
+            Self::StillRunning => ipam.release_before_its_add_ends(attachment, now),
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use super::records::Records;
+use super::records::RecordStore;
 use crate::Cidr;
 use crate::Revision;
-use crate::invariants::Published;
+use crate::invariants::PublishedAddress;
 use crate::key::{Key, Range};
 use crate::store::{Contents, StoreError};
 
@@ -26,19 +26,19 @@ enum AddressesNotRead {
 #[derive(Debug, Clone, Default)]
 pub struct PublishedAddresses {
     /// The readable records, each with the revision of its last change.
-    pub records: Vec<(Published, Revision)>,
+    pub records: Vec<(PublishedAddress, Revision)>,
     /// The unreadable records: key, problem and revision.
     pub unreadable: Vec<(String, String, Revision)>,
 }
 
 impl PublishedAddresses {
     /// Reads the address records of all nodes.
-    pub async fn read(records: &impl Records) -> Result<Self, StoreError> {
+    pub async fn read(records: &impl RecordStore) -> Result<Self, StoreError> {
         Self::read_range(records, &Key::all_addresses()).await
     }
 
     /// Reads the address records in `range`.
-    pub async fn read_range(records: &impl Records, range: &Range) -> Result<Self, StoreError> {
+    pub async fn read_range(records: &impl RecordStore, range: &Range) -> Result<Self, StoreError> {
         Ok(Self::parse(records.range(range).await?))
     }
 
@@ -47,7 +47,7 @@ impl PublishedAddresses {
         for entry in contents.entries {
             let read = match entry.key.parse() {
                 Ok(Key::Address(node, address)) => serde_json::from_slice(&entry.value)
-                    .map(|record| Published { node, address, record })
+                    .map(|record| PublishedAddress { node, address, record })
                     .map_err(AddressesNotRead::from),
                 _ => Err(AddressesNotRead::Key),
             };
@@ -76,7 +76,7 @@ mod tests {
     use crate::store::Entry;
 
     #[test]
-    fn what_cannot_be_read_is_kept_apart_with_its_key() {
+    fn unreadable_records_are_listed_separately_with_their_keys() {
         let entry = |key: &str, value: &str| Entry {
             key: key.to_owned(),
             value: value.into(),

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use tracing::debug;
 
-use super::lease::{self, ALIVE, LeaseStore};
+use super::lease::{self, LEASE_TTL, LeaseStore};
 use super::race::race;
 use super::{Host, OwnNode};
 use crate::change::Member;
 use crate::key::Key;
-use crate::publication::{self, Basis, Published};
+use crate::publication::{self, Basis, Publication};
 use crate::store::{Outcome, StoreError};
 
 /// Changes within this time are published together.
@@ -34,7 +34,7 @@ pub trait PublisherHost: Host {
     fn changed(&self, basis: Basis) -> impl Future<Output = ()>;
 
     /// Waits until an attachment was added or released since the last call returned.
-    fn rung(&self) -> impl Future<Output = ()>;
+    fn attachment_signal(&self) -> impl Future<Output = ()>;
 
     /// Waits for `time`.
     fn pause(&self, time: Duration) -> impl Future<Output = ()>;
@@ -49,8 +49,8 @@ pub async fn run<H: PublisherHost>(host: &H, me: &OwnNode) {
             host.changed(basis).await;
             continue;
         };
-        let sign = publication::sign_of_life(&me.name, me.boot(), revision);
-        let work = race(lease::hold(host.leases(), &sign, ALIVE), publish(host, &sign.by));
+        let lease_write = publication::lease_write(&me.name, me.boot(), revision);
+        let work = race(lease::hold(host.leases(), &lease_write, LEASE_TTL), publish(host, &lease_write.by));
         // Dropped changes may have been made: the next iteration reads the records again.
         race(host.changed(basis), work).await;
     }
@@ -59,12 +59,12 @@ pub async fn run<H: PublisherHost>(host: &H, me: &OwnNode) {
 /// Publishes addresses as long as the node's record has the revision in `by`.
 async fn publish<H: PublisherHost>(host: &H, by: &Member) {
     // The published records; `None` until they are read, and after an error.
-    let mut published: Option<Published> = None;
+    let mut published: Option<Publication> = None;
     loop {
         match synchronize(host, by, published.take()).await {
             Ok(now) => {
                 published = Some(now);
-                host.rung().await;
+                host.attachment_signal().await;
                 host.pause(BATCH).await;
             }
             Err(error) => {
@@ -92,8 +92,8 @@ enum NotPublished {
 async fn synchronize<H: Host>(
     host: &H,
     by: &Member,
-    published: Option<Published>,
-) -> Result<Published, NotPublished> {
+    published: Option<Publication>,
+) -> Result<Publication, NotPublished> {
     let published = match published {
         Some(published) => published,
         None => publication::read(&by.node, &host.range(&Key::addresses_of(&by.node)).await?),

@@ -8,7 +8,7 @@ use crate::store::{Contents, Outcome, StoreError, Update};
 use crate::view::View;
 
 /// The cluster's records.
-pub trait Records {
+pub trait RecordStore {
     /// Makes a change of the records. After an error the change may have been made, unless the error excludes that.
     fn commit(&self, change: &Change) -> impl Future<Output = Result<Outcome, StoreError>>;
 
@@ -17,10 +17,10 @@ pub trait Records {
 }
 
 /// A type that dereferences to the records gives access to them, too.
-impl<T> Records for T
+impl<T> RecordStore for T
 where
     T: Deref,
-    T::Target: Records,
+    T::Target: RecordStore,
 {
     fn commit(&self, change: &Change) -> impl Future<Output = Result<Outcome, StoreError>> {
         (**self).commit(change)
@@ -32,7 +32,7 @@ where
 }
 
 /// Reads all records that agents watch, as of one revision of the datastore.
-pub async fn read_all(records: &impl Records) -> Result<View, StoreError> {
+pub async fn read_all(records: &impl RecordStore) -> Result<View, StoreError> {
     let mut view = View::default();
     view.apply(Update::Loaded(records.range(&Key::followed()).await?));
     Ok(view)

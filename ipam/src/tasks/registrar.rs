@@ -11,7 +11,7 @@ use std::time::Duration;
 use polder_api::{Attachment, NodeName, PerFamily};
 use tracing::{info, warn};
 
-use super::{Ended, NotReleased, OwnNode, RegistrarHost, attempt};
+use super::{AttemptResult, NotReleased, OwnNode, RegistrarHost, attempt};
 use crate::bootstrap::{Proposal, propose};
 use crate::change::{Change, Claim, RemovedHoldings};
 use crate::claim::NoClaim;
@@ -22,16 +22,18 @@ use crate::moment::Moment;
 use crate::node::NodeIpam;
 use crate::pool::{BlockRequest, Pool};
 use crate::publication;
-use crate::registration::{Failed, Holdings, Leaving, Pending, Registration, Unproven};
+use crate::registration::{
+    Holdings, PendingReason, Registration, RemovalProgress, StepError, UnprovenReason,
+};
 use crate::removal::Quarantine;
 use crate::store::{Outcome, StoreError};
-use crate::view::{Source, View};
+use crate::view::{View, ViewSource};
 
 /// Maximum steps in a row, before the other work of the registrar's task continues.
 const STEPS: usize = 64;
 
 /// How long no block is claimed after the datastore has lost records: their owners are restoring them.
-pub(super) const CAUTION: Duration = Duration::from_secs(60);
+pub(super) const LOSS_HOLD_OFF: Duration = Duration::from_secs(60);
 
 /// The registrar of a node. Only one runs at a time: nothing else claims blocks for the node.
 #[derive(Debug)]
@@ -66,7 +68,7 @@ struct Round {
 
 /// The next step of a registrar, and the view it was decided on. The current view may be newer by the time of the step.
 #[derive(Debug, Clone)]
-pub struct Decided(Result<(Step, Arc<View>), Failed>);
+pub struct Decided(Result<(Step, Arc<View>), StepError>);
 
 impl Decided {
     /// The step; `None` if the decision failed.
@@ -84,7 +86,7 @@ impl RegistrarState {
 
 impl Round {
     const fn new() -> Self {
-        Self { double: NameConflict::Unasked, is_proven: false, unclaimable: PerFamily::NONE }
+        Self { double: NameConflict::Unchecked, is_proven: false, unclaimable: PerFamily::NONE }
     }
 }
 
@@ -112,14 +114,14 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
                 return;
             }
         }
-        self.end(Registration::Waiting(Pending::More));
+        self.end(Registration::Waiting(PendingReason::More));
     }
 
     /// Whether claims are delayed because the datastore has lost records. A loss that the view shows counts even before
     /// the next step notices it.
-    pub(super) fn holds_off(&self, view: &View) -> bool {
+    pub(super) fn delays_claims(&self, view: &View) -> bool {
         let RegistrarState { losses, lost_at, .. } = self.state;
-        view.losses != losses || lost_at.is_some_and(|lost| self.host.now().since(lost) < CAUTION)
+        view.losses != losses || lost_at.is_some_and(|lost| self.host.now().since(lost) < LOSS_HOLD_OFF)
     }
 
     /// Decides the next step.
@@ -129,9 +131,9 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             self.state.round.is_proven |= step.rests_on_identity();
             if self.state.round.is_proven && matches!(self.host.registration(), Registration::Unproven(_)) {
                 // The remaining steps can take long with a slow datastore. The node may serve meanwhile.
-                self.publish(Registration::Waiting(Pending::UnderWay));
+                self.publish(Registration::Waiting(PendingReason::UnderWay));
             }
-            self.host.observe(step, self.state.losses, self.holds_off(view));
+            self.host.observe(step, self.state.losses, self.delays_claims(view));
         }
         Decided(decided)
     }
@@ -146,7 +148,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             Ok(None) => return false,
             Ok(Some(registration)) => self.end(registration),
             Err(why) if self.state.round.is_proven => self.end(Registration::Waiting(why.into())),
-            Err(why) => self.end(self.host.registration().stalled(why)),
+            Err(why) => self.end(self.host.registration().after_failure(why)),
         }
         true
     }
@@ -157,11 +159,11 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
     }
 
     /// Carries out a step. Returns the registration state if no step is left for now.
-    async fn make_step(&mut self, step: Step, view: &View) -> Result<Option<Registration>, Failed> {
+    async fn make_step(&mut self, step: Step, view: &View) -> Result<Option<Registration>, StepError> {
         Ok(Some(match step {
             Step::Settled => Registration::Registered,
             // Before any record is read, the node may belong to another machine.
-            Step::Wait(reason) if view.source == Source::Nowhere => Registration::Unproven(reason.into()),
+            Step::Wait(reason) if view.source == ViewSource::Nowhere => Registration::Unproven(reason.into()),
             Step::Wait(reason) => Registration::Waiting(reason.into()),
             Step::Conflict(reason) => Registration::Conflict(reason),
             Step::Removed(reason) => {
@@ -178,11 +180,11 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             }
             step @ Step::Identify(_) => {
                 let Err(why) = self.change(step).await else { return Ok(None) };
-                Registration::Unproven(Unproven::Unwritten(why))
+                Registration::Unproven(UnprovenReason::Unwritten(why))
             }
             Step::AskForDouble => {
                 let Err(error) = self.look_for_double().await else { return Ok(None) };
-                Registration::Unproven(Unproven::Unasked { node: self.me.name.clone(), error })
+                Registration::Unproven(UnprovenReason::Unasked { node: self.me.name.clone(), error })
             }
             step => {
                 self.change(step).await?;
@@ -191,7 +193,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         }))
     }
 
-    async fn next_step(&mut self) -> Result<(Step, Arc<View>), Failed> {
+    async fn next_step(&mut self) -> Result<(Step, Arc<View>), StepError> {
         let view = self.host.view();
         if view.losses != self.state.losses {
             self.state.losses = view.losses;
@@ -202,13 +204,13 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         let labels = self.me.labels.clone();
         let mut own = self
             .host
-            .ledger(move |ipam, now| ipam.learn_pools(&pools, &labels).and_then(|()| ipam.own(now)))
+            .ledger(move |ipam, now| ipam.learn_pools(&pools, &labels).and_then(|()| ipam.holdings(now)))
             .await?;
         // Reserved addresses whose ADD was answered by an earlier agent and still runs: the ledger no longer lists
         // them.
         own.expected.extend(view.reservations.iter().filter_map(|(address, known)| {
             let holder = known.record.holder.as_ref()?;
-            self.host.is_wired_from_before(&holder.attachment).then_some(*address)
+            self.host.is_wired_by_earlier_process(&holder.attachment).then_some(*address)
         }));
         self.publish_holdings(own.identity.clone(), &own.blocks, &own.gateways);
         let step = membership::next(&MembershipInputs {
@@ -218,10 +220,10 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             adopted: self.host.adopted().as_ref(),
             labels: &self.me.labels,
             view: &view,
-            own: &own,
+            holdings: &own,
             presence: &self.host.presence(&view),
             double: self.state.round.double.clone(),
-            hold_off: self.holds_off(&view),
+            hold_off: self.delays_claims(&view),
             quarantine: &self.state.quarantine,
             unclaimable: &self.state.round.unclaimable,
             fresh: &self.host.fresh_name()?,
@@ -231,7 +233,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
     }
 
     /// Carries out a step that changes records, the ledger or the kernel.
-    async fn change(&mut self, step: Step) -> Result<(), Failed> {
+    async fn change(&mut self, step: Step) -> Result<(), StepError> {
         match step {
             Step::Bootstrap => self.bootstrap().await?,
             Step::Identify(identity) => {
@@ -242,7 +244,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             }
             Step::CutOff => {
                 if !matches!(self.host.registration(), Registration::Removed(_)) {
-                    self.publish(Registration::Removed(Leaving::CuttingOff));
+                    self.publish(Registration::Removed(RemovalProgress::CuttingOff));
                 }
                 self.cut_off().await?;
             }
@@ -300,11 +302,11 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         Ok(())
     }
 
-    async fn commit_step(&self, change: &Change) -> Result<(), Failed> {
+    async fn commit_step(&self, change: &Change) -> Result<(), StepError> {
         let revision = match attempt(self.host, change).await {
-            Ended::Made(revision) => revision,
-            Ended::Refused => return Err(Failed::Changed),
-            Ended::NotMade(error) | Ended::Failed(error) => return Err(error.into()),
+            AttemptResult::Made(revision) => revision,
+            AttemptResult::Refused => return Err(StepError::Changed),
+            AttemptResult::NotMade(error) | AttemptResult::Failed(error) => return Err(error.into()),
         };
         match change {
             Change::ReleaseRemoved(RemovedHoldings { fence, .. }) | Change::ForgetFence { fence, .. } => {
@@ -336,15 +338,15 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
     async fn look_for_double(&mut self) -> Result<(), StoreError> {
         let node = &self.me.name;
         if !matches!(self.host.registration(), Registration::Conflict(_) | Registration::Removed(_)) {
-            self.publish(Registration::Unproven(Unproven::Asking(node.clone())));
+            self.publish(Registration::Unproven(UnprovenReason::Asking(node.clone())));
         }
-        let found = self.host.range(&Range::single(Key::Alive(node.clone()).to_string())).await?;
+        let found = self.host.range(&Range::single(Key::Lease(node.clone()).to_string())).await?;
         self.state.round.double = NameConflict::read(found.entries.first(), self.me.boot());
         Ok(())
     }
 
     /// Releases all attachments of this node, and deletes its blocks and addresses from the ledger.
-    async fn cut_off(&self) -> Result<(), Failed> {
+    async fn cut_off(&self) -> Result<(), StepError> {
         let all = |ipam: &mut NodeIpam<H::Ledger>, _| -> Vec<Attachment> {
             let held = ipam.attachments().chain(ipam.probe()).map(|held| &held.attachment);
             // Includes attachments released before their ADD ended: no pass deletes an interface that their plugin
@@ -361,7 +363,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             }
         }
         self.remove_gateways().await?;
-        if self.host.is_any_wired_from_before() {
+        if self.host.is_any_wired_by_earlier_process() {
             problem.get_or_insert(NotReleased::EarlierAdd);
         }
         if let Some(why) = problem {
@@ -376,11 +378,11 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
 
     /// Deletes the gateway addresses from the kernel. Otherwise an agent that starts without this ledger would treat
     /// them as its own. No pass deletes them: passes do not read the kernel of a removed node.
-    async fn remove_gateways(&self) -> Result<(), Failed> {
+    async fn remove_gateways(&self) -> Result<(), StepError> {
         Ok(self.host.remove_gateways().await?)
     }
 
-    async fn forget_addresses(&self, node: &NodeName) -> Result<(), Failed> {
+    async fn forget_addresses(&self, node: &NodeName) -> Result<(), StepError> {
         let published = self.host.range(&Key::addresses_of(node)).await?;
         for change in publication::forget(node, &published, self.host.most_records()) {
             self.host.commit(&change).await?;
@@ -389,7 +391,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
     }
 
     /// Writes the settings of a cluster that has none.
-    async fn bootstrap(&self) -> Result<(), Failed> {
+    async fn bootstrap(&self) -> Result<(), StepError> {
         let view = self.host.view();
         let identity = self.host.ledger(|ipam, _| ipam.identity()).await?;
         let fresh = self.host.fresh_name()?;
@@ -403,7 +405,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         }
         let Outcome::Applied { revision } = self.host.commit(&Change::MakeCluster { record, pools }).await?
         else {
-            return Err(Failed::Overtaken);
+            return Err(StepError::Overtaken);
         };
         info!(%id, "created the cluster settings");
         Ok(self.host.caught_up(revision).await?)

@@ -14,7 +14,7 @@ use crate::node::NodeIpam;
 use crate::release::NotReleased;
 
 /// The longest time that a DEL waits for an ADD of the same attachment to end.
-pub const WIRING_PATIENCE: Duration = Duration::from_secs(10);
+pub const WIRING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a DEL does not release the attachment.
 #[derive(Debug, thiserror::Error)]
@@ -41,33 +41,33 @@ impl Refuse for NotDeleted {
 /// Releases an attachment: first its interface, then its addresses. Succeeds if nothing is left to release.
 pub async fn del<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), Refusal> {
     // Otherwise a plugin that is still running would create an interface for a released attachment.
-    let lock = host.lock(attachment, WIRING_PATIENCE).await;
+    let lock = host.lock(attachment, WIRING_TIMEOUT).await;
     if lock.is_none() {
-        if !goes_on_without_lock() {
+        if !is_running_without_lock() {
             return Err(NotDeleted::AddRuns(attachment.clone()).into());
         }
         warn!(%attachment, "the ADD does not end: releasing anyway");
     }
     // A DEL must not fail because of a hanging ADD: the runtime has to finish the deletion of the pod.
-    let add = if lock.is_some() { LastAdd::Ended } else { LastAdd::GoesOn };
+    let add = if lock.is_some() { LastAdd::Ended } else { LastAdd::StillRunning };
     let released = release(host, attachment, add).await;
     drop(released.map_err(NotDeleted::from)?);
     if lock.is_none()
         && let Some(_lock) = host.try_lock(attachment)
     {
         // The ADD has ended meanwhile.
-        release_for(host, attachment, LastAdd::Ended, MADE_LATE).await;
+        release_for(host, attachment, LastAdd::Ended, CREATED_AFTER_DEL).await;
     }
     Ok(())
 }
 
 /// The reason logged for the release of what an ADD created after its DEL.
-pub(super) const MADE_LATE: &str = "its ADD continued after its DEL";
+pub(super) const CREATED_AFTER_DEL: &str = "its ADD continued after its DEL";
 
 /// Releases an attachment of a removed node. Fails while its ADD is running: otherwise the node would confirm that its
 /// pods are gone, and the plugin would create an interface that no pass deletes.
 pub async fn cut_off<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), NotReleased> {
-    let Some(_lock) = host.lock(attachment, WIRING_PATIENCE).await else {
+    let Some(_lock) = host.lock(attachment, WIRING_TIMEOUT).await else {
         return Err(NotReleased::Busy(attachment.clone()));
     };
     match release(host, attachment, LastAdd::Ended).await? {
@@ -78,7 +78,7 @@ pub async fn cut_off<H: PodHost>(host: &H, attachment: &Attachment) -> Result<()
 
 rule! {
     /// Whether a DEL continues if the ADD of its attachment hangs. A pass deletes an interface that is created later.
-    fn goes_on_without_lock() -> bool {
+    fn is_running_without_lock() -> bool {
         true
     }
     DelGivesUp => false
@@ -86,7 +86,7 @@ rule! {
 
 rule! {
     /// Whether addresses are freed only after their interface is deleted.
-    fn interface_goes_first() -> bool {
+    fn delete_interface_first() -> bool {
         true
     }
     FreedFirst => false
@@ -110,18 +110,19 @@ pub async fn release<H: PodHost>(
     add: LastAdd,
 ) -> Result<ReleaseOutcome, HostError> {
     let key = attachment.clone();
-    let begin = move |ipam: &mut NodeIpam<H::Ledger>, _| (ipam.begin_release(&key), ipam.is_overtaken(&key));
-    let ((held, written), is_overtaken) = host.ledger(begin).await;
+    let begin =
+        move |ipam: &mut NodeIpam<H::Ledger>, _| (ipam.begin_release(&key), ipam.is_deleted_during_add(&key));
+    let ((held, written), is_deleted_during_add) = host.ledger(begin).await;
     if let Err(error) = written {
         warn!(%attachment, "cannot write the ledger: {}", error.reason());
     }
-    if !interface_goes_first() {
+    if !delete_interface_first() {
         let _ = host.free(attachment, add).await;
     }
     host.delete_interface(attachment).await?;
     match &held {
         Some(held) => host.forget(held).await,
-        None if is_overtaken => {}
+        None if is_deleted_during_add => {}
         None => return Ok(ReleaseOutcome::Freed),
     }
     let freed = host.free(attachment, add).await;
@@ -152,10 +153,11 @@ pub async fn release_for<H: PodHost>(host: &H, attachment: &Attachment, add: Las
 /// attachment was released before its ADD ended, deletes an interface created since. The caller holds its lock.
 pub async fn abandoned<H: PodHost>(host: &H, attachment: &Attachment) {
     let key = attachment.clone();
-    let look = move |ipam: &mut NodeIpam<H::Ledger>, _| (ipam.get(&key).cloned(), ipam.is_overtaken(&key));
+    let look =
+        move |ipam: &mut NodeIpam<H::Ledger>, _| (ipam.get(&key).cloned(), ipam.is_deleted_during_add(&key));
     let held = match host.ledger(look).await {
         (Some(held), _) => held,
-        (None, true) => return release_for(host, attachment, LastAdd::Ended, MADE_LATE).await,
+        (None, true) => return release_for(host, attachment, LastAdd::Ended, CREATED_AFTER_DEL).await,
         (None, false) => return,
     };
     match is_gone(host, held).await {

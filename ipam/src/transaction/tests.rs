@@ -1,4 +1,4 @@
-//! What protects each change.
+//! The preconditions of each change.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use crate::change::{Fence, HandOver, RemovedHoldings};
 use crate::ids::{BootId, ClusterId, MachineId, Nonce};
 use crate::pool::PoolState;
 use crate::record::{
-    AddressRecord, Alive, AnswerRecord, BlockRecord, ClusterRecord, FenceRecord, InspectionRecord,
+    AddressRecord, AnswerRecord, BlockRecord, ClusterRecord, FenceRecord, InspectionRecord, LeaseRecord,
     NodeRecord, PodsGone, ReservationRecord,
 };
 
@@ -21,7 +21,7 @@ fn name() -> NodeName {
     "n1".parse().unwrap()
 }
 
-/// Whose record is of revision 7.
+/// A member whose node record has revision 7.
 fn me() -> Member {
     Member { node: name(), revision: Revision::new(7) }
 }
@@ -77,30 +77,32 @@ fn cluster() -> ClusterRecord {
     ClusterRecord::new(ClusterId::new("c"))
 }
 
-/// What must hold for the change, in words; and what it writes.
-fn rests_on(change: &Change) -> Vec<String> {
+/// The comparisons of the change's transaction, as text.
+fn preconditions(change: &Change) -> Vec<String> {
     let short = |key: &str| key.trim_start_matches("/polder/v1/").to_owned();
-    let words = |compare: &Compare| match compare {
+    let describe = |compare: &Compare| match compare {
         Compare::Unchanged { key, revision: Revision::ABSENT } => format!("no {}", short(key)),
         Compare::Unchanged { key, revision } => format!("{}@{revision}", short(key)),
         Compare::Empty(range) => format!("nothing in {}", short(&range.start)),
-        Compare::NothingNewer { range, revision } => format!("{} until {revision}", short(&range.start)),
+        Compare::NothingNewer { range, revision } => {
+            format!("nothing in {} newer than {revision}", short(&range.start))
+        }
     };
-    transaction(change).compares.iter().map(words).collect()
+    transaction(change).compares.iter().map(describe).collect()
 }
 
 fn writes(change: &Change) -> Vec<String> {
     let short = |key: &str| key.trim_start_matches("/polder/v1/").to_owned();
-    let words = |write: &Write| match write {
+    let describe = |write: &Write| match write {
         Write::Put { key, .. } => short(key),
         Write::Delete { key } => format!("-{}", short(key)),
     };
-    transaction(change).writes.iter().map(words).collect()
+    transaction(change).writes.iter().map(describe).collect()
 }
 
 fn check(change: impl Into<Change>, compared: &[&str], written: &[&str]) {
     let change = change.into();
-    assert_eq!((rests_on(&change), writes(&change)), (strings(compared), strings(written)), "{change}");
+    assert_eq!((preconditions(&change), writes(&change)), (strings(compared), strings(written)), "{change}");
 }
 
 fn strings(all: &[&str]) -> Vec<String> {
@@ -123,9 +125,9 @@ fn claim() -> Claim {
 }
 
 #[test]
-fn what_is_put_is_the_record_of_the_change() {
-    let alive = Alive { boot_id: BootId::new("b"), machine_id: MachineId::new("m") };
-    let said = AddressRecord { attachment: "net/a/eth0".parse().unwrap(), pod: None };
+fn a_transaction_writes_the_record_of_its_change() {
+    let alive = LeaseRecord { boot_id: BootId::new("b"), machine_id: MachineId::new("m") };
+    let address_record = AddressRecord { attachment: "net/a/eth0".parse().unwrap(), pod: None };
     let inspection = InspectionRecord { id: Nonce::new("x"), repairs: RepairMode::None };
     let answered = AnswerRecord {
         id: Nonce::new("x"),
@@ -137,11 +139,11 @@ fn what_is_put_is_the_record_of_the_change() {
     let confirmation =
         Confirmation { incarnation: incarnation(), record: fence_record(), revision: Revision::new(3) };
     let hand_over =
-        HandOver { by: me(), address: ADDRESS, record: reservation(), before: None, out_of: None };
+        HandOver { by: me(), address: ADDRESS, record: reservation(), before: None, source_pool: None };
     let release_removed =
         RemovedHoldings { by: me(), fence: fence(), blocks: Vec::new(), addresses: vec![released()] };
-    let (pool_record, sign) =
-        (encode(&PoolRecord::from(&pool())), LeaseWrite { by: me(), alive: alive.clone() });
+    let (pool_record, lease) =
+        (encode(&PoolRecord::from(&pool())), LeaseWrite { by: me(), record: alive.clone() });
     let changes: Vec<(Change, Vec<Vec<u8>>)> = vec![
         (claim().into(), vec![encode(&claim().record)]),
         (Change::RegisterNode { node: name(), record: node(), before: None }, vec![encode(&node())]),
@@ -172,13 +174,13 @@ fn what_is_put_is_the_record_of_the_change() {
         (
             Change::PublishAddresses {
                 by: me(),
-                publish: vec![(ADDRESS, said.clone())],
+                publish: vec![(ADDRESS, address_record.clone())],
                 withdraw: Vec::new(),
             },
-            vec![encode(&said)],
+            vec![encode(&address_record)],
         ),
-        (Change::WriteLease(sign.clone()), vec![encode(&alive)]),
-        (Change::RestoreLease(sign), vec![encode(&alive)]),
+        (Change::WriteLease(lease.clone()), vec![encode(&alive)]),
+        (Change::RestoreLease(lease), vec![encode(&alive)]),
         (Change::AskInspection(inspection.clone()), vec![encode(&inspection)]),
         (
             Change::AnswerInspection { node: name(), record: answered.clone(), asked: Revision::new(8) },
@@ -196,7 +198,7 @@ fn what_is_put_is_the_record_of_the_change() {
 }
 
 #[test]
-fn a_claim_rests_on_node_pool_and_the_absence_of_any_other() {
+fn a_claim_compares_node_pool_and_overlapping_claims() {
     let absent = |cidr: &str| Compare::absent(&Key::Block(block(cidr)));
     assert_eq!(
         transaction(&claim().into()).compares,
@@ -212,16 +214,16 @@ fn a_claim_rests_on_node_pool_and_the_absence_of_any_other() {
 }
 
 #[test]
-fn a_node_registers_in_place_of_its_record_or_if_it_was_never_removed() {
+fn registration_compares_the_own_record_or_requires_no_fence() {
     let register = |before| Change::RegisterNode { node: name(), record: node(), before };
     check(register(Some(Revision::new(7))), &["nodes/n1@7"], &["nodes/n1"]);
     check(register(None), &["no nodes/n1", "no fences/n1/i"], &["nodes/n1"]);
-    let over = Change::TakeOverNode { node: name(), record: node(), before: Revision::new(7) };
-    check(over, &["nodes/n1@7"], &["nodes/n1"]);
+    let take_over = Change::TakeOverNode { node: name(), record: node(), before: Revision::new(7) };
+    check(take_over, &["nodes/n1@7"], &["nodes/n1"]);
 }
 
 #[test]
-fn a_node_is_removed_as_it_was_seen_and_the_word_about_its_pods_is_for_that_fence() {
+fn removal_compares_the_node_and_confirmation_compares_the_fence() {
     let remove =
         Change::RemoveNode { incarnation: incarnation(), revision: Revision::new(7), fence: fence_record() };
     check(remove, &["nodes/n1@7", "no fences/n1/i"], &["-nodes/n1", "fences/n1/i"]);
@@ -234,7 +236,7 @@ fn a_node_is_removed_as_it_was_seen_and_the_word_about_its_pods_is_for_that_fenc
 }
 
 #[test]
-fn what_a_removed_node_had_goes_back_by_a_member_and_while_its_fence_says_so() {
+fn release_for_a_removed_node_compares_member_and_fence() {
     let blocks = vec![(block("10.0.0.0/26"), Revision::new(5))];
     let release_removed = RemovedHoldings { by: me(), fence: fence(), blocks, addresses: vec![released()] };
     check(
@@ -247,7 +249,7 @@ fn what_a_removed_node_had_goes_back_by_a_member_and_while_its_fence_says_so() {
 }
 
 #[test]
-fn what_a_node_lets_go_of_rests_on_its_record_and_on_that_it_has_it() {
+fn release_compares_the_node_record_and_the_claim() {
     let blocks = vec![(block("10.0.0.0/26"), Revision::new(5)), (block("10.0.0.64/26"), Revision::new(6))];
     check(
         Change::ReleaseBlocks { by: me(), blocks },
@@ -259,36 +261,36 @@ fn what_a_node_lets_go_of_rests_on_its_record_and_on_that_it_has_it() {
         &["reservations/10.1.0.5@9", "nodes/n1@7"],
         &["reservations/10.1.0.5"],
     );
-    let give_up = Change::DeleteReservation { address: ADDRESS, revision: Revision::new(9) };
-    check(give_up, &["reservations/10.1.0.5@9"], &["-reservations/10.1.0.5"]);
+    let delete = Change::DeleteReservation { address: ADDRESS, revision: Revision::new(9) };
+    check(delete, &["reservations/10.1.0.5@9"], &["-reservations/10.1.0.5"]);
 }
 
 #[test]
-fn an_address_is_handed_over_to_a_member_by_whoever_has_it_or_out_of_a_pool_as_it_was_seen() {
+fn hand_over_compares_member_reservation_and_pool() {
     let hand_over = HandOver {
         by: me(),
         address: ADDRESS,
         record: reservation(),
         before: Some(Revision::new(9)),
-        out_of: None,
+        source_pool: None,
     };
     let written = ["reservations/10.1.0.5"];
     check(hand_over.clone(), &["nodes/n1@7", "reservations/10.1.0.5@9"], &written);
     let again = HandOver { before: None, ..hand_over };
     check(again.clone(), &["nodes/n1@7", "no reservations/10.1.0.5"], &written);
-    let new = HandOver { out_of: Some(("p".parse().unwrap(), Revision::new(4))), ..again };
+    let new = HandOver { source_pool: Some(("p".parse().unwrap(), Revision::new(4))), ..again };
     check(new, &["nodes/n1@7", "no reservations/10.1.0.5", "pools/p@4"], &written);
 }
 
 #[test]
-fn a_pool_rests_on_all_that_could_be_in_its_way() {
+fn a_pool_change_compares_everything_that_could_conflict() {
     let add = |by| Change::AddPool { by, pool: pool(), as_of: Revision::new(50) };
     let mut compared = vec![
         "no pools/p",
-        "pools/ until 50",
-        "nodes/ until 50",
-        "reservations/ until 50",
-        "blocks/4-0a000000 until 50",
+        "nothing in pools/ newer than 50",
+        "nothing in nodes/ newer than 50",
+        "nothing in reservations/ newer than 50",
+        "nothing in blocks/4-0a000000 newer than 50",
     ];
     check(add(None), &compared, &["pools/p"]);
     compared.push("nodes/n1@7");
@@ -300,12 +302,12 @@ fn a_pool_rests_on_all_that_could_be_in_its_way() {
         revision: Revision::new(4),
         as_of: Revision::new(50),
     };
-    let compared = ["pools/p@4", "nothing in blocks/4-0a000000", "reservations/ until 50"];
+    let compared = ["pools/p@4", "nothing in blocks/4-0a000000", "nothing in reservations/ newer than 50"];
     check(remove, &compared, &["-pools/p"]);
 }
 
 #[test]
-fn a_cluster_is_made_where_there_is_none_and_its_pools_where_there_are_none() {
+fn first_settings_and_pools_are_written_only_where_none_exist() {
     let make = |pools| Change::MakeCluster { record: cluster(), pools };
     check(make(None), &["no cluster"], &["cluster"]);
     check(make(Some(vec![pool()])), &["no cluster", "nothing in pools/"], &["cluster", "pools/p"]);
@@ -317,7 +319,7 @@ fn a_cluster_is_made_where_there_is_none_and_its_pools_where_there_are_none() {
 }
 
 #[test]
-fn who_has_an_address_is_said_by_the_node_and_withdrawn_by_others_only_when_it_is_gone() {
+fn other_nodes_withdraw_addresses_only_after_the_nodes_removal() {
     let record = AddressRecord { attachment: "net/a/eth0".parse().unwrap(), pod: None };
     let stray = || Name::from("/polder/v1/addresses/n1/x");
     check(
@@ -333,23 +335,23 @@ fn who_has_an_address_is_said_by_the_node_and_withdrawn_by_others_only_when_it_i
         &written,
     );
     check(
-        withdraw(Writer::Anybody(name()), Some(Revision::new(5))),
+        withdraw(Writer::AnyNode(name()), Some(Revision::new(5))),
         &["no nodes/n1", "addresses/n1/x@5"],
         &written,
     );
-    check(withdraw(Writer::Anybody(name()), None), &["no nodes/n1"], &written);
+    check(withdraw(Writer::AnyNode(name()), None), &["no nodes/n1"], &written);
 }
 
 #[test]
-fn a_sign_of_life_rests_on_the_record_of_whose_it_is() {
-    let alive = Alive { boot_id: BootId::new("b"), machine_id: MachineId::new("m") };
-    let sign = LeaseWrite { by: me(), alive };
-    check(Change::WriteLease(sign.clone()), &["nodes/n1@7"], &["alive/n1"]);
-    check(Change::RestoreLease(sign), &["no alive/n1", "nodes/n1@7"], &["alive/n1"]);
+fn a_lease_write_compares_the_node_record() {
+    let alive = LeaseRecord { boot_id: BootId::new("b"), machine_id: MachineId::new("m") };
+    let lease = LeaseWrite { by: me(), record: alive };
+    check(Change::WriteLease(lease.clone()), &["nodes/n1@7"], &["alive/n1"]);
+    check(Change::RestoreLease(lease), &["no alive/n1", "nodes/n1@7"], &["alive/n1"]);
 }
 
 #[test]
-fn an_inspection_is_answered_while_it_is_wished_for_and_its_answers_go_when_none_is() {
+fn answers_compare_the_inspection_and_are_deleted_without_one() {
     let id = || Nonce::new("x");
     let ask = Change::AskInspection(InspectionRecord { id: id(), repairs: RepairMode::None });
     check(ask, &[], &["inspection"]);

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use polder_api::{NodeName, PoolName};
 
 use crate::Cidr;
-use crate::needed::Needed;
+use crate::needed::RequiredRange;
 use crate::pool::InvalidPool;
 use crate::special::Special;
 
@@ -57,7 +57,7 @@ pub(super) enum NotUsable {
         /// The pool.
         pool: PoolName,
         /// The host or network.
-        needed: Needed,
+        needed: RequiredRange,
     },
     /// The pool contains an address by which other nodes reach a node.
     #[error(
@@ -76,7 +76,7 @@ pub(super) enum NotUsable {
 
 /// Why this node uses only a part of a pool that is in use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Doubt {
+pub(super) enum PoolDoubt {
     /// Pods should not have addresses of the pool, but have some.
     #[error("{error}. It is in use: drain it with polderctl pool drain {pool}")]
     Unfit {
@@ -90,5 +90,5 @@ pub(super) enum Doubt {
     #[error(
         "it overlaps {0}: addresses there are not routed to pods on this node. Give one of the two another range"
     )]
-    Needed(Needed),
+    Needed(RequiredRange),
 }

@@ -23,7 +23,7 @@ fn loaded() -> View {
 }
 
 #[test]
-fn a_record_that_becomes_unreadable_is_named_and_what_it_said_before_stays_in_force() {
+fn the_last_valid_version_of_an_unreadable_record_stays_in_use() {
     let mut view = loaded();
     view.apply(changed(Revision::new(8), "pools/p", Some("{}")));
     assert!(view.refused["/polder/v1/pools/p"].contains("missing field"));
@@ -38,7 +38,7 @@ fn a_record_that_becomes_unreadable_is_named_and_what_it_said_before_stays_in_fo
 }
 
 #[test]
-fn the_settings_of_a_cluster_that_is_gone_from_the_store_are_remembered() {
+fn the_settings_of_a_lost_cluster_are_remembered() {
     const CLUSTER: &str = r#"{"id":"c","backend":"auto","attach":"bridge","vxlan":{"vni":1,"port":8472},
         "masquerade":{"enabled":true,"except":[]}}"#;
     let mut view = loaded();
@@ -52,7 +52,7 @@ fn the_settings_of_a_cluster_that_is_gone_from_the_store_are_remembered() {
 }
 
 #[test]
-fn what_is_lost_without_anybodys_deleting_it_is_counted() {
+fn only_records_lost_without_a_deletion_are_counted() {
     const CLAIM: &str = r#"{"node":"n","incarnation":"i","pool":"p","nonce":"x"}"#;
     let mut view = loaded();
     view.apply(changed(Revision::new(8), "blocks/4-0a000000-26", Some(CLAIM)));
@@ -67,7 +67,7 @@ fn what_is_lost_without_anybodys_deleting_it_is_counted() {
 }
 
 #[test]
-fn a_store_that_comes_back_as_it_was_earlier_has_lost_what_came_later() {
+fn an_older_state_of_the_datastore_counts_as_a_loss() {
     let reservation = |generation: u64| format!(r#"{{"owner":"d/a","generation":{generation}}}"#);
     let load = |revision, generation| {
         let reservation = entry("reservations/10.9.0.1", &reservation(generation), revision);
@@ -94,7 +94,7 @@ fn a_new_load_replaces_everything() {
 }
 
 #[test]
-fn what_is_known_stays_known_while_the_store_is_away() {
+fn the_view_stays_while_the_datastore_is_unreachable() {
     let mut view = loaded();
     view.apply(Update::Lost { reason: "gone".into() });
     assert_eq!((view.pools.len(), view.lost.as_deref()), (1, Some("gone")));
@@ -103,7 +103,7 @@ fn what_is_known_stays_known_while_the_store_is_away() {
 }
 
 #[test]
-fn pods_get_an_address_of_each_family_that_has_a_pool_in_use() {
+fn pods_get_an_address_of_each_family_with_an_active_pool() {
     let mut view = loaded();
     assert_eq!(view.families(), [Family::V4].into());
     view.apply(changed(
@@ -121,20 +121,20 @@ fn pods_get_an_address_of_each_family_that_has_a_pool_in_use() {
 }
 
 #[test]
-fn a_pool_around_the_nodes_own_address_is_refused_as_long_as_that_is_so() {
+fn a_pool_is_refused_while_it_contains_the_nodes_own_address() {
     let mut view = loaded();
     view.set_surroundings(vec!["10.0.9.9".parse().unwrap()], Vec::new());
     assert!(view.pools.is_empty());
     assert!(view.refused["/polder/v1/pools/p"].contains("this node's own address 10.0.9.9"));
     view.apply(changed(Revision::new(8), "pools/p", Some(POOL)));
-    assert!(view.pools.is_empty(), "a new revision makes it no better");
+    assert!(view.pools.is_empty(), "a new revision does not change that");
     view.set_surroundings(vec!["10.1.9.9".parse().unwrap()], Vec::new());
     assert_eq!((view.pools.len(), view.refused.len()), (1, 0));
 }
 
-fn needing(address: &str) -> Vec<Needed> {
-    let what = needed::NeededFor::Store("the address of etcd".to_owned());
-    vec![Needed::host(address.parse().unwrap(), what)]
+fn needing(address: &str) -> Vec<RequiredRange> {
+    let what = needed::RequiredFor::Store("the address of etcd".to_owned());
+    vec![RequiredRange::host(address.parse().unwrap(), what)]
 }
 
 const CLAIM: &str = r#"{"node":"n","incarnation":"i","pool":"p","nonce":"x"}"#;
@@ -147,13 +147,13 @@ fn node(address: &str) -> String {
 }
 
 #[test]
-fn a_pool_around_what_the_node_needs_is_refused_with_the_remedy_and_is_still_known() {
+fn a_pool_that_contains_a_needed_address_is_refused_with_the_remedy() {
     let mut view = loaded();
     view.set_surroundings(Vec::new(), needing("10.0.9.9"));
     assert!(view.pools.is_empty() && view.families().is_empty());
     let reason = &view.refused["/polder/v1/pools/p"];
-    for sign in ["10.0.9.9, the address of etcd", "polderctl pool remove p"] {
-        assert!(reason.contains(sign), "{reason}");
+    for expected in ["10.0.9.9, the address of etcd", "polderctl pool remove p"] {
+        assert!(reason.contains(expected), "{reason}");
     }
     assert!(view.any_pool(&"p".parse().unwrap()).is_some());
     view.set_surroundings(Vec::new(), needing("10.1.9.9"));
@@ -161,7 +161,7 @@ fn a_pool_around_what_the_node_needs_is_refused_with_the_remedy_and_is_still_kno
 }
 
 #[test]
-fn a_pool_of_which_nodes_have_blocks_is_used_on_and_named() {
+fn a_claimed_pool_with_a_needed_address_stays_in_use_with_a_warning() {
     let mut view = loaded();
     view.apply(changed(Revision::new(8), "blocks/4-0a000000-26", Some(CLAIM)));
     view.set_surroundings(Vec::new(), needing("10.0.9.9"));
@@ -172,10 +172,10 @@ fn a_pool_of_which_nodes_have_blocks_is_used_on_and_named() {
 }
 
 #[test]
-fn of_a_node_inside_a_pool_and_the_pool_the_one_in_use_stands() {
+fn a_pool_around_an_underlay_address_is_used_only_if_it_is_claimed() {
     let mut view = loaded();
     view.apply(changed(Revision::new(8), "nodes/n", Some(&node("10.0.0.7"))));
-    assert!(view.pools.is_empty(), "nobody has a block of it");
+    assert!(view.pools.is_empty(), "no node has claimed a block of the pool");
     assert!(view.refused["/polder/v1/pools/p"].contains("the underlay address of node n"));
     view.apply(changed(Revision::new(9), "nodes/n", Some(&node("10.1.0.7"))));
     assert_eq!((view.pools.len(), view.refused.len()), (1, 0));
@@ -185,7 +185,7 @@ fn of_a_node_inside_a_pool_and_the_pool_the_one_in_use_stands() {
 }
 
 #[test]
-fn a_pool_that_pods_cannot_use_is_refused_even_where_blocks_of_it_are_claimed() {
+fn a_pool_of_a_special_range_is_refused_even_if_it_is_claimed() {
     let multicast = r#"{"cidr":"ff02::/64","block_length":122,"state":"active"}"#;
     let claim = CLAIM.replace(r#""p""#, r#""odd""#);
     let mut view = loaded();

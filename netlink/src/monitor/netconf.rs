@@ -18,7 +18,7 @@ const RP_FILTER: u16 = 3;
 
 /// The interface on which the message turns forwarding off. A message with all settings announces a new interface,
 /// which is not a change.
-pub(super) fn forwards_no_more(message: &[u8]) -> Option<IfIndex> {
+pub(super) fn forwarding_stopped(message: &[u8]) -> Option<IfIndex> {
     let (mut index, mut forwards, mut is_new) = (None, None, false);
     for attribute in NlasIterator::new(message.get(HEADERS..)?) {
         let attribute = attribute.ok()?;

@@ -7,7 +7,7 @@
 //! reset. `nft flush ruleset` deletes all tables except those owned by another socket (flag `owner`, Linux 5.12;
 //! `nft_flush` in `net/netfilter/nf_tables_api.c`).
 
-use super::{Chain, FilterSocket, Hook, Interface, Match, Rule, Side, Verdict, encode};
+use super::{Chain, FilterSocket, Hook, InterfaceMatch, Match, Rule, TableSide, Verdict, encode};
 use crate::Error;
 
 /// A table of family `inet` with a chain of type `nat` and a rule that matches nothing. This socket owns it: no other
@@ -21,7 +21,7 @@ impl NatAnchor {
     /// Creates the table with that name in the network namespace of the calling thread.
     pub fn hold(name: &str) -> Result<Self, Error> {
         let mut socket = FilterSocket::open()?;
-        let lo = Interface::Named("lo");
+        let lo = InterfaceMatch::Named("lo");
         let rule = Rule {
             comment: "keeps connection tracking on, and matches nothing",
             matches: vec![Match::Output(lo), Match::NotOutput(lo)],
@@ -29,7 +29,7 @@ impl NatAnchor {
         };
         let chain = Chain { name: "nat", hook: Hook::SourceNat, rules: Vec::new() };
         let made = vec![
-            encode::add_owned_table(Side::Ip, name),
+            encode::add_owned_table(TableSide::Ip, name),
             encode::add_chain(name, &chain),
             encode::add_rule(name, &chain, &rule),
         ];

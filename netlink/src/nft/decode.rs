@@ -129,10 +129,10 @@ pub(super) fn elements(message: &NetfilterMessage) -> Result<Vec<Element>, Error
     })
 }
 
-/// Calls `put` with the key of each element in the message, and whether the key ends a range. Returns the results.
+/// Calls `convert` with the key of each element in the message, and whether the key ends a range. Returns the results.
 pub(super) fn keys<T>(
     message: &NetfilterMessage,
-    put: impl Fn(Option<&[u8]>, bool) -> Result<T, Error>,
+    convert: impl Fn(Option<&[u8]>, bool) -> Result<T, Error>,
 ) -> Result<Vec<T>, Error> {
     let NetfilterMessageInner::Other { message_type: NEW_SET_ELEMENT, attributes: all, .. } = &message.inner
     else {
@@ -146,7 +146,7 @@ pub(super) fn keys<T>(
             let element = element?;
             let key = value(element.value(), KEY).and_then(|key| value(key, VALUE));
             let flags = number(element.value(), FLAGS).unwrap_or_default();
-            found.push(put(key, flags & INTERVAL_END != 0)?);
+            found.push(convert(key, flags & INTERVAL_END != 0)?);
         }
     }
     Ok(found)

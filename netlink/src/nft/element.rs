@@ -8,7 +8,7 @@ use polder_api::{Family, Mac};
 
 /// The type of the elements of a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Key {
+pub enum ElementKey {
     /// Single addresses.
     Address(Family),
     /// Ranges of addresses.
@@ -23,19 +23,19 @@ pub enum Key {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Element {
     /// The key, padded with zeros.
-    bytes: [u8; LONGEST],
+    bytes: [u8; MAX_LENGTH],
     /// The length of the key, in bytes.
     length: u8,
     ends_range: bool,
 }
 
 /// The longest key, in bytes: two IPv6 addresses.
-const LONGEST: usize = 32;
+const MAX_LENGTH: usize = 32;
 
 impl Element {
-    /// The element with that key; `None` if the key is longer than `LONGEST`.
+    /// The element with that key; `None` if the key is longer than `MAX_LENGTH`.
     pub(super) fn with_key(key: &[u8]) -> Option<Self> {
-        let mut bytes = [0; LONGEST];
+        let mut bytes = [0; MAX_LENGTH];
         bytes.get_mut(..key.len())?.copy_from_slice(key);
         Some(Self { bytes, length: u8::try_from(key.len()).ok()?, ends_range: false })
     }
@@ -55,49 +55,50 @@ impl Element {
         self.ends_range
     }
 
-    /// An element of a set with [`Key::Address`].
+    /// An element of a set with [`ElementKey::Address`].
     pub fn address(address: IpAddr) -> Self {
         Self::with_key(&octets(address)).expect("an address is no longer")
     }
 
-    /// An element of a set with [`Key::Sender`]. Parts of a key start at multiples of four bytes.
+    /// An element of a set with [`ElementKey::Sender`]. Parts of a key start at multiples of four bytes.
     pub fn sender(mac: Mac, address: IpAddr) -> Self {
         let key = [&mac.0[..], &[0, 0], &octets(address)].concat();
         Self::with_key(&key).expect("no key of ours is longer")
     }
 
-    /// An element of a set with [`Key::Bearer`]: the tunnel endpoint `bearer` may send packets from `network`.
+    /// An element of a set with [`ElementKey::Bearer`]: the tunnel endpoint `bearer` may send packets from `network`.
     pub fn bearer(bearer: IpAddr, network: IpNetwork) -> Self {
         let key = [octets(bearer), octets(network.network())].concat();
         Self::with_key(&key).expect("no key of ours is longer")
     }
 
-    /// The elements of a set with [`Key::Network`]: the ends of ranges that cover exactly these networks of one family.
+    /// The elements of a set with [`ElementKey::Network`]: the ends of ranges that cover exactly these networks of one
+    /// family.
     pub fn networks(networks: impl IntoIterator<Item = IpNetwork>) -> Vec<Self> {
         let mut ranges: Vec<(IpAddr, Option<IpAddr>)> =
-            networks.into_iter().map(|network| (network.network(), behind(network))).collect();
+            networks.into_iter().map(|network| (network.network(), after(network))).collect();
         ranges.sort();
         let mut merged: Vec<(IpAddr, Option<IpAddr>)> = Vec::new();
-        for (first, behind) in ranges {
+        for (first, after) in ranges {
             match merged.last_mut() {
                 // `None` is after the last address of the family.
                 Some((_, end)) if end.is_none_or(|end| first <= end) => {
-                    *end = end.and_then(|end| behind.map(|behind| end.max(behind)));
+                    *end = end.and_then(|end| after.map(|after| end.max(after)));
                 }
-                _ => merged.push((first, behind)),
+                _ => merged.push((first, after)),
             }
         }
         merged
             .into_iter()
-            .flat_map(|(first, behind)| {
-                let end = behind.map(|behind| Self::address(behind).range_end());
+            .flat_map(|(first, after)| {
+                let end = after.map(|after| Self::address(after).range_end());
                 std::iter::once(Self::address(first)).chain(end)
             })
             .collect()
     }
 }
 
-/// The union of two sets with [`Key::Network`], as ends of ranges.
+/// The union of two sets with [`ElementKey::Network`], as ends of ranges.
 pub fn union(some: &BTreeSet<Element>, others: &BTreeSet<Element>) -> BTreeSet<Element> {
     let mut ends: Vec<&Element> = some.iter().chain(others).collect();
     // A range that begins where another ends is joined with it.
@@ -113,7 +114,7 @@ pub fn union(some: &BTreeSet<Element>, others: &BTreeSet<Element>) -> BTreeSet<E
     union
 }
 
-impl Key {
+impl ElementKey {
     /// The datatype number of the key in `nft`, which it needs to print elements (`include/datatype.h`).
     pub(super) fn type_number(self) -> u32 {
         const INTEGER: u32 = 4;
@@ -158,7 +159,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
 }
 
 /// The first address after the network, if there is one.
-fn behind(network: IpNetwork) -> Option<IpAddr> {
+fn after(network: IpNetwork) -> Option<IpAddr> {
     match network {
         IpNetwork::V4(v4) => {
             v4.broadcast().to_bits().checked_add(1).map(|bits| Ipv4Addr::from_bits(bits).into())
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_is_a_range_from_its_first_to_behind_its_last_address() {
+    fn a_network_becomes_a_range_with_an_exclusive_end() {
         assert_eq!(ranges(&["10.1.0.0/16"]), ["10.1.0.0", "<10.2.0.0"]);
     }
 
@@ -197,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_union_covers_what_either_covers() {
+    fn the_union_covers_both_sets() {
         let set = |networks: &[&str]| -> BTreeSet<Element> {
             Element::networks(networks.iter().map(|network| network.parse().unwrap())).into_iter().collect()
         };

@@ -15,7 +15,9 @@ use netlink_packet_netfilter::{
 use polder_api::Family;
 
 use super::family::TableFamily;
-use super::{Chain, Element, Hook, Interface, Key, Match, Rule, Set, Side, Verdict, Within};
+use super::{
+    Chain, Element, ElementKey, Hook, InterfaceMatch, Match, Rule, Set, SetMatch, TableSide, Verdict,
+};
 use crate::Operation;
 
 /// Elements per message: an attribute is at most 64 KiB long, an element about 60 bytes.
@@ -36,10 +38,10 @@ fn control(message: ControlMessage) -> NetfilterMessage {
     NetfilterMessage::new(header, message)
 }
 
-fn about(side: Side, message: impl Into<NetfilterMessageInner>) -> NetfilterMessage {
+fn about(side: TableSide, message: impl Into<NetfilterMessageInner>) -> NetfilterMessage {
     let family = match side {
-        Side::Ip => NetfilterProtoFamily::Inet,
-        Side::Arp => NetfilterProtoFamily::ARP,
+        TableSide::Ip => NetfilterProtoFamily::Inet,
+        TableSide::Arp => NetfilterProtoFamily::ARP,
     };
     of_family(family, message)
 }
@@ -48,28 +50,28 @@ fn of_family(family: NetfilterProtoFamily, message: impl Into<NetfilterMessageIn
     NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message)
 }
 
-fn create(side: Side, message: NfTablesMessage) -> Operation<NetfilterMessage> {
+fn create(side: TableSide, message: NfTablesMessage) -> Operation<NetfilterMessage> {
     Operation::new(about(side, message), NLM_F_CREATE)
 }
 
-pub(super) fn add_table(side: Side, name: &str, comment: Option<&str>) -> Operation<NetfilterMessage> {
+pub(super) fn add_table(side: TableSide, name: &str, comment: Option<&str>) -> Operation<NetfilterMessage> {
     let mut attributes = vec![TableAttribute::Name(name.to_owned())];
     attributes.extend(comment.map(|comment| TableAttribute::UserData(user_data(comment))));
     create(side, NfTablesMessage::NewTable(TableMessage { attributes }))
 }
 
 /// Creates a table owned by the sending socket: the kernel deletes it when the socket is closed.
-pub(super) fn add_owned_table(side: Side, name: &str) -> Operation<NetfilterMessage> {
+pub(super) fn add_owned_table(side: TableSide, name: &str) -> Operation<NetfilterMessage> {
     let attributes = vec![TableAttribute::Name(name.to_owned()), TableAttribute::Flags(TableFlags::Owner)];
     create(side, NfTablesMessage::NewTable(TableMessage { attributes }))
 }
 
-pub(super) fn get_table(side: Side, name: &str) -> NetfilterMessage {
+pub(super) fn get_table(side: TableSide, name: &str) -> NetfilterMessage {
     let attributes = vec![TableAttribute::Name(name.to_owned())];
     about(side, NfTablesMessage::GetTable(TableMessage { attributes }))
 }
 
-pub(super) fn delete_table(side: Side, name: &str) -> Operation<NetfilterMessage> {
+pub(super) fn delete_table(side: TableSide, name: &str) -> Operation<NetfilterMessage> {
     let attributes = vec![TableAttribute::Name(name.to_owned())];
     Operation::new(about(side, NfTablesMessage::DeleteTable(TableMessage { attributes })), 0)
 }
@@ -119,7 +121,7 @@ pub(super) fn add_set(table: &str, set: &Set, id: u32) -> Operation<NetfilterMes
         SetAttribute::KeyLen(set.key.length()),
         SetAttribute::Id(id),
     ];
-    if let Key::Bearer(bearer, carried) = set.key {
+    if let ElementKey::Bearer(bearer, carried) = set.key {
         attributes.push(SetAttribute::UserData(type_of_bearer(bearer, carried)));
     }
     create(set.side, NfTablesMessage::NewSet(SetMessage { attributes }))
@@ -143,10 +145,10 @@ fn type_of_bearer(bearer: Family, carried: Family) -> Vec<u8> {
     };
     let sender = [number(0, protocol), number(1, field)].concat();
     let Field(base, offset, length) = carried_source(carried);
-    let place =
+    let fields =
         [number(0, 0), number(1, 0), number(2, base + 1), number(3, offset * 8), number(4, length * 8)];
     let part = |index: u8, payload: &[u8]| one(index, &[number(0, PAYLOAD), one(1, payload)].concat());
-    let parts = [part(0, &sender), part(1, &place.concat())].concat();
+    let parts = [part(0, &sender), part(1, &fields.concat())].concat();
     let key = [number(0, CONCATENATION), one(1, &parts)].concat();
     [number(0, 0), one(3, &key)].concat()
 }
@@ -213,7 +215,7 @@ fn element(element: &Element) -> ListAttribute<SetElementAttribute> {
     ListAttribute::Element(attributes)
 }
 
-pub(super) fn get_rules(side: Side, table: &str) -> NetfilterMessage {
+pub(super) fn get_rules(side: TableSide, table: &str) -> NetfilterMessage {
     let attributes = vec![RuleAttribute::Table(table.to_owned())];
     about(side, NfTablesMessage::GetRule(RuleMessage { attributes }))
 }
@@ -365,7 +367,7 @@ fn matching(what: &Match) -> Vec<Expressions> {
     }
 }
 
-impl Within {
+impl SetMatch {
     fn family(self) -> Family {
         match self {
             Self::Set(family, _) | Self::NotSet(family, _) => family,
@@ -402,10 +404,10 @@ fn mask(register: Register, bytes: u32, length: u8) -> Expressions {
 }
 
 /// A full name is compared including its NULs, a prefix without them.
-fn name_of(interface: Interface) -> Vec<u8> {
+fn name_of(interface: InterfaceMatch) -> Vec<u8> {
     match interface {
-        Interface::Named(name) => [name.as_bytes(), &[0; 16][name.len().min(16)..]].concat(),
-        Interface::Prefixed(prefix) => prefix.as_bytes().to_vec(),
+        InterfaceMatch::Named(name) => [name.as_bytes(), &[0; 16][name.len().min(16)..]].concat(),
+        InterfaceMatch::Prefixed(prefix) => prefix.as_bytes().to_vec(),
     }
 }
 
@@ -425,11 +427,11 @@ fn compare(operator: Operator, value: Vec<u8>) -> Expressions {
     ])
 }
 
-fn lookup(within: Within) -> Expressions {
+fn lookup(within: SetMatch) -> Expressions {
     const NFT_LOOKUP_F_INV: u32 = 1;
     let (set, flags) = match within {
-        Within::Set(_, set) => (set, 0),
-        Within::NotSet(_, set) => (set, NFT_LOOKUP_F_INV),
+        SetMatch::Set(_, set) => (set, 0),
+        SetMatch::NotSet(_, set) => (set, NFT_LOOKUP_F_INV),
     };
     Expressions::Lookup(vec![
         Lookup::Set(set.to_owned()),

@@ -23,7 +23,7 @@ pub enum Policy {
 
 /// The hook of a base chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Judged {
+pub enum BaseHook {
     /// Hook input: packets for the host itself.
     ForHost,
     /// Hook forward: forwarded packets.
@@ -49,7 +49,7 @@ pub struct BaseChain {
 
 /// A match of interface names in a rule.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Names {
+pub enum NamePattern {
     /// Exactly this name.
     Exactly(String),
     /// All names with this prefix.
@@ -58,11 +58,11 @@ pub enum Names {
 
 /// A condition of a rule.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Condition {
+pub enum RuleCondition {
     /// The input interface has one of these names.
-    Input(Vec<Names>),
+    Input(Vec<NamePattern>),
     /// The output interface has one of these names.
-    Output(Vec<Names>),
+    Output(Vec<NamePattern>),
     /// The packet has that address family.
     Family(Family),
     /// The source address is in that network.
@@ -70,14 +70,14 @@ pub enum Condition {
     /// The destination address is in that network.
     Destination(IpNetwork),
     /// The host has no route to the source through the input interface (reverse path filter).
-    OtherWayBack,
+    OtherReversePath,
     /// A condition that is not decoded.
     Other,
 }
 
 /// The verdict of a rule on a matching packet.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Judgement {
+pub enum ForeignVerdict {
     /// Accepts the packet in this base chain.
     Accept,
     /// Drops or rejects the packet.
@@ -96,17 +96,17 @@ pub enum Judgement {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ForeignRule {
     /// The conditions; all must be true.
-    pub conditions: Vec<Condition>,
+    pub conditions: Vec<RuleCondition>,
     /// The verdict on matching packets.
-    pub judgement: Judgement,
+    pub verdict: ForeignVerdict,
 }
 
 impl FilterSocket {
     /// The filter chains on that hook, of all tables.
-    pub fn base_chains(&mut self, judged: Judged) -> Result<Vec<BaseChain>, Error> {
+    pub fn base_chains(&mut self, base_hook: BaseHook) -> Result<Vec<BaseChain>, Error> {
         self.dump(encode::get_all_chains(), |message| {
             let family = TableFamily::of(message.header.family)?;
-            base_chain(family, judged, &decode::body(&message, decode::NEW_CHAIN)?)
+            base_chain(family, base_hook, &decode::body(&message, decode::NEW_CHAIN)?)
         })
     }
 
@@ -139,10 +139,10 @@ impl FilterSocket {
             let elements = self.dump_set(encode::get_elements_of(family, table, &set), |message| {
                 decode::keys(message, |key, ends_range| Ok(key.filter(|_| !ends_range).map(names)))
             })?;
-            let names: Option<Vec<Names>> = elements.into_iter().collect();
-            conditions.push(names.map_or(Condition::Other, |names| side.condition(names)));
+            let names: Option<Vec<NamePattern>> = elements.into_iter().collect();
+            conditions.push(names.map_or(RuleCondition::Other, |names| side.condition(names)));
         }
-        Ok(ForeignRule { conditions, judgement: rule.judgement })
+        Ok(ForeignRule { conditions, verdict: rule.verdict })
     }
 }
 
@@ -157,13 +157,13 @@ const NF_INET_LOCAL_IN: u32 = 1;
 const NF_INET_FORWARD: u32 = 2;
 const NF_INET_POST_ROUTING: u32 = 4;
 
-fn base_chain(family: TableFamily, judged: Judged, body: &[u8]) -> Option<BaseChain> {
+fn base_chain(family: TableFamily, base_hook: BaseHook, body: &[u8]) -> Option<BaseChain> {
     let hook = value(body, NFTA_CHAIN_HOOK)?;
-    let wanted = match judged {
-        Judged::ForHost => NF_INET_LOCAL_IN,
-        Judged::Forwarded => NF_INET_FORWARD,
-        Judged::Incoming => NF_INET_PRE_ROUTING,
-        Judged::Outgoing => NF_INET_POST_ROUTING,
+    let wanted = match base_hook {
+        BaseHook::ForHost => NF_INET_LOCAL_IN,
+        BaseHook::Forwarded => NF_INET_FORWARD,
+        BaseHook::Incoming => NF_INET_PRE_ROUTING,
+        BaseHook::Outgoing => NF_INET_POST_ROUTING,
     };
     (number(hook, NFTA_HOOK_HOOKNUM)? == wanted).then_some(())?;
     // NAT chains do not drop packets, and Services have thousands of rules there.

@@ -68,8 +68,8 @@ impl FilterMonitor {
     }
 
     /// Sets the receive timeout, after which [`FilterMonitor::wait`] returns an error.
-    pub fn set_patience(&self, patience: Duration) -> Result<(), Error> {
-        self.inbox.set_patience(patience)
+    pub fn set_timeout(&self, max_wait: Duration) -> Result<(), Error> {
+        self.inbox.set_timeout(max_wait)
     }
 
     /// Waits for the next notifications and returns the processes that changed the table. The list may be empty: most

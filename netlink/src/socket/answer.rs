@@ -168,17 +168,17 @@ mod tests {
     }
 
     #[test]
-    fn each_message_goes_to_its_request_and_what_is_for_an_earlier_one_to_none() {
+    fn each_message_goes_to_its_request_and_late_ones_are_dropped() {
         let late = [link(0, 6, b"late\0"), done(6, 0), link(0, 9, b"early\0")].concat();
         let ours = [link(0, 7, b"one\0"), link(0, 8, b"two\0"), done(8, 0)].concat();
         let [one, two] = <[_; 2]>::try_from(answers(2, &[late, ours])).unwrap();
         assert_eq!((names(&one.messages), names(&two.messages)), (vec!["one"], vec!["two"]));
-        assert!(one.end.is_none(), "another request's end is taken for its own");
+        assert!(one.end.is_none(), "the end of another request was assigned to this one");
         assert!(matches!(two.end, Some(Ok(()))));
     }
 
     #[test]
-    fn an_error_ends_its_request_alone_and_is_kept() {
+    fn an_error_ends_only_its_own_request() {
         let refused = message(ERROR, 0, 7, &[&(-17_i32).to_ne_bytes()[..], &[0; 16]].concat());
         let fine = message(ERROR, 0, 8, &[0; 20]);
         let [one, two] = <[_; 2]>::try_from(answers(2, &[[refused, fine].concat(), done(7, 0)])).unwrap();
@@ -187,11 +187,11 @@ mod tests {
     }
 
     #[test]
-    fn an_error_at_the_end_of_a_dump_is_the_dumps() {
+    fn an_error_at_the_end_of_a_dump_fails_the_dump() {
         let mut read = || Ok(answers(1, &[link(0, 7, b"one\0"), done(7, -12)]).pop().unwrap());
         assert_eq!(whole(&mut read).unwrap_err().errno(), Some(Errno::ENOMEM));
         let mut read = || Ok(answers(1, &[link(0, 7, b"one\0")]).pop().unwrap());
-        assert!(matches!(whole(&mut read), Err(Error::NoAnswer)), "a dump without an end is taken");
+        assert!(matches!(whole(&mut read), Err(Error::NoAnswer)), "a dump without an end was accepted");
     }
 
     #[test]
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_that_cannot_be_read_is_an_error_only_if_it_may_be_ours() {
+    fn an_unreadable_interface_is_an_error_only_if_its_name_is_ours() {
         // An `IFLA_MTU` of one byte.
         let broken = |name: &[u8]| {
             let mut bytes = link(0, 7, name);
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_torn_or_cannot_be_read_is_an_error() {
+    fn a_truncated_or_unreadable_message_is_an_error() {
         let whole = link(0, 7, b"one\0");
         let mut answers = [Answer::<RouteNetlinkMessage>::default()];
         for cut in 1..whole.len() {

@@ -8,28 +8,28 @@ use super::SimHost;
 use crate::task::Wait;
 
 /// Runs as long as the agent.
-pub async fn run(hand: SimHost) {
+pub async fn run(host: SimHost) {
     loop {
-        pass(&hand).await;
-        hand.wait(Wait::Gateways(hand.clock() + 2_000)).await;
+        pass(&host).await;
+        host.wait(Wait::Gateways(host.clock() + 2_000)).await;
     }
 }
 
 /// One pass. It does not touch the kernel until the registrar has verified the node's identity.
-async fn pass(hand: &SimHost) {
-    if hand.agent(|agent| agent.is_forbidden()) {
+async fn pass(host: &SimHost) {
+    if host.agent(|agent| agent.is_forbidden()) {
         return;
     }
     // Read the kernel first, then the ledger: an interface added in between is not treated as foreign.
     let found: Vec<Attachment> =
-        hand.with(|world| world.machines[hand.machine].kernel.interfaces.keys().cloned().collect());
-    hand.turn().await;
-    let (gateways, named) = hand.ipam(|ipam, _| {
+        host.with(|world| world.machines[host.machine].kernel.interfaces.keys().cloned().collect());
+    host.turn().await;
+    let (gateways, named) = host.ipam(|ipam, _| {
         let named: BTreeSet<_> = ipam.attachments().map(|held| held.attachment.clone()).collect();
         (ipam.gateways().to_vec(), named)
     });
-    hand.with(|world| {
-        let kernel = &mut world.machines[hand.machine].kernel;
+    host.with(|world| {
+        let kernel = &mut world.machines[host.machine].kernel;
         kernel.gateways = gateways;
         let nobodys = found.iter().filter(|attachment| !named.contains(attachment));
         nobodys.for_each(|attachment| drop(kernel.interfaces.remove(attachment)));

@@ -16,15 +16,15 @@ use polder_ipam::change::Change;
 use polder_ipam::invariants::history::check_release;
 use polder_ipam::key::Range;
 use polder_ipam::ledger::{AttachmentEntry, LedgerError};
-use polder_ipam::membership::{NoPresence, Presence, Step};
+use polder_ipam::membership::{NoPresence, NodePresence, Step};
 use polder_ipam::node::NodeIpam;
 use polder_ipam::readiness;
-use polder_ipam::record::Alive;
+use polder_ipam::record::LeaseRecord;
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::release::NotReleased;
 use polder_ipam::store::{Contents, Outcome, StoreError};
 use polder_ipam::tasks::operator::{Knowledge, OperatorHost};
-use polder_ipam::tasks::{Host, LastAdd, PodHost, Records, RegistrarHost, teardown};
+use polder_ipam::tasks::{Host, LastAdd, PodHost, RecordStore, RegistrarHost, teardown};
 use polder_ipam::view::View;
 
 use super::SimHost;
@@ -33,7 +33,7 @@ use crate::in_flight::Lock;
 use crate::task::Wait;
 
 /// Counted event: a task timed out while it waited for the end of an ADD.
-pub const IMPATIENT: &str = "waited in vain for the end of an ADD";
+pub const IMPATIENT: &str = "timed out while waiting for an ADD";
 
 /// The MTU of every pod, in bytes.
 pub(super) const MTU: u32 = 1450;
@@ -48,7 +48,7 @@ fn brief(step: &Step) -> String {
     }
 }
 
-impl Records for SimHost {
+impl RecordStore for SimHost {
     async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
         Self::commit(self, change).await
     }
@@ -92,16 +92,16 @@ impl Knowledge for SimHost {
         "etcd".to_owned()
     }
 
-    fn known(&self) -> Arc<View> {
+    fn current_view(&self) -> Arc<View> {
         Self::view(self)
     }
 
-    async fn known_otherwise(&self, known: &Arc<View>, patience: Duration) {
-        RegistrarHost::changed(self, known, patience).await;
+    async fn view_changed_from(&self, known: &Arc<View>, max_wait: Duration) {
+        RegistrarHost::changed(self, known, max_wait).await;
     }
 
-    async fn known_at(&self, revision: Revision, patience: Duration) -> Option<Arc<View>> {
-        self.wait(Wait::Revision(revision, self.clock() + millis(patience))).await;
+    async fn view_at(&self, revision: Revision, max_wait: Duration) -> Option<Arc<View>> {
+        self.wait(Wait::Revision(revision, self.clock() + millis(max_wait))).await;
         Some(Self::view(self)).filter(|view| view.revision >= revision)
     }
 }
@@ -118,8 +118,8 @@ impl RegistrarHost for SimHost {
         Ok(self.fresh())
     }
 
-    async fn changed(&self, view: &Arc<View>, patience: Duration) {
-        let millis = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+    async fn changed(&self, view: &Arc<View>, max_wait: Duration) {
+        let millis = u64::try_from(max_wait.as_millis()).unwrap_or(u64::MAX);
         self.wait(Wait::Revision(view.revision.next(), self.clock() + millis)).await;
     }
 
@@ -127,9 +127,9 @@ impl RegistrarHost for SimHost {
         Self::caught_up(self, revision).await
     }
 
-    fn presence(&self, _: &View) -> Result<Presence, NoPresence> {
+    fn presence(&self, _: &View) -> Result<NodePresence, NoPresence> {
         let number = 1 + u8::try_from(self.machine).unwrap_or(0);
-        Ok(Presence {
+        Ok(NodePresence {
             underlay: vec![Ipv4Addr::new(192, 0, 2, number).into()],
             vtep_mac: Mac([2, 0, 0, 0, 0, number]),
             mtu: MTU,
@@ -141,7 +141,7 @@ impl RegistrarHost for SimHost {
         Ok(())
     }
 
-    fn adopted(&self) -> Option<Alive> {
+    fn adopted(&self) -> Option<LeaseRecord> {
         self.agent(|agent| agent.adopted.clone())
     }
 
@@ -166,15 +166,15 @@ impl RegistrarHost for SimHost {
         teardown::cut_off(&patient, attachment).await
     }
 
-    fn is_wired_from_before(&self, attachment: &Attachment) -> bool {
-        self.with(|world| world.machines[self.machine].is_wired_from_before(attachment))
+    fn is_wired_by_earlier_process(&self, attachment: &Attachment) -> bool {
+        self.with(|world| world.machines[self.machine].is_wired_by_earlier_process(attachment))
     }
 
-    fn is_any_wired_from_before(&self) -> bool {
+    fn is_any_wired_by_earlier_process(&self) -> bool {
         self.with(|world| {
             let machine = &world.machines[self.machine];
             let marked = machine.kernel.marked.borrow();
-            marked.iter().any(|attachment| machine.is_wired_from_before(attachment))
+            marked.iter().any(|attachment| machine.is_wired_by_earlier_process(attachment))
         })
     }
 
@@ -198,14 +198,14 @@ impl PodHost for SimHost {
     type Lock = Lock;
 
     fn try_lock(&self, attachment: &Attachment) -> Option<Lock> {
-        if self.is_wired_from_before(attachment) {
+        if self.is_wired_by_earlier_process(attachment) {
             return None;
         }
         Lock::new(self.agent(|agent| Rc::clone(&agent.in_flight)), attachment)
     }
 
-    async fn lock(&self, attachment: &Attachment, patience: Duration) -> Option<Lock> {
-        let until = self.clock() + millis(patience);
+    async fn lock(&self, attachment: &Attachment, max_wait: Duration) -> Option<Lock> {
+        let until = self.clock() + millis(max_wait);
         loop {
             if let Some(lock) = self.try_lock(attachment) {
                 return Some(lock);

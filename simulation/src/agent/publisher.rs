@@ -33,7 +33,7 @@ impl PublisherHost for SimHost {
         self.wait(Wait::Basis(basis)).await;
     }
 
-    async fn rung(&self) {
+    async fn attachment_signal(&self) {
         self.wait(Wait::Unpublished).await;
         self.agent(|agent| agent.is_unpublished = false);
     }
@@ -47,28 +47,28 @@ impl LeaseStore for SimHost {
     type Lease = LeaseId;
 
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
-        match self.ask(Question::Grant(ttl.as_secs())).await? {
+        match self.call_store(Question::Grant(ttl.as_secs())).await? {
             Answer::Lease(Some(lease)) => Ok(lease),
             other => Err(other.error()),
         }
     }
 
     async fn put(&self, lease: &LeaseId, change: &Change) -> Result<Outcome, StoreError> {
-        match self.ask(Question::Put(*lease, transaction(change))).await? {
+        match self.call_store(Question::Put(*lease, transaction(change))).await? {
             Answer::Outcome(outcome) => Ok(outcome),
             other => Err(other.error()),
         }
     }
 
     async fn renew(&self, lease: &mut LeaseId, _: Duration) -> Result<(), StoreError> {
-        match self.ask(Question::Renew(*lease)).await? {
+        match self.call_store(Question::Renew(*lease)).await? {
             Answer::Lease(Some(_)) => Ok(()),
             other => Err(other.error()),
         }
     }
 
     async fn revoke(&self, lease: LeaseId) {
-        let _ = self.ask(Question::Revoke(lease)).await;
+        let _ = self.call_store(Question::Revoke(lease)).await;
     }
 
     async fn pause(&self, time: Duration) {

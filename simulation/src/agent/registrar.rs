@@ -15,33 +15,33 @@ use crate::world::ClosedPool;
 const RETRY_MS: u64 = 5_000;
 
 /// Runs as long as the agent.
-pub async fn run(hand: SimHost) {
-    let me = hand.me();
-    let mut registrar = Registrar::new(&hand, &me);
+pub async fn run(host: SimHost) {
+    let me = host.me();
+    let mut registrar = Registrar::new(&host, &me);
     loop {
-        let view = hand.agent(|agent| {
+        let view = host.agent(|agent| {
             agent.news = false;
             agent.closed.clear();
             Arc::clone(&agent.view)
         });
         registrar.run_once().await;
-        hand.agent(|agent| {
+        host.agent(|agent| {
             if agent.last_step == "Settled" {
                 agent.closed = closed(&view);
             }
         });
-        hand.wait(Wait::News(hand.clock() + RETRY_MS)).await;
-        while let Some(ClaimRequest { wanted, reply }) = hand.agent(|agent| agent.claims.pop_front()) {
+        host.wait(Wait::News(host.clock() + RETRY_MS)).await;
+        while let Some(ClaimRequest { wanted, reply }) = host.agent(|agent| agent.claims.pop_front()) {
             let served = registrar.serve(wanted, reply.is_some()).await;
             if let Some(reply) = reply {
-                reply.give(served);
+                reply.send(served);
             }
         }
-        let request = hand.agent(|agent| agent.reservations.pop_front());
+        let request = host.agent(|agent| agent.reservations.pop_front());
         if let Some(ReserveRequest { wanted, owner, attachment, reply }) = request {
-            let answer = |came| reply.give(came);
+            let answer = |came| reply.send(came);
             registrar.serve_reservation(&wanted, &owner, &attachment, answer).await;
-            hand.agent(|agent| agent.news = true);
+            host.agent(|agent| agent.news = true);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use polder_simulation::play::{Report, play, play_with};
+use polder_simulation::run::{Report, run_seed, run_seed_with};
 use polder_simulation::world::Record;
 
 const USAGE: &str = "usage: simulate --seeds N [--from S] | --seed N";
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
 
 /// Runs one seed, and prints every step.
 fn replay(seed: u64) -> ExitCode {
-    match play_with(seed, Record::Printed) {
+    match run_seed_with(seed, Record::Printed) {
         Ok(report) => {
             println!("seed {seed} holds: {report}");
             ExitCode::SUCCESS
@@ -46,7 +46,7 @@ fn run(from: u64, seeds: u64) -> ExitCode {
     let began = Instant::now();
     let mut total = Report::default();
     for seed in from..from.saturating_add(seeds) {
-        match play(seed) {
+        match run_seed(seed) {
             Ok(report) => total.add(&report),
             Err(failure) => {
                 println!("{failure}");

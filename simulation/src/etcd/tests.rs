@@ -31,10 +31,10 @@ fn keys(etcd: &Model) -> Vec<(String, i64)> {
     etcd.range(&all()).entries.into_iter().map(|entry| (entry.key, entry.revision.number())).collect()
 }
 
-fn said(watch: &mut Watch, etcd: &Model) -> Vec<(String, i64, bool)> {
+fn messages(watch: &mut Watch, etcd: &Model) -> Vec<(String, i64, bool)> {
     let mut events = Vec::new();
-    while let Some(Said::Opened { .. } | Said::Events { .. }) = watch.clone().send(etcd) {
-        if let Some(Said::Events { events: more, .. }) = watch.send(etcd) {
+    while let Some(WatchMessage::Opened { .. } | WatchMessage::Events { .. }) = watch.clone().send(etcd) {
+        if let Some(WatchMessage::Events { events: more, .. }) = watch.send(etcd) {
             events.extend(more.into_iter().map(|event| (event.key, event.revision, event.put.is_some())));
         }
     }
@@ -42,7 +42,7 @@ fn said(watch: &mut Watch, etcd: &Model) -> Vec<(String, i64, bool)> {
 }
 
 #[test]
-fn what_a_transaction_writes_has_one_revision_and_nothing_written_has_none() {
+fn a_transaction_uses_one_revision_and_none_without_a_change() {
     let mut etcd = after(&[put("a", "1")]);
     let both = [put("b", "1"), delete("a")];
     assert_eq!(etcd.transact(&[], &both), Ok(Outcome::Applied { revision: Revision::new(3) }));
@@ -66,7 +66,7 @@ fn one_key_is_not_written_twice_in_a_transaction() {
 }
 
 #[test]
-fn an_earlier_state_can_be_read_until_it_is_compacted() {
+fn an_earlier_revision_can_be_read_until_it_is_compacted() {
     let mut etcd = after(&[put("a", "1"), put("b", "1"), put("a", "2"), delete("b")]);
     let at = |etcd: &Model, revision| {
         let keys = etcd.range_at(&all(), revision)?;
@@ -84,32 +84,32 @@ fn an_earlier_state_can_be_read_until_it_is_compacted() {
 }
 
 #[test]
-fn a_watch_tells_what_happened_before_it_and_goes_on() {
+fn a_watch_sends_past_and_future_changes() {
     let mut etcd = after(&[put("a", "1"), put("b", "1"), delete("a")]);
     let mut watch = etcd.watch(all(), Revision::new(3));
     let deleted = ("a".to_owned(), 4, false);
-    assert_eq!(said(&mut watch, &etcd), [("b".to_owned(), 3, true), deleted.clone()]);
+    assert_eq!(messages(&mut watch, &etcd), [("b".to_owned(), 3, true), deleted.clone()]);
     etcd.transact(&[], &[put("c", "1")]).unwrap();
-    assert_eq!(said(&mut watch, &etcd), [("c".to_owned(), 5, true)]);
-    assert_eq!(said(&mut watch, &etcd), []);
+    assert_eq!(messages(&mut watch, &etcd), [("c".to_owned(), 5, true)]);
+    assert_eq!(messages(&mut watch, &etcd), []);
     watch.repeat(&etcd, 2);
-    assert_eq!(said(&mut watch, &etcd), [deleted, ("c".to_owned(), 5, true)]);
+    assert_eq!(messages(&mut watch, &etcd), [deleted, ("c".to_owned(), 5, true)]);
 }
 
 #[test]
-fn compaction_ends_a_watch_that_is_behind_it_and_no_other() {
+fn a_compaction_ends_only_watches_that_are_behind_it() {
     let mut etcd = after(&[put("a", "1"), put("b", "1")]);
     let (mut behind, mut ahead) = (etcd.watch(all(), Revision::new(2)), etcd.watch(all(), Revision::new(2)));
-    said(&mut ahead, &etcd);
+    messages(&mut ahead, &etcd);
     etcd.compact(Revision::new(3)).unwrap();
-    assert_eq!(behind.send(&etcd), Some(Said::Opened { revision: 3 }));
-    assert_eq!(behind.send(&etcd), Some(Said::Compacted { revision: 3 }));
-    assert_eq!(behind.send(&etcd), Some(Said::Closed));
+    assert_eq!(behind.send(&etcd), Some(WatchMessage::Opened { revision: 3 }));
+    assert_eq!(behind.send(&etcd), Some(WatchMessage::Compacted { revision: 3 }));
+    assert_eq!(behind.send(&etcd), Some(WatchMessage::Closed));
     assert_eq!(ahead.send(&etcd), None);
 }
 
 #[test]
-fn the_end_of_a_lease_deletes_its_keys_at_one_revision() {
+fn an_expired_lease_deletes_all_its_keys_at_one_revision() {
     let mut etcd = Model::new();
     etcd.grant(7, 10).unwrap();
     etcd.grant(8, 5).unwrap();
@@ -127,16 +127,16 @@ fn the_end_of_a_lease_deletes_its_keys_at_one_revision() {
 }
 
 #[test]
-fn a_backup_that_is_put_back_is_the_store_as_it_was_and_ends_all_watches() {
+fn a_restored_backup_is_the_earlier_state_and_ends_all_watches() {
     let mut etcd = after(&[put("a", "1")]);
     let backup = etcd.clone();
     etcd.transact(&[], &[put("b", "1")]).unwrap();
     let mut watch = etcd.watch(all(), Revision::ABSENT);
     etcd.restore(&backup);
     assert_eq!((etcd.revision().number(), keys(&etcd).len()), (2, 1));
-    assert_eq!(watch.send(&etcd), Some(Said::Closed));
+    assert_eq!(watch.send(&etcd), Some(WatchMessage::Closed));
     let mut watch = etcd.watch(all(), Revision::ABSENT);
     etcd.empty();
     assert_eq!((etcd.revision().number(), keys(&etcd).len()), (1, 0));
-    assert_eq!(watch.send(&etcd), Some(Said::Closed));
+    assert_eq!(watch.send(&etcd), Some(WatchMessage::Closed));
 }

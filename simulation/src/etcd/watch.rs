@@ -25,7 +25,7 @@ enum State {
 
 /// A message of the server in a watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Said {
+pub enum WatchMessage {
     /// The watch is open.
     Opened {
         /// The revision of the store.
@@ -47,7 +47,7 @@ pub enum Said {
     Closed,
 }
 
-impl Said {
+impl WatchMessage {
     /// Whether this is the last message.
     pub fn is_last(&self) -> bool {
         matches!(self, Self::Compacted { .. } | Self::Closed)
@@ -61,24 +61,24 @@ impl Watch {
     }
 
     /// The next message, if any.
-    pub fn send(&mut self, model: &Model) -> Option<Said> {
+    pub fn send(&mut self, model: &Model) -> Option<WatchMessage> {
         if self.state == State::Closed || self.starts != model.starts {
             self.state = State::Closed;
-            return Some(Said::Closed);
+            return Some(WatchMessage::Closed);
         }
         let revision = model.history.revision();
         if self.state == State::New {
             self.state = State::Open;
-            return Some(Said::Opened { revision });
+            return Some(WatchMessage::Opened { revision });
         }
         let compacted = model.history.compacted();
         if self.next < compacted && self.next <= revision {
             self.state = State::Closed;
-            return Some(Said::Compacted { revision: compacted });
+            return Some(WatchMessage::Compacted { revision: compacted });
         }
         let events: Vec<Event> = model.history.events(&self.range, self.next).cloned().collect();
         self.next = self.next.max(revision + 1);
-        (!events.is_empty()).then_some(Said::Events { revision, events })
+        (!events.is_empty()).then_some(WatchMessage::Events { revision, events })
     }
 
     /// Rewinds by that many revisions, as far as they are retained, so that they are sent again.

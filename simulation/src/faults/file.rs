@@ -4,23 +4,23 @@ use polder_ipam::allocator::SHORTEST_COOL_DOWN;
 use polder_ipam::invariants::history::History;
 
 use crate::Watcher;
-use crate::world::{Agent, Keeping, TAIL, World};
+use crate::world::{Agent, StoreKind, TAIL, World};
 
 /// Counted event: an agent with an embedded store crashes.
-pub const CRASHED_OVER_A_FILE: &str = "agent crashed over a store in a file";
+pub const CRASHED_WITH_EMBEDDED_STORE: &str = "agent with an embedded store crashed";
 
 /// Loses all records.
 pub(super) fn lose(world: &mut World) {
-    if world.keeping == Keeping::Embedded {
+    if world.store_kind == StoreKind::Embedded {
         world.earlier.clear();
         world.etcd.empty();
-        begin_anew(world);
+        reset_history(world);
     }
 }
 
 /// Loses a random number of the last writes, as a power failure does if writes are not synchronized to disk.
 pub(super) fn lose_tail(world: &mut World) {
-    if world.keeping != Keeping::Embedded {
+    if world.store_kind != StoreKind::Embedded {
         return;
     }
     let mut lost = None;
@@ -29,14 +29,14 @@ pub(super) fn lose_tail(world: &mut World) {
     }
     if let Some(earlier) = lost {
         world.etcd.restore(&earlier);
-        begin_anew(world);
+        reset_history(world);
     }
 }
 
 /// Starts a new history: all earlier pods have lost their addresses.
-fn begin_anew(world: &mut World) {
+fn reset_history(world: &mut World) {
     world.history = History::new(SHORTEST_COOL_DOWN);
-    world.store_was_set_back();
+    world.note_store_loss();
 }
 
 /// A follower that falls too far behind must read everything again.

@@ -2,19 +2,19 @@
 
 use polder_ipam::ids::MachineId;
 
-use super::file::CRASHED_OVER_A_FILE;
+use super::file::CRASHED_WITH_EMBEDDED_STORE;
 use crate::agent;
 use crate::runtime;
 use crate::schedule::Schedule;
-use crate::world::{Ids, Keeping, Kernel, Machine};
+use crate::world::{Ids, Kernel, Machine, StoreKind};
 
 impl Schedule {
     pub(super) fn crash(&mut self, machine: usize) -> bool {
         let was_there = self.world.borrow().machines[machine].agent.is_some();
         let mut world = self.world.borrow_mut();
         world.kill_agent(machine);
-        if was_there && world.keeping == Keeping::Embedded {
-            world.count(CRASHED_OVER_A_FILE);
+        if was_there && world.store_kind == StoreKind::Embedded {
+            world.count(CRASHED_WITH_EMBEDDED_STORE);
         }
         drop(world);
         self.end_tasks();
@@ -43,7 +43,7 @@ impl Schedule {
         tombstones.clear();
         for index in 0..world.containers.len() {
             if world.containers[index].machine == machine {
-                runtime::over(&mut world, index);
+                runtime::mark_ended(&mut world, index);
             }
         }
         true

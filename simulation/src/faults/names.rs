@@ -17,10 +17,10 @@ use crate::world::{Ids, World};
 const MACHINES: usize = 6;
 
 /// Counted event: another machine joins under the name of an unreachable one, and that node is removed.
-pub const RIVAL_OF_SILENT: &str = "rival of a silent machine";
+pub const CONFLICT_WITH_UNREACHABLE: &str = "name conflict with an unreachable machine";
 
 /// Counted event: another machine joins with a copy of the ledger of a partitioned one.
-pub const COPY_OF_SILENT: &str = "copy of a silent machine";
+pub const COPY_OF_UNREACHABLE: &str = "ledger copy of a partitioned machine";
 
 impl Schedule {
     pub(super) fn replace(&mut self, machine: usize) -> bool {
@@ -56,30 +56,30 @@ impl Schedule {
 
     /// A new machine joins under a name that is in use. In some cases the original becomes unreachable, and an
     /// operator removes its node without confirming that its pods are gone.
-    pub(super) fn let_rival_come(&mut self, machine: usize) -> bool {
-        let Some(rival) = self.add_namesake(machine) else { return false };
+    pub(super) fn add_name_conflict(&mut self, machine: usize) -> bool {
+        let Some(other) = self.add_machine_with_name_of(machine) else { return false };
         if self.world.borrow_mut().random.once_in(2) {
-            self.silence(machine);
-            agent::start(&self.world, rival);
-            // Then the rival learns that the name belongs to another machine.
-            self.settle_sometimes();
+            self.make_unreachable(machine);
+            agent::start(&self.world, other);
+            // Then the new machine learns that the name belongs to another machine.
+            self.sometimes_run_until_idle();
             let is_removed = {
                 let mut world = self.world.borrow_mut();
                 let name = world.machines[machine].name.clone();
                 operator::remove_node(&mut world, &name, OperatorConfirmation::No)
             };
             if is_removed {
-                self.world.borrow_mut().count(RIVAL_OF_SILENT);
-                // Then the rival learns of the removal long before the unreachable machine.
-                self.settle_sometimes();
+                self.world.borrow_mut().count(CONFLICT_WITH_UNREACHABLE);
+                // Then the new machine learns of the removal long before the unreachable machine.
+                self.sometimes_run_until_idle();
             }
         }
         true
     }
 
-    fn settle_sometimes(&mut self) {
+    fn sometimes_run_until_idle(&mut self) {
         if self.world.borrow_mut().random.once_in(2) {
-            self.settle();
+            self.run_until_idle();
         }
     }
 
@@ -90,21 +90,21 @@ impl Schedule {
         if self.world.borrow().ids != Ids::Usual {
             return false;
         }
-        let Some(copy) = self.add_namesake(machine) else { return false };
+        let Some(copy) = self.add_machine_with_name_of(machine) else { return false };
         let mut world = self.world.borrow_mut();
         world.machines[copy].disk = world.machines[machine].disk.copy();
         if world.random.once_in(2) {
             cut_off(&mut world, machine);
-            world.count(COPY_OF_SILENT);
+            world.count(COPY_OF_UNREACHABLE);
         }
         true
     }
 
     /// Adds a machine with the same name, unless the limit is reached.
-    fn add_namesake(&self, machine: usize) -> Option<usize> {
+    fn add_machine_with_name_of(&self, machine: usize) -> Option<usize> {
         let mut world = self.world.borrow_mut();
         let name = world.machines[machine].name.clone();
-        if world.machines.len() >= MACHINES || world.namesakes(&name).len() > 1 {
+        if world.machines.len() >= MACHINES || world.machines_named(&name).len() > 1 {
             return None;
         }
         add_machine(&mut world, name);
@@ -112,7 +112,7 @@ impl Schedule {
     }
 
     /// A machine becomes unreachable while its pods keep running: its agent stays stopped, or it is partitioned.
-    fn silence(&mut self, machine: usize) {
+    fn make_unreachable(&mut self, machine: usize) {
         if self.world.borrow_mut().random.once_in(2) {
             self.crash(machine);
             self.world.borrow_mut().machines[machine].is_stopped = true;
@@ -122,8 +122,8 @@ impl Schedule {
     }
 
     /// Restores a lost ledger after its machine has joined as another incarnation.
-    pub(super) fn bring_ledger_back(&mut self, machine: usize) -> bool {
-        if self.world.borrow().machines[machine].lost_disk.is_none() && !self.let_it_begin_anew(machine) {
+    pub(super) fn restore_lost_ledger(&mut self, machine: usize) -> bool {
+        if self.world.borrow().machines[machine].lost_disk.is_none() && !self.rejoin_without_ledger(machine) {
             return false;
         }
         let is_other = {
@@ -146,7 +146,7 @@ impl Schedule {
     }
 
     /// Reboots a machine without its ledger, removes its node, and lets it join again.
-    fn let_it_begin_anew(&mut self, machine: usize) -> bool {
+    fn rejoin_without_ledger(&mut self, machine: usize) -> bool {
         if self.has_name_of_another(machine) {
             return false;
         }
@@ -159,18 +159,18 @@ impl Schedule {
             return false;
         }
         self.start_agents();
-        self.settle()
+        self.run_until_idle()
     }
 
     /// Ends name conflicts: one machine of each name remains.
-    pub fn retire_rivals(&mut self) {
+    pub fn end_name_conflicts(&mut self) {
         let machines = self.world.borrow().machines.len();
         for machine in 0..machines {
-            let rivals = {
+            let conflicting = {
                 let world = self.world.borrow();
-                world.namesakes(&world.machines[machine].name)
+                world.machines_named(&world.machines[machine].name)
             };
-            if rivals.len() < 2 || rivals[0] != machine {
+            if conflicting.len() < 2 || conflicting[0] != machine {
                 continue;
             }
             let stays = {
@@ -181,25 +181,26 @@ impl Schedule {
                 };
                 // In some cases the registered machine is destroyed: the other takes its place at the operator's
                 // request.
-                let keeper = rivals.iter().find(is_it).copied().unwrap_or(machine);
-                let other = rivals.iter().copied().find(|rival| *rival != keeper).unwrap_or(keeper);
+                let registered = conflicting.iter().find(is_it).copied().unwrap_or(machine);
+                let other =
+                    conflicting.iter().copied().find(|other| *other != registered).unwrap_or(registered);
                 drop(world);
-                if self.world.borrow_mut().random.once_in(2) { keeper } else { other }
+                if self.world.borrow_mut().random.once_in(2) { registered } else { other }
             };
-            for rival in rivals.into_iter().filter(|rival| *rival != stays) {
-                self.reboot(rival);
+            for other in conflicting.into_iter().filter(|other| *other != stays) {
+                self.reboot(other);
                 let mut world = self.world.borrow_mut();
-                world.machines[rival].is_destroyed = true;
-                world.machines[rival].ledger_is_whole = false;
-                world.note(|| format!("operator: {rival} is switched off for good"));
+                world.machines[other].is_destroyed = true;
+                world.machines[other].ledger_is_whole = false;
+                world.note(|| format!("operator: {other} is destroyed"));
             }
-            operator::take_place(&self.world, stays);
+            operator::replace_machine(&self.world, stays);
         }
     }
 }
 
 fn cut_off(world: &mut World, machine: usize) {
-    if !world.machines[machine].is_cut {
+    if !world.machines[machine].is_partitioned {
         cut(world, machine);
     }
 }

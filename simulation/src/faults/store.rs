@@ -5,15 +5,15 @@ use crate::etcd::Space;
 use crate::fault::Fault;
 use crate::schedule::Schedule;
 use crate::store_request::{Progress, Request, no_answer};
-use crate::world::{Agent, Keeping, Machine, World};
+use crate::world::{Agent, Machine, StoreKind, World};
 
 impl Schedule {
     /// Empties or restores the store, only while all agents run and follow it: an agent that does not run would not
     /// detect the loss, and could not repair it in the period without claims.
-    pub(super) fn set_store_back(&mut self, fault: Fault) -> bool {
+    pub(super) fn lose_or_restore_store(&mut self, fault: Fault) -> bool {
         self.restore();
         self.start_agents();
-        self.settle();
+        self.run_until_idle();
         let mut world = self.world.borrow_mut();
         let revision = world.etcd.revision();
         let follows = |machine: &Machine| {
@@ -39,7 +39,7 @@ impl Schedule {
         for request in &mut world.requests {
             request.state = Progress::Answered(Err(no_answer()));
         }
-        world.store_was_set_back();
+        world.note_store_loss();
         true
     }
 
@@ -49,7 +49,7 @@ impl Schedule {
         world.etcd.set_space(Space::Enough);
         for machine in &mut world.machines {
             machine.disk.fill(false);
-            machine.is_cut = false;
+            machine.is_partitioned = false;
             machine.is_stopped = false;
             machine.reads_only = false;
             if let Some(agent) = &mut machine.agent {
@@ -60,7 +60,7 @@ impl Schedule {
 }
 
 /// Injects a fault between the nodes and the store.
-pub(super) fn happens(world: &mut World, fault: Fault, machine: usize) -> bool {
+pub(super) fn try_inject(world: &mut World, fault: Fault, machine: usize) -> bool {
     match fault {
         Fault::DiskFull => {
             let disk = &world.machines[machine].disk;
@@ -99,11 +99,11 @@ pub(super) fn happens(world: &mut World, fault: Fault, machine: usize) -> bool {
 }
 
 fn disturb_watch(world: &mut World, fault: Fault, machine: usize) -> bool {
-    let World { machines, etcd, random, keeping, .. } = world;
-    let is_cut = machines[machine].is_cut;
-    let Some(agent) = machines[machine].agent.as_mut().filter(|_| !is_cut) else { return false };
+    let World { machines, etcd, random, store_kind, .. } = world;
+    let is_partitioned = machines[machine].is_partitioned;
+    let Some(agent) = machines[machine].agent.as_mut().filter(|_| !is_partitioned) else { return false };
     match fault {
-        Fault::WatchEnds if *keeping == Keeping::Embedded => fall_behind(agent),
+        Fault::WatchEnds if *store_kind == StoreKind::Embedded => fall_behind(agent),
         Fault::WatchEnds => agent.watcher.disconnect(),
         Fault::WatchDelayed if random.once_in(2) => agent.watcher.delay(),
         Fault::WatchDelayed => agent.watcher.restore(),
@@ -149,12 +149,12 @@ fn give_up(world: &mut World, index: usize) {
 }
 
 pub(super) fn cut(world: &mut World, machine: usize) {
-    let is_cut = !world.machines[machine].is_cut;
-    world.machines[machine].is_cut = is_cut;
+    let is_partitioned = !world.machines[machine].is_partitioned;
+    world.machines[machine].is_partitioned = is_partitioned;
     if let Some(agent) = &mut world.machines[machine].agent {
-        if is_cut { agent.watcher.cut() } else { agent.watcher.restore() }
+        if is_partitioned { agent.watcher.cut() } else { agent.watcher.restore() }
     }
-    if is_cut {
+    if is_partitioned {
         for index in 0..world.requests.len() {
             if world.requests[index].machine == machine {
                 give_up(world, index);

@@ -5,66 +5,66 @@ use std::fmt;
 use polder_ipam::Block;
 use polder_ipam::removal::OperatorConfirmation;
 
-use super::machine::{Container, Who};
+use super::machine::{Container, MachineIndex};
 
 /// An event of the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// The next change in the store reaches the machine.
-    Hear(Who),
+    ReceiveChange(MachineIndex),
     /// The registrar executes the next step of the membership rules.
-    Decide(Who),
+    Decide(MachineIndex),
     /// The registrar serves the waiting ADD.
-    Ask(Who),
+    ServeAdd(MachineIndex),
     /// The transaction of the registrar meets the fate.
-    Meet(Who, Fate),
+    CompleteTransaction(MachineIndex, Fate),
     /// The registrar reads whether its transaction took effect.
-    Look(Who),
+    ReadOutcome(MachineIndex),
     /// The registrar fails to read whether its transaction took effect.
-    LookInVain(Who),
+    FailToReadOutcome(MachineIndex),
     /// The registrar times out while it waits for its view.
-    LosePatience(Who),
+    TimeOut(MachineIndex),
     /// An ADD times out while it waits for the registrar.
-    GiveUp(Who),
+    TimeOutAdd(MachineIndex),
     /// A task continues.
-    GoOn(Who, Whose),
+    Continue(MachineIndex, TaskKind),
     /// A late transaction, by index, reaches the store. No task waits for it.
-    Arrive(usize),
+    DeliverLate(usize),
     /// ADD of a new pod.
-    Add(Who),
+    Add(MachineIndex),
     /// ADD of a new pod with the reserved address.
-    AddReserved(Who),
+    AddReserved(MachineIndex),
     /// The runtime calls DEL for a pod, at any time, possibly again.
-    Del(Who, Container),
+    Del(MachineIndex, Container),
     /// A pod ends without a DEL.
-    End(Who, Container),
+    End(MachineIndex, Container),
     /// The node claims a block before it needs one.
-    Wish(Who),
+    RequestBlock(MachineIndex),
     /// The node starts to release a block that it does not need.
-    Spare(Who, Block),
+    StartRelease(MachineIndex, Block),
     /// The agent crashes and is restarted.
-    Crash(Who),
+    Crash(MachineIndex),
     /// The machine reboots.
-    Reboot(Who),
+    Reboot(MachineIndex),
     /// The machine fails permanently.
-    Die(Who),
+    FailPermanently(MachineIndex),
     /// The machine starts for the first time.
-    Begin(Who),
+    StartMachine(MachineIndex),
     /// The machine starts for the first time, with a copy of the ledger of the machine that has its name.
-    BeginCopied(Who),
+    StartWithCopiedLedger(MachineIndex),
     /// An operator declares that the machine replaces a failed one.
-    Adopt(Who),
+    Adopt(MachineIndex),
     /// The ledger of a removed node is deleted, and its agent is restarted.
-    Rejoin(Who),
+    Rejoin(MachineIndex),
     /// An operator removes the node that has the machine's name.
-    Remove(Who, OperatorConfirmation),
+    Remove(MachineIndex, OperatorConfirmation),
     /// Time passes, longer than any cool-down.
-    Rest,
+    AdvanceTime,
 }
 
 /// A task of an agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Whose {
+pub enum TaskKind {
     /// The task of the registrar.
     Registrar,
     /// The ADD that waits for the registrar.
@@ -96,7 +96,7 @@ impl Fate {
         [Self::Answered, Self::AnsweredAndRepeated, Self::ReplyLost, Self::Lost, Self::Late];
 }
 
-impl fmt::Display for Whose {
+impl fmt::Display for TaskKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Registrar => f.write_str("registrar"),
@@ -109,50 +109,68 @@ impl fmt::Display for Whose {
 
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let m = |who: &Who| format!("m{}", who + 1);
+        let m = |index: &MachineIndex| format!("m{}", index + 1);
         match self {
-            Self::Hear(who) => write!(f, "{} hears what changed next in the store", m(who)),
-            Self::Decide(who) => write!(f, "the registrar of {} makes its next step", m(who)),
-            Self::Ask(who) => write!(f, "the registrar of {} serves the ADD", m(who)),
-            Self::Meet(who, fate) => {
-                let what = match fate {
-                    Fate::Answered => "is carried out and answered",
-                    Fate::AnsweredAndRepeated => "is carried out and answered, and a copy of it is under way",
-                    Fate::ReplyLost => "is carried out, and the answer is lost",
+            Self::ReceiveChange(index) => write!(f, "{} receives the next change of the store", m(index)),
+            Self::Decide(index) => write!(f, "the registrar of {} executes its next step", m(index)),
+            Self::ServeAdd(index) => write!(f, "the registrar of {} serves the ADD", m(index)),
+            Self::CompleteTransaction(index, fate) => {
+                let outcome = match fate {
+                    Fate::Answered => "takes effect and is answered",
+                    Fate::AnsweredAndRepeated => {
+                        "takes effect and is answered, and a copy of it is in flight"
+                    }
+                    Fate::ReplyLost => "takes effect, and the reply is lost",
                     Fate::Lost => "is lost",
-                    Fate::Late => "is given up, and still under way",
+                    Fate::Late => "is abandoned while in flight",
                 };
-                write!(f, "the transaction of {}'s registrar {what}", m(who))
+                write!(f, "the transaction of {}'s registrar {outcome}", m(index))
             }
-            Self::Look(who) => write!(f, "{}'s registrar looks up what became of it", m(who)),
-            Self::LookInVain(who) => write!(f, "{}'s registrar cannot look up what became of it", m(who)),
-            Self::LosePatience(who) => write!(f, "{} does not see in time what it waits for", m(who)),
-            Self::GiveUp(who) => write!(f, "the ADD on {} waits no longer for the registrar", m(who)),
-            Self::GoOn(who, whose) => write!(f, "the {whose} on {} goes on", m(who)),
-            Self::Arrive(index) => write!(f, "late transaction {} arrives", index + 1),
-            Self::Add(who) => write!(f, "ADD of a new pod on {}", m(who)),
-            Self::AddReserved(who) => write!(f, "ADD of a new pod with the reserved address on {}", m(who)),
-            Self::Del(who, container) => write!(f, "DEL of pod {container} on {}", m(who)),
-            Self::End(who, container) => write!(f, "pod {container} on {} ends without a word", m(who)),
-            Self::Wish(who) => write!(f, "{} wants another block", m(who)),
-            Self::Spare(who, block) => write!(f, "{} begins to give {block} back", m(who)),
-            Self::Crash(who) => write!(f, "the agent of {} dies and is started again", m(who)),
-            Self::Reboot(who) => write!(f, "{} is rebooted", m(who)),
-            Self::Die(who) => write!(f, "{} is gone for good", m(who)),
-            Self::Begin(who) => write!(f, "{} is started", m(who)),
-            Self::BeginCopied(who) => write!(f, "{} is started with a copy of a ledger", m(who)),
-            Self::Adopt(who) => write!(f, "the operator says that {} is in place of another machine", m(who)),
-            Self::Rejoin(who) => write!(f, "{} is started again without its ledger", m(who)),
-            Self::Remove(who, OperatorConfirmation::No) => {
-                write!(f, "the operator removes the node named as {}", m(who))
+            Self::ReadOutcome(index) => write!(f, "{}'s registrar reads whether it took effect", m(index)),
+            Self::FailToReadOutcome(index) => {
+                write!(f, "{}'s registrar cannot read whether it took effect", m(index))
             }
-            Self::Remove(who, OperatorConfirmation::Yes) => {
-                write!(f, "the operator removes the node named as {}, and vouches that it is gone", m(who))
+            Self::TimeOut(index) => write!(f, "the registrar of {} times out", m(index)),
+            Self::TimeOutAdd(index) => write!(f, "the ADD on {} times out", m(index)),
+            Self::Continue(index, task) => write!(f, "the {task} on {} continues", m(index)),
+            Self::DeliverLate(index) => write!(f, "late transaction {} arrives", index + 1),
+            Self::Add(index) => write!(f, "ADD of a new pod on {}", m(index)),
+            Self::AddReserved(index) => {
+                write!(f, "ADD of a new pod with the reserved address on {}", m(index))
             }
-            Self::Remove(who, OperatorConfirmation::Earlier) => {
-                write!(f, "the operator vouches that all removed nodes named as {} are gone", m(who))
+            Self::Del(index, container) => write!(f, "DEL of pod {container} on {}", m(index)),
+            Self::End(index, container) => write!(f, "pod {container} on {} ends without a DEL", m(index)),
+            Self::RequestBlock(index) => write!(f, "{} claims another block", m(index)),
+            Self::StartRelease(index, block) => write!(f, "{} starts to release {block}", m(index)),
+            Self::Crash(index) => write!(f, "the agent of {} crashes and is restarted", m(index)),
+            Self::Reboot(index) => write!(f, "{} is rebooted", m(index)),
+            Self::FailPermanently(index) => write!(f, "{} fails permanently", m(index)),
+            Self::StartMachine(index) => write!(f, "{} is started", m(index)),
+            Self::StartWithCopiedLedger(index) => {
+                write!(f, "{} is started with a copy of a ledger", m(index))
             }
-            Self::Rest => f.write_str("time passes"),
+            Self::Adopt(index) => {
+                write!(f, "the operator declares that {} replaces another machine", m(index))
+            }
+            Self::Rejoin(index) => write!(f, "{} is started again without its ledger", m(index)),
+            Self::Remove(index, OperatorConfirmation::No) => {
+                write!(f, "the operator removes the node with the name of {}", m(index))
+            }
+            Self::Remove(index, OperatorConfirmation::Yes) => {
+                write!(
+                    f,
+                    "the operator removes the node with the name of {}, and confirms that it is gone",
+                    m(index)
+                )
+            }
+            Self::Remove(index, OperatorConfirmation::Earlier) => {
+                write!(
+                    f,
+                    "the operator confirms that all removed nodes with the name of {} are gone",
+                    m(index)
+                )
+            }
+            Self::AdvanceTime => f.write_str("time passes"),
         }
     }
 }

@@ -24,13 +24,13 @@ pub struct Report {
     /// Wall-clock time of the exploration.
     pub took: Duration,
     /// The violated properties, each with the events that lead to a violation.
-    pub broken: Ways,
+    pub violations: Counterexamples,
     /// Number of occurrences of each event.
     pub tally: Arc<Tally>,
 }
 
 /// For each violated property, the events that lead to a violation.
-pub type Ways = BTreeMap<&'static str, Vec<String>>;
+pub type Counterexamples = BTreeMap<&'static str, Vec<String>>;
 
 impl Space {
     /// Explores the whole space, or until a property is violated, by the shortest sequence of events.
@@ -44,24 +44,24 @@ impl Space {
             states: all.unique_state_count(),
             depth: all.max_depth(),
             took: started.elapsed(),
-            broken: broken(&all),
+            violations: violations(&all),
             tally,
         };
         // The first violation is not always the shortest: the checker visits many states before it stops.
-        while let Some(shortest) = report.broken.values().map(Vec::len).min() {
+        while let Some(shortest) = report.violations.values().map(Vec::len).min() {
             let checker = self.clone().checker().threads(1).target_max_depth(shortest + 1);
-            let shorter = broken(&checker.spawn_bfs().join());
+            let shorter = violations(&checker.spawn_bfs().join());
             if shorter.is_empty() {
-                report.broken.retain(|_, path| path.len() == shortest);
+                report.violations.retain(|_, path| path.len() == shortest);
                 break;
             }
-            report.broken = shorter;
+            report.violations = shorter;
         }
         report
     }
 }
 
-fn broken(checker: &impl Checker<Space>) -> Ways {
+fn violations(checker: &impl Checker<Space>) -> Counterexamples {
     let words = |path: Path<Cluster, Action>| path.into_actions().iter().map(ToString::to_string).collect();
     checker.discoveries().into_iter().map(|(property, path)| (property, words(path))).collect()
 }
@@ -74,8 +74,8 @@ impl fmt::Display for Report {
             "{name}: {states} states, {generated} generated, depth {depth}, {:.1} s",
             took.as_secs_f64()
         )?;
-        for (property, path) in &self.broken {
-            write!(f, "\n  it is not so that {property}:")?;
+        for (property, path) in &self.violations {
+            write!(f, "\n  violated: {property}:")?;
             path.iter()
                 .enumerate()
                 .try_for_each(|(number, action)| write!(f, "\n  {:>4}. {action}", number + 1))?;

@@ -14,7 +14,7 @@ pub enum Flaw {
     /// A removed node's blocks are released without its confirmation.
     NeedsNoConfirmation,
     /// Blocks of removed nodes have no cool-down.
-    NeedsNoRest,
+    NeedsNoCoolDown,
     /// A reserved address is handed over without proof that its holder is gone.
     NeedsNoProof,
     /// A DEL releases the addresses before it deletes the interface.
@@ -26,7 +26,7 @@ pub enum Flaw {
     /// A machine without a ledger uses a fence with its name and boot id as its own.
     MatchesFencesByBoot,
     /// A ledger is accepted as proof of identity even if both ids differ.
-    BelievesCopies,
+    AcceptsCopies,
 }
 
 impl Flaw {
@@ -37,12 +37,12 @@ impl Flaw {
         Self::RepeatsBlindly,
         Self::IgnoresFences,
         Self::NeedsNoConfirmation,
-        Self::NeedsNoRest,
+        Self::NeedsNoCoolDown,
         Self::NeedsNoProof,
         Self::FreesFirst,
         Self::MatchesByName,
         Self::ConfirmsFirst,
         Self::MatchesFencesByBoot,
-        Self::BelievesCopies,
+        Self::AcceptsCopies,
     ];
 }

@@ -18,45 +18,45 @@ use polder_ipam::claim::NoClaim;
 use polder_ipam::key::{Key, Range};
 use polder_ipam::ledger::memory::Memory;
 use polder_ipam::ledger::{AttachmentEntry, LedgerError};
-use polder_ipam::membership::{NoPresence, Presence, Step};
+use polder_ipam::membership::{NoPresence, NodePresence, Step};
 use polder_ipam::node::NodeIpam;
 use polder_ipam::pool::BlockRequest;
 use polder_ipam::readiness;
-use polder_ipam::record::Alive;
+use polder_ipam::record::LeaseRecord;
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::release::NotReleased;
-use polder_ipam::reservation::Denied;
+use polder_ipam::reservation::HandOverDenied;
 use polder_ipam::store::{Contents, Outcome, StoreError};
 use polder_ipam::tasks::{
-    Host, LastAdd, NotHandedOver, OwnNode, PodHost, Records, RegistrarHost, RegistrarState, Requests,
+    Host, LastAdd, NotHandedOver, OwnNode, PodHost, RecordStore, RegistrarHost, RegistrarState, Requests,
     ReservationRequest, teardown,
 };
 use polder_ipam::view::View;
 
-use super::cluster::Broken;
+use super::cluster::Violation;
 use super::flaw::Flaw;
-use super::machine::{Container, Machine, Who};
-use super::play::Play;
-use super::tally::Happening;
+use super::machine::{Container, Machine, MachineIndex};
+use super::tally::Occurrence;
 use super::task::{Answer, Job, Part, Sent, Wait};
+use super::transition::Transition;
 
 /// The MTU of all pods, in bytes.
 const MTU: u32 = 1450;
 
 /// The environment of a task while it runs.
-pub(super) struct Scene<'a> {
-    play: &'a Play<'a>,
-    who: Who,
+pub(super) struct TaskRun<'a> {
+    transition: &'a Transition<'a>,
+    index: MachineIndex,
     job: Arc<Job>,
     /// Whether this part of the task runs for the first time.
     is_new: bool,
     tick: u8,
     answer: Option<Answer>,
-    left: Left,
+    effects: Effects,
 }
 
 /// The effects of a task when it stops.
-pub(super) struct Left {
+pub(super) struct Effects {
     /// The machine after this part.
     pub(super) machine: Arc<Machine>,
     /// The generated name, if any.
@@ -66,73 +66,77 @@ pub(super) struct Left {
     /// The addresses of removed interfaces.
     pub(super) unplugged: Vec<IpAddr>,
     /// A violation, if any.
-    pub(super) broken: Option<Broken>,
+    pub(super) violation: Option<Violation>,
 }
 
-impl Left {
+impl Effects {
     fn new(machine: &Arc<Machine>) -> Self {
         let machine = Arc::clone(machine);
-        Self { machine, fresh: None, wait: None, unplugged: Vec::new(), broken: None }
+        Self { machine, fresh: None, wait: None, unplugged: Vec::new(), violation: None }
     }
 }
 
-impl<'a> Scene<'a> {
+impl<'a> TaskRun<'a> {
     /// The environment of a task on that machine.
-    pub(super) fn new(play: &'a Play<'a>, who: Who, job: Arc<Job>) -> Rc<RefCell<Self>> {
-        let left = Left::new(&play.cluster.machines[who]);
-        Rc::new(RefCell::new(Self { play, who, job, is_new: false, tick: 0, answer: None, left }))
+    pub(super) fn new(
+        transition: &'a Transition<'a>,
+        index: MachineIndex,
+        job: Arc<Job>,
+    ) -> Rc<RefCell<Self>> {
+        let effects = Effects::new(&transition.cluster.machines[index]);
+        Rc::new(RefCell::new(Self { transition, index, job, is_new: false, tick: 0, answer: None, effects }))
     }
 
     /// Starts a part of the task.
-    pub(super) fn enter(&mut self, part: &Part, is_new: bool) {
+    pub(super) fn start_part(&mut self, part: &Part, is_new: bool) {
         self.is_new = is_new;
         self.tick = part.tick;
-        self.answer = part.told.as_ref().map(|(_, answer)| answer.clone());
-        self.left = Left { fresh: part.fresh.clone(), ..Left::new(&part.machine) };
+        self.answer = part.resumed_with.as_ref().map(|(_, answer)| answer.clone());
+        self.effects = Effects { fresh: part.fresh.clone(), ..Effects::new(&part.machine) };
     }
 
     /// Takes the effects so far.
-    pub(super) fn leave(&mut self) -> Left {
-        let nothing = Left::new(&self.play.cluster.machines[self.who]);
-        std::mem::replace(&mut self.left, nothing)
+    pub(super) fn take_effects(&mut self) -> Effects {
+        let nothing = Effects::new(&self.transition.cluster.machines[self.index]);
+        std::mem::replace(&mut self.effects, nothing)
     }
 
     fn machine(&mut self) -> &mut Machine {
-        Arc::make_mut(&mut self.left.machine)
+        Arc::make_mut(&mut self.effects.machine)
     }
 
-    fn count(&self, happening: Happening) {
+    fn count(&self, occurrence: Occurrence) {
         if self.is_new {
-            self.play.count(happening);
+            self.transition.count(occurrence);
         }
     }
 
     /// A unique name: an incarnation if the registrar decides on a step, otherwise a claim nonce.
     fn fresh(&mut self) -> String {
         if matches!(*self.job, Job::Decide) {
-            return self.left.machine.next_incarnation();
+            return self.effects.machine.next_incarnation();
         }
-        let (play, who) = (self.play, self.who);
-        self.left.fresh.get_or_insert_with(|| play.cluster.nonce(who)).clone()
+        let (transition, index) = (self.transition, self.index);
+        self.effects.fresh.get_or_insert_with(|| transition.cluster.nonce(index)).clone()
     }
 }
 
 /// Handle of a task to its environment.
 #[derive(Clone)]
-pub(super) struct ModelHost<'a>(pub(super) Rc<RefCell<Scene<'a>>>);
+pub(super) struct ModelHost<'a>(pub(super) Rc<RefCell<TaskRun<'a>>>);
 
 impl ModelHost<'_> {
-    fn with<T>(&self, action: impl FnOnce(&mut Scene<'_>) -> T) -> T {
+    fn with<T>(&self, action: impl FnOnce(&mut TaskRun<'_>) -> T) -> T {
         action(&mut self.0.borrow_mut())
     }
 
     fn read<T>(&self, read: impl FnOnce(&Machine) -> T) -> T {
-        read(&self.0.borrow().left.machine)
+        read(&self.0.borrow().effects.machine)
     }
 
     /// The identity of the node.
     pub(super) fn me(&self) -> OwnNode {
-        self.with(|scene| scene.play.space.me(&scene.left.machine))
+        self.with(|task_run| task_run.transition.space.me(&task_run.effects.machine))
     }
 
     /// The state that the registrar keeps between steps.
@@ -142,24 +146,26 @@ impl ModelHost<'_> {
 
     /// Stores the registrar's state.
     pub(super) fn keep(&self, state: RegistrarState) {
-        self.with(|scene| scene.machine().agent.state = Some(state));
+        self.with(|task_run| task_run.machine().agent.state = Some(state));
     }
 
     /// Answers the ADD that waits for the registrar. Returns false if none waits for this answer.
     pub(super) fn answer(&self, answer: Answer) -> bool {
-        if let Answer::Address(Err(NotHandedOver::Denied(Denied::Held { .. }))) = answer {
-            self.with(|scene| scene.count(Happening::Denied));
+        if let Answer::Address(Err(NotHandedOver::Denied(HandOverDenied::Held { .. }))) = answer {
+            self.with(|task_run| task_run.count(Occurrence::Denied));
         }
-        self.with(|scene| scene.machine().agent.answer(answer))
+        self.with(|task_run| task_run.machine().agent.answer(answer))
     }
 
     async fn wait(&self, wait: Wait) -> Answer {
-        self.with(|scene| {
-            scene.left.wait = Some(wait);
-            scene.answer = None;
+        self.with(|task_run| {
+            task_run.effects.wait = Some(wait);
+            task_run.answer = None;
         });
-        std::future::poll_fn(|_| self.with(|scene| scene.answer.take().map_or(Poll::Pending, Poll::Ready)))
-            .await
+        std::future::poll_fn(|_| {
+            self.with(|task_run| task_run.answer.take().map_or(Poll::Pending, Poll::Ready))
+        })
+        .await
     }
 
     fn plugged(&self, attachment: &Attachment) -> Option<Container> {
@@ -170,12 +176,12 @@ impl ModelHost<'_> {
     }
 }
 
-impl Records for ModelHost<'_> {
+impl RecordStore for ModelHost<'_> {
     async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
-        let sent = self.with(|scene| Sent {
-            by: scene.left.machine.identity().map(|identity| identity.incarnation),
+        let sent = self.with(|task_run| Sent {
+            by: task_run.effects.machine.identity().map(|identity| identity.incarnation),
             change: Arc::new(change.clone()),
-            txn: Arc::new(scene.play.space.transaction(change)),
+            txn: Arc::new(task_run.transition.space.transaction(change)),
         });
         match self.wait(Wait::Commit(sent)).await {
             Answer::Committed(outcome) => outcome,
@@ -185,7 +191,7 @@ impl Records for ModelHost<'_> {
 
     /// The model has no published addresses, and no liveness records under another machine's name.
     async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
-        if matches!(range.start.parse(), Ok(Key::Alive(_))) || range.start.contains("/addresses/") {
+        if matches!(range.start.parse(), Ok(Key::Lease(_))) || range.start.contains("/addresses/") {
             return Ok(Contents { revision: Revision::ABSENT, entries: Vec::new() });
         }
         match self.wait(Wait::Read(range.clone())).await {
@@ -199,11 +205,14 @@ impl Host for ModelHost<'_> {
     type Ledger = Memory;
 
     fn now(&self) -> Moment {
-        self.with(|scene| scene.left.machine.now(scene.tick))
+        self.with(|task_run| task_run.effects.machine.now(task_run.tick))
     }
 
     fn view(&self) -> Arc<View> {
-        self.with(|scene| scene.play.space.bend(&scene.left.machine.agent.watcher.view, &scene.job))
+        self.with(|task_run| {
+            let view = &task_run.effects.machine.agent.watcher.view;
+            task_run.transition.space.apply_flaw_to_view(view, &task_run.job)
+        })
     }
 
     fn registration(&self) -> Registration {
@@ -215,9 +224,12 @@ impl Host for ModelHost<'_> {
         job: impl FnOnce(&mut NodeIpam<Memory>, Moment) -> T + Send + 'static,
     ) -> T {
         let now = self.now();
-        self.with(|scene| match scene.play.space.bend_ledger(&scene.left.machine, &scene.job) {
-            Some(mut bent) => job(&mut bent, now),
-            None => job(scene.machine().ipam(), now),
+        self.with(|task_run| {
+            let space = task_run.transition.space;
+            match space.apply_flaw_to_ledger(&task_run.effects.machine, &task_run.job) {
+                Some(mut modified) => job(&mut modified, now),
+                None => job(task_run.machine().ipam(), now),
+            }
         })
     }
 }
@@ -241,9 +253,9 @@ impl RegistrarHost for ModelHost<'_> {
         }
     }
 
-    fn presence(&self, _: &View) -> Result<Presence, NoPresence> {
-        let last = self.with(|scene| u8::try_from(scene.who).expect("there are few machines") + 1);
-        Ok(Presence {
+    fn presence(&self, _: &View) -> Result<NodePresence, NoPresence> {
+        let last = self.with(|task_run| u8::try_from(task_run.index).expect("there are few machines") + 1);
+        Ok(NodePresence {
             underlay: vec![IpAddr::from([192, 0, 2, last])],
             vtep_mac: Mac([2, 0, 0, 0, 0, last]),
             mtu: MTU,
@@ -255,12 +267,12 @@ impl RegistrarHost for ModelHost<'_> {
         Ok(())
     }
 
-    fn adopted(&self) -> Option<Alive> {
+    fn adopted(&self) -> Option<LeaseRecord> {
         self.read(|machine| machine.agent.adopted.clone())
     }
 
     fn register(&self, registration: Registration) {
-        self.with(|scene| scene.machine().agent.registration = registration);
+        self.with(|task_run| task_run.machine().agent.registration = registration);
     }
 
     fn publish_holdings(&self, _: Holdings) {}
@@ -270,11 +282,11 @@ impl RegistrarHost for ModelHost<'_> {
     }
 
     /// A plugin creates the interface in the same step in which it receives its answer.
-    fn is_wired_from_before(&self, _: &Attachment) -> bool {
+    fn is_wired_by_earlier_process(&self, _: &Attachment) -> bool {
         false
     }
 
-    fn is_any_wired_from_before(&self) -> bool {
+    fn is_any_wired_by_earlier_process(&self) -> bool {
         false
     }
 
@@ -283,10 +295,10 @@ impl RegistrarHost for ModelHost<'_> {
     }
 
     fn observe(&self, step: &Step, _: u64, _: bool) {
-        self.with(|scene| match step {
-            Step::Conflict(_) => scene.count(Happening::Conflict),
-            Step::Own(_) => scene.count(Happening::TakenOver),
-            Step::Disown(_) => scene.count(Happening::GivenBack),
+        self.with(|task_run| match step {
+            Step::Conflict(_) => task_run.count(Occurrence::Conflict),
+            Step::Own(_) => task_run.count(Occurrence::BlockTakenOver),
+            Step::Disown(_) => task_run.count(Occurrence::BlockReleased),
             _ => {}
         });
     }
@@ -321,7 +333,7 @@ pub(super) struct Lock<'a>(ModelHost<'a>, Attachment);
 
 impl Drop for Lock<'_> {
     fn drop(&mut self) {
-        self.0.with(|scene| scene.machine().agent.locked.remove(&self.1));
+        self.0.with(|task_run| task_run.machine().agent.locked.remove(&self.1));
     }
 }
 
@@ -329,7 +341,7 @@ impl<'a> PodHost for ModelHost<'a> {
     type Lock = Lock<'a>;
 
     fn try_lock(&self, attachment: &Attachment) -> Option<Lock<'a>> {
-        self.with(|scene| scene.machine().agent.locked.insert(attachment.clone()))
+        self.with(|task_run| task_run.machine().agent.locked.insert(attachment.clone()))
             .then(|| Lock(self.clone(), attachment.clone()))
     }
 
@@ -353,13 +365,13 @@ impl<'a> PodHost for ModelHost<'a> {
 
     async fn delete_interface(&self, attachment: &Attachment) -> Result<(), HostError> {
         let Some(container) = self.plugged(attachment) else { return Ok(()) };
-        if self.with(|scene| scene.play.space.flaw) == Some(Flaw::FreesFirst) {
+        if self.with(|task_run| task_run.transition.space.flaw) == Some(Flaw::FreesFirst) {
             let _ = self.free(attachment, LastAdd::Ended).await;
         }
         self.wait(Wait::Interface(attachment.clone())).await;
-        self.with(|scene| {
-            let addresses = scene.machine().plugged.remove(&container).unwrap_or_default();
-            scene.left.unplugged.extend(addresses);
+        self.with(|task_run| {
+            let addresses = task_run.machine().plugged.remove(&container).unwrap_or_default();
+            task_run.effects.unplugged.extend(addresses);
         });
         Ok(())
     }
@@ -369,11 +381,11 @@ impl<'a> PodHost for ModelHost<'a> {
     async fn free(&self, attachment: &Attachment, add: LastAdd) -> Result<(), LedgerError> {
         self.wait(Wait::Free(attachment.clone())).await;
         let now = self.now();
-        self.with(|scene| {
-            let before = scene.left.machine.others(attachment);
-            let freed = add.release(scene.machine().ipam(), attachment, now);
-            if scene.left.machine.others(attachment) != before {
-                scene.left.broken = Some(Broken::FreedAnothers);
+        self.with(|task_run| {
+            let before = task_run.effects.machine.others(attachment);
+            let freed = add.release(task_run.machine().ipam(), attachment, now);
+            if task_run.effects.machine.others(attachment) != before {
+                task_run.effects.violation = Some(Violation::ReleasedOthers);
             }
             freed
         })

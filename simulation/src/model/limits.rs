@@ -24,7 +24,7 @@ limits! {
     /// Permanent failures of machines.
     deaths,
     /// Machines that join under the name of another.
-    newcomers,
+    starts,
     /// Machines that join under the name of another, with a copy of its ledger.
     copies,
     /// Machines that replace a failed one, at an operator's request.
@@ -36,15 +36,15 @@ limits! {
     /// Lost requests or replies.
     lost,
     /// Failed reads of a transaction's outcome.
-    in_vain,
+    failed_reads,
     /// Requests that take effect after the task has stopped waiting, or a second time.
     late,
     /// Timeouts while a task waits for its view or for the registrar.
-    impatience,
+    timeouts,
     /// Blocks claimed before they are needed.
-    appetite,
+    block_requests,
     /// Empty blocks that are released.
-    spares,
+    releases,
     /// Ticks of time.
     ticks,
 }

@@ -11,7 +11,7 @@ use polder_ipam::ids::{BootId, MachineId};
 use polder_ipam::ledger::memory::Memory;
 use polder_ipam::ledger::{AttachmentEntry, NodeIdentity};
 use polder_ipam::node::NodeIpam;
-use polder_ipam::record::Alive;
+use polder_ipam::record::LeaseRecord;
 use polder_ipam::registration::Registration;
 use polder_ipam::tasks::RegistrarState;
 
@@ -19,7 +19,7 @@ use super::task::{Answer, Sent, Stopped, Wait};
 use super::watcher::Watcher;
 
 /// Index of a machine.
-pub type Who = usize;
+pub type MachineIndex = usize;
 
 /// Number of machines.
 pub(super) const MACHINES: usize = 3;
@@ -54,11 +54,11 @@ static ATTACHMENTS: LazyLock<BTreeMap<(&str, Container), Attachment>> = LazyLock
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Power {
     /// Not started yet.
-    Blank,
+    NotStarted,
     /// Running.
     On,
     /// Failed permanently.
-    Gone,
+    Failed,
 }
 
 /// The kernel that a machine uses.
@@ -86,7 +86,7 @@ pub struct Machine {
     /// Tick of the last boot.
     pub booted: u8,
     /// Number of incarnations that it has generated.
-    pub lives: u8,
+    pub incarnations: u8,
     /// The ledger, and the agent's state over it.
     pub ipam: Arc<NodeIpam<Memory>>,
     /// The real interfaces of the pods in the kernel, with their addresses.
@@ -103,7 +103,7 @@ pub struct Agent {
     /// Its view of the store.
     pub watcher: Watcher,
     /// The machine that this one replaces, as declared by an operator.
-    pub adopted: Option<Alive>,
+    pub adopted: Option<LeaseRecord>,
     /// The last registration state that the registrar reported.
     pub registration: Registration,
     /// The registrar's state between steps, after its first step.
@@ -127,10 +127,10 @@ impl Machine {
             id,
             kernel,
             name: name.parse().expect("a name"),
-            power: Power::Blank,
+            power: Power::NotStarted,
             boots: 1,
             booted: 0,
-            lives: 0,
+            incarnations: 0,
             ipam: open(Memory::default(), &boot_id(kernel, id, 1)),
             plugged: BTreeMap::new(),
             containers: 0,
@@ -163,7 +163,7 @@ impl Machine {
 
     /// The name of its next incarnation.
     pub fn next_incarnation(&self) -> String {
-        format!("{}-i{}", self.id, self.lives + 1)
+        format!("{}-i{}", self.id, self.incarnations + 1)
     }
 
     /// Mutable access to the node's addresses.
@@ -228,7 +228,7 @@ impl Agent {
 
     /// Whether the registration permits the node to serve.
     pub fn may_serve(&self) -> bool {
-        self.registration.forbids().is_none()
+        self.registration.serving_obstacle().is_none()
     }
 
     /// Whether the registrar has no task.
@@ -250,8 +250,8 @@ impl Agent {
     }
 
     /// The transactions in flight of its tasks.
-    pub fn under_way(&self) -> impl Iterator<Item = &Sent> {
-        self.tasks().filter_map(Stopped::under_way)
+    pub fn in_flight(&self) -> impl Iterator<Item = &Sent> {
+        self.tasks().filter_map(Stopped::in_flight)
     }
 
     /// All its tasks that wait.

@@ -7,97 +7,99 @@ use polder_api::{Attachment, Mac, Pod};
 use polder_ipam::claim::Unavailable;
 use polder_ipam::tasks::RetryReason;
 
-use super::action::Whose;
-use super::cluster::Broken;
+use super::action::TaskKind;
+use super::cluster::Violation;
 use super::flaw::Flaw;
-use super::machine::{Container, Machine, Who};
-use super::play::Play;
-use super::tally::Happening;
-use super::task::{Answer, Ended, Job, Stopped, Wait};
+use super::machine::{Container, Machine, MachineIndex};
+use super::tally::Occurrence;
+use super::task::{Answer, Job, Stopped, TaskResult, Wait};
+use super::transition::Transition;
 use super::{OWNER, RESERVED};
 
-impl Play<'_> {
+impl Transition<'_> {
     /// ADD of a new pod, with the reserved address if `is_reserved`. Returns false if the ADD is refused immediately.
-    pub(super) fn add(&mut self, who: Who, is_reserved: bool) -> bool {
-        let left = &mut self.cluster.left;
-        *(if is_reserved { &mut left.reserved } else { &mut left.pods }) -= 1;
-        let machine = self.machine(who);
+    pub(super) fn add(&mut self, index: MachineIndex, is_reserved: bool) -> bool {
+        let remaining = &mut self.cluster.remaining;
+        *(if is_reserved { &mut remaining.reserved } else { &mut remaining.pods }) -= 1;
+        let machine = self.machine(index);
         machine.containers += 1;
         let (container, request) = (machine.containers, request(machine, machine.containers, is_reserved));
-        let begun = self.begin(who, Job::Add(request));
-        let agent = &self.cluster.machines[who].agent;
+        let begun = self.begin_task(index, Job::Add(request));
+        let agent = &self.cluster.machines[index].agent;
         if begun.is_err() && (agent.adding.is_some() || !agent.is_idle()) {
             // It would wait for a busy registrar: that state is the same as a later ADD.
             return false;
         }
-        self.settle_add(who, begun);
-        let machine = &self.cluster.machines[who];
+        self.record_add_progress(index, begun);
+        let machine = &self.cluster.machines[index];
         machine.agent.adding.is_some() || machine.plugged.contains_key(&container)
     }
 
     /// Records the progress of an ADD. The pod has its interface as soon as it has addresses.
-    fn settle_add(&mut self, who: Who, came: Result<Ended, Stopped>) {
-        match came {
-            Ok(Ended::Added(attachment, addresses)) => self.plug(who, &attachment, addresses),
+    fn record_add_progress(&mut self, index: MachineIndex, result: Result<TaskResult, Stopped>) {
+        match result {
+            Ok(TaskResult::Added(attachment, addresses)) => self.plug(index, &attachment, addresses),
             Ok(_) => {}
             Err(stopped) => {
-                self.machine(who).agent.adding = Some(stopped);
-                if self.cluster.machines[who].agent.is_idle() {
-                    self.ask(who);
+                self.machine(index).agent.adding = Some(stopped);
+                if self.cluster.machines[index].agent.is_idle() {
+                    self.serve_add(index);
                 }
             }
         }
     }
 
     /// Lets an idle registrar serve the waiting ADD.
-    pub(super) fn ask(&mut self, who: Who) -> bool {
-        let Some(Stopped { job, wait, .. }) = &self.cluster.machines[who].agent.adding else { return false };
+    pub(super) fn serve_add(&mut self, index: MachineIndex) -> bool {
+        let Some(Stopped { job, wait, .. }) = &self.cluster.machines[index].agent.adding else {
+            return false;
+        };
         let Job::Add(AddRequest { attachment, .. }) = &**job else { return false };
         let job = match wait {
             Wait::Block(wanted) => Job::Serve { wanted: wanted.clone(), for_add: true },
             Wait::Address(wanted) => Job::HandOver(wanted.clone(), attachment.clone()),
             _ => return false,
         };
-        self.start(who, job)
+        self.start_registrar_task(index, job)
     }
 
     /// Continues an ADD immediately if the registrar has refused its request.
-    pub(super) fn go_on_refused(&mut self, who: Who) {
-        let adding = self.cluster.machines[who].agent.adding.as_ref();
+    pub(super) fn continue_refused_add(&mut self, index: MachineIndex) {
+        let adding = self.cluster.machines[index].agent.adding.as_ref();
         if adding.is_some_and(|adding| matches!(&adding.wait, Wait::Turn(answer) if answer.is_refusal())) {
-            self.go_on(who, Whose::Add);
+            self.continue_task(index, TaskKind::Add);
         }
     }
 
     /// Lets the ADD time out while it waits for the registrar.
-    pub(super) fn give_up(&mut self, who: Who) -> bool {
-        let agent = &mut self.machine(who).agent;
+    pub(super) fn time_out_add(&mut self, index: MachineIndex) -> bool {
+        let agent = &mut self.machine(index).agent;
         let has_waited = agent.answer(Answer::Block(Err(Unavailable::TooSlow.into())))
             || agent.answer(Answer::Address(Err(RetryReason::Unavailable(Unavailable::TooSlow).into())));
-        self.go_on_refused(who);
+        self.continue_refused_add(index);
         has_waited
     }
 
     /// Creates the interface of a pod.
-    fn plug(&mut self, who: Who, attachment: &Attachment, addresses: Vec<IpAddr>) {
+    fn plug(&mut self, index: MachineIndex, attachment: &Attachment, addresses: Vec<IpAddr>) {
         let is_reserved = addresses.contains(&RESERVED);
         if is_reserved {
-            self.count(Happening::HandedOver);
+            self.count(Occurrence::HandedOver);
         }
         // A reserved address needs no cool-down: it follows its workload.
-        if !is_reserved && addresses.iter().any(|address| self.cluster.warm.contains(address)) {
-            self.cluster.breaks(Broken::ReusedWarm);
+        if !is_reserved && addresses.iter().any(|address| self.cluster.in_cool_down.contains(address)) {
+            self.cluster.record_violation(Violation::ReusedInCoolDown);
         }
-        let machine = self.machine(who);
+        let machine = self.machine(index);
         let container = machine.container(attachment).expect("it was begun");
         machine.plugged.insert(container, addresses);
     }
 
     /// The runtime calls DEL for a pod.
-    pub(super) fn del(&mut self, who: Who, container: Container) -> bool {
-        let machine = &self.cluster.machines[who];
-        let whose = machine.attachment(container);
-        let mut attachment = whose.clone();
+    pub(super) fn del(&mut self, index: MachineIndex, container: Container) -> bool {
+        let machine = &self.cluster.machines[index];
+        let own = machine.attachment(container);
+        let mut attachment = own.clone();
         if self.space.flaw == Some(Flaw::MatchesByName) {
             let first = machine.ipam.attachments().next();
             attachment = first.map_or(attachment, |held| held.attachment.clone());
@@ -105,56 +107,61 @@ impl Play<'_> {
         if machine.ipam.get(&attachment).is_none() && !machine.plugged.contains_key(&container) {
             return false;
         }
-        let before = machine.others(whose);
-        let begun = self.begin(who, Job::Del(attachment));
-        if self.cluster.machines[who].others(whose) != before {
-            self.cluster.breaks(Broken::FreedAnothers);
+        let before = machine.others(own);
+        let begun = self.begin_task(index, Job::Del(attachment));
+        if self.cluster.machines[index].others(own) != before {
+            self.cluster.record_violation(Violation::ReleasedOthers);
         }
-        self.settle(who, Whose::Del(container), begun);
+        self.record_progress(index, TaskKind::Del(container), begun);
         true
     }
 
     /// A new agent finishes the DELs of the previous one.
-    pub(super) fn sweep(&mut self, who: Who) {
-        let leaving = self.cluster.machines[who].ipam.attachments().filter(|held| held.leaving);
+    pub(super) fn sweep(&mut self, index: MachineIndex) {
+        let leaving = self.cluster.machines[index].ipam.attachments().filter(|held| held.leaving);
         let leaving: Vec<_> = leaving.map(|held| held.attachment.clone()).collect();
         if !leaving.is_empty() {
-            let begun = self.begin(who, Job::Sweep(leaving));
-            self.settle(who, Whose::OrphanCollector, begun);
+            let begun = self.begin_task(index, Job::Sweep(leaving));
+            self.record_progress(index, TaskKind::OrphanCollector, begun);
         }
     }
 
     /// Continues a task that waits only for its turn.
-    pub(super) fn go_on(&mut self, who: Who, whose: Whose) -> bool {
-        let agent = &mut self.machine(who).agent;
-        let stopped = match whose {
-            Whose::Registrar => agent.registrar.take(),
-            Whose::Add => agent.adding.take(),
-            Whose::Del(container) => agent.deleting.remove(&container),
-            Whose::OrphanCollector => agent.sweeping.take(),
+    pub(super) fn continue_task(&mut self, index: MachineIndex, task: TaskKind) -> bool {
+        let agent = &mut self.machine(index).agent;
+        let stopped = match task {
+            TaskKind::Registrar => agent.registrar.take(),
+            TaskKind::Add => agent.adding.take(),
+            TaskKind::Del(container) => agent.deleting.remove(&container),
+            TaskKind::OrphanCollector => agent.sweeping.take(),
         };
         let Some(stopped) = stopped else { return false };
         let answer = match &stopped.wait {
             Wait::Turn(answer) => (**answer).clone(),
             Wait::CaughtUp(_) => Answer::CaughtUp(Ok(())),
-            _ => Answer::GoOn,
+            _ => Answer::Continue,
         };
-        let resumed = self.resume(who, stopped, answer);
-        self.settle(who, whose, resumed);
+        let resumed = self.resume(index, stopped, answer);
+        self.record_progress(index, task, resumed);
         true
     }
 
     /// Records the progress of a task.
-    pub(super) fn settle(&mut self, who: Who, whose: Whose, came: Result<Ended, Stopped>) {
-        match (whose, came) {
-            (Whose::Registrar, came) => self.settle_registrar(who, came),
-            (Whose::Add, came) => self.settle_add(who, came),
-            (Whose::Del(container), Err(stopped)) => {
-                self.machine(who).agent.deleting.insert(container, stopped);
+    pub(super) fn record_progress(
+        &mut self,
+        index: MachineIndex,
+        task: TaskKind,
+        result: Result<TaskResult, Stopped>,
+    ) {
+        match (task, result) {
+            (TaskKind::Registrar, result) => self.record_registrar_progress(index, result),
+            (TaskKind::Add, result) => self.record_add_progress(index, result),
+            (TaskKind::Del(container), Err(stopped)) => {
+                self.machine(index).agent.deleting.insert(container, stopped);
             }
             // The orphan collector looks for pods that ended without a DEL. No property requires their removal.
-            (Whose::OrphanCollector, Err(Stopped { wait: Wait::Time, .. })) | (_, Ok(_)) => {}
-            (Whose::OrphanCollector, Err(stopped)) => self.machine(who).agent.sweeping = Some(stopped),
+            (TaskKind::OrphanCollector, Err(Stopped { wait: Wait::Time, .. })) | (_, Ok(_)) => {}
+            (TaskKind::OrphanCollector, Err(stopped)) => self.machine(index).agent.sweeping = Some(stopped),
         }
     }
 }

@@ -34,8 +34,8 @@ impl Hash for Cluster {
         self.machines.iter().for_each(|machine| projection.machine(machine));
         self.late.len().hash(projection.state);
         self.late.iter().for_each(|sent| projection.sent(sent));
-        let Self { left, tick, warm, removed, broken, .. } = self;
-        (left, tick, warm, removed, broken).hash(projection.state);
+        let Self { remaining, tick, in_cool_down, removed, violation, .. } = self;
+        (remaining, tick, in_cool_down, removed, violation).hash(projection.state);
     }
 }
 
@@ -103,9 +103,20 @@ impl<H: Hasher> Projection<'_, H> {
     }
 
     fn machine(&mut self, machine: &Machine) {
-        let Machine { id, kernel: _, name: _, power, boots, booted, lives, ipam, plugged, containers, agent } =
-            machine;
-        self.put((id, power, boots, booted, lives, ipam, plugged, containers));
+        let Machine {
+            id,
+            kernel: _,
+            name: _,
+            power,
+            boots,
+            booted,
+            incarnations,
+            ipam,
+            plugged,
+            containers,
+            agent,
+        } = machine;
+        self.put((id, power, boots, booted, incarnations, ipam, plugged, containers));
         // Waiting or registered: a node that serves behaves the same in both.
         let registration = match agent.registration {
             Registration::Waiting(_) | Registration::Registered => 0_u8,
@@ -156,7 +167,7 @@ impl<H: Hasher> Projection<'_, H> {
             Job::Del(attachment) => self.put((4_u8, attachment)),
             Job::Decide | Job::Sweep(_) => self.put(5_u8),
         }
-        for (waited, answer) in parts.iter().filter_map(|part: &Part| part.told.as_ref()) {
+        for (waited, answer) in parts.iter().filter_map(|part: &Part| part.resumed_with.as_ref()) {
             if let Wait::Commit(sent) = waited {
                 self.writes(sent);
             }
@@ -198,7 +209,7 @@ impl<H: Hasher> Projection<'_, H> {
             Answer::CaughtUp(seen) => self.put((3_u8, seen.is_ok())),
             Answer::Block(block) => self.put((4_u8, block.is_ok())),
             Answer::Address(address) => self.put((5_u8, address.as_ref().ok())),
-            Answer::GoOn => self.put(6_u8),
+            Answer::Continue => self.put(6_u8),
         }
     }
 

@@ -6,7 +6,7 @@ use polder_ipam::allocator::Counts;
 use polder_ipam::ledger::OwnedBlock;
 use stateright::Property;
 
-use super::cluster::{Broken, Cluster};
+use super::cluster::{Cluster, Violation};
 use super::machine::{Agent, Machine, Power};
 use super::task::Job;
 use super::{RESERVED, Space};
@@ -21,32 +21,32 @@ pub(super) fn all() -> Vec<Property<Space>> {
         Property::always("a live address is its node's, or reserved for it", every_address_is_owned),
         Property::always("claims are disjoint, and inside their pools", claims_are_disjoint),
         Property::always("a removed node changes nothing", |_, cluster| {
-            lacks(cluster, Broken::WroteAfterFence)
+            has_not(cluster, Violation::WroteAfterFence)
         }),
-        Property::always("a removed node's blocks rest until its pods are gone", |_, cluster| {
-            lacks(cluster, Broken::GivenBackEarly)
+        Property::always("a removed node's blocks are held until its pods are gone", |_, cluster| {
+            has_not(cluster, Violation::BlockReleasedEarly)
         }),
-        Property::always("what is said to be gone is gone", |_, cluster| {
-            lacks(cluster, Broken::ConfirmedEarly)
+        Property::always("a confirmed removal has no pods left", |_, cluster| {
+            has_not(cluster, Violation::ConfirmedEarly)
         }),
-        Property::always("an address rests before another pod has it", |_, cluster| {
-            lacks(cluster, Broken::ReusedWarm)
+        Property::always("an address is in cool-down before another pod gets it", |_, cluster| {
+            has_not(cluster, Violation::ReusedInCoolDown)
         }),
-        Property::always("a DEL frees nothing of another", |_, cluster| {
-            lacks(cluster, Broken::FreedAnothers)
+        Property::always("a DEL releases nothing of other pods", |_, cluster| {
+            has_not(cluster, Violation::ReleasedOthers)
         }),
-        Property::always("a live pod's address is used in the ledger", every_pod_is_written_down),
+        Property::always("a live pod's address is used in the ledger", every_pod_is_in_the_ledger),
         Property::always("no address is lost", no_address_is_lost),
-        Property::always("no wish is granted twice", no_wish_is_granted_twice),
+        Property::always("no block request is served twice", no_block_request_is_served_twice),
         Property::always(
             "a reserved address is kept only for a pod that is being added",
-            nothing_is_kept_for_nobody,
+            reserved_addresses_are_kept_only_during_adds,
         ),
     ]
 }
 
-fn lacks(cluster: &Cluster, broken: Broken) -> bool {
-    cluster.broken != Some(broken)
+fn has_not(cluster: &Cluster, violation: Violation) -> bool {
+    cluster.violation != Some(violation)
 }
 
 fn running(cluster: &Cluster) -> impl Iterator<Item = &Machine> {
@@ -91,7 +91,7 @@ fn claims_are_disjoint(_: &Space, cluster: &Cluster) -> bool {
         })
 }
 
-fn every_pod_is_written_down(_: &Space, cluster: &Cluster) -> bool {
+fn every_pod_is_in_the_ledger(_: &Space, cluster: &Cluster) -> bool {
     running(cluster).all(|machine| {
         machine.plugged.iter().all(|(container, addresses)| {
             machine.ipam.get(machine.attachment(*container)).is_some_and(|held| held.addresses == *addresses)
@@ -109,7 +109,7 @@ fn no_address_is_lost(_: &Space, cluster: &Cluster) -> bool {
     })
 }
 
-fn nothing_is_kept_for_nobody(_: &Space, cluster: &Cluster) -> bool {
+fn reserved_addresses_are_kept_only_during_adds(_: &Space, cluster: &Cluster) -> bool {
     running(cluster).all(|machine| {
         let Agent { adding, registrar, locked, .. } = &machine.agent;
         let mut deleted_meanwhile = machine.ipam.deleted_meanwhile().peekable();
@@ -117,7 +117,7 @@ fn nothing_is_kept_for_nobody(_: &Space, cluster: &Cluster) -> bool {
             // An overtaken attachment stays only until the task that locks it is done.
             return deleted_meanwhile.all(|attachment| locked.contains(attachment));
         }
-        let own = machine.ipam.own(machine.now(cluster.tick)).expect("a ledger in memory");
+        let own = machine.ipam.holdings(machine.now(cluster.tick)).expect("a ledger in memory");
         let is_handing_over =
             || registrar.as_ref().is_some_and(|stopped| matches!(*stopped.job, Job::HandOver(..)));
         own.expected.is_empty() || adding.is_some() || is_handing_over()
@@ -126,14 +126,14 @@ fn nothing_is_kept_for_nobody(_: &Space, cluster: &Cluster) -> bool {
 
 /// Two claims per node are allowed only if the node could not know of the first: a transaction took effect late, its
 /// outcome could not be read, or the agent crashed.
-fn no_wish_is_granted_twice(space: &Space, cluster: &Cluster) -> bool {
-    let (left, limits) = (&cluster.left, &space.limits);
-    let accountable = left.late == limits.late
-        && left.in_vain == limits.in_vain
-        && left.impatience == limits.impatience
-        && left.crashes == limits.crashes
-        && left.reboots == limits.reboots
-        && left.appetite == limits.appetite
+fn no_block_request_is_served_twice(space: &Space, cluster: &Cluster) -> bool {
+    let (remaining, limits) = (&cluster.remaining, &space.limits);
+    let accountable = remaining.late == limits.late
+        && remaining.failed_reads == limits.failed_reads
+        && remaining.timeouts == limits.timeouts
+        && remaining.crashes == limits.crashes
+        && remaining.reboots == limits.reboots
+        && remaining.block_requests == limits.block_requests
         && limits.pods < A_BLOCK;
     if !accountable {
         return true;

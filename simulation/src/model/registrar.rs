@@ -10,84 +10,93 @@ use polder_ipam::store::Outcome;
 use polder_ipam::transaction::trace;
 
 use super::RESERVED;
-use super::action::{Fate, Whose};
+use super::action::{Fate, TaskKind};
 use super::flaw::Flaw;
-use super::machine::Who;
-use super::play::Play;
-use super::tally::Happening;
-use super::task::{Answer, Ended, Job, Stopped, Wait};
+use super::machine::MachineIndex;
+use super::tally::Occurrence;
+use super::task::{Answer, Job, Stopped, TaskResult, Wait};
+use super::transition::Transition;
 use crate::store_request::no_answer;
 
-impl Play<'_> {
+impl Transition<'_> {
     /// Starts the next step of an idle registrar.
-    pub(super) fn decide(&mut self, who: Who) -> bool {
-        if self.space.flaw == Some(Flaw::NeedsNoRest) {
-            self.believe_seen_before(who);
+    pub(super) fn decide(&mut self, index: MachineIndex) -> bool {
+        if self.space.flaw == Some(Flaw::NeedsNoCoolDown) {
+            self.pretend_view_is_known_since_boot(index);
         }
-        if let Some(identity) = self.space.mistake(&self.cluster.machines[who]) {
-            self.machine(who).ipam().identify(&identity).expect("a ledger in memory");
+        if let Some(identity) = self.space.mistaken_identity(&self.cluster.machines[index]) {
+            self.machine(index).ipam().identify(&identity).expect("a ledger in memory");
         }
-        let Ok(Ended::Decided(decided)) = self.begin(who, Job::Decide) else {
-            unreachable!("what is decided on is at hand")
+        let Ok(TaskResult::Decided(decided)) = self.begin_task(index, Job::Decide) else {
+            unreachable!("a decision waits for nothing")
         };
-        self.start(who, Job::CarryOut(decided))
+        self.start_registrar_task(index, Job::CarryOut(decided))
     }
 
     /// A deliberate defect: the registrar treats the current view as known since boot.
-    fn believe_seen_before(&mut self, who: Who) {
-        let (before, tick) = (Arc::clone(&self.cluster.machines[who]), self.cluster.tick);
-        self.machine(who).booted = tick;
-        let _ = self.begin(who, Job::Decide);
-        let state = self.cluster.machines[who].agent.state.clone();
-        self.cluster.machines[who] = before;
-        self.machine(who).agent.state = state;
+    fn pretend_view_is_known_since_boot(&mut self, index: MachineIndex) {
+        let (before, tick) = (Arc::clone(&self.cluster.machines[index]), self.cluster.tick);
+        self.machine(index).booted = tick;
+        let _ = self.begin_task(index, Job::Decide);
+        let state = self.cluster.machines[index].agent.state.clone();
+        self.cluster.machines[index] = before;
+        self.machine(index).agent.state = state;
     }
 
     /// Claims a block ahead.
-    pub(super) fn wish(&mut self, who: Who) -> bool {
-        self.start(who, Job::Serve { wanted: BlockRequest::Any(Family::V4, None), for_add: false })
+    pub(super) fn request_block(&mut self, index: MachineIndex) -> bool {
+        self.start_registrar_task(
+            index,
+            Job::Serve { wanted: BlockRequest::Any(Family::V4, None), for_add: false },
+        )
     }
 
     /// Starts a task of the registrar.
-    pub(super) fn start(&mut self, who: Who, job: Job) -> bool {
+    pub(super) fn start_registrar_task(&mut self, index: MachineIndex, job: Job) -> bool {
         if matches!(job, Job::HandOver(..)) {
-            self.note_hand_over(who);
+            self.count_hand_over(index);
         }
-        let next = self.cluster.machines[who].next_incarnation();
-        let begun = self.begin(who, job);
-        self.settle_registrar(who, begun);
-        if self.cluster.machines[who].identity().is_some_and(|identity| identity.incarnation.as_str() == next)
+        let next = self.cluster.machines[index].next_incarnation();
+        let begun = self.begin_task(index, job);
+        self.record_registrar_progress(index, begun);
+        if self.cluster.machines[index]
+            .identity()
+            .is_some_and(|identity| identity.incarnation.as_str() == next)
         {
-            self.machine(who).lives += 1;
+            self.machine(index).incarnations += 1;
         }
         true
     }
 
     /// Gives the registrar the answer that it waits for.
-    fn tell_registrar(&mut self, who: Who, answer: Answer) -> bool {
-        let Some(stopped) = self.machine(who).agent.registrar.take() else { return false };
-        let resumed = self.resume(who, stopped, answer);
-        self.settle_registrar(who, resumed);
+    fn answer_registrar(&mut self, index: MachineIndex, answer: Answer) -> bool {
+        let Some(stopped) = self.machine(index).agent.registrar.take() else { return false };
+        let resumed = self.resume(index, stopped, answer);
+        self.record_registrar_progress(index, resumed);
         true
     }
 
     /// Records the progress of the registrar's task.
-    pub(super) fn settle_registrar(&mut self, who: Who, came: Result<Ended, Stopped>) {
-        match came {
-            Err(stopped) => self.machine(who).agent.registrar = Some(stopped),
-            Ok(_) => self.go_on_refused(who),
+    pub(super) fn record_registrar_progress(
+        &mut self,
+        index: MachineIndex,
+        result: Result<TaskResult, Stopped>,
+    ) {
+        match result {
+            Err(stopped) => self.machine(index).agent.registrar = Some(stopped),
+            Ok(_) => self.continue_refused_add(index),
         }
     }
 
     /// Applies the fate to the registrar's transaction.
-    pub(super) fn meet(&mut self, who: Who, fate: Fate) -> bool {
-        let registrar = self.cluster.machines[who].agent.registrar.as_ref();
-        let Some(sent) = registrar.and_then(Stopped::under_way).cloned() else { return false };
-        let left = &mut self.cluster.left;
+    pub(super) fn complete_transaction(&mut self, index: MachineIndex, fate: Fate) -> bool {
+        let registrar = self.cluster.machines[index].agent.registrar.as_ref();
+        let Some(sent) = registrar.and_then(Stopped::in_flight).cloned() else { return false };
+        let remaining = &mut self.cluster.remaining;
         match fate {
             Fate::Answered => {}
-            Fate::ReplyLost | Fate::Lost => left.lost -= 1,
-            Fate::AnsweredAndRepeated | Fate::Late => left.late -= 1,
+            Fate::ReplyLost | Fate::Lost => remaining.lost -= 1,
+            Fate::AnsweredAndRepeated | Fate::Late => remaining.late -= 1,
         }
         let outcome = match fate {
             Fate::Answered | Fate::AnsweredAndRepeated | Fate::ReplyLost => Some(self.commit(&sent)),
@@ -102,80 +111,82 @@ impl Play<'_> {
             _ => Err(no_answer()),
         };
         match answer {
-            Ok(Outcome::Applied { .. }) => self.note_made(who, &sent.change),
+            Ok(Outcome::Applied { .. }) => self.count_change(index, &sent.change),
             Ok(Outcome::Refused) if matches!(*sent.change, Change::ClaimBlock(_)) => {
-                self.count(Happening::Beaten);
+                self.count(Occurrence::ClaimRefused);
             }
             _ => {}
         }
-        self.tell_registrar(who, Answer::Committed(answer))
+        self.answer_registrar(index, Answer::Committed(answer))
     }
 
-    fn note_made(&self, who: Who, change: &Change) {
+    fn count_change(&self, index: MachineIndex, change: &Change) {
         match change {
-            Change::ClaimBlock(_) => self.count(Happening::Claimed),
-            Change::ReleaseRemoved(_) | Change::ForgetFence { .. } => self.count(Happening::Inherited),
-            Change::ConfirmRemoval(_) => self.count(Happening::Confirmed),
-            Change::ReleaseAddress { .. } => self.count(Happening::LetGo),
-            Change::RegisterNode { .. } | Change::TakeOverNode { .. } if who == 2 => {
-                self.count(Happening::Registered);
+            Change::ClaimBlock(_) => self.count(Occurrence::Claimed),
+            Change::ReleaseRemoved(_) | Change::ForgetFence { .. } => {
+                self.count(Occurrence::RemovedBlockReleased);
+            }
+            Change::ConfirmRemoval(_) => self.count(Occurrence::Confirmed),
+            Change::ReleaseAddress { .. } => self.count(Occurrence::HolderCleared),
+            Change::RegisterNode { .. } | Change::TakeOverNode { .. } if index == 2 => {
+                self.count(Occurrence::Registered);
             }
             _ => {}
         }
     }
 
-    /// Lets the registrar read whether its transaction took effect; with `is_in_vain`, the read fails.
-    pub(super) fn look(&mut self, who: Who, is_in_vain: bool) -> bool {
+    /// Lets the registrar read whether its transaction took effect; with `fails`, the read fails.
+    pub(super) fn read_outcome(&mut self, index: MachineIndex, fails: bool) -> bool {
         let Some(Stopped { wait: Wait::Read(range), parts, .. }) =
-            &self.cluster.machines[who].agent.registrar
+            &self.cluster.machines[index].agent.registrar
         else {
             return false;
         };
         let contents = self.cluster.etcd.range(range);
-        if is_in_vain {
-            return self.tell_registrar(who, Answer::Contents(Err(no_answer())));
+        if fails {
+            return self.answer_registrar(index, Answer::Contents(Err(no_answer())));
         }
-        if let Some((Wait::Commit(sent), _)) = parts.last().and_then(|part| part.told.as_ref())
+        if let Some((Wait::Commit(sent), _)) = parts.last().and_then(|part| part.resumed_with.as_ref())
             && let Some(trace) = trace(&sent.change)
         {
             let is_made = contents.entries.iter().any(|entry| entry.value == trace.value);
-            self.count(if is_made { Happening::FoundMade } else { Happening::FoundUnmade });
+            self.count(if is_made { Occurrence::FoundApplied } else { Occurrence::FoundNotApplied });
         }
-        self.tell_registrar(who, Answer::Contents(Ok(contents)))
+        self.answer_registrar(index, Answer::Contents(Ok(contents)))
     }
 
     /// Lets the registrar time out while it waits for its view.
-    pub(super) fn lose_patience(&mut self, who: Who) -> bool {
-        let registrar = self.cluster.machines[who].agent.registrar.as_ref();
+    pub(super) fn time_out(&mut self, index: MachineIndex) -> bool {
+        let registrar = self.cluster.machines[index].agent.registrar.as_ref();
         let answer = match registrar.map(|stopped| &stopped.wait) {
             Some(Wait::CaughtUp(_)) => Answer::CaughtUp(Err(no_answer())),
-            _ => Answer::GoOn,
+            _ => Answer::Continue,
         };
-        self.tell_registrar(who, answer)
+        self.answer_registrar(index, answer)
     }
 
     /// Delivers the next change of the store to a machine. A write that only waited for this change is complete.
-    pub(super) fn hear(&mut self, who: Who) -> bool {
+    pub(super) fn receive_change(&mut self, index: MachineIndex) -> bool {
         let etcd = Arc::clone(&self.cluster.etcd);
-        let agent = &mut self.machine(who).agent;
+        let agent = &mut self.machine(index).agent;
         agent.watcher.receive(&etcd);
         let is_over = agent.registrar.as_ref().is_some_and(|Stopped { job, wait, .. }| {
             matches!(wait, Wait::CaughtUp(revision) if agent.watcher.shows(*revision)) && job.is_write()
         });
-        if is_over { self.go_on(who, Whose::Registrar) } else { true }
+        if is_over { self.continue_task(index, TaskKind::Registrar) } else { true }
     }
 
-    fn note_hand_over(&self, who: Who) {
-        let view = &self.cluster.machines[who].agent.watcher.view;
+    fn count_hand_over(&self, index: MachineIndex) {
+        let view = &self.cluster.machines[index].agent.watcher.view;
         let Some(last) = view.reservations.get(&RESERVED).and_then(|known| known.record.holder.as_ref())
         else {
             return;
         };
         let fence = view.fences.get(&last.incarnation);
         if fence.is_some_and(|fence| fence.record.pods != PodsGone::Unknown) {
-            self.count(Happening::HandedOverRemoved);
+            self.count(Occurrence::HandedOverRemoved);
         } else if view.nodes.get(&last.node).is_some_and(|node| node.record.boot_id != last.boot_id) {
-            self.count(Happening::HandedOverRebooted);
+            self.count(Occurrence::HandedOverRebooted);
         }
     }
 }

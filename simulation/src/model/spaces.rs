@@ -2,22 +2,22 @@
 
 use super::limits::Limits;
 use super::start::Start;
-use super::tally::Happening::{
-    self, Adopted, Beaten, Claimed, Confirmed, Conflict, Denied, FencedRefused, FoundMade, FoundUnmade,
-    GivenBack, HandedOver, HandedOverRebooted, HandedOverRemoved, Inherited, LateApplied, LateRefused, LetGo,
-    Registered, TakenOver,
+use super::tally::Occurrence::{
+    self, Adopted, BlockReleased, BlockTakenOver, ClaimRefused, Claimed, Confirmed, Conflict, Denied,
+    FencedRefused, FoundApplied, FoundNotApplied, HandedOver, HandedOverRebooted, HandedOverRemoved,
+    HolderCleared, LateApplied, LateRefused, Registered, RemovedBlockReleased,
 };
 use super::{Flaw, Space};
 
 impl Space {
     /// All spaces, each with the events that must have occurred in it.
     #[expect(clippy::too_many_lines, reason = "a list, one entry for each space")]
-    pub fn all() -> Vec<(Self, Vec<Happening>)> {
+    pub fn all() -> Vec<(Self, Vec<Occurrence>)> {
         let none = Limits::default();
         vec![
             (
                 Self::new("first claims", Start::Empty, Limits { lost: 1, ..none }),
-                vec![Claimed, Beaten, FoundMade, FoundUnmade],
+                vec![Claimed, ClaimRefused, FoundApplied, FoundNotApplied],
             ),
             (
                 Self::new(
@@ -25,23 +25,23 @@ impl Space {
                     Start::One,
                     Limits { pods: 1, crashes: 1, lost: 1, late: 1, ..none },
                 ),
-                vec![Claimed, TakenOver, LateApplied, LateRefused, FoundMade, FoundUnmade],
+                vec![Claimed, BlockTakenOver, LateApplied, LateRefused, FoundApplied, FoundNotApplied],
             ),
             (
                 Self::new(
-                    "claims in doubt",
+                    "claims with unknown outcome",
                     Start::One,
-                    Limits { pods: 1, lost: 1, late: 1, in_vain: 1, impatience: 1, ..none },
+                    Limits { pods: 1, lost: 1, late: 1, failed_reads: 1, timeouts: 1, ..none },
                 ),
-                vec![Claimed, Beaten, TakenOver, LateApplied, FoundMade, FoundUnmade],
+                vec![Claimed, ClaimRefused, BlockTakenOver, LateApplied, FoundApplied, FoundNotApplied],
             ),
             (
                 Self::new(
                     "spare blocks",
                     Start::One,
-                    Limits { appetite: 1, spares: 1, pods: 1, late: 1, ..none },
+                    Limits { block_requests: 1, releases: 1, pods: 1, late: 1, ..none },
                 ),
-                vec![Claimed, Beaten, GivenBack],
+                vec![Claimed, ClaimRefused, BlockReleased],
             ),
             (
                 Self::new("pods", Start::Settled, Limits { pods: 2, ends: 1, reboots: 1, ticks: 1, ..none }),
@@ -53,7 +53,7 @@ impl Space {
                     Start::Settled,
                     Limits { removals: 1, pods: 1, ticks: 1, late: 1, ..none },
                 ),
-                vec![Confirmed, Inherited, FencedRefused],
+                vec![Confirmed, RemovedBlockReleased, FencedRefused],
             ),
             (
                 Self::new(
@@ -61,15 +61,15 @@ impl Space {
                     Start::Settled,
                     Limits { removals: 2, deaths: 1, ticks: 1, ..none },
                 ),
-                vec![Confirmed, Inherited, FencedRefused],
+                vec![Confirmed, RemovedBlockReleased, FencedRefused],
             ),
             (
                 Self::new(
                     "a name again",
                     Start::Settled,
-                    Limits { removals: 1, newcomers: 1, ticks: 1, ..none },
+                    Limits { removals: 1, starts: 1, ticks: 1, ..none },
                 ),
-                vec![Conflict, Registered, Confirmed, Inherited, Claimed],
+                vec![Conflict, Registered, Confirmed, RemovedBlockReleased, Claimed],
             ),
             (
                 Self::new(
@@ -77,13 +77,13 @@ impl Space {
                     Start::Settled,
                     Limits { removals: 1, rejoins: 1, ticks: 1, pods: 1, ..none },
                 ),
-                vec![Confirmed, Inherited, Claimed],
+                vec![Confirmed, RemovedBlockReleased, Claimed],
             ),
             (
                 Self::new(
                     "a name again on one kernel",
                     Start::OneKernel,
-                    Limits { removals: 1, newcomers: 1, pods: 1, ..none },
+                    Limits { removals: 1, starts: 1, pods: 1, ..none },
                 ),
                 vec![Conflict, Registered, Confirmed],
             ),
@@ -93,7 +93,7 @@ impl Space {
                     Start::OneKernel,
                     Limits { removals: 1, reboots: 1, pods: 1, ticks: 1, ..none },
                 ),
-                vec![Confirmed, Inherited],
+                vec![Confirmed, RemovedBlockReleased],
             ),
             (
                 Self::new(
@@ -117,19 +117,35 @@ impl Space {
                     Start::Settled,
                     Limits { reserved: 2, lost: 1, crashes: 1, ..none },
                 ),
-                vec![HandedOver, Denied, LetGo, FoundMade, FoundUnmade, LateApplied, LateRefused],
+                vec![
+                    HandedOver,
+                    Denied,
+                    HolderCleared,
+                    FoundApplied,
+                    FoundNotApplied,
+                    LateApplied,
+                    LateRefused,
+                ],
             ),
             (
                 Self::new(
-                    "hand-overs that are given up",
+                    "hand-overs that time out",
                     Start::Settled,
-                    Limits { reserved: 2, impatience: 1, lost: 1, ..none },
+                    Limits { reserved: 2, timeouts: 1, lost: 1, ..none },
                 ),
-                vec![HandedOver, Denied, LetGo, FoundMade, FoundUnmade],
+                vec![HandedOver, Denied, HolderCleared, FoundApplied, FoundNotApplied],
             ),
             (
                 Self::new("late hand-overs", Start::Settled, Limits { reserved: 3, late: 1, ..none }),
-                vec![HandedOver, Denied, LetGo, FoundMade, FoundUnmade, LateApplied, LateRefused],
+                vec![
+                    HandedOver,
+                    Denied,
+                    HolderCleared,
+                    FoundApplied,
+                    FoundNotApplied,
+                    LateApplied,
+                    LateRefused,
+                ],
             ),
             (
                 Self::new(
@@ -137,7 +153,7 @@ impl Space {
                     Start::Settled,
                     Limits { reserved: 2, reboots: 1, ends: 1, ..none },
                 ),
-                vec![HandedOver, HandedOverRebooted, Denied, LetGo],
+                vec![HandedOver, HandedOverRebooted, Denied, HolderCleared],
             ),
             (
                 Self::new(
@@ -154,18 +170,22 @@ impl Space {
     pub fn against(flaw: Flaw) -> (Self, &'static str) {
         let none = Limits::default();
         let (start, limits, property) = match flaw {
-            Flaw::ForgetsNodeRecord => {
-                (Start::One, Limits { removals: 1, appetite: 1, ..none }, "a removed node changes nothing")
-            }
+            Flaw::ForgetsNodeRecord => (
+                Start::One,
+                Limits { removals: 1, block_requests: 1, ..none },
+                "a removed node changes nothing",
+            ),
             Flaw::ForgetsBlocks => (Start::Empty, none, "a live address is its node's, or reserved for it"),
-            Flaw::RepeatsBlindly => (Start::Empty, Limits { lost: 1, ..none }, "no wish is granted twice"),
+            Flaw::RepeatsBlindly => {
+                (Start::Empty, Limits { lost: 1, ..none }, "no block request is served twice")
+            }
             Flaw::IgnoresFences => {
                 (Start::Settled, Limits { removals: 1, ..none }, "a removed node changes nothing")
             }
-            Flaw::NeedsNoConfirmation | Flaw::NeedsNoRest => (
+            Flaw::NeedsNoConfirmation | Flaw::NeedsNoCoolDown => (
                 Start::Settled,
                 Limits { removals: 1, pods: 1, ticks: 1, ..none },
-                "a removed node's blocks rest until its pods are gone",
+                "a removed node's blocks are held until its pods are gone",
             ),
             Flaw::NeedsNoProof => (
                 Start::Settled,
@@ -176,17 +196,19 @@ impl Space {
                 (Start::Settled, Limits { pods: 1, ..none }, "a live pod's address is used in the ledger")
             }
             Flaw::MatchesByName => {
-                (Start::Settled, Limits { pods: 2, ..none }, "a DEL frees nothing of another")
+                (Start::Settled, Limits { pods: 2, ..none }, "a DEL releases nothing of other pods")
             }
-            Flaw::ConfirmsFirst => {
-                (Start::Settled, Limits { removals: 1, pods: 1, ..none }, "what is said to be gone is gone")
-            }
+            Flaw::ConfirmsFirst => (
+                Start::Settled,
+                Limits { removals: 1, pods: 1, ..none },
+                "a confirmed removal has no pods left",
+            ),
             Flaw::MatchesFencesByBoot => (
                 Start::OneKernel,
-                Limits { removals: 1, newcomers: 1, pods: 1, ..none },
-                "what is said to be gone is gone",
+                Limits { removals: 1, starts: 1, pods: 1, ..none },
+                "a confirmed removal has no pods left",
             ),
-            Flaw::BelievesCopies => (
+            Flaw::AcceptsCopies => (
                 Start::Settled,
                 Limits { removals: 1, copies: 1, pods: 1, ..none },
                 "no address is on two live pods",

@@ -10,12 +10,12 @@ use polder_ipam::record::{ClusterRecord, PoolRecord, encode};
 use polder_ipam::store::{Txn, Write};
 
 use super::Space;
-use super::action::{Action, Fate, Whose};
+use super::action::{Action, Fate, TaskKind};
 use super::cluster::Cluster;
 use super::limits::Limits;
-use super::machine::{EARLIER, Kernel, Machine, NAMES, Power, Who};
-use super::play::Play;
+use super::machine::{EARLIER, Kernel, Machine, MachineIndex, NAMES, Power};
 use super::task::Wait;
+use super::transition::Transition;
 use super::watcher::Watcher;
 use crate::etcd;
 
@@ -37,7 +37,7 @@ pub enum Start {
 pub(super) fn cluster(space: &Space) -> Cluster {
     let mut etcd = etcd::Model::new();
     let txn = Txn { compares: Vec::new(), writes: settings() };
-    etcd.commit(&txn).expect("a transaction that etcd looks at");
+    etcd.commit(&txn).expect("a valid transaction");
     etcd.compact(etcd.revision()).expect("a new revision");
     let kernel = if space.start == Start::OneKernel { Kernel::Shared } else { Kernel::Own };
     let mut truth = Watcher::default();
@@ -47,42 +47,42 @@ pub(super) fn cluster(space: &Space) -> Cluster {
         truth,
         machines: NAMES.map(|(id, name)| Arc::new(Machine::new(id, name, kernel))),
         late: Vec::new(),
-        left: Limits::default(),
+        remaining: Limits::default(),
         tick: EARLIER,
-        warm: BTreeSet::new(),
+        in_cool_down: BTreeSet::new(),
         removed: BTreeMap::new(),
-        broken: None,
+        violation: None,
     };
-    [0, 1].into_iter().for_each(|who| cluster.machine(who).power = Power::On);
-    let first: &[Who] = match space.start {
+    [0, 1].into_iter().for_each(|index| cluster.machine(index).power = Power::On);
+    let first: &[MachineIndex] = match space.start {
         Start::Empty => &[],
         Start::One => &[0],
         Start::Settled | Start::OneKernel => &[0, 1],
     };
     // The steps that lead to the initial state are not part of the exploration.
     let quiet = Space { flaw: None, tally: Arc::default(), ..space.clone() };
-    let mut play = Play { space: &quiet, cluster };
-    first.iter().for_each(|who| settle(&mut play, *who));
-    first.iter().for_each(|who| settle(&mut play, *who));
-    play.cluster.left = space.limits;
-    play.cluster
+    let mut transition = Transition { space: &quiet, cluster };
+    first.iter().for_each(|index| run_until_idle(&mut transition, *index));
+    first.iter().for_each(|index| run_until_idle(&mut transition, *index));
+    transition.cluster.remaining = space.limits;
+    transition.cluster
 }
 
 /// Runs a machine, without faults, until it has nothing left to do.
-fn settle(play: &mut Play<'_>, who: Who) {
+fn run_until_idle(transition: &mut Transition<'_>, index: MachineIndex) {
     loop {
-        let before = play.cluster.clone();
-        while !play.cluster.machines[who].agent.watcher.is_current() {
-            play.act(&Action::Hear(who));
+        let before = transition.cluster.clone();
+        while !transition.cluster.machines[index].agent.watcher.is_current() {
+            transition.apply(&Action::ReceiveChange(index));
         }
-        let registrar = play.cluster.machines[who].agent.registrar.as_ref();
+        let registrar = transition.cluster.machines[index].agent.registrar.as_ref();
         let next = match registrar.map(|stopped| &stopped.wait) {
-            None => Action::Decide(who),
-            Some(Wait::Commit(_)) => Action::Meet(who, Fate::Answered),
-            Some(_) => Action::GoOn(who, Whose::Registrar),
+            None => Action::Decide(index),
+            Some(Wait::Commit(_)) => Action::CompleteTransaction(index, Fate::Answered),
+            Some(_) => Action::Continue(index, TaskKind::Registrar),
         };
-        play.act(&next);
-        if play.cluster == before {
+        transition.apply(&next);
+        if transition.cluster == before {
             return;
         }
     }

@@ -47,7 +47,7 @@ pub enum Job {
 
 /// The result of a task.
 #[derive(Debug)]
-pub enum Ended {
+pub enum TaskResult {
     /// The registrar has decided on a step.
     Decided(Decided),
     /// The registrar has executed a step or answered an ADD, or a pod is removed.
@@ -97,7 +97,7 @@ pub enum Answer {
     /// The result of a request for a reserved address.
     Address(Result<IpAddr, NotHandedOver>),
     /// Continue.
-    GoOn,
+    Continue,
 }
 
 /// A transaction and its sender.
@@ -126,7 +126,7 @@ pub struct Stopped {
 #[derive(Debug, Clone)]
 pub struct Part {
     /// The wait before this part, and its answer. `None` for the first part.
-    pub told: Option<(Wait, Answer)>,
+    pub resumed_with: Option<(Wait, Answer)>,
     /// The machine before this part.
     pub machine: Arc<Machine>,
     /// Time of this part, in ticks.
@@ -158,7 +158,7 @@ impl Answer {
 
 impl Stopped {
     /// The transaction in flight, if the task waits for one.
-    pub fn under_way(&self) -> Option<&Sent> {
+    pub fn in_flight(&self) -> Option<&Sent> {
         match &self.wait {
             Wait::Commit(sent) => Some(sent),
             _ => None,

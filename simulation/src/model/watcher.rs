@@ -6,7 +6,7 @@ use std::sync::Arc;
 use polder_ipam::Revision;
 use polder_ipam::key::Key;
 use polder_ipam::store::{Contents, Entry, Update};
-use polder_ipam::view::{Source, View};
+use polder_ipam::view::{View, ViewSource};
 
 use crate::etcd;
 
@@ -34,7 +34,7 @@ pub enum Behind {
 impl Watcher {
     /// The state of a new agent that loads the snapshot of the previous one.
     pub fn from_snapshot(last: &Self) -> Self {
-        if last.view.source == Source::Nowhere {
+        if last.view.source == ViewSource::Nowhere {
             return Self::default();
         }
         let entries = last.entries.values().cloned().collect();
@@ -68,7 +68,7 @@ impl Watcher {
 
     /// Whether the view includes that revision.
     pub fn shows(&self, revision: Revision) -> bool {
-        self.view.source == Source::Store && self.view.revision >= revision
+        self.view.source == ViewSource::Store && self.view.revision >= revision
     }
 
     /// Applies the next pending update.

@@ -69,7 +69,7 @@ fn polls<const N: usize>(watcher: &mut Watcher, etcd: &Model) -> [Vec<&'static s
 }
 
 #[test]
-fn a_stream_that_ends_goes_on_behind_the_last_change() {
+fn a_reopened_watch_resumes_after_the_last_change() {
     let (mut etcd, mut watcher) = (Model::new(), watcher());
     put(&mut etcd, "b1");
     assert_eq!(polls(&mut watcher, &etcd), [vec!["loaded"], vec![]]);
@@ -81,7 +81,7 @@ fn a_stream_that_ends_goes_on_behind_the_last_change() {
 }
 
 #[test]
-fn history_that_is_gone_leads_to_a_new_load() {
+fn a_compacted_history_causes_a_reload() {
     let (mut etcd, mut watcher) = (Model::new(), watcher());
     put(&mut etcd, "b1");
     polls::<2>(&mut watcher, &etcd);
@@ -106,7 +106,7 @@ fn a_deletion_at_the_revision_of_a_compaction_is_not_missed() {
 }
 
 #[test]
-fn what_is_under_way_is_late_but_arrives() {
+fn delayed_changes_arrive_late() {
     let (mut etcd, mut watcher) = (Model::new(), watcher());
     polls::<2>(&mut watcher, &etcd);
     watcher.delay();
@@ -119,7 +119,7 @@ fn what_is_under_way_is_late_but_arrives() {
 }
 
 #[test]
-fn another_store_is_read_anew() {
+fn a_replaced_datastore_is_reloaded() {
     let (mut etcd, mut watcher) = (Model::new(), watcher());
     put(&mut etcd, "b1");
     let backup = etcd.clone();
@@ -149,7 +149,7 @@ fn step(random: &mut Random, etcd: &mut Model, watcher: &mut Watcher, copy: &mut
 }
 
 #[test]
-fn a_follower_that_is_left_alone_knows_in_the_end_what_is_there() {
+fn a_watcher_without_faults_has_the_current_state_in_the_end() {
     for seed in 0..3000 {
         let mut random = Random::new(seed);
         let (mut etcd, mut watcher, mut copy) = (Model::new(), watcher(), Copy::default());

@@ -5,7 +5,7 @@
 
 use std::error::Error as _;
 
-use polder_ipam::store::refusal::{Refusal, RefusalCause};
+use polder_ipam::store::refusal::{RefusalCause, StoreRefusal};
 
 // gRPC status codes.
 const INVALID_ARGUMENT: i32 = 3;
@@ -16,8 +16,8 @@ const UNAVAILABLE: i32 = 14;
 const UNAUTHENTICATED: i32 = 16;
 
 /// Meaning of a gRPC code and message; `None` if the outcome of the request is unknown.
-pub(super) fn read(code: i32, words: &str) -> Option<Refusal> {
-    let has = |text: &str| words.contains(text);
+pub(super) fn read(code: i32, message: &str) -> Option<StoreRefusal> {
+    let has = |text: &str| message.contains(text);
     let cause = match code {
         PERMISSION_DENIED if has("etcdserver:") => Some(RefusalCause::Permission),
         UNAUTHENTICATED if has("etcdserver:") => Some(RefusalCause::Identity),
@@ -26,25 +26,25 @@ pub(super) fn read(code: i32, words: &str) -> Option<Refusal> {
         RESOURCE_EXHAUSTED if has("received message larger than max") => Some(RefusalCause::Request),
         INVALID_ARGUMENT if has("revision of auth store is old") => Some(RefusalCause::StaleAuth),
         INVALID_ARGUMENT if has("etcdserver: authentication failed") => Some(RefusalCause::Password),
-        INVALID_ARGUMENT if is_one_of(words, &IDENTITY) => Some(RefusalCause::Identity),
-        INVALID_ARGUMENT if is_one_of(words, &ARGUMENTS) => Some(RefusalCause::Request),
+        INVALID_ARGUMENT if is_one_of(message, &IDENTITY) => Some(RefusalCause::Identity),
+        INVALID_ARGUMENT if is_one_of(message, &ARGUMENTS) => Some(RefusalCause::Request),
         FAILED_PRECONDITION | UNAVAILABLE if has("rpc not supported for learner") => {
             Some(RefusalCause::Learner)
         }
-        FAILED_PRECONDITION if is_one_of(words, &NOT_ENABLED) => Some(RefusalCause::Identity),
+        FAILED_PRECONDITION if is_one_of(message, &NOT_ENABLED) => Some(RefusalCause::Identity),
         _ => None,
     };
-    cause.map(|cause| Refusal::new(cause, words.to_owned()))
+    cause.map(|cause| StoreRefusal::new(cause, message.to_owned()))
 }
 
 /// Whether a login may help.
-pub(super) fn wants_login(refusal: &Refusal) -> bool {
-    is_one_of(&refusal.words, &[WITHOUT_LOGIN, VOID_TOKEN, WITHOUT_USERS])
+pub(super) fn wants_login(refusal: &StoreRefusal) -> bool {
+    is_one_of(&refusal.message, &[WITHOUT_LOGIN, VOID_TOKEN, WITHOUT_USERS])
 }
 
 /// Whether authentication is not enabled in etcd.
-pub(super) fn is_without_users(refusal: &Refusal) -> bool {
-    refusal.words.contains(WITHOUT_USERS)
+pub(super) fn is_without_users(refusal: &StoreRefusal) -> bool {
+    refusal.message.contains(WITHOUT_USERS)
 }
 
 /// Code 3: etcd cannot identify the client.
@@ -70,12 +70,12 @@ const NOT_ENABLED: [&str; 2] = [WITHOUT_USERS, "etcdserver: user name not found"
 /// Code 9: authentication is not enabled.
 const WITHOUT_USERS: &str = "etcdserver: authentication is not enabled";
 
-fn is_one_of(words: &str, texts: &[&str]) -> bool {
-    texts.iter().any(|text| words.contains(text))
+fn is_one_of(message: &str, texts: &[&str]) -> bool {
+    texts.iter().any(|text| message.contains(text))
 }
 
 /// The refusal in the error; `None` if the error is not a refusal.
-pub(super) fn refusal(error: &etcd_client::Error) -> Option<Refusal> {
+pub(super) fn refusal(error: &etcd_client::Error) -> Option<StoreRefusal> {
     match error {
         etcd_client::Error::GRpcStatus(status) => read(status.code().into(), status.message()),
         _ => None,
@@ -140,7 +140,7 @@ pub(super) fn explain(error: &etcd_client::Error) -> (String, bool) {
         ("Connection refused", Hint::NotRunning),
         ("permission denied", Hint::Permission),
     ];
-    match hints.iter().find(|(sign, _)| text.contains(sign)).map(|(_, hint)| hint) {
+    match hints.iter().find(|(pattern, _)| text.contains(pattern)).map(|(_, hint)| hint) {
         Some(hint) => (format!("{last} ({hint})"), true),
         None => (last, false),
     }
@@ -150,14 +150,14 @@ pub(super) fn explain(error: &etcd_client::Error) -> (String, bool) {
 mod tests {
     use super::*;
 
-    fn cause(code: i32, words: &str) -> Option<RefusalCause> {
-        read(code, words).map(|refusal| refusal.cause)
+    fn cause(code: i32, message: &str) -> Option<RefusalCause> {
+        read(code, message).map(|refusal| refusal.cause)
     }
 
     #[test]
-    fn what_etcd_refuses_is_a_known_outcome() {
+    fn each_refusal_of_etcd_has_a_known_cause() {
         // Each observed on 3.4.23, 3.5.30 and 3.6.14, unless another release is named.
-        for (code, words, expected) in [
+        for (code, message, expected) in [
             (8, "etcdserver: mvcc: database space exceeded", RefusalCause::NoSpace),
             (8, "etcdserver: too many requests", RefusalCause::Busy),
             (8, "grpc: received message larger than max (2150410 vs. 2097152)", RefusalCause::Request),
@@ -177,13 +177,13 @@ mod tests {
             // 3.6.
             (9, "etcdserver: rpc not supported for learner", RefusalCause::Learner),
         ] {
-            assert_eq!(cause(code, words), Some(expected), "{code} {words}");
+            assert_eq!(cause(code, message), Some(expected), "{code} {message}");
         }
     }
 
     #[test]
-    fn everything_else_is_not_known_to_have_had_no_effect() {
-        for (code, words) in [
+    fn other_errors_may_have_had_an_effect() {
+        for (code, message) in [
             (1, "context canceled"),
             (2, "transport error"),
             // Through a grpc-proxy, which loses the code.
@@ -204,12 +204,12 @@ mod tests {
             (3, "something that a later release says"),
             (9, "something that a later release says"),
         ] {
-            assert_eq!(cause(code, words), None, "{code} {words}");
+            assert_eq!(cause(code, message), None, "{code} {message}");
         }
     }
 
     #[tokio::test]
-    async fn of_a_connection_that_is_refused_the_kernels_words_are_told_with_what_to_look_at() {
+    async fn a_refused_connection_shows_the_kernel_error_and_a_hint() {
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let mut client = etcd_client::Client::connect([format!("http://{closed}")], None).await.unwrap();
         let error = client.get("x", None).await.unwrap_err();
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_that_are_no_answer_are_no_refusal() {
+    fn an_error_without_an_answer_is_no_refusal() {
         let error = etcd_client::Error::LeaseKeepAliveError("etcdserver: permission denied".to_owned());
         assert_eq!(refusal(&error), None);
     }

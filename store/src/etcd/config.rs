@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_password_in_a_file_is_its_text_without_the_end_of_the_line() {
+    fn a_password_file_is_read_without_the_final_line_break() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("password");
         let password = Password::File(path.clone());

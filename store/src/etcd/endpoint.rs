@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 /// The URL of a member, or of several members with the same name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
+pub struct EtcdEndpoint {
     scheme: String,
     /// Host name or IP address.
     pub host: UrlHost,
@@ -31,7 +31,7 @@ impl fmt::Display for UrlHost {
     }
 }
 
-impl Endpoint {
+impl EtcdEndpoint {
     /// Creates an endpoint from a scheme, a host name and a port.
     pub(super) fn of(scheme: &str, host: &str, port: u16) -> Self {
         Self { scheme: scheme.to_owned(), host: UrlHost::Name(host.to_owned()), port }
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn a_url_has_a_host_and_a_port() {
-        let parse = |url| Endpoint::parse(url).map(|endpoint| (endpoint.host, endpoint.port));
+        let parse = |url| EtcdEndpoint::parse(url).map(|endpoint| (endpoint.host, endpoint.port));
         let address = |text: &str, port| Some((UrlHost::Address(text.parse().unwrap()), port));
         assert_eq!(parse("http://192.0.2.1:2379"), address("192.0.2.1", 2379));
         assert_eq!(parse("https://[2001:db8::1]:2379/"), address("2001:db8::1", 2379));
@@ -83,7 +83,7 @@ mod tests {
         for bad in ["192.0.2.1:2379", "http://:2379", "http://a:b", "http://"] {
             assert_eq!(parse(bad), None, "{bad}");
         }
-        let endpoint = Endpoint::parse("https://etcd.test:2379").unwrap();
+        let endpoint = EtcdEndpoint::parse("https://etcd.test:2379").unwrap();
         assert_eq!(endpoint.at("2001:db8::1".parse().unwrap()), "https://[2001:db8::1]:2379");
     }
 }

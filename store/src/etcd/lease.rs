@@ -21,7 +21,7 @@ pub struct Lease {
 impl Etcd {
     pub(crate) async fn grant(&self, ttl: Duration) -> Result<Lease, StoreError> {
         let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
-        let grant = self.write(Written::sign_of_life(), |mut client| async move {
+        let grant = self.write(Written::lease_record(), |mut client| async move {
             client.lease_grant(seconds, None).await
         });
         Ok(Lease { id: grant.await?.id(), stream: None })
@@ -42,7 +42,7 @@ impl Etcd {
         self.transact(Written::from(txn), request).await
     }
 
-    pub(crate) async fn renew(&self, lease: &mut Lease, patience: Duration) -> Result<(), StoreError> {
+    pub(crate) async fn renew(&self, lease: &mut Lease, max_wait: Duration) -> Result<(), StoreError> {
         let id = lease.id;
         let (keeper, answers) = match &mut lease.stream {
             Some(stream) => stream,
@@ -55,7 +55,7 @@ impl Etcd {
             keeper.keep_alive().await?;
             answers.message().await
         };
-        match timeout(patience, renewal).await {
+        match timeout(max_wait, renewal).await {
             // etcd does not return an error for an expired lease: its time to live is 0.
             Ok(Ok(Some(answer))) if answer.ttl() > 0 => Ok(()),
             Ok(Ok(_)) => Err(self.no_answer(NoReply::LeaseExpired)),

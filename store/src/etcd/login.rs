@@ -9,32 +9,32 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_ipam::store::StoreError;
-use polder_ipam::store::refusal::{Refusal, RefusalCause};
+use polder_ipam::store::refusal::{RefusalCause, StoreRefusal};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, info};
 
 use super::answer::{is_without_users, refusal};
-use super::members::Member;
+use super::members::EtcdMember;
 use super::session::{AFTER_REFUSAL, AFTER_TIMEOUT, LoginState, NoLogin};
-use super::{Etcd, PATIENCE};
+use super::{Etcd, REQUEST_TIMEOUT};
 use crate::reason::Unusable;
 
 /// Timeout for a login of the agent.
-const LOGIN_PATIENCE: Duration = Duration::from_secs(60);
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Timeout for the login of an operator. It is shorter because polderctl waits for a minute in total.
-const OPERATOR_PATIENCE: Duration = Duration::from_secs(30);
+const OPERATOR_LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Etcd {
-    /// Logs in at that member, unless another call did since `known`. Returns an error after `PATIENCE`; the login
-    /// itself continues in the background, for later calls. A login with the credentials of one request ends with the
-    /// request.
-    pub(super) async fn log_in(&self, member: &Arc<Member>, known: LoginState) -> Result<(), StoreError> {
+    /// Logs in at that member, unless another call did since `known`. Returns an error after `REQUEST_TIMEOUT`; the
+    /// login itself continues in the background, for later calls. A login with the credentials of one request ends with
+    /// the request.
+    pub(super) async fn log_in(&self, member: &Arc<EtcdMember>, known: LoginState) -> Result<(), StoreError> {
         if self.is_of_one_request() {
             return self.log_in_for_request(member, known).await;
         }
-        let deadline = Instant::now() + PATIENCE;
-        let slow = |_| Unusable::SlowLogin { seconds: PATIENCE.as_secs() }.at(member.to_string());
+        let deadline = Instant::now() + REQUEST_TIMEOUT;
+        let slow = |_| Unusable::SlowLogin { seconds: REQUEST_TIMEOUT.as_secs() }.at(member.to_string());
         let mut turn = timeout_at(deadline, self.turn().lock_owned()).await.map_err(slow)?;
         if member.session.known() != known {
             return Ok(());
@@ -42,7 +42,7 @@ impl Etcd {
         turn.check(Instant::now())?;
         let (etcd, at) = (self.clone(), Arc::clone(member));
         let login = tokio::spawn(async move {
-            let outcome = etcd.log_in_now(&at, LOGIN_PATIENCE).await;
+            let outcome = etcd.log_in_now(&at, LOGIN_TIMEOUT).await;
             turn.note(outcome)
         });
         match timeout_at(deadline, login).await.map_err(slow)? {
@@ -52,19 +52,23 @@ impl Etcd {
     }
 
     /// Logs in at that member, unless another call did since `known`. The login is dropped with the request.
-    async fn log_in_for_request(&self, member: &Arc<Member>, known: LoginState) -> Result<(), StoreError> {
+    async fn log_in_for_request(
+        &self,
+        member: &Arc<EtcdMember>,
+        known: LoginState,
+    ) -> Result<(), StoreError> {
         let turn = self.turn();
         let mut turn = turn.lock().await;
         if member.session.known() != known {
             return Ok(());
         }
         turn.check(Instant::now())?;
-        let outcome = self.log_in_now(member, OPERATOR_PATIENCE).await;
+        let outcome = self.log_in_now(member, OPERATOR_LOGIN_TIMEOUT).await;
         turn.note(outcome)
     }
 
     /// Logs in at that member. The error includes the pauses before the next login.
-    async fn log_in_now(&self, member: &Arc<Member>, patience: Duration) -> Result<(), NoLogin> {
+    async fn log_in_now(&self, member: &Arc<EtcdMember>, max_wait: Duration) -> Result<(), NoLogin> {
         let Some(credentials) = self.credentials() else { return Ok(()) };
         let store = member.to_string();
         let unusable = |reason: Unusable| reason.at(store.as_str());
@@ -72,7 +76,7 @@ impl Etcd {
         let password = password.map_err(|why| (unusable(Unusable::Password(why)), Some(AFTER_REFUSAL)))?;
         let mut client = member.client.clone();
         let user = credentials.user.clone();
-        let error = match timeout(patience, client.update_user(Some((user, password)))).await {
+        let error = match timeout(max_wait, client.update_user(Some((user, password)))).await {
             Ok(Ok(())) => {
                 debug!(store, user = credentials.user, "logged in");
                 member.session.logged_in(true);
@@ -81,7 +85,7 @@ impl Etcd {
             Ok(Err(error)) => error,
             Err(_) => {
                 self.leave(member);
-                let seconds = patience.as_secs();
+                let seconds = max_wait.as_secs();
                 let reason = if self.is_of_one_request() {
                     Unusable::NoLoginOfOperator { seconds }
                 } else {
@@ -98,7 +102,9 @@ impl Etcd {
                 member.session.logged_in(false);
                 Ok(())
             }
-            Some(Refusal { cause: RefusalCause::Learner, .. }) => Err((self.failed(member, &error), None)),
+            Some(StoreRefusal { cause: RefusalCause::Learner, .. }) => {
+                Err((self.failed(member, &error), None))
+            }
             Some(_) => Err((self.failed(member, &error), Some(AFTER_REFUSAL))),
             None => {
                 self.leave(member);

@@ -14,14 +14,14 @@ use tokio::net::lookup_host;
 use tokio::time::timeout;
 
 use super::config::EtcdConfig;
-use super::endpoint::{Endpoint, UrlHost};
+use super::endpoint::{EtcdEndpoint, UrlHost};
 
 /// Timeout for a name server.
-const PATIENCE: Duration = Duration::from_secs(2);
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A member, from the configuration and the name servers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct ResolvedMember {
     /// URL of the member, with its IP address as the host.
     pub url: String,
     /// IP address of the member.
@@ -29,19 +29,19 @@ pub struct Found {
     /// TCP port of the member.
     pub port: u16,
     /// The name that resolved to the address; `None` if the configuration contains the address.
-    pub by: Option<By>,
+    pub origin: Option<LookupOrigin>,
 }
 
 /// A resolved name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct By {
+pub struct LookupOrigin {
     /// The configured source of the member: an endpoint, or the name of the SRV records.
     pub source: String,
     /// The host name of the address, which must be in the member's certificate.
     pub host: String,
 }
 
-impl By {
+impl LookupOrigin {
     /// Whether the source is an SRV record.
     pub(super) fn is_record(&self) -> bool {
         !self.source.contains("://")
@@ -49,7 +49,7 @@ impl By {
 }
 
 /// A failed lookup: of the whole source, or of one of its names.
-struct Failed {
+struct FailedLookup {
     source: String,
     host: Option<String>,
     why: NoMembers,
@@ -100,7 +100,7 @@ enum NoResult {
     Resolver(#[from] io::Error),
     /// No name server answered in time.
     /// Remedy: check that the name servers in /etc/resolv.conf are reachable.
-    #[error("no reply within {} s", PATIENCE.as_secs())]
+    #[error("no reply within {} s", LOOKUP_TIMEOUT.as_secs())]
     Timeout,
     /// The name exists, but has no address.
     /// Remedy: check the name.
@@ -132,32 +132,32 @@ struct OtherDomain {
     domain: String,
 }
 
-impl Failed {
-    fn concerns(&self, found: &Found) -> bool {
-        found.by.as_ref().is_some_and(|by| {
-            by.source == self.source && self.host.as_ref().is_none_or(|host| *host == by.host)
+impl FailedLookup {
+    fn concerns(&self, found: &ResolvedMember) -> bool {
+        found.origin.as_ref().is_some_and(|origin| {
+            origin.source == self.source && self.host.as_ref().is_none_or(|host| *host == origin.host)
         })
     }
 }
 
 /// A configured source of members.
 #[derive(Debug, Clone)]
-enum Source {
+enum LookupSource {
     Endpoint(String),
     Records { scheme: &'static str, domain: String, name: String },
 }
 
 /// Looks up the members, and keeps the last result for failed lookups.
 #[derive(Debug, Clone)]
-pub struct Lookup {
-    sources: Vec<Source>,
-    last: Vec<Found>,
+pub struct MemberLookup {
+    sources: Vec<LookupSource>,
+    last: Vec<ResolvedMember>,
 }
 
-impl Lookup {
+impl MemberLookup {
     /// Creates a lookup of the configured members, without a query.
     pub fn new(config: &EtcdConfig) -> Self {
-        let mut sources: Vec<_> = config.endpoints.iter().cloned().map(Source::Endpoint).collect();
+        let mut sources: Vec<_> = config.endpoints.iter().cloned().map(LookupSource::Endpoint).collect();
         sources.extend(config.discovery_srv.iter().map(|domain| {
             // The configuration decides whether TLS is used. The records of the other service are not queried.
             let (scheme, service) = if config.is_secure() {
@@ -166,7 +166,7 @@ impl Lookup {
                 ("http", "_etcd-client._tcp")
             };
             let domain = domain.trim_end_matches('.').to_owned();
-            Source::Records { scheme, name: format!("{service}.{domain}"), domain }
+            LookupSource::Records { scheme, name: format!("{service}.{domain}"), domain }
         }));
         Self { sources, last: Vec::new() }
     }
@@ -174,17 +174,17 @@ impl Lookup {
     /// Whether the members can change: a source has names.
     pub fn has_names(&self) -> bool {
         let is_name = |endpoint: &String| {
-            Endpoint::parse(endpoint).is_some_and(|endpoint| matches!(endpoint.host, UrlHost::Name(_)))
+            EtcdEndpoint::parse(endpoint).is_some_and(|endpoint| matches!(endpoint.host, UrlHost::Name(_)))
         };
         self.sources.iter().any(|source| match source {
-            Source::Endpoint(endpoint) => is_name(endpoint),
-            Source::Records { .. } => true,
+            LookupSource::Endpoint(endpoint) => is_name(endpoint),
+            LookupSource::Records { .. } => true,
         })
     }
 
     /// Looks up all members, in the order of the configuration. Also returns the last error. After a failed lookup the
     /// previous addresses of the name remain.
-    pub async fn look_up(&mut self) -> (Vec<Found>, Option<String>) {
+    pub async fn look_up(&mut self) -> (Vec<ResolvedMember>, Option<String>) {
         let (mut all, mut problem) = (Vec::new(), None);
         for source in &self.sources {
             for outcome in source.look_up().await {
@@ -209,12 +209,12 @@ impl Lookup {
     }
 }
 
-impl Source {
-    async fn look_up(&self) -> Vec<Result<Vec<Found>, Failed>> {
+impl LookupSource {
+    async fn look_up(&self) -> Vec<Result<Vec<ResolvedMember>, FailedLookup>> {
         match self {
-            Self::Endpoint(url) => match Endpoint::parse(url) {
-                Some(Endpoint { host: UrlHost::Address(address), port, .. }) => {
-                    vec![Ok(vec![Found { url: url.clone(), address, port, by: None }])]
+            Self::Endpoint(url) => match EtcdEndpoint::parse(url) {
+                Some(EtcdEndpoint { host: UrlHost::Address(address), port, .. }) => {
+                    vec![Ok(vec![ResolvedMember { url: url.clone(), address, port, origin: None }])]
                 }
                 Some(endpoint) => vec![addresses(url, &endpoint).await],
                 None => Vec::new(),
@@ -224,10 +224,10 @@ impl Source {
                     let mut found = Vec::new();
                     for (host, port) in targets {
                         found.push(match check_target(scheme, domain, &host) {
-                            Ok(()) => addresses(name, &Endpoint::of(scheme, &host, port)).await,
+                            Ok(()) => addresses(name, &EtcdEndpoint::of(scheme, &host, port)).await,
                             Err(why) => {
                                 let why = NoMembers::Target { name: name.clone(), host: host.clone(), why };
-                                Err(Failed { source: name.clone(), host: Some(host), why })
+                                Err(FailedLookup { source: name.clone(), host: Some(host), why })
                             }
                         });
                     }
@@ -235,7 +235,7 @@ impl Source {
                 }
                 Err(why) => {
                     let why = NoMembers::Records { name: name.clone(), why };
-                    vec![Err(Failed { source: name.clone(), host: None, why })]
+                    vec![Err(FailedLookup { source: name.clone(), host: None, why })]
                 }
             },
         }
@@ -255,29 +255,29 @@ fn check_target(scheme: &str, domain: &str, host: &str) -> Result<(), OtherDomai
 
 /// The members with the endpoint's name. A trailing dot marks the name as complete for the name server; names in
 /// certificates have no trailing dot.
-async fn addresses(source: &str, endpoint: &Endpoint) -> Result<Vec<Found>, Failed> {
+async fn addresses(source: &str, endpoint: &EtcdEndpoint) -> Result<Vec<ResolvedMember>, FailedLookup> {
     let name = endpoint.host.to_string();
     let host = name.trim_end_matches('.').to_owned();
     match resolve(&name, endpoint.port).await {
         Ok(addresses) => Ok(addresses
             .into_iter()
-            .map(|address| Found {
+            .map(|address| ResolvedMember {
                 url: endpoint.at(address),
                 address,
                 port: endpoint.port,
-                by: Some(By { source: source.to_owned(), host: host.clone() }),
+                origin: Some(LookupOrigin { source: source.to_owned(), host: host.clone() }),
             })
             .collect()),
         Err(why) => {
             let why = NoMembers::Host { host: host.clone(), origin: source.to_owned(), why };
-            Err(Failed { source: source.to_owned(), host: Some(host), why })
+            Err(FailedLookup { source: source.to_owned(), host: Some(host), why })
         }
     }
 }
 
 /// Resolves a name to its addresses, without duplicates.
 async fn resolve(name: &str, port: u16) -> Result<Vec<IpAddr>, NoResult> {
-    let found = timeout(PATIENCE, lookup_host((name, port))).await.map_err(|_| NoResult::Timeout)??;
+    let found = timeout(LOOKUP_TIMEOUT, lookup_host((name, port))).await.map_err(|_| NoResult::Timeout)??;
     let mut addresses: Vec<IpAddr> = found.map(|address| address.ip().to_canonical()).collect();
     // Sort them: otherwise the order of the name server would look like a change of members.
     addresses.sort_unstable();
@@ -293,7 +293,7 @@ async fn resolve(name: &str, port: u16) -> Result<Vec<IpAddr>, NoResult> {
 async fn records(name: &str) -> Result<Vec<(String, u16)>, NoResult> {
     let question = name.parse::<Name<Vec<u8>>>()?;
     let resolver = StubResolver::new();
-    let asked = timeout(PATIENCE, resolver.query((question, Rtype::SRV))).await;
+    let asked = timeout(LOOKUP_TIMEOUT, resolver.query((question, Rtype::SRV))).await;
     let answer = asked.map_err(|_| NoResult::Timeout)??;
     match answer.header().rcode() {
         Rcode::NOERROR => {}
@@ -330,16 +330,21 @@ mod tests {
     use super::*;
     use crate::etcd::config::Pem;
 
-    fn found(source: &str, host: &str, address: &str) -> Found {
-        let by = Some(By { source: source.to_owned(), host: host.to_owned() });
-        Found { url: format!("http://{address}:1"), address: address.parse().unwrap(), port: 1, by }
+    fn found(source: &str, host: &str, address: &str) -> ResolvedMember {
+        let origin = Some(LookupOrigin { source: source.to_owned(), host: host.to_owned() });
+        ResolvedMember {
+            url: format!("http://{address}:1"),
+            address: address.parse().unwrap(),
+            port: 1,
+            origin,
+        }
     }
 
     #[test]
-    fn what_cannot_be_looked_up_concerns_its_own_names_alone() {
+    fn a_failed_lookup_affects_only_its_own_names() {
         let (a, b) = (found("srv", "a", "192.0.2.1"), found("srv", "b", "192.0.2.2"));
         let other = found("http://etcd:1", "a", "192.0.2.3");
-        let failed = |host: Option<&str>| Failed {
+        let failed = |host: Option<&str>| FailedLookup {
             source: "srv".to_owned(),
             host: host.map(str::to_owned),
             why: NoMembers::Records { name: "srv".to_owned(), why: NoResult::NoRecords },
@@ -349,15 +354,15 @@ mod tests {
     }
 
     #[test]
-    fn records_are_asked_for_by_what_the_configuration_says_of_tls() {
+    fn the_srv_record_name_depends_on_tls() {
         let name = |ca: Option<&str>| {
             let config = EtcdConfig {
                 discovery_srv: Some("example.org.".to_owned()),
                 ca: ca.map(|ca| Pem::Inline(ca.as_bytes().to_vec())),
                 ..EtcdConfig::default()
             };
-            match Lookup::new(&config).sources.pop() {
-                Some(Source::Records { scheme, name, .. }) => (scheme, name),
+            match MemberLookup::new(&config).sources.pop() {
+                Some(LookupSource::Records { scheme, name, .. }) => (scheme, name),
                 other => panic!("{other:?}"),
             }
         };
@@ -366,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn with_tls_records_lead_to_names_of_their_own_domain_alone() {
+    fn with_tls_an_srv_target_must_be_in_the_same_domain() {
         let check = |scheme, host| check_target(scheme, "example.org", host);
         for good in ["example.org.", "a.example.org.", "A.b.Example.ORG"] {
             assert_eq!(check("https", good), Ok(()), "{good}");
@@ -378,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_domain_is_a_name_and_no_url() {
+    fn a_url_is_not_accepted_as_a_domain() {
         assert!(is_domain("example.org") && is_domain("example.org.") && is_domain("etcd"));
         for wrong in ["", ".", "https://example.org", "example.org:2379", "a..b"] {
             assert!(!is_domain(wrong), "{wrong}");
@@ -388,9 +393,13 @@ mod tests {
     #[tokio::test]
     async fn an_address_in_the_configuration_needs_no_lookup() {
         let url = "http://192.0.2.1:2379/".to_owned();
-        let mut lookup = Lookup::new(&EtcdConfig { endpoints: vec![url.clone()], ..EtcdConfig::default() });
+        let mut lookup =
+            MemberLookup::new(&EtcdConfig { endpoints: vec![url.clone()], ..EtcdConfig::default() });
         assert!(!lookup.has_names());
         let address = "192.0.2.1".parse().unwrap();
-        assert_eq!(lookup.look_up().await, (vec![Found { url, address, port: 2379, by: None }], None));
+        assert_eq!(
+            lookup.look_up().await,
+            (vec![ResolvedMember { url, address, port: 2379, origin: None }], None)
+        );
     }
 }

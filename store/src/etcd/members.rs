@@ -17,11 +17,11 @@ use tracing::{info, warn};
 
 use super::answer::explain;
 use super::config::{EtcdConfig, Tls};
-use super::lookup::{By, Found, Lookup};
+use super::lookup::{LookupOrigin, MemberLookup, ResolvedMember};
 use super::session::Session;
 use crate::reason::Unusable;
 
-const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Interval and timeout of keep-alive requests, also on an idle connection.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
@@ -30,9 +30,9 @@ const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::fro
 const LOOKUP: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(1));
 
 /// A member of the etcd cluster.
-pub(super) struct Member {
+pub(super) struct EtcdMember {
     /// Its address and the source of the address.
-    found: Found,
+    found: ResolvedMember,
     /// The client, connected to this member only.
     pub(super) client: Client,
     /// The login at this member.
@@ -43,11 +43,11 @@ pub(super) struct Member {
     is_direct: AtomicBool,
 }
 
-impl Member {
+impl EtcdMember {
     /// Prepares a connection. Succeeds even if the member is unreachable.
-    async fn new(tls: Option<&Tls>, found: Found) -> Result<Arc<Self>, StoreError> {
+    async fn new(tls: Option<&Tls>, found: ResolvedMember) -> Result<Arc<Self>, StoreError> {
         let mut options = ConnectOptions::new()
-            .with_connect_timeout(CONNECT_PATIENCE)
+            .with_connect_timeout(CONNECT_TIMEOUT)
             .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
             .with_keep_alive_while_idle(true)
             // A member without a leader then ends its streams, instead of sending nothing.
@@ -55,16 +55,16 @@ impl Member {
         if let Some(tls) = tls {
             let shown = shown(tls);
             // The certificate contains the host name, not the address.
-            options = options.with_tls(match &found.by {
-                Some(by) => shown.domain_name(&by.host),
+            options = options.with_tls(match &found.origin {
+                Some(origin) => shown.domain_name(&origin.host),
                 None => shown,
             });
         }
         // Without a user: the client would log in here, and fail if this member is unreachable.
         let client = Client::connect([&found.url], Some(options)).await;
         let client = client.map_err(|error| StoreError::Unusable {
-            store: match &found.by {
-                Some(by) => format!("etcd at {} ({})", found.url, by.host),
+            store: match &found.origin {
+                Some(origin) => format!("etcd at {} ({})", found.url, origin.host),
                 None => format!("etcd at {}", found.url),
             },
             reason: explain(&error).0,
@@ -89,12 +89,14 @@ impl Member {
     }
 }
 
-impl fmt::Display for Member {
+impl fmt::Display for EtcdMember {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Found { url, by, .. } = &self.found;
-        match by {
-            Some(by) if by.is_record() => write!(f, "etcd at {url} ({}, by {})", by.host, by.source),
-            Some(by) => write!(f, "etcd at {url} ({})", by.host),
+        let ResolvedMember { url, origin, .. } = &self.found;
+        match origin {
+            Some(origin) if origin.is_record() => {
+                write!(f, "etcd at {url} ({}, by {})", origin.host, origin.source)
+            }
+            Some(origin) => write!(f, "etcd at {url} ({})", origin.host),
             None => write!(f, "etcd at {url}"),
         }
     }
@@ -116,7 +118,7 @@ struct Shared {
 /// The known members.
 #[derive(Default)]
 struct MemberList {
-    members: Vec<Arc<Member>>,
+    members: Vec<Arc<EtcdMember>>,
     /// Index of the member in use.
     current: usize,
     /// The last lookup error, for example of a name without an address.
@@ -126,7 +128,7 @@ struct MemberList {
 impl Members {
     /// Prepares connections to all members. Succeeds even if no member is reachable.
     pub(super) async fn new(config: &EtcdConfig) -> Result<Self, StoreError> {
-        let mut lookup = Lookup::new(config);
+        let mut lookup = MemberLookup::new(config);
         let shared = Arc::new(Shared::new(config.clone(), MemberList::default()));
         shared.look_up(&mut lookup).await?;
         if lookup.has_names() || config.is_renewable() {
@@ -145,7 +147,7 @@ impl Members {
         let tls = shared.tls()?;
         let mut members = Vec::new();
         for member in before {
-            members.push(Member::new(tls.as_ref(), member.found.clone()).await?);
+            members.push(EtcdMember::new(tls.as_ref(), member.found.clone()).await?);
         }
         *shared.lock() = MemberList { members, current, problem };
         Ok(Self(Arc::new(shared)))
@@ -158,7 +160,7 @@ impl Members {
         let mut members = Vec::new();
         for member in before {
             members.push(
-                Member::new(Some(&member.tls).filter(|_| self.is_secure()), member.found.clone()).await?,
+                EtcdMember::new(Some(&member.tls).filter(|_| self.is_secure()), member.found.clone()).await?,
             );
         }
         {
@@ -200,7 +202,7 @@ impl Members {
     }
 
     /// The member in use.
-    pub(super) fn current(&self) -> Result<Arc<Member>, StoreError> {
+    pub(super) fn current(&self) -> Result<Arc<EtcdMember>, StoreError> {
         let known = self.0.lock();
         if let Some(member) = known.members.get(known.current) {
             return Ok(Arc::clone(member));
@@ -213,7 +215,7 @@ impl Members {
     }
 
     /// Switches to the next member, unless another call has already left this one.
-    pub(super) fn leave(&self, member: &Arc<Member>) {
+    pub(super) fn leave(&self, member: &Arc<EtcdMember>) {
         member.set_direct(false);
         let mut known = self.0.lock();
         if known.members.get(known.current).is_some_and(|current| Arc::ptr_eq(current, member)) {
@@ -248,14 +250,14 @@ impl Shared {
 
     /// Looks up the members. Members that remain keep their connections. An unusable name in an SRV record does not
     /// affect the other members; an unusable endpoint is an error of the configuration.
-    async fn look_up(&self, lookup: &mut Lookup) -> Result<(), StoreError> {
+    async fn look_up(&self, lookup: &mut MemberLookup) -> Result<(), StoreError> {
         let (found, problem) = lookup.look_up().await;
         self.take(found, problem, lookup.has_names()).await
     }
 
     async fn take(
         &self,
-        found: Vec<Found>,
+        found: Vec<ResolvedMember>,
         mut problem: Option<String>,
         has_names: bool,
     ) -> Result<(), StoreError> {
@@ -267,13 +269,13 @@ impl Shared {
         }
         let (mut members, mut failed) = (Vec::new(), None);
         for found in found {
-            let is_same = |member: &&Arc<Member>| member.found == found && member.tls == shown;
+            let is_same = |member: &&Arc<EtcdMember>| member.found == found && member.tls == shown;
             if let Some(known) = before.iter().find(is_same) {
                 members.push(Arc::clone(known));
                 continue;
             }
-            let is_of_record = found.by.as_ref().is_some_and(By::is_record);
-            match Member::new(tls.as_ref(), found).await {
+            let is_of_record = found.origin.as_ref().is_some_and(LookupOrigin::is_record);
+            match EtcdMember::new(tls.as_ref(), found).await {
                 Ok(member) => members.push(member),
                 Err(error) if is_of_record => {
                     problem = Some(error.to_string());
@@ -290,21 +292,21 @@ impl Shared {
         if let Some(why) = problem.as_ref().filter(|_| problem != known.problem) {
             warn!("{why}");
         }
-        let words = |members: &[Arc<Member>]| {
+        let urls = |members: &[Arc<EtcdMember>]| {
             members.iter().map(|member| member.found.url.clone()).collect::<Vec<_>>()
         };
-        if has_names && words(&members) != words(&known.members) {
-            info!("etcd members: {}", words(&members).join(", "));
+        if has_names && urls(&members) != urls(&known.members) {
+            info!("etcd members: {}", urls(&members).join(", "));
         }
         let used = known.members.get(known.current);
-        let place = used.and_then(|used| members.iter().position(|member| member.found == used.found));
-        *known = MemberList { current: place.unwrap_or_default(), members, problem };
+        let current = used.and_then(|used| members.iter().position(|member| member.found == used.found));
+        *known = MemberList { current: current.unwrap_or_default(), members, problem };
         Ok(())
     }
 }
 
 /// Looks up names and reads renewed certificates repeatedly, until the members are dropped.
-async fn follow_names(mut lookup: Lookup, shared: Weak<Shared>, left: Arc<Notify>) {
+async fn follow_names(mut lookup: MemberLookup, shared: Weak<Shared>, left: Arc<Notify>) {
     loop {
         let _ = timeout(LOOKUP.0, left.notified()).await;
         let Some(shared) = shared.upgrade() else { return };
@@ -333,7 +335,7 @@ mod tests {
     use crate::etcd::config::Pem;
 
     #[tokio::test]
-    async fn other_credentials_start_at_the_member_in_use_and_look_nothing_up() {
+    async fn operator_credentials_start_at_the_current_member_without_a_lookup() {
         let endpoints = [1, 2, 3].map(|number| format!("http://127.0.0.1:{number}")).to_vec();
         let agents = Members::new(&EtcdConfig { endpoints, ..EtcdConfig::default() }).await.unwrap();
         agents.leave(&agents.current().unwrap());
@@ -351,17 +353,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_record_that_cannot_be_used_is_named_and_leaves_the_others_alone() {
+    async fn an_unusable_srv_record_is_named_and_the_others_are_used() {
         let config = EtcdConfig {
             discovery_srv: Some("example.org".to_owned()),
             ca: Some(Pem::Inline(Vec::new())),
             ..EtcdConfig::default()
         };
-        let found = |host: &str| Found {
+        let found = |host: &str| ResolvedMember {
             url: "https://192.0.2.1:1".to_owned(),
             address: "192.0.2.1".parse().unwrap(),
             port: 1,
-            by: Some(By { source: "_etcd-client-ssl._tcp.example.org".to_owned(), host: host.to_owned() }),
+            origin: Some(LookupOrigin {
+                source: "_etcd-client-ssl._tcp.example.org".to_owned(),
+                host: host.to_owned(),
+            }),
         };
         let shared = Shared::new(config, MemberList::default());
         shared.take(vec![found("a b.example.org"), found("a.example.org")], None, true).await.unwrap();

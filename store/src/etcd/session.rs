@@ -65,19 +65,19 @@ impl Session {
 
 /// Allows one login at a time, and none during the pause after a failure.
 #[derive(Debug, Default)]
-pub(super) struct Turn(Option<Failed>);
+pub(super) struct LoginGate(Option<LoginPause>);
 
 /// The error of a login, and the first and longest pause; `None` for no pause.
 pub(super) type NoLogin = (StoreError, Option<(Duration, Duration)>);
 
 #[derive(Debug)]
-struct Failed {
+struct LoginPause {
     error: StoreError,
     pause: Duration,
     until: Instant,
 }
 
-impl Turn {
+impl LoginGate {
     /// Returns the error of the last login during the pause after it.
     pub(super) fn check(&self, now: Instant) -> Result<(), StoreError> {
         match &self.0 {
@@ -102,7 +102,7 @@ impl Turn {
         let before = self.0.as_ref().map_or(Duration::ZERO, |failed| failed.pause);
         let pause = (before * 2).clamp(first, longest.max(before));
         let until = now + pause.mul_f64(0.5 + share / 2.0);
-        self.0 = Some(Failed { error: error.clone(), pause, until });
+        self.0 = Some(LoginPause { error: error.clone(), pause, until });
     }
 }
 
@@ -115,9 +115,9 @@ mod tests {
     }
 
     #[test]
-    fn each_failure_makes_the_pause_longer_up_to_a_limit() {
-        let (mut turn, now) = (Turn::default(), Instant::now());
-        let after = |turn: &Turn, seconds| turn.check(now + Duration::from_secs(seconds));
+    fn each_failure_lengthens_the_pause_up_to_a_limit() {
+        let (mut turn, now) = (LoginGate::default(), Instant::now());
+        let after = |turn: &LoginGate, seconds| turn.check(now + Duration::from_secs(seconds));
         assert_eq!(after(&turn, 0), Ok(()));
         turn.fail(&error("a"), AFTER_REFUSAL, now, 1.0);
         assert_eq!((after(&turn, 1), after(&turn, 2)), (Err(error("a")), Ok(())));
@@ -132,10 +132,10 @@ mod tests {
     }
 
     #[test]
-    fn agents_that_failed_together_do_not_come_back_together() {
+    fn agents_that_failed_together_retry_at_different_times() {
         let now = Instant::now();
         let until = |share| {
-            let mut turn = Turn::default();
+            let mut turn = LoginGate::default();
             turn.fail(&error("a"), AFTER_TIMEOUT, now, share);
             turn.0.unwrap().until - now
         };

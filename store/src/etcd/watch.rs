@@ -11,7 +11,7 @@ use std::time::Duration;
 use etcd_client::{EventType, WatchOptions, WatchResponse};
 use polder_ipam::Revision;
 use polder_ipam::key::Range;
-use polder_ipam::store::position::{Heard, Interruption, Position, VERIFY_EVERY};
+use polder_ipam::store::position::{Interruption, Position, VERIFY_EVERY, WatchEvent};
 use polder_ipam::store::{Contents, KeyChange, StoreError, Update};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
@@ -24,43 +24,43 @@ use crate::reason::WatchEnded;
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
 /// Time without a message after which the stream is closed.
-const SILENCE: Duration = Duration::from_secs(15);
+const STALL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Timeout of a read at a member whose stream was silent.
-const PROBE_PATIENCE: Duration = Duration::from_secs(1);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Shortest and longest pause between attempts. The pause doubles, so that a cluster of agents does not overload a
 /// datastore that recovers.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
 
 /// The receiver was dropped.
-struct Unwanted;
+struct ReceiverGone;
 
 /// Reason for the end of a stream.
-enum Ended {
+enum WatchResult {
     Unwanted,
     Interrupted(Interruption),
 }
 
-impl From<Unwanted> for Ended {
-    fn from(_: Unwanted) -> Self {
+impl From<ReceiverGone> for WatchResult {
+    fn from(_: ReceiverGone) -> Self {
         Self::Unwanted
     }
 }
 
-impl From<Interruption> for Ended {
+impl From<Interruption> for WatchResult {
     fn from(interruption: Interruption) -> Self {
         Self::Interrupted(interruption)
     }
 }
 
-impl From<StoreError> for Ended {
+impl From<StoreError> for WatchResult {
     fn from(error: StoreError) -> Self {
         broken(&error)
     }
 }
 
-fn broken(reason: &impl Display) -> Ended {
+fn broken(reason: &impl Display) -> WatchResult {
     Interruption::Broken(reason.to_string()).into()
 }
 
@@ -77,20 +77,20 @@ pub(super) async fn follow(etcd: Etcd, range: Range, updates: mpsc::Sender<Updat
     let mut pause = RETRY.0;
     loop {
         let started = Instant::now();
-        let Err(Ended::Interrupted(interruption)) = watcher.run().await else { return };
+        let Err(WatchResult::Interrupted(interruption)) = watcher.run().await else { return };
         let lost = watcher.position.lose(interruption);
         if watcher.send(lost).await.is_err() {
             return;
         }
-        // A stream that lasted longer than `SILENCE` resets the pause.
-        pause = if started.elapsed() > SILENCE { RETRY.0 } else { (pause * 2).min(RETRY.1) };
+        // A stream that lasted longer than `STALL_TIMEOUT` resets the pause.
+        pause = if started.elapsed() > STALL_TIMEOUT { RETRY.0 } else { (pause * 2).min(RETRY.1) };
         tokio::time::sleep(pause).await;
     }
 }
 
 impl Watcher {
     /// Reads all entries, or to resume only the last changed one; then follows one stream to its end.
-    async fn run(&mut self) -> Result<Infallible, Ended> {
+    async fn run(&mut self) -> Result<Infallible, WatchResult> {
         let there = match self.position.to_read(&self.range) {
             Some(range) => self.etcd.range(&range).await?,
             None => Contents::default(),
@@ -106,28 +106,28 @@ impl Watcher {
             WatchOptions::new().with_range(self.range.end.as_str()).with_start_revision(from.number());
         let start = self.range.start.clone();
         let opening = client.watch(start, Some(options));
-        let mut stream = match timeout_at(Instant::now() + SILENCE, opening).await {
+        let mut stream = match timeout_at(Instant::now() + STALL_TIMEOUT, opening).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(self.etcd.failed(&member, &error).into()),
             Err(_) => {
                 self.etcd.leave(&member);
-                return Err(broken(&WatchEnded::NotOpened { seconds: SILENCE.as_secs() }));
+                return Err(broken(&WatchEnded::NotOpened { seconds: STALL_TIMEOUT.as_secs() }));
             }
         };
-        let (mut heard, mut verified) = (Instant::now(), Instant::now());
+        let (mut last_event, mut verified) = (Instant::now(), Instant::now());
         loop {
             if verified.elapsed() > VERIFY_EVERY {
                 self.verify().await?;
                 verified = Instant::now();
             }
-            let said = tokio::select! {
+            let event = tokio::select! {
                 // Cancel-safe: a message stays in the stream until it is read.
-                said = timeout_at(Instant::now() + PROGRESS_EVERY, stream.message()) => said,
+                event = timeout_at(Instant::now() + PROGRESS_EVERY, stream.message()) => event,
                 _ = reconnections.changed() => return Err(broken(&WatchEnded::AddressRemoved)),
             };
-            match said {
+            match event {
                 Ok(Ok(Some(response))) => {
-                    heard = Instant::now();
+                    last_event = Instant::now();
                     if let Some(update) = self.position.receive(decode(&response))? {
                         self.send(update).await?;
                     }
@@ -137,7 +137,7 @@ impl Watcher {
                     return Err(broken(&WatchEnded::Closed));
                 }
                 Ok(Err(error)) => return Err(self.etcd.failed(&member, &error).into()),
-                Err(_) if heard.elapsed() < SILENCE => {
+                Err(_) if last_event.elapsed() < STALL_TIMEOUT => {
                     // The answer shows only that the stream is alive: etcd before 3.4.25 may send it ahead of events
                     // that it seems to confirm.
                     let _ = stream.request_progress().await;
@@ -146,8 +146,8 @@ impl Watcher {
                     self.etcd.leave(&member);
                     let mut client = member.client.clone();
                     let read = client.get(self.range.start.as_str(), None);
-                    let seconds = SILENCE.as_secs();
-                    return Err(match timeout_at(Instant::now() + PROBE_PATIENCE, read).await {
+                    let seconds = STALL_TIMEOUT.as_secs();
+                    return Err(match timeout_at(Instant::now() + PROBE_TIMEOUT, read).await {
                         Ok(Ok(_)) => broken(&WatchEnded::Stalled { seconds }),
                         _ => broken(&WatchEnded::Silent { seconds }),
                     });
@@ -157,7 +157,7 @@ impl Watcher {
     }
 
     /// Reads all entries again if changes were missed. The watch continues.
-    async fn verify(&mut self) -> Result<(), Ended> {
+    async fn verify(&mut self) -> Result<(), WatchResult> {
         let keys = self.etcd.count(&self.range, self.position.known()).await?;
         if !self.position.has_missed(keys) {
             return Ok(());
@@ -167,23 +167,23 @@ impl Watcher {
         Ok(self.send(loaded).await?)
     }
 
-    async fn send(&self, update: Update) -> Result<(), Unwanted> {
-        self.updates.send(update).await.map_err(|_| Unwanted)
+    async fn send(&self, update: Update) -> Result<(), ReceiverGone> {
+        self.updates.send(update).await.map_err(|_| ReceiverGone)
     }
 }
 
-fn decode(response: &WatchResponse) -> Heard {
+fn decode(response: &WatchResponse) -> WatchEvent {
     let revision = super::revision(response.header());
     if response.compact_revision() != 0 {
-        return Heard::Compacted { revision: Revision::new(response.compact_revision()) };
+        return WatchEvent::Compacted { revision: Revision::new(response.compact_revision()) };
     }
     if response.canceled() {
-        return Heard::Cancelled { reason: response.cancel_reason().to_owned() };
+        return WatchEvent::Cancelled { reason: response.cancel_reason().to_owned() };
     }
     if response.created() {
-        return Heard::Opened { revision };
+        return WatchEvent::Opened { revision };
     }
-    Heard::Changes { revision, changes: response.events().iter().filter_map(change).collect() }
+    WatchEvent::Changes { revision, changes: response.events().iter().filter_map(change).collect() }
 }
 
 /// Converts an event to a change and its revision.

@@ -7,7 +7,7 @@ use polder_api::Attachment;
 use polder_ipam::ids::{BootId, ClusterId, Incarnation, Nonce};
 use polder_ipam::ledger::memory::Memory;
 use polder_ipam::ledger::{
-    AttachmentEntry, Kind, Ledger, LedgerError, MemberState, NodeIdentity, OwnedBlock,
+    AttachmentEntry, AttachmentKind, Ledger, LedgerError, MemberState, NodeIdentity, OwnedBlock,
 };
 use polder_ipam::{Block, Moment};
 use proptest::prelude::*;
@@ -43,11 +43,12 @@ fn step() -> impl Strategy<Value = Step> {
         2 => address.clone().prop_map(Step::Gateway),
         2 => (address.clone(), address.clone(), any::<u16>())
             .prop_map(|(old, new, at)| Step::ReplaceGateway(old, new, at)),
-        8 => (small.clone(), address.clone(), address.clone()).prop_map(|(who, one, two)| Step::Attach(who, one, two)),
+        8 => (small.clone(), address.clone(), address.clone())
+            .prop_map(|(container, one, two)| Step::Attach(container, one, two)),
         2 => small.clone().prop_map(Step::Leave),
         1 => Just(Step::Clear),
         1 => (address.clone(), any::<u16>()).prop_map(|(last, at)| Step::Rest(last, at)),
-        6 => (small, any::<u16>()).prop_map(|(who, at)| Step::Detach(who, at)),
+        6 => (small, any::<u16>()).prop_map(|(container, at)| Step::Detach(container, at)),
     ]
 }
 
@@ -60,8 +61,8 @@ fn address(last: u8) -> IpAddr {
     IpAddr::from([10, 0, 0, last])
 }
 
-fn attachment(who: u8) -> Attachment {
-    format!("net/c{who}/eth0").parse().unwrap()
+fn attachment(container: u8) -> Attachment {
+    format!("net/c{container}/eth0").parse().unwrap()
 }
 
 fn take(ledger: &mut impl Ledger, step: &Step) -> Result<Vec<AttachmentEntry>, LedgerError> {
@@ -89,13 +90,13 @@ fn take(ledger: &mut impl Ledger, step: &Step) -> Result<Vec<AttachmentEntry>, L
         Step::ReplaceGateway(old, new, freed) => {
             ledger.replace_gateway(address(old), address(new), at(freed))
         }
-        Step::Attach(who, one, two) => {
+        Step::Attach(container, one, two) => {
             let mut addresses = vec![address(one), address(two)];
             addresses.sort();
             addresses.dedup();
             ledger.add_attachment(&AttachmentEntry {
-                attachment: attachment(who),
-                kind: Kind::Pod,
+                attachment: attachment(container),
+                kind: AttachmentKind::Pod,
                 since: at(7),
                 addresses,
                 mac: "0a:58:0a:00:00:05".parse().unwrap(),
@@ -106,10 +107,10 @@ fn take(ledger: &mut impl Ledger, step: &Step) -> Result<Vec<AttachmentEntry>, L
                 gateways: Vec::new(),
             })
         }
-        Step::Leave(who) => ledger.mark_leaving(&attachment(who)),
+        Step::Leave(container) => ledger.mark_leaving(&attachment(container)),
         Step::Clear => ledger.clear(),
         Step::Rest(last, freed) => ledger.cool_down(&[address(last), address(last + 1)], at(freed)),
-        Step::Detach(who, freed) => ledger.remove_attachment(&attachment(who), at(freed)),
+        Step::Detach(container, freed) => ledger.remove_attachment(&attachment(container), at(freed)),
     }
     .map(|()| Vec::new())
 }
@@ -127,7 +128,7 @@ fn by_name(mut held: Vec<AttachmentEntry>) -> Vec<AttachmentEntry> {
 proptest! {
     /// Both ledgers have the same contents and results after the same steps.
     #[test]
-    fn both_ledgers_keep_and_refuse_the_same(steps in prop::collection::vec(step(), 0..40)) {
+    fn both_ledgers_behave_the_same(steps in prop::collection::vec(step(), 0..40)) {
         let mut memory = Memory::default();
         let mut disk = Sqlite::open(Path::new(":memory:")).unwrap();
         for step in &steps {

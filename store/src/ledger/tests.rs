@@ -1,7 +1,7 @@
 //! Tests of the ledger on disk.
 
 use super::*;
-use polder_ipam::ledger::Kind;
+use polder_ipam::ledger::AttachmentKind;
 
 fn ledger() -> (tempfile::TempDir, Sqlite) {
     let folder = tempfile::tempdir().unwrap();
@@ -19,7 +19,7 @@ fn owned() -> OwnedBlock {
 fn held(container: &str, addresses: &[&str]) -> AttachmentEntry {
     AttachmentEntry {
         attachment: format!("net/{container}/eth0").parse().unwrap(),
-        kind: Kind::Pod,
+        kind: AttachmentKind::Pod,
         since: Moment::from_millis(1_000),
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
         mac: "0a:58:0a:00:00:05".parse().unwrap(),
@@ -32,7 +32,7 @@ fn held(container: &str, addresses: &[&str]) -> AttachmentEntry {
 }
 
 #[test]
-fn everything_is_there_after_opening_again() {
+fn the_ledger_survives_a_restart() {
     let (folder, mut ledger) = ledger();
     let identity = NodeIdentity {
         node: "n1".parse().unwrap(),
@@ -58,7 +58,7 @@ fn everything_is_there_after_opening_again() {
 }
 
 #[test]
-fn the_database_itself_refuses_an_address_that_is_in_use_and_an_attachment_that_is_there() {
+fn the_database_refuses_used_addresses_and_existing_attachments() {
     let (_folder, mut ledger) = ledger();
     ledger.add_gateway("10.0.0.1".parse().unwrap()).unwrap();
     ledger.add_attachment(&held("one", &["10.0.0.2"])).unwrap();
@@ -70,7 +70,7 @@ fn the_database_itself_refuses_an_address_that_is_in_use_and_an_attachment_that_
 }
 
 #[test]
-fn a_removed_attachment_leaves_its_addresses_resting_until_they_go_out_again() {
+fn addresses_of_a_removed_attachment_cool_down_until_they_are_allocated_again() {
     let (_folder, mut ledger) = ledger();
     ledger.add_block(&owned()).unwrap();
     let six = OwnedBlock { block: Block::new("fd00::/122".parse().unwrap()), ..owned() };
@@ -90,7 +90,7 @@ fn a_removed_attachment_leaves_its_addresses_resting_until_they_go_out_again() {
 }
 
 #[test]
-fn another_boot_voids_all_attachments_and_their_addresses_rest_from_its_beginning() {
+fn a_reboot_removes_all_attachments_and_starts_their_cool_down() {
     let (_folder, mut ledger) = ledger();
     ledger.add_block(&owned()).unwrap();
     let one = held("one", &["10.0.0.2"]);
@@ -111,19 +111,25 @@ fn another_boot_voids_all_attachments_and_their_addresses_rest_from_its_beginnin
 }
 
 /// Upgrades the ledger as a later release with `step` does.
-fn upgrade(path: &Path, step: Step) {
+fn upgrade(path: &Path, step: LayoutStep) {
     let layouts = [LAYOUTS, &[step]].concat();
     drop(open_database(path, &layouts).unwrap());
 }
 
 #[test]
-fn a_ledger_of_a_later_release_is_not_touched_where_it_was_remade() {
+fn an_incompatible_ledger_of_a_later_release_is_not_opened() {
     let (folder, ledger) = ledger();
     drop(ledger);
     let path = folder.path().join("ledger.db");
-    upgrade(&path, Step::Adds("CREATE TABLE more (x TEXT) STRICT"));
-    let remade =
-        [LAYOUTS, &[Step::Adds(""), Step::Remakes("ALTER TABLE blocks RENAME TO slices"), Step::Adds("")]];
+    upgrade(&path, LayoutStep::Adds("CREATE TABLE more (x TEXT) STRICT"));
+    let remade = [
+        LAYOUTS,
+        &[
+            LayoutStep::Adds(""),
+            LayoutStep::Remakes("ALTER TABLE blocks RENAME TO slices"),
+            LayoutStep::Adds(""),
+        ],
+    ];
     drop(open_database(&path, &remade.concat()).unwrap());
     let error = Sqlite::open(&path).unwrap_err().to_string();
     let layout = format!("layout {}", LAYOUTS.len() + 3);
@@ -131,7 +137,7 @@ fn a_ledger_of_a_later_release_is_not_touched_where_it_was_remade() {
 }
 
 #[test]
-fn a_ledger_of_which_nobody_says_who_can_read_it_is_not_touched() {
+fn a_later_ledger_without_compatibility_information_is_not_opened() {
     let (folder, ledger) = ledger();
     ledger.database.execute_batch("DROP TABLE readable").unwrap();
     ledger.database.pragma_update(None, "user_version", u32::try_from(LAYOUTS.len()).unwrap() + 1).unwrap();
@@ -141,14 +147,14 @@ fn a_ledger_of_which_nobody_says_who_can_read_it_is_not_touched() {
 }
 
 #[test]
-fn a_ledger_to_which_a_later_release_has_added_goes_back_and_forth_between_the_two() {
+fn a_compatible_ledger_of_a_later_release_works_in_both_releases() {
     let (folder, mut ledger) = ledger();
     ledger.add_block(&owned()).unwrap();
     let (one, two) = (held("one", &["10.0.0.2"]), held("two", &["10.0.0.3"]));
     ledger.add_attachment(&one).unwrap();
     drop(ledger);
     let path = folder.path().join("ledger.db");
-    let addition = Step::Adds(
+    let addition = LayoutStep::Adds(
         "ALTER TABLE attachments ADD COLUMN colour TEXT NOT NULL DEFAULT 'none';
          ALTER TABLE blocks ADD COLUMN weight INTEGER NOT NULL DEFAULT 1;",
     );
@@ -166,13 +172,13 @@ fn a_ledger_to_which_a_later_release_has_added_goes_back_and_forth_between_the_t
 }
 
 #[test]
-fn a_folder_that_cannot_be_written_is_named() {
+fn the_error_about_an_unwritable_folder_names_the_file() {
     let error = Sqlite::open(Path::new("/proc/nowhere/ledger.db")).unwrap_err().to_string();
     assert!(error.contains("/proc/nowhere/ledger.db"), "{error}");
 }
 
 #[test]
-fn the_first_layout_is_read_and_brought_up_to_date() {
+fn the_first_layout_is_migrated() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.db");
     drop(open_database(&path, &LAYOUTS[..1]).unwrap());
@@ -185,11 +191,11 @@ fn the_first_layout_is_read_and_brought_up_to_date() {
     drop(old);
     let ledger = Sqlite::open(&path).unwrap();
     let [held] = &ledger.attachments().unwrap()[..] else { panic!("one attachment was there") };
-    assert_eq!((held.kind, held.addresses.len()), (Kind::Pod, 1));
+    assert_eq!((held.kind, held.addresses.len()), (AttachmentKind::Pod, 1));
 }
 
 #[test]
-fn an_address_of_another_ipam_plugin_does_not_rest_here() {
+fn an_address_of_another_ipam_plugin_has_no_cool_down() {
     let (_folder, mut ledger) = ledger();
     ledger.add_block(&owned()).unwrap();
     let one = held("one", &["10.0.0.2", "192.168.0.2"]);
@@ -199,7 +205,7 @@ fn an_address_of_another_ipam_plugin_does_not_rest_here() {
 }
 
 #[test]
-fn a_block_goes_only_when_nothing_of_it_is_used_and_what_rested_in_it_goes_with_it() {
+fn a_block_is_removed_with_its_cool_downs_only_when_unused() {
     let (_folder, mut ledger) = ledger();
     ledger.add_block(&owned()).unwrap();
     let one = held("one", &["10.0.0.2"]);
@@ -214,7 +220,7 @@ fn a_block_goes_only_when_nothing_of_it_is_used_and_what_rested_in_it_goes_with_
 }
 
 #[test]
-fn an_attachment_keeps_the_gateways_that_it_was_made_with() {
+fn an_attachment_keeps_its_original_gateways() {
     let (_folder, mut ledger) = ledger();
     let [first, second, third] = ["10.0.0.1", "10.0.1.1", "10.0.2.1"].map(|address| address.parse().unwrap());
     ledger.add_gateway(first).unwrap();

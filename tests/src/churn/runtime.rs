@@ -60,7 +60,7 @@ pub struct Running {
 
 /// Actions of a runtime on one of its pods.
 #[derive(Debug, Clone, Copy)]
-enum Deed {
+enum PodAction {
     Del,
     DelTwice,
     DelTwiceAtOnce,
@@ -72,19 +72,19 @@ enum Deed {
 }
 
 /// The actions, each repeated according to its probability.
-const DEEDS: &[Deed] = &[
-    Deed::Del,
-    Deed::Del,
-    Deed::Del,
-    Deed::Del,
-    Deed::DelTwice,
-    Deed::DelTwiceAtOnce,
-    Deed::Forget,
-    Deed::Forget,
-    Deed::DelAfterwards,
-    Deed::Check,
-    Deed::AddAgain,
-    Deed::DelAndAdd,
+const POD_ACTIONS: &[PodAction] = &[
+    PodAction::Del,
+    PodAction::Del,
+    PodAction::Del,
+    PodAction::Del,
+    PodAction::DelTwice,
+    PodAction::DelTwiceAtOnce,
+    PodAction::Forget,
+    PodAction::Forget,
+    PodAction::DelAfterwards,
+    PodAction::Check,
+    PodAction::AddAgain,
+    PodAction::DelAndAdd,
 ];
 
 impl<'a> Runtime<'a> {
@@ -190,7 +190,7 @@ impl<'a> Runtime<'a> {
     }
 
     fn runs(&mut self, boot: &Boot, container: &str, result: Value) {
-        if self.common.truth.came(&self.holder(container), boot.number, &addresses(&result)) {
+        if self.common.truth.record_add(&self.holder(container), boot.number, &addresses(&result)) {
             let node = self.site.node.clone();
             self.pods.push(Running { node, container: container.to_owned(), result });
         }
@@ -217,28 +217,28 @@ impl<'a> Runtime<'a> {
     /// Performs a random action on one of the pods.
     fn treat(&mut self, boot: &Boot) {
         let chosen = self.random.below(self.pods.len());
-        let deed = *self.random.one_of(DEEDS);
-        match deed {
-            Deed::Check => return self.check(boot, &self.pods[chosen]),
-            Deed::AddAgain => return self.add_again(boot, &self.pods[chosen]),
+        let action = *self.random.one_of(POD_ACTIONS);
+        match action {
+            PodAction::Check => return self.check(boot, &self.pods[chosen]),
+            PodAction::AddAgain => return self.add_again(boot, &self.pods[chosen]),
             _ => {}
         }
         let Running { container, .. } = self.pods.swap_remove(chosen);
-        self.common.truth.goes(&self.holder(&container));
-        match deed {
-            Deed::Check | Deed::AddAgain => {}
-            Deed::Del => self.del(boot, &container),
-            Deed::DelTwice => (0..2).for_each(|_| self.del(boot, &container)),
-            Deed::DelTwiceAtOnce => std::thread::scope(|scope| {
+        self.common.truth.record_end(&self.holder(&container));
+        match action {
+            PodAction::Check | PodAction::AddAgain => {}
+            PodAction::Del => self.del(boot, &container),
+            PodAction::DelTwice => (0..2).for_each(|_| self.del(boot, &container)),
+            PodAction::DelTwiceAtOnce => std::thread::scope(|scope| {
                 scope.spawn(|| self.del(boot, &container));
                 self.del(boot, &container);
             }),
-            Deed::Forget => self.common.tally.count("DEL lost"),
-            Deed::DelAfterwards => {
+            PodAction::Forget => self.common.tally.count("DEL lost"),
+            PodAction::DelAfterwards => {
                 remove(boot, &container);
                 return self.del(boot, &container);
             }
-            Deed::DelAndAdd => {
+            PodAction::DelAndAdd => {
                 self.del(boot, &container);
                 return self.add(boot, &container);
             }

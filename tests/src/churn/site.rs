@@ -41,7 +41,7 @@ impl Site {
             if let Some(boot) = &*boot {
                 return boot.clone();
             }
-            let patience = wait::here(PATIENCE);
+            let patience = wait::scaled(PATIENCE);
             let waited = self.changed.wait_timeout(boot, patience).unwrap_or_else(PoisonError::into_inner);
             assert!(!waited.1.timed_out(), "{} does not come back", self.node);
             boot = waited.0;

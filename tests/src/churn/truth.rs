@@ -48,7 +48,7 @@ impl Truth {
     }
 
     /// Records the addresses returned by an ADD of that boot. Returns false if that boot has ended.
-    pub fn came(&self, holder: &Holder, boot: u64, addresses: &[IpAddr]) -> bool {
+    pub fn record_add(&self, holder: &Holder, boot: u64, addresses: &[IpAddr]) -> bool {
         let mut state = self.state();
         if state.boots.get(&holder.node).copied().unwrap_or_default() != boot {
             return false;
@@ -69,10 +69,10 @@ impl Truth {
     }
 
     /// To be called before the end of the pod begins.
-    pub fn goes(&self, holder: &Holder) {
+    pub fn record_end(&self, holder: &Holder) {
         let mut state = self.state();
         let (gone, live) =
-            std::mem::take(&mut state.live).into_iter().partition(|(_, whose)| whose == holder);
+            std::mem::take(&mut state.live).into_iter().partition(|(_, owner)| owner == holder);
         state.live = live;
         let gone: BTreeMap<IpAddr, Holder> = gone;
         let now = Instant::now();
@@ -113,36 +113,36 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_two_pods_have_is_noticed() {
+    fn an_address_of_two_pods_is_detected() {
         let truth = Truth::default();
-        assert!(truth.came(&holder("n1", "a"), 0, &[address(1)]));
-        assert!(truth.came(&holder("n1", "b"), 0, &[address(2)]));
+        assert!(truth.record_add(&holder("n1", "a"), 0, &[address(1)]));
+        assert!(truth.record_add(&holder("n1", "b"), 0, &[address(2)]));
         assert!(truth.wrong().is_empty());
-        truth.came(&holder("n2", "c"), 0, &[address(2)]);
+        truth.record_add(&holder("n2", "c"), 0, &[address(2)]);
         assert_eq!(truth.wrong().len(), 1);
     }
 
     #[test]
-    fn an_address_that_did_not_rest_is_noticed_unless_the_same_pod_has_it_again() {
+    fn reuse_without_cool_down_is_detected_except_by_the_same_pod() {
         let truth = Truth::default();
-        truth.came(&holder("n1", "a"), 0, &[address(1)]);
-        truth.goes(&holder("n1", "a"));
-        truth.came(&holder("n1", "a"), 0, &[address(1)]);
+        truth.record_add(&holder("n1", "a"), 0, &[address(1)]);
+        truth.record_end(&holder("n1", "a"));
+        truth.record_add(&holder("n1", "a"), 0, &[address(1)]);
         assert!(truth.wrong().is_empty());
-        truth.goes(&holder("n1", "a"));
-        truth.came(&holder("n1", "b"), 0, &[address(1)]);
+        truth.record_end(&holder("n1", "a"));
+        truth.record_add(&holder("n1", "b"), 0, &[address(1)]);
         assert_eq!(truth.wrong().len(), 1);
     }
 
     #[test]
-    fn a_reboot_ends_all_pods_and_what_was_under_way() {
+    fn a_reboot_ends_all_pods_and_adds_in_progress() {
         let truth = Truth::default();
-        truth.came(&holder("n1", "a"), 0, &[address(1)]);
-        truth.came(&holder("n2", "b"), 0, &[address(2)]);
+        truth.record_add(&holder("n1", "a"), 0, &[address(1)]);
+        truth.record_add(&holder("n2", "b"), 0, &[address(2)]);
         assert_eq!(truth.boots("n1"), 1);
-        assert!(!truth.came(&holder("n1", "late"), 0, &[address(3)]));
+        assert!(!truth.record_add(&holder("n1", "late"), 0, &[address(3)]));
         assert_eq!(truth.live().into_keys().collect::<Vec<_>>(), [address(2)]);
-        assert!(truth.came(&holder("n1", "c"), 1, &[address(1)]));
+        assert!(truth.record_add(&holder("n1", "c"), 1, &[address(1)]));
         assert!(truth.wrong().is_empty());
     }
 }

@@ -1,5 +1,6 @@
 //! The errors in the source code: enums and structs that derive `thiserror::Error`.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use proc_macro2::Ident;
@@ -55,30 +56,52 @@ impl fmt::Display for Remedy {
 
 /// All errors in the source files. Panics at an attribute that cannot be parsed.
 pub fn errors(sources: &[Source]) -> Vec<Listed> {
-    let mut constants = Constants::new();
+    let (mut constants, mut error_types) = (Constants::new(), BTreeSet::new());
     for source in sources {
-        OfConstants { file: &source.file, constants: &mut constants }.visit_file(&source.content);
+        let mut names =
+            OfNames { file: &source.file, constants: &mut constants, error_types: &mut error_types };
+        names.visit_file(&source.content);
     }
     let mut errors = Vec::new();
     for source in sources {
         let modules = source.module();
-        OfErrors { source, modules, constants: &constants, errors: &mut errors }.visit_file(&source.content);
+        let mut found = OfErrors {
+            source,
+            modules,
+            constants: &constants,
+            error_types: &error_types,
+            errors: &mut errors,
+        };
+        found.visit_file(&source.content);
     }
     errors
 }
 
-/// Collects the literal values of constants.
-struct OfConstants<'a> {
+/// Collects the literal values of constants, and the names of error types.
+struct OfNames<'a> {
     file: &'a str,
     constants: &'a mut Constants,
+    error_types: &'a mut BTreeSet<String>,
 }
 
-impl<'ast> Visit<'ast> for OfConstants<'_> {
+impl<'ast> Visit<'ast> for OfNames<'_> {
     fn visit_item_const(&mut self, item: &'ast ItemConst) {
         if let Expr::Lit(ExprLit { lit, .. }) = &*item.expr
             && let Some(value) = literal_text(lit)
         {
             self.constants.insert((self.file.to_owned(), item.ident.to_string()), value);
+        }
+    }
+
+    fn visit_item_enum(&mut self, item: &'ast ItemEnum) {
+        if derives_error(&item.attrs) {
+            self.error_types.insert(item.ident.to_string());
+        }
+    }
+
+    fn visit_item_struct(&mut self, item: &'ast ItemStruct) {
+        if derives_error(&item.attrs) {
+            self.error_types.insert(item.ident.to_string());
         }
     }
 }
@@ -89,6 +112,7 @@ struct OfErrors<'a> {
     /// The current module.
     modules: String,
     constants: &'a Constants,
+    error_types: &'a BTreeSet<String>,
     errors: &'a mut Vec<Listed>,
 }
 
@@ -97,7 +121,7 @@ impl OfErrors<'_> {
     fn add(&mut self, name: &str, ident: &Ident, attributes: &[Attribute], fields: &Fields) {
         let file = &self.source.file;
         let place = Place::new(file, ident.span());
-        let context = Context { file, fields, constants: self.constants };
+        let context = Context { file, fields, constants: self.constants, error_types: self.error_types };
         let template = Template::of(attributes, &context);
         let template = template.unwrap_or_else(|error| panic!("{place}: cannot parse #[error(..)]: {error}"));
         let Some(Template::Text(pieces)) = template else { return };

@@ -32,7 +32,7 @@ pub fn page(errors: &[Listed]) -> String {
          The text of every error, its cause and its remedy. This file is generated from the source code:\n\
          `{COMMAND}` rewrites it.\n\n\
          To find an error, search for the fixed words of its message: values are placeholders in `<angle brackets>`.\n\
-         In a message `error: cause`, each part can be an entry of its own: search for each part.\n\
+         `<cause>` is the text of another error, which often is an entry of its own: search for it too.\n\
          If the remedy is \"in the text\", the message itself contains it.\n"
     );
     for [folder, title, content] in SECTIONS {

@@ -1,6 +1,6 @@
 //! The templates of `thiserror`: `#[error("no pool {name} on {}", node.name)]`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream, TokenTree};
 use syn::parse::{ParseStream, Parser};
@@ -33,6 +33,12 @@ const OF_FORM: &[&str] = &[
 
 /// The description of a value without a name.
 const UNNAMED: &str = "...";
+/// The description of an error inside the error, or of a text about the cause.
+const CAUSE: &str = "cause";
+/// Names of values that are described as the cause.
+const CAUSES: [&str; 7] = ["error", "failure", "obstacle", "problem", "reason", "source", "why"];
+/// Types that are described as the type in their angle brackets.
+const WRAPPERS: [&str; 5] = ["Box", "Arc", "Option", "Vec", "Cow"];
 /// The description of a value that contains the remedy.
 pub(super) const REMEDY: &str = "remedy";
 
@@ -69,6 +75,8 @@ pub(super) struct Context<'a> {
     pub(super) fields: &'a Fields,
     /// The constants of the product.
     pub(super) constants: &'a Constants,
+    /// The names of the product's error types.
+    pub(super) error_types: &'a BTreeSet<String>,
 }
 
 impl Template {
@@ -121,7 +129,7 @@ impl Context<'_> {
                 arguments.iter().find(|(given, _)| given.as_deref() == Some(name))
             {
                 match self.value(value) {
-                    Piece::Hole { free, .. } => Piece::Hole { label: words(name), free },
+                    Piece::Hole { free, .. } => Piece::Hole { label: label(name), free },
                     text @ Piece::Text(_) => text,
                 }
             } else {
@@ -147,8 +155,28 @@ impl Context<'_> {
         let Some((_, field)) = field else {
             return self.constant(name).map_or_else(|| hole(name), Piece::Text);
         };
-        let label = if field.ident.is_some() { words(name) } else { of_type(&field.ty) };
+        let label = match &field.ident {
+            Some(_) => label(name),
+            None if self.is_error(&field.ty) => CAUSE.to_owned(),
+            None => of_type(&field.ty),
+        };
         Piece::Hole { label, free: is_text(&field.ty) }
+    }
+
+    /// Whether values of the type are errors.
+    fn is_error(&self, kind: &Type) -> bool {
+        match kind {
+            Type::Reference(reference) => self.is_error(&reference.elem),
+            Type::TraitObject(_) => true,
+            Type::Path(path) => path.path.segments.last().is_some_and(|last| {
+                let name = last.ident.to_string();
+                match inner(&last.arguments) {
+                    Some(inner) if WRAPPERS.contains(&name.as_str()) => self.is_error(inner),
+                    _ => name.ends_with("Error") || self.error_types.contains(&name),
+                }
+            }),
+            _ => false,
+        }
     }
 
     /// The literal value of a constant: the one in this file, or the only one in the product.
@@ -215,7 +243,12 @@ fn add_text(pieces: &mut Vec<Piece>, text: &str) {
 }
 
 fn hole(name: &str) -> Piece {
-    Piece::Hole { label: words(name), free: false }
+    Piece::Hole { label: label(name), free: false }
+}
+
+/// The description of a value with this name.
+fn label(name: &str) -> String {
+    if CAUSES.contains(&name) { CAUSE.to_owned() } else { words(name) }
 }
 
 /// A value that is computed from a field is not the free text of the field.
@@ -289,19 +322,17 @@ fn words(name: &str) -> String {
 fn of_type(kind: &Type) -> String {
     match kind {
         Type::Reference(reference) => of_type(&reference.elem),
-        Type::TraitObject(_) => "error".to_owned(),
         Type::Path(path) => {
             let Some(last) = path.path.segments.last() else { return UNNAMED.to_owned() };
             let name = last.ident.to_string();
             match (name.as_str(), inner(&last.arguments)) {
-                ("Box" | "Arc" | "Option" | "Vec" | "Cow", Some(inner)) => of_type(inner),
+                (wrapper, Some(inner)) if WRAPPERS.contains(&wrapper) => of_type(inner),
                 ("String" | "str", _) => "text".to_owned(),
                 ("u8" | "u16" | "u32" | "u64" | "usize" | "i32" | "i64", _) => "number".to_owned(),
                 ("IpAddr" | "Ipv4Addr" | "Ipv6Addr", _) => "address".to_owned(),
                 ("SocketAddr", _) => "address and port".to_owned(),
                 ("IfName", _) => "interface".to_owned(),
                 ("PathBuf" | "Path", _) => "path".to_owned(),
-                _ if name.ends_with("Error") => "error".to_owned(),
                 _ => words(&name),
             }
         }

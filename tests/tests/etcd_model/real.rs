@@ -10,7 +10,7 @@ use polder_ipam::Revision;
 use polder_ipam::key::Range;
 use polder_ipam::store::{Outcome, StoreError};
 use polder_simulation::etcd::{
-    Condition, Deletions, Event, KeyValue, LeaseId, Operation, Operator, Property, Said,
+    Condition, Deletions, Event, KeyValue, LeaseId, Operation, Operator, Property, WatchMessage,
 };
 use polder_store::Store;
 use polder_store::etcd::Etcd;
@@ -142,22 +142,22 @@ impl Real {
 
 impl Stream {
     /// Reads messages until they contain `expected` events, or until another kind of message, and returns it.
-    pub(crate) async fn hear(&mut self, expected: usize) -> Result<Said, String> {
-        let mut heard = Vec::new();
+    pub(crate) async fn receive(&mut self, expected: usize) -> Result<WatchMessage, String> {
+        let mut received = Vec::new();
         loop {
             let message = tokio::time::timeout(PATIENCE, self.0.message()).await;
-            let message = message.map_err(|_| format!("silence after {heard:?}"))?;
+            let message = message.map_err(|_| format!("silence after {received:?}"))?;
             let message = message.map_err(text)?.ok_or("the stream has ended")?;
             let revision = message.header().unwrap().revision();
             if message.created() {
-                return Ok(Said::Opened { revision });
+                return Ok(WatchMessage::Opened { revision });
             }
             if message.compact_revision() != 0 {
-                return Ok(Said::Compacted { revision: message.compact_revision() });
+                return Ok(WatchMessage::Compacted { revision: message.compact_revision() });
             }
-            heard.extend(message.events().iter().map(event));
-            if heard.len() >= expected {
-                return Ok(Said::Events { revision, events: heard });
+            received.extend(message.events().iter().map(event));
+            if received.len() >= expected {
+                return Ok(WatchMessage::Events { revision, events: received });
             }
         }
     }
@@ -174,7 +174,7 @@ fn text(error: Error) -> String {
 /// The error text of etcd, extracted from the error of Polder's client.
 fn unwrapped(error: StoreError) -> String {
     if let StoreError::Refused { refusal, .. } = error {
-        return refusal.words;
+        return refusal.message;
     }
     let error = error.to_string();
     let from = error.find("etcdserver:").unwrap_or(0);

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use polder_api::{Family, Mac};
 use polder_tests::fabric::Families;
-use polder_tests::frame::{self, BROADCAST, Ear, Mark, Mouth, Operation};
+use polder_tests::frame::{self, BROADCAST, Capture, FrameSender, Mark, Operation};
 use polder_tests::{Lab, Node, Pod, Topology, wait};
 use serde_json::Value;
 
@@ -24,13 +24,13 @@ pub(crate) struct Stage {
     /// How pods are attached: `bridge` or `routed`.
     pub(crate) attach: &'static str,
     /// Capture in `a`, which receives the answers.
-    pub(crate) own: Ear,
+    pub(crate) own: Capture,
     /// Capture on the node of `a`: receives all packets of `a` before a filter can drop them.
-    pub(crate) node: Ear,
+    pub(crate) node: Capture,
     /// Captures by name: in the other pods, in `world`, and in `fabric`, which all packets between hosts pass.
-    others: BTreeMap<&'static str, Ear>,
+    others: BTreeMap<&'static str, Capture>,
     /// Sends frames from `a`.
-    pub(crate) mouth: Mouth,
+    pub(crate) sender: FrameSender,
     /// MAC address of `eth0` in `a`.
     pub(crate) mac: Mac,
     /// MAC address of the gateway of `a`.
@@ -90,7 +90,7 @@ pub(crate) fn udp(from: IpAddr, to: IpAddr, port: u16, payload: &[u8]) -> Vec<u8
 }
 
 /// Sends a datagram in the calling thread's network namespace, with its host's own source address.
-pub(crate) fn speak(to: IpAddr, port: u16, payload: &[u8]) {
+pub(crate) fn send_datagram(to: IpAddr, port: u16, payload: &[u8]) {
     frame::keep_in_order();
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     UdpSocket::bind((any, 0)).and_then(|socket| socket.send_to(payload, (to, port))).unwrap();
@@ -119,16 +119,16 @@ impl Stage {
         let lab = Lab::start(Topology::two_segments().families(Families::DUAL).bootstrap(&bootstrap));
         let [n1, n2, n3] = [0, 1, 2].map(|number| &lab.workers[number]);
         let (a, b, c, d) = (n1.pod("a"), n1.pod("b"), n2.pod("c"), n3.pod("d"));
-        let pods = [&b, &c, &d].map(|pod| pod.within(Ear::open));
-        let hosts = [lab.world.as_ref().unwrap(), lab.fabric.node()].map(|node| node.within(Ear::open));
+        let pods = [&b, &c, &d].map(|pod| pod.within(Capture::open));
+        let hosts = [lab.world.as_ref().unwrap(), lab.fabric.node()].map(|node| node.within(Capture::open));
         let others = ["b", "c", "d", "world", "fabric"].into_iter().zip(pods.into_iter().chain(hosts));
         let gateway = a.gateway(a.v4());
         Self {
             attach,
-            own: a.within(Ear::open),
-            node: n1.node.within(Ear::open),
+            own: a.within(Capture::open),
+            node: n1.node.within(Capture::open),
             others: others.collect(),
-            mouth: a.within(|| Mouth::towards(gateway)),
+            sender: a.within(|| FrameSender::towards(gateway)),
             mac: mac_of(&a.run("ip", &["-j", "link", "show", "dev", "eth0"]), "address"),
             gateway_mac: mac_of(&a.run("ip", &["-j", "neigh", "show", &gateway.to_string()]), "lladdr"),
             a,
@@ -144,7 +144,7 @@ impl Stage {
     }
 
     /// The capture in the pod, host or network of that name.
-    pub(crate) fn ear(&mut self, name: &str) -> &mut Ear {
+    pub(crate) fn capture(&mut self, name: &str) -> &mut Capture {
         self.others.get_mut(name).unwrap()
     }
 
@@ -168,9 +168,9 @@ impl Stage {
     /// Sends a genuine datagram from `a`, and waits until the capture `name` receives it.
     pub(crate) fn assert_arrives(&mut self, name: &str, to: IpAddr) {
         let mark = Mark::new();
-        self.mouth.send(&self.own_frame(&udp(self.a.address_like(to), to, OTHER, &mark.bytes())));
-        let what = format!("{name} to hear a's own packet, attach = {}", self.attach);
-        self.ear(name).wait_for(&what, mark);
+        self.sender.send(&self.own_frame(&udp(self.a.address_like(to), to, OTHER, &mark.bytes())));
+        let what = format!("{name} to receive a's own packet, attach = {}", self.attach);
+        self.capture(name).wait_for(&what, mark);
     }
 
     /// Sends a genuine request to the node and waits for the answer. Forged frames that were sent before take the same
@@ -190,28 +190,30 @@ impl Stage {
                 self.own_frame(&frame::solicitation(v6(own), gateway, gateway, self.mac, mark))
             }
         };
-        self.mouth.send(&question);
+        self.sender.send(&question);
         self.own.wait_for_any("the gateway's answer", |frame| frame::is_answer(frame, gateway));
     }
 
     /// Checks that the node of `a` received the forged frames, and that no other pod or host did.
-    pub(crate) fn assert_unheard(&mut self, frames: &[Forged]) {
+    pub(crate) fn assert_not_received(&mut self, frames: &[Forged]) {
         let attach = self.attach;
         for Forged { what, mark, .. } in frames {
-            assert!(self.node.has_heard(*mark), "{what} was never sent, attach = {attach}");
-            let hearers =
-                self.others.iter_mut().filter_map(|(name, ear)| ear.has_heard(*mark).then_some(*name));
-            let hearers: Vec<_> = hearers.collect();
-            assert!(hearers.is_empty(), "{what} reached {hearers:?}, attach = {attach}");
+            assert!(self.node.has_received(*mark), "{what} was never sent, attach = {attach}");
+            let receivers = self
+                .others
+                .iter_mut()
+                .filter_map(|(name, capture)| capture.has_received(*mark).then_some(*name));
+            let receivers: Vec<_> = receivers.collect();
+            assert!(receivers.is_empty(), "{what} reached {receivers:?}, attach = {attach}");
         }
     }
 
     /// Sends the forged frames from `a`: they must not reach any receiver, but genuine packets to `name` arrive.
     pub(crate) fn assert_only_own_packets_arrive(&mut self, name: &str, to: IpAddr, frames: &[Forged]) {
         self.assert_arrives(name, to);
-        frames.iter().for_each(|forged| self.mouth.send(&forged.bytes));
+        frames.iter().for_each(|forged| self.sender.send(&forged.bytes));
         self.assert_arrives(name, to);
-        self.assert_unheard(frames);
+        self.assert_not_received(frames);
     }
 
     /// The neighbour entries of the nodes and the other pods, without those of the underlay.
@@ -228,17 +230,17 @@ impl Stage {
     }
 
     /// Sends forged neighbour messages: they must not add or change a neighbour entry, and only the node receives them.
-    pub(crate) fn assert_nobody_believes(&mut self, family: Family, frames: &[Forged]) {
+    pub(crate) fn assert_no_effect(&mut self, family: Family, frames: &[Forged]) {
         self.assert_answered(family);
         let before = self.neighbours();
-        frames.iter().for_each(|forged| self.mouth.send(&forged.bytes));
+        frames.iter().for_each(|forged| self.sender.send(&forged.bytes));
         self.assert_answered(family);
         let new: Vec<_> = self.neighbours().into_iter().filter(|line| !before.contains(line)).collect();
         assert!(new.is_empty(), "somebody believes a, attach = {}: {new:#?}", self.attach);
         for (name, to) in self.receivers(family) {
             self.assert_arrives(name, to);
         }
-        self.assert_unheard(frames);
+        self.assert_not_received(frames);
     }
 
     /// The payload of a tunnel packet to the node with that index: a datagram with these inner addresses.
@@ -259,7 +261,7 @@ impl Stage {
         let mark = Mark::new();
         let packet = self.tunnelled(to.0, from.1.address_of(inner), to.1.address_of(inner), mark);
         let node = self.lab.underlay(to.0, outer == Family::V6);
-        self.lab.workers[from.0].node.within(|| speak(node, TUNNEL, &packet));
-        self.ear(to.1.name()).wait_for("a pod to hear what comes through a peer's tunnel", mark);
+        self.lab.workers[from.0].node.within(|| send_datagram(node, TUNNEL, &packet));
+        self.capture(to.1.name()).wait_for("a pod to receive what comes through a peer's tunnel", mark);
     }
 }

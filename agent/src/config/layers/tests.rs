@@ -28,7 +28,7 @@ fn endpoints(config: Config) -> Vec<String> {
 }
 
 #[test]
-fn a_flag_comes_before_a_variable_and_a_variable_before_the_file() {
+fn a_flag_overrides_a_variable_and_a_variable_overrides_the_file() {
     let file = format!("node = \"file\"\nsocket = \"/file\"\nmtu = 1400\n{ETCD}");
     let variables =
         [("POLDER__NODE", "variable"), ("POLDER__SOCKET", "/variable"), ("POLDER__IPAM__GRACE_SECONDS", "7")];
@@ -39,7 +39,7 @@ fn a_flag_comes_before_a_variable_and_a_variable_before_the_file() {
 }
 
 #[test]
-fn every_kind_of_value_can_be_a_variable() {
+fn every_kind_of_value_can_be_set_by_a_variable() {
     let variables = [
         // A name of digits, and a name with a special character of TOML.
         ("POLDER__NODE", "1234"),
@@ -66,7 +66,7 @@ fn every_kind_of_value_can_be_a_variable() {
 }
 
 #[test]
-fn a_variable_that_is_wrong_is_named_with_the_remedy() {
+fn an_invalid_variable_is_reported_with_its_name_and_the_remedy() {
     for (name, text, problem) in [
         ("POLDER__SOKCET", "/x", "unknown field `sokcet`"),
         ("POLDER__ETCD__ENDPOINT", "[]", "unknown field `endpoint`, expected one of `endpoints`"),
@@ -97,7 +97,7 @@ fn a_variable_that_is_wrong_is_named_with_the_remedy() {
 }
 
 #[test]
-fn what_kubernetes_injects_for_a_service_named_polder_etcd_is_no_key() {
+fn variables_that_kubernetes_injects_for_a_service_named_polder_etcd_are_ignored() {
     let injected = [
         ("POLDER_ETCD_PORT", "tcp://10.96.0.7:2379"),
         ("POLDER_ETCD_SERVICE_HOST", "10.96.0.7"),

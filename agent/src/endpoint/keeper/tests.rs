@@ -5,8 +5,8 @@ use std::sync::Mutex;
 
 use polder_api::message::{Attach, PodAddress};
 use polder_ipam::Moment;
-use polder_ipam::ledger::Kind;
-use polder_ipam::registration::{Leaving, Registration};
+use polder_ipam::ledger::AttachmentKind;
+use polder_ipam::registration::{Registration, RemovalProgress};
 use tokio::time::timeout;
 
 use polder_netlink::IfIndex;
@@ -58,7 +58,7 @@ impl EndpointHost for Fake {
     async fn allocate(&self, _: BTreeSet<Family>, mtu: u32) -> Result<Option<AttachmentEntry>, LedgerError> {
         let held = || AttachmentEntry {
             attachment: Attachment::of_probe(),
-            kind: Kind::Pod,
+            kind: AttachmentKind::Pod,
             since: Moment::BOOT,
             addresses: vec![address()],
             mac: polder_api::Mac([2; 6]),
@@ -155,7 +155,7 @@ fn is_open(endpoint: &Endpoint) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_is_made_when_the_nodes_own_address_is_there_and_again_when_somebody_has_deleted_it() {
+async fn the_endpoint_is_created_when_the_node_has_a_gateway_and_recreated_after_deletion() {
     let mut harness = harness();
     assert!(matches!(harness.after(LOOK * 3).await, Endpoint::Awaited));
     harness.serve();
@@ -169,7 +169,7 @@ async fn it_is_made_when_the_nodes_own_address_is_there_and_again_when_somebody_
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_cannot_be_made_gives_its_addresses_back_and_is_tried_again_much_later() {
+async fn a_failed_endpoint_releases_its_addresses_and_is_retried_much_later() {
     let mut harness = harness();
     harness.workshop.with(|state| state.is_broken = true);
     harness.serve();
@@ -185,7 +185,7 @@ async fn one_that_cannot_be_made_gives_its_addresses_back_and_is_tried_again_muc
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_no_address_is_to_spare_there_is_none_until_there_is_one() {
+async fn without_a_spare_address_the_endpoint_is_created_once_one_is_free() {
     let mut harness = harness();
     harness.workshop.with(|state| state.is_full = true);
     harness.serve();
@@ -199,11 +199,11 @@ async fn where_no_address_is_to_spare_there_is_none_until_there_is_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn that_of_a_node_that_was_removed_is_taken_away() {
+async fn the_endpoint_of_a_removed_node_is_deleted() {
     let mut harness = harness();
     harness.serve();
     assert!(is_open(&harness.after(LOOK / 2).await));
-    harness.fixture.registration.send_replace(Registration::Removed(Leaving::CuttingOff));
+    harness.fixture.registration.send_replace(Registration::Removed(RemovalProgress::CuttingOff));
     assert!(matches!(harness.after(LOOK).await, Endpoint::Awaited));
     assert_eq!(harness.workshop.with(|state| state.interface), None);
 }

@@ -4,24 +4,24 @@ use polder_netlink::nft::foreign::ForeignRule;
 
 use super::*;
 
-fn rule(conditions: &[Condition], judgement: Judgement) -> ForeignRule {
-    ForeignRule { conditions: conditions.to_vec(), judgement }
+fn rule(conditions: &[RuleCondition], verdict: ForeignVerdict) -> ForeignRule {
+    ForeignRule { conditions: conditions.to_vec(), verdict }
 }
 
-fn from(name: &str) -> Condition {
-    Condition::Input(vec![Names::Exactly(name.to_owned())])
+fn from(name: &str) -> RuleCondition {
+    RuleCondition::Input(vec![NamePattern::Exactly(name.to_owned())])
 }
 
-fn to(name: &str) -> Condition {
-    Condition::Output(vec![Names::Exactly(name.to_owned())])
+fn to(name: &str) -> RuleCondition {
+    RuleCondition::Output(vec![NamePattern::Exactly(name.to_owned())])
 }
 
 fn jump(chain: &str) -> ForeignRule {
-    rule(&[], Judgement::Jump(chain.to_owned()))
+    rule(&[], ForeignVerdict::Jump(chain.to_owned()))
 }
 
-fn accept(condition: Condition) -> ForeignRule {
-    rule(&[condition], Judgement::Accept)
+fn accept(condition: RuleCondition) -> ForeignRule {
+    rule(&[condition], ForeignVerdict::Accept)
 }
 
 fn filter(
@@ -40,15 +40,15 @@ const FORWARD: (TableFamily, &str, &str) = (TableFamily::Ip, "filter", "FORWARD"
 fn docker(user: Vec<ForeignRule>) -> Filter {
     let forward = vec![
         jump("DOCKER-USER"),
-        rule(&[to("docker0"), Condition::Other], Judgement::Accept),
-        rule(&[to("docker0")], Judgement::Jump("DOCKER".to_owned())),
+        rule(&[to("docker0"), RuleCondition::Other], ForeignVerdict::Accept),
+        rule(&[to("docker0")], ForeignVerdict::Jump("DOCKER".to_owned())),
         accept(from("docker0")),
     ];
     filter(FORWARD, Policy::Drop, &[("FORWARD", forward), ("DOCKER-USER", user)])
 }
 
 #[test]
-fn a_policy_that_drops_is_named_with_its_chain_and_the_commands_that_help() {
+fn a_drop_policy_is_reported_with_its_chain_and_the_accept_commands() {
     let bare = filter(FORWARD, Policy::Drop, &[("FORWARD", Vec::new())]);
     let problem = bare.problem(AttachMode::Bridge, false).unwrap();
     for words in [
@@ -68,34 +68,35 @@ fn a_policy_that_drops_is_named_with_its_chain_and_the_commands_that_help() {
 }
 
 #[test]
-fn who_accepts_both_ways_is_no_problem_and_who_accepts_one_is_told_the_other() {
+fn a_chain_that_accepts_one_direction_is_reported_for_the_other_only() {
     let with = |rules: Vec<ForeignRule>| filter(FORWARD, Policy::Drop, &[("FORWARD", rules)]);
     let both = with(vec![accept(from("polder0")), accept(to("polder0"))]);
     assert_eq!(both.problem(AttachMode::Bridge, false), None);
     assert!(both.problem(AttachMode::Routed, false).is_some(), "the interfaces of pods are others");
     let one = with(vec![accept(from("polder0"))]).problem(AttachMode::Bridge, false).unwrap();
     assert!(one.contains("packets to pods") && !one.contains("-i polder0"), "{one}");
-    let all = Names::Prefixed("pld".to_owned());
+    let all = NamePattern::Prefixed("pld".to_owned());
     let routed = with(vec![
-        accept(Condition::Input(vec![Names::Exactly("eth0".to_owned()), all.clone()])),
-        accept(Condition::Output(vec![all])),
+        accept(RuleCondition::Input(vec![NamePattern::Exactly("eth0".to_owned()), all.clone()])),
+        accept(RuleCondition::Output(vec![all])),
     ]);
     assert_eq!(routed.problem(AttachMode::Routed, false), None);
-    assert_eq!(with(vec![rule(&[], Judgement::Accept)]).problem(AttachMode::Bridge, false), None);
-    let narrow = with(vec![rule(&[from("polder0"), to("polder0")], Judgement::Accept)]);
+    assert_eq!(with(vec![rule(&[], ForeignVerdict::Accept)]).problem(AttachMode::Bridge, false), None);
+    let narrow = with(vec![rule(&[from("polder0"), to("polder0")], ForeignVerdict::Accept)]);
     assert!(narrow.problem(AttachMode::Bridge, false).is_some(), "only what stays on the node is accepted");
 }
 
 #[test]
-fn docker_and_ufw_have_a_place_of_their_own_for_it() {
-    let problem = docker(vec![rule(&[], Judgement::Return)]).problem(AttachMode::Bridge, false).unwrap();
+fn docker_and_ufw_filters_get_commands_for_their_own_chains() {
+    let problem = docker(vec![rule(&[], ForeignVerdict::Return)]).problem(AttachMode::Bridge, false).unwrap();
     assert!(problem.contains("`iptables -I DOCKER-USER -i polder0 -j ACCEPT`"), "{problem}");
-    let told = docker(vec![accept(from("polder0")), accept(to("polder0")), rule(&[], Judgement::Return)]);
+    let told =
+        docker(vec![accept(from("polder0")), accept(to("polder0")), rule(&[], ForeignVerdict::Return)]);
     assert_eq!(told.problem(AttachMode::Bridge, false), None);
     let ufw = |user: Vec<ForeignRule>| {
         let chains = [
             ("FORWARD", vec![jump("ufw-before-forward")]),
-            ("ufw-before-forward", vec![accept(Condition::Other), jump("ufw-user-forward")]),
+            ("ufw-before-forward", vec![accept(RuleCondition::Other), jump("ufw-user-forward")]),
             ("ufw-user-forward", user),
         ];
         filter(FORWARD, Policy::Drop, &chains).problem(AttachMode::Bridge, false)
@@ -109,15 +110,21 @@ fn docker_and_ufw_have_a_place_of_their_own_for_it() {
 }
 
 #[test]
-fn a_chain_that_refuses_at_its_end_drops_whatever_its_policy() {
+fn a_chain_with_a_final_drop_rule_drops_despite_an_accept_policy() {
     let firewalld = |policies: Vec<ForeignRule>, zones: Vec<ForeignRule>| {
-        let refuse = rule(&[], Judgement::Drop);
+        let refuse = rule(&[], ForeignVerdict::Drop);
         let chains = [
-            ("filter_FORWARD", vec![accept(Condition::Other), jump("filter_FORWARD_ZONES"), refuse.clone()]),
-            ("filter_FORWARD_ZONES", [zones, vec![rule(&[], Judgement::Goto("public".to_owned()))]].concat()),
+            (
+                "filter_FORWARD",
+                vec![accept(RuleCondition::Other), jump("filter_FORWARD_ZONES"), refuse.clone()],
+            ),
+            (
+                "filter_FORWARD_ZONES",
+                [zones, vec![rule(&[], ForeignVerdict::Goto("public".to_owned()))]].concat(),
+            ),
             ("public", vec![jump("policies"), refuse]),
             ("policies", policies),
-            ("trusted", vec![rule(&[], Judgement::Accept)]),
+            ("trusted", vec![rule(&[], ForeignVerdict::Accept)]),
         ];
         let base = (TableFamily::Inet, "firewalld", "filter_FORWARD");
         filter(base, Policy::Accept, &chains).problem(AttachMode::Bridge, false)
@@ -127,19 +134,19 @@ fn a_chain_that_refuses_at_its_end_drops_whatever_its_policy() {
         problem.contains("table inet firewalld") && problem.contains("firewall-cmd --reload"),
         "{problem}"
     );
-    let zones = vec![rule(&[from("polder0")], Judgement::Goto("trusted".to_owned()))];
-    assert!(firewalld(Vec::new(), zones.clone()).unwrap().contains("known to accept packets to pods"));
+    let zones = vec![rule(&[from("polder0")], ForeignVerdict::Goto("trusted".to_owned()))];
+    assert!(firewalld(Vec::new(), zones.clone()).unwrap().contains("no rule that accepts packets to pods"));
     assert_eq!(firewalld(vec![accept(to("polder0"))], zones), None);
 }
 
 #[test]
-fn chains_that_jump_in_a_circle_come_to_an_end() {
+fn the_evaluation_of_chains_that_jump_in_a_circle_ends() {
     let circle = [("FORWARD", vec![jump("a")]), ("a", vec![jump("FORWARD")])];
     assert!(filter(FORWARD, Policy::Drop, &circle).problem(AttachMode::Bridge, false).is_some());
 }
 
 #[test]
-fn legacy_iptables_is_only_asked_after() {
+fn legacy_iptables_is_reported_with_the_commands_to_check_and_accept() {
     let said = unreadable(Family::V6, AttachMode::Bridge);
     for words in ["/proc/net/ip6_tables_names", "`ip6tables-legacy -S FORWARD`", "-o polder0 -j ACCEPT"] {
         assert!(said.contains(words), "{said}");
@@ -147,10 +154,10 @@ fn legacy_iptables_is_only_asked_after() {
 }
 
 #[test]
-fn a_host_that_lets_nobody_in_is_named_with_the_command_that_lets_tunnels_in() {
+fn an_input_chain_that_drops_is_reported_with_the_command_that_accepts_tunnels() {
     let input = |table, name, user: &str| {
         let chains =
-            [(name, vec![accept(from("lo")), accept(Condition::Other), jump(user)]), (user, Vec::new())];
+            [(name, vec![accept(from("lo")), accept(RuleCondition::Other), jump(user)]), (user, Vec::new())];
         filter((TableFamily::Ip, table, name), Policy::Drop, &chains)
             .problem_of_tunnels(8472, &["eth1".to_owned()].into())
             .unwrap()
@@ -173,55 +180,59 @@ fn pods() -> Pods {
     }
 }
 
-fn destination(network: &str) -> Condition {
-    Condition::Destination(network.parse().unwrap())
+fn destination(network: &str) -> RuleCondition {
+    RuleCondition::Destination(network.parse().unwrap())
 }
 
 #[test]
-fn a_rule_that_drops_between_pods_is_named_with_what_lets_them_pass_before_it() {
-    for (conditions, judged, command) in [
+fn a_rule_that_drops_packets_between_pods_is_reported_with_an_accept_command() {
+    for (conditions, base_hook, command) in [
         (
             vec![destination("10.244.0.0/16")],
-            Judged::Forwarded,
+            BaseHook::Forwarded,
             "insert rule inet mine c ip saddr 10.244.0.0/16",
         ),
-        (vec![destination("10.0.0.0/8")], Judged::Incoming, "insert rule inet mine c ip saddr 10.244.0.0/16"),
+        (
+            vec![destination("10.0.0.0/8")],
+            BaseHook::Incoming,
+            "insert rule inet mine c ip saddr 10.244.0.0/16",
+        ),
         (
             vec![destination("10.244.3.0/24")],
-            Judged::Outgoing,
+            BaseHook::Outgoing,
             "insert rule inet mine c ip saddr 10.244.0.0/16",
         ),
         (
             vec![from("eth0"), to("polder0")],
-            Judged::Forwarded,
+            BaseHook::Forwarded,
             "insert rule inet mine c ip daddr 10.244.0.0/16",
         ),
-        (vec![from("polder.vx")], Judged::Incoming, "insert rule inet mine c ip daddr 10.244.0.0/16"),
+        (vec![from("polder.vx")], BaseHook::Incoming, "insert rule inet mine c ip daddr 10.244.0.0/16"),
     ] {
-        let drop = rule(&conditions, Judgement::Drop);
+        let drop = rule(&conditions, ForeignVerdict::Drop);
         let filter = filter((TableFamily::Inet, "mine", "c"), Policy::Accept, &[("c", vec![drop])]);
-        let problem = filter.problem_between(judged, AttachMode::Bridge, &pods()).unwrap_or_default();
+        let problem = filter.problem_between(base_hook, AttachMode::Bridge, &pods()).unwrap_or_default();
         assert!(problem.contains(command), "{conditions:?}: {problem}");
     }
 }
 
 #[test]
-fn rules_that_do_not_drop_what_goes_between_pods_are_not_named() {
-    for (conditions, judged) in [
-        (vec![destination("192.0.2.0/24")], Judged::Forwarded),
-        (vec![destination("10.244.1.7/32")], Judged::Forwarded),
-        (vec![destination("10.244.0.0/16"), Condition::Other], Judged::Forwarded),
-        (vec![destination("10.244.0.0/16"), Condition::Family(Family::V6)], Judged::Forwarded),
-        (vec![from("docker0")], Judged::Forwarded),
-        (vec![from("eth0"), to("docker0")], Judged::Forwarded),
-        (vec![to("polder0")], Judged::Incoming),
+fn rules_that_do_not_drop_packets_between_pods_are_not_reported() {
+    for (conditions, base_hook) in [
+        (vec![destination("192.0.2.0/24")], BaseHook::Forwarded),
+        (vec![destination("10.244.1.7/32")], BaseHook::Forwarded),
+        (vec![destination("10.244.0.0/16"), RuleCondition::Other], BaseHook::Forwarded),
+        (vec![destination("10.244.0.0/16"), RuleCondition::Family(Family::V6)], BaseHook::Forwarded),
+        (vec![from("docker0")], BaseHook::Forwarded),
+        (vec![from("eth0"), to("docker0")], BaseHook::Forwarded),
+        (vec![to("polder0")], BaseHook::Incoming),
     ] {
-        let drop = rule(&conditions, Judgement::Drop);
+        let drop = rule(&conditions, ForeignVerdict::Drop);
         let filter = filter((TableFamily::Inet, "mine", "c"), Policy::Accept, &[("c", vec![drop])]);
-        assert_eq!(filter.problem_between(judged, AttachMode::Bridge, &pods()), None, "{conditions:?}");
+        assert_eq!(filter.problem_between(base_hook, AttachMode::Bridge, &pods()), None, "{conditions:?}");
     }
     // A packet that an earlier rule accepts is not dropped.
-    let rules = vec![accept(destination("10.244.0.0/16")), rule(&[], Judgement::Drop)];
+    let rules = vec![accept(destination("10.244.0.0/16")), rule(&[], ForeignVerdict::Drop)];
     let filter = filter((TableFamily::Inet, "mine", "c"), Policy::Accept, &[("c", rules)]);
-    assert_eq!(filter.problem_between(Judged::Forwarded, AttachMode::Bridge, &pods()), None);
+    assert_eq!(filter.problem_between(BaseHook::Forwarded, AttachMode::Bridge, &pods()), None);
 }

@@ -11,7 +11,7 @@ fn route(table: u32, destination: &str, priority: u32) -> AnyRoute {
         destination: net(destination),
         table,
         priority,
-        leads: Leads::On,
+        action: RouteAction::Forward,
         index: Some(IfIndex::new(2)),
         gateway: Some("192.0.2.9".parse().unwrap()),
         ours: false,
@@ -25,7 +25,7 @@ fn rule(priority: u32, action: RuleTarget) -> AnyRule {
         source: None,
         destination: None,
         input: None,
-        otherwise: Applies::Always,
+        otherwise: RuleCoverage::Always,
         inverted: false,
         action,
     }
@@ -63,13 +63,17 @@ fn said(routes: Vec<AnyRoute>, rules: Vec<AnyRule>) -> Vec<String> {
 }
 
 #[test]
-fn a_route_is_named_where_the_kernel_takes_it_instead_of_ours() {
+fn a_foreign_route_that_precedes_ours_is_reported_with_the_delete_command() {
     for (route, command) in [
         (route(MAIN, "10.244.1.16/28", 0), "`ip route del 10.244.1.16/28 via 192.0.2.9 dev eth0`"),
         (route(MAIN, "10.244.1.7/32", 500), "`ip route del 10.244.1.7/32 via 192.0.2.9 dev eth0 metric 500`"),
         (route(MAIN, "10.244.1.0/26", 20), "`ip route del 10.244.1.0/26 via 192.0.2.9 dev eth0 metric 20`"),
         (
-            AnyRoute { leads: Leads::Nowhere("blackhole"), gateway: None, ..route(MAIN, "10.244.1.7/32", 0) },
+            AnyRoute {
+                action: RouteAction::Drop("blackhole"),
+                gateway: None,
+                ..route(MAIN, "10.244.1.7/32", 0)
+            },
             "`ip route del blackhole 10.244.1.7/32`",
         ),
     ] {
@@ -79,7 +83,7 @@ fn a_route_is_named_where_the_kernel_takes_it_instead_of_ours() {
 }
 
 #[test]
-fn routes_that_change_no_packets_way_are_not_named() {
+fn routes_that_do_not_affect_pod_packets_are_not_reported() {
     let quiet = [
         route(MAIN, "0.0.0.0/0", 0),
         route(MAIN, "10.0.0.0/8", 0),
@@ -90,7 +94,7 @@ fn routes_that_change_no_packets_way_are_not_named() {
         route(MAIN, "10.244.9.5/32", 0),
         AnyRoute { ours: true, ..route(MAIN, "10.244.1.7/32", 0) },
         AnyRoute {
-            leads: Leads::ToHost,
+            action: RouteAction::Local,
             index: Some(IfIndex::new(7)),
             gateway: None,
             ..route(LOCAL, "10.244.1.1/32", 0)
@@ -100,14 +104,14 @@ fn routes_that_change_no_packets_way_are_not_named() {
 }
 
 #[test]
-fn many_routes_are_named_in_few_lines() {
+fn of_many_routes_eight_are_reported_and_the_rest_counted() {
     let many = (0..30).map(|number| route(MAIN, &format!("10.244.1.{number}/32"), 0)).collect();
     let said = said(many, Vec::new());
     assert!(said.len() == 9 && said[8].contains("22 more problems"), "{said:?}");
 }
 
 #[test]
-fn a_rule_is_named_where_it_leads_pods_packets_elsewhere() {
+fn a_rule_that_diverts_pod_packets_is_reported_with_the_delete_command() {
     let everywhere = || vec![route(100, "0.0.0.0/0", 0)];
     let from_pool = AnyRule { source: Some(net("10.244.0.0/16")), ..lookup(50, 100) };
     let said_of = said(everywhere(), vec![from_pool.clone()]);
@@ -118,21 +122,21 @@ fn a_rule_is_named_where_it_leads_pods_packets_elsewhere() {
         AnyRule { input: Some("polder0".to_owned()), ..lookup(50, 100) },
         AnyRule { input: Some("eth0".to_owned()), ..lookup(50, 100) },
         // A rule as wg-quick creates it, without the rule before it.
-        AnyRule { otherwise: Applies::Never, inverted: true, ..lookup(50, 100) },
-        rule(50, RuleTarget::Nowhere("blackhole")),
+        AnyRule { otherwise: RuleCoverage::Never, inverted: true, ..lookup(50, 100) },
+        rule(50, RuleTarget::Drop("blackhole")),
     ] {
         assert_eq!(said(everywhere(), vec![rule.clone()]).len(), 1, "{rule:?}");
     }
 }
 
 #[test]
-fn rules_that_change_no_pods_way_are_not_named() {
+fn rules_that_do_not_affect_pod_packets_are_not_reported() {
     let everywhere = || vec![route(100, "0.0.0.0/0", 0), route(MAIN, "0.0.0.0/0", 0)];
     for rules in [
         vec![lookup(33000, 100)],
         vec![AnyRule { source: Some(net("192.0.2.7/32")), ..lookup(50, 100) }],
         vec![AnyRule { input: Some("lo".to_owned()), ..lookup(50, 100) }],
-        vec![AnyRule { otherwise: Applies::Never, ..lookup(50, 100) }],
+        vec![AnyRule { otherwise: RuleCoverage::Never, ..lookup(50, 100) }],
         // The table has no route for pods.
         vec![lookup(50, 101)],
         // An earlier rule sends packets to pods to the main table.
@@ -148,7 +152,7 @@ fn rules_that_change_no_pods_way_are_not_named() {
 }
 
 #[test]
-fn a_host_without_the_rule_for_the_main_table_is_told_to_add_it() {
+fn a_missing_rule_for_the_main_table_is_reported_with_the_add_command() {
     let mut routing = routing(Vec::new(), Vec::new());
     routing.rules.retain(|rule| rule.priority != USUAL_PRIORITY);
     let said = problems(&routing, &pods());

@@ -22,7 +22,7 @@ struct State {
     looks_left: Option<usize>,
     is_unreadable: bool,
     looks: usize,
-    putting_back: bool,
+    is_restoring: bool,
     answers: Vec<(AnswerRecord, Revision)>,
 }
 
@@ -33,9 +33,9 @@ impl Fake {
 }
 
 impl SelfExamination for Fake {
-    async fn examine(&self, putting_back: bool) -> Result<OwnReport, NotExamined> {
+    async fn examine(&self, is_restoring: bool) -> Result<OwnReport, NotExamined> {
         self.with(|state| {
-            (state.looks, state.putting_back) = (state.looks + 1, putting_back);
+            (state.looks, state.is_restoring) = (state.looks + 1, is_restoring);
             if state.is_unreadable {
                 let (store, reason) = ("etcd".to_owned(), "none".to_owned());
                 return Err(NotExamined::Store(StoreError::NoAnswer { store, reason }));
@@ -116,17 +116,17 @@ impl Harness {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_where_all_is_well_answers_at_once_and_each_check_once() {
+async fn a_healthy_node_answers_each_check_once_after_one_inspection() {
     let mut harness = Harness::new();
     assert_eq!(harness.answer(RepairMode::None).await, Some(Vec::new()));
-    assert_eq!(harness.node.with(|state| (state.looks, state.putting_back)), (1, false));
+    assert_eq!(harness.node.with(|state| (state.looks, state.is_restoring)), (1, false));
     harness.ask("y", RepairMode::None);
     harness.pass(Duration::ZERO).await;
     assert_eq!(harness.node.with(|state| state.answers.len()), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_wrong_for_a_moment_is_not_wrong_and_what_stays_so_is_named_and_not_put_right_unasked() {
+async fn only_lasting_deviations_are_reported_and_they_are_not_repaired_unasked() {
     let mut harness = Harness::new();
     harness.node.with(|state| (state.wrong, state.looks_left) = (vec![("a pod comes", false)], Some(2)));
     assert_eq!(harness.answer(RepairMode::None).await, Some(Vec::new()));
@@ -137,7 +137,7 @@ async fn what_is_wrong_for_a_moment_is_not_wrong_and_what_stays_so_is_named_and_
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_to_be_put_right_is_and_what_cannot_be_is_named_first() {
+async fn safe_deviations_are_repaired_and_others_are_listed_first() {
     let mut harness = Harness::new();
     harness.node.with(|state| state.wrong = vec![("a leak", true), ("a lost record", false)]);
     let said = harness.answer(RepairMode::Safe).await.unwrap();
@@ -145,7 +145,7 @@ async fn what_is_to_be_put_right_is_and_what_cannot_be_is_named_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_that_cannot_look_at_itself_tries_as_long_as_somebody_waits_and_does_not_answer_then() {
+async fn a_node_that_cannot_inspect_itself_retries_until_the_request_expires() {
     let mut harness = Harness::new();
     harness.node.with(|state| state.is_unreadable = true);
     assert_eq!(harness.answer(RepairMode::None).await, None);
@@ -157,7 +157,7 @@ async fn a_node_that_cannot_look_at_itself_tries_as_long_as_somebody_waits_and_d
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_answered_that_was_asked_before_or_of_another_machine_of_the_name() {
+async fn requests_from_before_the_start_or_for_another_machine_are_not_answered() {
     let mut early = Harness::new();
     early.ask("x", RepairMode::None);
     early.pass(CERTAIN).await;
@@ -169,10 +169,10 @@ async fn nothing_is_answered_that_was_asked_before_or_of_another_machine_of_the_
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_missing_in_a_store_that_has_just_lost_records_is_excused() {
+async fn after_a_loss_of_records_the_inspection_knows_that_they_are_being_restored() {
     let mut harness = Harness::new();
     harness.pass(Duration::ZERO).await;
     harness.fixture.view.send_modify(|view| Arc::make_mut(view).losses += 1);
     harness.answer(RepairMode::None).await;
-    assert!(harness.node.with(|state| state.putting_back));
+    assert!(harness.node.with(|state| state.is_restoring));
 }

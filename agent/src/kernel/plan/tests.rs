@@ -3,12 +3,12 @@
 use polder_api::Family;
 use polder_ipam::Moment;
 use polder_ipam::ids::{BootId, ClusterId, Incarnation, MachineId};
-use polder_ipam::ledger::{AttachmentEntry, Kind};
+use polder_ipam::ledger::{AttachmentEntry, AttachmentKind};
 use polder_ipam::peers::Peer;
 use polder_ipam::record::{AttachMode, Backend, ClusterRecord, Masquerade, NodeRecord, VxlanSettings};
 use polder_ipam::{Block, Cidr};
 use polder_netlink::nft::Table;
-use polder_netlink::route::{Lookup, NextHop};
+use polder_netlink::route::{NextHop, RouteLookup};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -74,7 +74,7 @@ fn blocks(node: u8, count: u8, dual: bool) -> (Vec<Block>, Vec<IpAddr>) {
 fn pod(number: u8) -> AttachmentEntry {
     AttachmentEntry {
         attachment: format!("polder/pod{number}/eth0").parse().unwrap(),
-        kind: Kind::Pod,
+        kind: AttachmentKind::Pod,
         since: Moment::BOOT,
         addresses: vec![[10, 244, 0, number].into()],
         mac: Mac([2, 0, 0, 0, 1, number]),
@@ -120,7 +120,7 @@ impl World {
             underlay(*number, self.dual).into_iter().map(move |address| {
                 let gateway = (!on_link).then(|| underlay(254, address.is_ipv6()).pop()).flatten();
                 let next_hop = gateway.map_or(NextHop::Destination, NextHop::Router);
-                (address, Some(Lookup { index: ETH0, next_hop, source: None, local: false }))
+                (address, Some(RouteLookup { index: ETH0, next_hop, source: None, local: false }))
             })
         });
         let (blocks, gateways) = blocks(0, 2, self.dual);
@@ -196,8 +196,8 @@ impl Model {
 
     pub(crate) fn actual(&self, table: &Table) -> Actual {
         let filter = match &self.filter {
-            Some((there, elements)) if there == table => Found::Intact(elements.clone()),
-            _ => Found::Different("another".to_owned()),
+            Some((there, elements)) if there == table => TableState::Intact(elements.clone()),
+            _ => TableState::Different("another".to_owned()),
         };
         Actual {
             state: self.state.clone(),
@@ -381,7 +381,7 @@ fn vandalism() -> impl Strategy<Value = Vec<(u8, Index)>> {
 proptest! {
     /// One plan leads from any state to any other, and leaves nothing to do.
     #[test]
-    fn a_plan_makes_what_is_wanted_of_whatever_there_is(before in worlds(), after in worlds(), harm in vandalism()) {
+    fn a_plan_turns_any_state_into_the_desired_state(before in worlds(), after in worlds(), harm in vandalism()) {
         let mut model = Model::of(&before);
         harm.iter().for_each(|(what, which)| model.vandalise(*what, which));
         after.pods.iter().for_each(|number| model.plug(*number));
@@ -401,7 +401,7 @@ proptest! {
 
     /// No step of a plan loses packets: a route uses a tunnel only while the tunnel has the entries of the peer.
     #[test]
-    fn no_step_on_the_way_loses_packets_in_a_tunnel(before in worlds(), after in worlds()) {
+    fn no_change_of_a_plan_loses_packets_in_a_tunnel(before in worlds(), after in worlds()) {
         let mut model = Model::of(&before);
         after.pods.iter().for_each(|number| model.plug(*number));
         let desired = after.desired(&model.present());
@@ -413,17 +413,16 @@ proptest! {
 
     /// A pod's packets pass only while the filter has the pod, and no route is created before the filter.
     #[test]
-    fn what_protects_comes_before_what_opens_a_way(before in worlds(), after in worlds()) {
+    fn filter_changes_precede_changes_that_open_paths(before in worlds(), after in worlds()) {
+        use KernelChange::{CreateLink, InstallFilter, RefillSet, SetPod, SetRoute, UpdateSet};
         let mut model = Model::of(&before);
         after.pods.iter().for_each(|number| model.plug(*number));
         let desired = after.desired(&model.present());
         let changes = plan(&desired, &model.actual(&desired.table), Prune::Yes);
         let protects = |change: &KernelChange| {
-            matches!(change, KernelChange::InstallFilter(_) | KernelChange::UpdateSet { .. } | KernelChange::RefillSet { .. })
+            matches!(change, InstallFilter(_) | UpdateSet { .. } | RefillSet { .. })
         };
-        let opens = |change: &KernelChange| {
-            matches!(change, KernelChange::CreateLink(..) | KernelChange::SetPod(..) | KernelChange::SetRoute(..))
-        };
+        let opens = |change: &KernelChange| matches!(change, CreateLink(..) | SetPod(..) | SetRoute(..));
         if let (Some(last), Some(first)) = (changes.iter().rposition(protects), changes.iter().position(opens)) {
             prop_assert!(last < first, "{:#?}", changes);
         }
@@ -431,13 +430,14 @@ proptest! {
 
     /// While records may be missing, no object is deleted without a replacement.
     #[test]
-    fn without_all_records_nothing_is_taken_for_garbage(known in worlds(), fewer in vandalism()) {
+    fn without_all_records_no_kernel_state_is_deleted(known in worlds(), fewer in vandalism()) {
         let mut model = Model::of(&known);
         let mut partial = known.clone();
         for (what, which) in &fewer {
+            let pod = partial.pods.iter().nth(which.index(partial.pods.len().max(1))).copied();
             match what % 2 {
                 0 => drop(partial.peers.pop_first()),
-                _ => drop(partial.pods.iter().nth(which.index(partial.pods.len().max(1))).copied().map(|pod| partial.pods.remove(&pod))),
+                _ => drop(pod.map(|pod| partial.pods.remove(&pod))),
             }
         }
         let before = model.clone();
@@ -451,7 +451,7 @@ proptest! {
 }
 
 #[test]
-fn a_device_that_is_made_anew_gets_back_all_that_hung_on_it() {
+fn a_recreated_device_gets_its_addresses_and_routes_back() {
     let peers = BTreeMap::from([(1, (false, 1))]);
     let attach = AttachMode::Bridge;
     let world =
@@ -465,14 +465,11 @@ fn a_device_that_is_made_anew_gets_back_all_that_hung_on_it() {
     {
         assert!(done.iter().any(|done| done.contains(part)), "{part} is not in {done:#?}");
     }
-    assert!(
-        !done.iter().any(|done| done.contains("10.244.1.0")),
-        "the peer has nothing to do with it: {done:#?}"
-    );
+    assert!(!done.iter().any(|done| done.contains("10.244.1.0")), "the peer is not affected: {done:#?}");
 }
 
 #[test]
-fn a_bridge_that_filters_vlans_is_set_back_and_not_made_anew() {
+fn a_bridge_that_filters_vlans_is_adjusted_and_not_recreated() {
     let world = lone(&[1]);
     let mut model = Model::of(&world);
     model.state.links.get_mut(&Device::Bridge).unwrap().kind = OwnKind::Bridge { filters_vlans: true };
@@ -481,15 +478,18 @@ fn a_bridge_that_filters_vlans_is_set_back_and_not_made_anew() {
 }
 
 #[test]
-fn a_route_that_takes_etcd_away_goes_before_the_records_are_known() {
-    use polder_ipam::needed::{Needed, NeededFor};
+fn a_route_that_captures_etcd_is_deleted_before_the_records_are_known() {
+    use polder_ipam::needed::{RequiredFor, RequiredRange};
 
     use crate::kernel::guard::Guard;
 
     let world = lone(&[]);
     let model = Model::of(&world);
     let mut desired = world.desired(&BTreeSet::new());
-    let etcd = Needed::host("10.99.0.5".parse().unwrap(), NeededFor::Store("the address of etcd".to_owned()));
+    let etcd = RequiredRange::host(
+        "10.99.0.5".parse().unwrap(),
+        RequiredFor::Store("the address of etcd".to_owned()),
+    );
     desired.guard = Guard::new(&[etcd], std::iter::empty());
     let mut actual = model.actual(&desired.table);
     let unreachable = OwnRoute { target: RouteTarget::Unreachable, source: None, mtu: None };

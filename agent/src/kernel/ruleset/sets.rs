@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use polder_api::Family;
 use polder_ipam::Pool;
-use polder_netlink::nft::{Key, Set, Side};
+use polder_netlink::nft::{ElementKey, Set, TableSide};
 
 /// The sets of one family.
 #[derive(Debug, Clone, Copy)]
@@ -57,16 +57,16 @@ pub fn declared(family: Family) -> Vec<Set> {
     let sets = Sets::of(family);
     let of = |side, name, key| Set { side, name, key };
     let mut all = vec![
-        of(Side::Ip, sets.senders, Key::Sender(family)),
-        of(Side::Ip, sets.peers, Key::Address(family)),
-        of(Side::Ip, sets.pools, Key::Network(family)),
-        of(Side::Ip, sets.underlay, Key::Address(family)),
-        of(Side::Ip, sets.local, Key::Network(family)),
-        of(Side::Ip, sets.own, Key::Address(family)),
-        of(Side::Ip, sets.unmasqueraded, Key::Network(family)),
+        of(TableSide::Ip, sets.senders, ElementKey::Sender(family)),
+        of(TableSide::Ip, sets.peers, ElementKey::Address(family)),
+        of(TableSide::Ip, sets.pools, ElementKey::Network(family)),
+        of(TableSide::Ip, sets.underlay, ElementKey::Address(family)),
+        of(TableSide::Ip, sets.local, ElementKey::Network(family)),
+        of(TableSide::Ip, sets.own, ElementKey::Address(family)),
+        of(TableSide::Ip, sets.unmasqueraded, ElementKey::Network(family)),
     ];
     if family == Family::V4 {
-        all.push(of(Side::Arp, sets.senders, Key::Sender(family)));
+        all.push(of(TableSide::Arp, sets.senders, ElementKey::Sender(family)));
     }
     all
 }
@@ -82,7 +82,7 @@ pub fn lengths<'a>(pools: impl IntoIterator<Item = &'a Pool>) -> Lengths {
 
 /// The set of inner source networks that peers may use in tunnels, for one family each and one prefix length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Bearers {
+pub struct TunnelSources {
     /// The family of the underlay.
     pub tunnel: Family,
     /// The family of the packets in the tunnel.
@@ -92,21 +92,21 @@ pub struct Bearers {
 }
 
 /// The names of all possible sets.
-static BEARERS: LazyLock<BTreeMap<Bearers, String>> = LazyLock::new(|| {
+static TUNNEL_SOURCES: LazyLock<BTreeMap<TunnelSources, String>> = LazyLock::new(|| {
     let number = |family| if family == Family::V4 { 4 } else { 6 };
     let mut all = BTreeMap::new();
     for tunnel in Family::BOTH {
         for carried in Family::BOTH {
             for length in 0..=carried.bits() {
                 let name = format!("bearers{}_{}_{length}", number(tunnel), number(carried));
-                all.insert(Bearers { tunnel, carried, length }, name);
+                all.insert(TunnelSources { tunnel, carried, length }, name);
             }
         }
     }
     all
 });
 
-impl Bearers {
+impl TunnelSources {
     /// The sets for networks of these lengths, for both tunnel families.
     pub fn all(lengths: &Lengths) -> Vec<Self> {
         let of = |tunnel| {
@@ -117,11 +117,11 @@ impl Bearers {
 
     /// The name of the set, e.g. `bearers4_6_64`: tunnel family, carried family and prefix length.
     pub fn name(&self) -> &'static str {
-        BEARERS.get(self).map(String::as_str).expect("a prefix is no longer than an address")
+        TUNNEL_SOURCES.get(self).map(String::as_str).expect("a prefix is no longer than an address")
     }
 
     /// The declaration of the set.
     pub fn set(&self) -> Set {
-        Set { side: Side::Ip, name: self.name(), key: Key::Bearer(self.tunnel, self.carried) }
+        Set { side: TableSide::Ip, name: self.name(), key: ElementKey::Bearer(self.tunnel, self.carried) }
     }
 }

@@ -6,17 +6,17 @@ use std::net::IpAddr;
 use polder_api::status::PathKind;
 use polder_api::{Family, Mac, NodeName};
 use polder_ipam::record::{ClusterRecord, NodeRecord, VxlanSettings};
-use polder_netlink::link::{self, Kind, Link, Vxlan};
+use polder_netlink::link::{self, Link, LinkKind, Vxlan};
 use polder_netlink::neighbour::Destination;
-use polder_netlink::nft::{Match, Rule, Verdict, Within};
+use polder_netlink::nft::{Match, Rule, SetMatch, Verdict};
 use polder_netlink::{IfIndex, Operation};
 
 use super::Entries;
-use crate::kernel::ruleset::sets::{Bearers, Sets};
+use crate::kernel::ruleset::sets::{Sets, TunnelSources};
 
 pub(super) const PATH: PathKind = PathKind::Vxlan;
 pub(super) const TITLE: &str = "VXLAN";
-pub(super) const MISSING: &str =
+pub(super) const UNSUPPORTED: &str =
     "vxlan is not available (module vxlan): only peers on the same link can be reached";
 
 /// Size of the outer IP header, UDP, VXLAN and the inner Ethernet header, in bytes.
@@ -57,16 +57,15 @@ pub(super) fn adjust(device: &Vxlan, index: IfIndex) -> Option<Operation> {
     device.local.map(|local| link::send_from(index, local))
 }
 
-/// The remedy if another VXLAN device uses the port. With the same VNI, it prevents the creation of this device; if it
-/// collects metadata (`external`), this device cannot be set up.
-pub(super) fn rival(device: &Vxlan, link: &Link) -> Option<String> {
-    let Kind::Vxlan(other) = &link.kind else { return None };
-    let is_in_the_way = other.port == device.port && (other.vni == device.vni || other.vni == 0);
-    is_in_the_way.then(|| {
+/// The remedy if the link is another VXLAN device on the same port. With the same VNI, it prevents the creation of this
+/// device; if it collects metadata (`external`), this device cannot be set up.
+pub(super) fn conflict_remedy(device: &Vxlan, link: &Link) -> Option<String> {
+    let LinkKind::Vxlan(other) = &link.kind else { return None };
+    let is_conflict = other.port == device.port && (other.vni == device.vni || other.vni == 0);
+    is_conflict.then(|| {
         format!(
             "Device {0} has port {1} and VNI {2}. If no other network uses it: ip link delete {0}. Otherwise give \
-             Polder \
-             another port or VNI: polderctl cluster set --help",
+             Polder another port or VNI: polderctl cluster set --help",
             link.name, other.port, other.vni
         )
     })
@@ -77,18 +76,18 @@ pub(super) fn describe(device: &Vxlan, f: &mut fmt::Formatter<'_>) -> fmt::Resul
     device.local.map_or(Ok(()), |local| write!(f, " from {local}"))
 }
 
-pub(super) fn rules(settings: VxlanSettings, bearers: &[Bearers]) -> Vec<Rule> {
+pub(super) fn rules(settings: VxlanSettings, tunnel_sources: &[TunnelSources]) -> Vec<Rule> {
     let tunnel =
         |family| vec![Match::UdpTo(settings.port), Match::VxlanOf(settings.vni), Match::Family(family)];
     let stranger = |family| Rule {
         comment: "drop tunnel packets that do not come from a peer",
-        matches: [tunnel(family), vec![Match::Source(Within::NotSet(family, Sets::of(family).peers))]]
+        matches: [tunnel(family), vec![Match::Source(SetMatch::NotSet(family, Sets::of(family).peers))]]
             .concat(),
         verdict: Verdict::Drop,
     };
-    let own = |bearers: &Bearers| {
-        let Bearers { tunnel: family, carried, length } = *bearers;
-        let within = Within::Set(family, bearers.name());
+    let own = |sources: &TunnelSources| {
+        let TunnelSources { tunnel: family, carried, length } = *sources;
+        let within = SetMatch::Set(family, sources.name());
         Rule {
             comment: "accept packets from a peer's own pods",
             matches: [
@@ -105,5 +104,5 @@ pub(super) fn rules(settings: VxlanSettings, bearers: &[Bearers]) -> Vec<Rule> {
         verdict: Verdict::Drop,
     };
     let strangers = Family::BOTH.map(stranger).into_iter();
-    strangers.chain(bearers.iter().map(own)).chain(Family::BOTH.map(other)).collect()
+    strangers.chain(tunnel_sources.iter().map(own)).chain(Family::BOTH.map(other)).collect()
 }

@@ -1,6 +1,6 @@
 //! The schedule without sockets.
 
-use polder_ipam::tasks::lease::ALIVE;
+use polder_ipam::tasks::lease::LEASE_TTL;
 use polder_netlink::IfIndex;
 
 use super::super::verdict::ENDPOINT_FAILURES;
@@ -49,7 +49,7 @@ const STEADY: Duration = Duration::from_secs(30);
 const ALL: &[Size] = &[Size::Small, Size::Full];
 
 #[test]
-fn a_peer_that_answers_is_asked_again_after_a_while() {
+fn a_peer_that_answers_is_probed_again_after_the_steady_interval() {
     let mut play = Scenario::new();
     assert_eq!(play.rounds(1, ALL).0, Verdict::Answers);
     let (verdict, pause) = play.rounds(1, ALL);
@@ -57,7 +57,7 @@ fn a_peer_that_answers_is_asked_again_after_a_while() {
 }
 
 #[test]
-fn one_lost_probe_is_none_and_three_are_silence_until_one_comes_back() {
+fn a_peer_is_silent_after_three_lost_rounds_until_one_is_answered() {
     let mut play = Scenario::new();
     play.rounds(2, ALL);
     for _ in 0..2 {
@@ -70,7 +70,7 @@ fn one_lost_probe_is_none_and_three_are_silence_until_one_comes_back() {
 }
 
 #[test]
-fn a_silent_peer_is_asked_again_soon_and_then_less_and_less_often_until_it_answers() {
+fn a_silent_peer_is_probed_soon_and_then_at_growing_intervals() {
     let mut play = Scenario::new();
     play.rounds(1, ALL);
     for _ in 0..2 {
@@ -81,7 +81,7 @@ fn a_silent_peer_is_asked_again_soon_and_then_less_and_less_often_until_it_answe
 }
 
 #[test]
-fn a_narrow_way_is_asked_again_soon_and_then_less_and_less_often_until_the_verdict_changes() {
+fn a_path_with_a_small_mtu_is_probed_soon_and_then_at_growing_intervals() {
     let mut play = Scenario::new();
     let narrow = &[Size::Small];
     for _ in 0..2 {
@@ -97,7 +97,7 @@ fn a_narrow_way_is_asked_again_soon_and_then_less_and_less_often_until_the_verdi
 }
 
 #[test]
-fn an_endpoint_is_missed_for_longer_than_the_lease_of_an_agent_that_was_killed() {
+fn endpoint_failures_take_longer_than_the_lease_of_a_killed_agent() {
     let mut play = Scenario::new();
     play.rounds(1, ALL);
     let first = play.schedule.next().unwrap();
@@ -105,12 +105,12 @@ fn an_endpoint_is_missed_for_longer_than_the_lease_of_an_agent_that_was_killed()
         play.rounds(1, &[]);
     }
     // Factor 1.5: a lease can last longer when the datastore changes its leader.
-    let (missed, lease) = (play.now - first, ALIVE);
+    let (missed, lease) = (play.now - first, LEASE_TTL);
     assert!(missed >= lease + lease / 2, "{missed:?}");
 }
 
 #[test]
-fn a_way_that_carries_only_small_packets_is_narrow_until_a_large_one_comes_back() {
+fn a_path_has_a_small_mtu_until_a_full_size_probe_is_answered() {
     let mut play = Scenario::new();
     play.rounds(1, ALL);
     assert_eq!(play.rounds(4, &[Size::Small]).0, Verdict::PathMtuTooSmall(1450));
@@ -119,7 +119,7 @@ fn a_way_that_carries_only_small_packets_is_narrow_until_a_large_one_comes_back(
 }
 
 #[test]
-fn nothing_is_known_of_a_peer_that_is_new_or_reached_another_way() {
+fn the_verdict_of_a_peer_with_a_new_path_is_unknown() {
     let mut play = Scenario::new();
     play.rounds(1, ALL);
     let other = Path::Tunnel {
@@ -142,7 +142,7 @@ fn nothing_is_known_of_a_peer_that_is_new_or_reached_another_way() {
 }
 
 #[test]
-fn where_only_small_packets_are_sent_they_are_enough() {
+fn with_small_probes_only_their_answers_are_sufficient() {
     let mut play = Scenario::new();
     let small = ProbeTarget { sizes: Sizes::Small, ..target("10.244.1.1") };
     play.schedule.set_targets([(key(), small)].into_iter(), play.now);
@@ -152,7 +152,7 @@ fn where_only_small_packets_are_sent_they_are_enough() {
 }
 
 #[test]
-fn lost_rounds_are_counted_until_something_comes_back_and_a_doubt_makes_the_next_one_come_early() {
+fn lost_rounds_are_counted_until_an_answer_and_hurry_makes_a_probe_due() {
     let mut play = Scenario::new();
     play.rounds(1, ALL);
     play.schedule.hurry(&key(), play.now);
@@ -164,7 +164,7 @@ fn lost_rounds_are_counted_until_something_comes_back_and_a_doubt_makes_the_next
 }
 
 #[test]
-fn what_comes_from_elsewhere_is_no_answer() {
+fn a_reply_from_another_address_is_ignored() {
     let mut play = Scenario::new();
     let shots = play.schedule.due_probes(play.now, 10);
     let token = Token { number: shots[0].number, size: Size::Full };

@@ -11,7 +11,7 @@ struct Case {
     machine_id: &'static str,
     boot_id: &'static str,
     proof: Proof,
-    adopted: Option<Alive>,
+    adopted: Option<LeaseRecord>,
     double: NameConflict,
 }
 
@@ -19,8 +19,8 @@ fn case(ledger: Option<&'static str>, machine_id: &'static str, boot_id: &'stati
     Case { ledger, machine_id, boot_id, proof: Proof::Machine, adopted: None, double: NameConflict::None }
 }
 
-fn alive(machine_id: &str, boot_id: &str) -> Alive {
-    Alive { machine_id: MachineId::new(machine_id), boot_id: BootId::new(boot_id) }
+fn alive(machine_id: &str, boot_id: &str) -> LeaseRecord {
+    LeaseRecord { machine_id: MachineId::new(machine_id), boot_id: BootId::new(boot_id) }
 }
 
 impl Case {
@@ -40,7 +40,7 @@ impl Case {
             adopted: self.adopted.as_ref(),
             labels: &Labels::new(),
             view,
-            own: &own,
+            holdings: &own,
             presence: &Ok(presence()),
             double: self.double.clone(),
             hold_off: false,
@@ -80,27 +80,30 @@ fn conflict(step: Step) -> String {
 }
 
 #[test]
-fn a_machine_with_the_ledger_and_one_of_both_ids_takes_over_once_no_other_lives() {
+fn a_machine_with_the_ledger_and_one_id_takes_over_unless_another_lives() {
     let view = view(Vec::new());
     for (machine_id, boot_id) in [("m", "b2"), ("m2", "b")] {
         let case = case(Some("i1"), machine_id, boot_id);
         assert!(case.takes_over(&view), "{machine_id} {boot_id}");
-        assert_eq!(Case { double: NameConflict::Unasked, ..case }.step(&view), Step::AskForDouble);
+        assert_eq!(Case { double: NameConflict::Unchecked, ..case }.step(&view), Step::AskForDouble);
         let case = self::case(Some("i1"), machine_id, boot_id);
         let double = NameConflict::Alive(alive("m", "b"));
         conflict(Case { double, ..case }.step(&view));
     }
-    assert!(!case(Some("i1"), "m", "b").takes_over(&view), "it is that already");
+    assert!(!case(Some("i1"), "m", "b").takes_over(&view), "it is already that node");
 }
 
 #[test]
-fn a_machine_with_the_ledger_and_both_ids_other_takes_over_only_by_a_word() {
+fn a_machine_with_the_ledger_but_no_matching_id_needs_an_operator() {
     let view = view(Vec::new());
     let stranger = || case(Some("i1"), "m2", "b2");
-    let told = conflict(stranger().step(&view));
-    assert!(told.contains("polderctl node adopt n1") && told.contains("identity = \"ledger\""), "{told}");
+    let message = conflict(stranger().step(&view));
+    assert!(
+        message.contains("polderctl node adopt n1") && message.contains("identity = \"ledger\""),
+        "{message}"
+    );
     let adopted = Case { adopted: Some(alive("m", "b")), ..stranger() };
-    assert!(takes_over(&adopted.step(&view)), "its ledger can be an old copy");
+    assert!(takes_over(&adopted.step(&view)), "its ledger may be an old copy");
     conflict(Case { adopted: Some(alive("m3", "b")), ..stranger() }.step(&view));
     let trusted = Case { proof: Proof::Ledger, ..stranger() };
     assert!(registers(&trusted.step(&view)), "its ledger is never a copy");
@@ -109,7 +112,7 @@ fn a_machine_with_the_ledger_and_both_ids_other_takes_over_only_by_a_word() {
 }
 
 #[test]
-fn a_machine_without_the_ledger_is_the_node_only_with_its_machine_id() {
+fn a_machine_without_the_ledger_needs_the_machine_id_of_the_node() {
     let view = view(Vec::new());
     let identify = |machine_id, boot_id| match case(None, machine_id, boot_id).step(&view) {
         Step::Identify(identity) => Ok(identity.incarnation.to_string()),
@@ -118,13 +121,13 @@ fn a_machine_without_the_ledger_is_the_node_only_with_its_machine_id() {
     assert_eq!(identify("m", "b"), Ok("i1".to_owned()));
     assert_eq!(identify("m", "b2"), Ok("i1".to_owned()));
     for (machine_id, boot_id) in [("m2", "b"), ("m2", "b2")] {
-        let told = identify(machine_id, boot_id).unwrap_err();
-        assert!(told.contains("polderctl node remove n1 --dead"), "{told}");
+        let message = identify(machine_id, boot_id).unwrap_err();
+        assert!(message.contains("polderctl node remove n1 --dead"), "{message}");
     }
 }
 
 #[test]
-fn a_fence_is_matched_by_the_ledger_alone_and_before_all_else() {
+fn a_fence_is_matched_only_by_the_ledger_and_checked_first() {
     // Another machine has the name by now.
     let view = view(vec![fence("i0", "m0", "b0")]);
     let Step::Identify(removed) = case(Some("i0"), "m0", "b0").step(&view) else { panic!("it is removed") };
@@ -153,13 +156,13 @@ fn only_the_machine_that_was_removed_confirms_that_its_pods_are_gone() {
             matches!(step, Step::Commit(change) if matches!(*change, Change::ConfirmRemoval(_)));
         assert_eq!(is_confirmed, confirms, "{machine_id} {boot_id}");
     }
-    let Step::Removed(told) = case(None, "m2", "b2").step_of(&view, removed()) else { panic!("it waits") };
-    let told = told.to_string();
-    assert!(told.contains("polderctl node remove n1 --dead --earlier"), "{told}");
+    let Step::Removed(message) = case(None, "m2", "b2").step_of(&view, removed()) else { panic!("it waits") };
+    let message = message.to_string();
+    assert!(message.contains("polderctl node remove n1 --dead --earlier"), "{message}");
 }
 
 #[test]
-fn what_cannot_be_read_of_a_lease_is_somebodys_sign_of_life() {
+fn an_unreadable_lease_counts_as_another_living_machine() {
     let me = alive("m", "b");
     let me = Boot::from(&me);
     let entry = |value: &str| Entry { key: String::new(), value: value.into(), revision: Revision::new(1) };

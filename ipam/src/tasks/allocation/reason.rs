@@ -6,7 +6,7 @@ use polder_api::message::{RefusalKind, Refuse};
 use polder_api::{Attachment, Family, NodeName, PoolName};
 
 use crate::Block;
-use crate::capacity::{Foreign, OwnShare, REMEDY};
+use crate::capacity::{LabelMismatch, OwnShare, REMEDY};
 use crate::cause::HostError;
 use crate::claim::{Exhausted, NoClaim};
 use crate::node::AllocateError;
@@ -96,7 +96,7 @@ pub(super) enum NotAllocated {
         pool: PoolName,
         /// The labels of pool and node.
         #[source]
-        foreign: Foreign,
+        foreign: LabelMismatch,
     },
     /// Reserved addresses belong to pod names, but the runtime passed no pod name.
     /// Remedy: use a runtime that passes `K8S_POD_NAMESPACE` and `K8S_POD_NAME` in `CNI_ARGS`, or a pool for blocks.

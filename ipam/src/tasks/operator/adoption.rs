@@ -7,17 +7,17 @@ use tracing::warn;
 use super::{OperatorHost, current};
 use crate::ledger::LedgerError;
 use crate::membership::{self, NotAdopted};
-use crate::record::{Alive, Boot};
+use crate::record::{Boot, LeaseRecord};
 use crate::tasks::OwnNode;
 
 /// The result of an operator's request to adopt a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Adoption {
     /// This machine already is the node. The text is the answer to the operator.
-    Already(String),
+    AlreadyAdopted(String),
     /// It replaces the machine of this record, once the registrar has the record. The text is the answer to the
     /// operator.
-    InPlaceOf(Alive, String),
+    InPlaceOf(LeaseRecord, String),
 }
 
 impl Refuse for NotAdopted {
@@ -39,14 +39,14 @@ pub async fn adopt<H: OperatorHost>(host: &H, me: &OwnNode, wanted: &NodeName) -
     let identity = host.ledger(|ipam, _| ipam.identity()).await?;
     let other = membership::adopt(&view, &me.name, wanted, identity.as_ref(), me.boot())?;
     let Some(other) = other else {
-        return Ok(Adoption::Already(format!("this machine is already node {wanted}")));
+        return Ok(Adoption::AlreadyAdopted(format!("this machine is already node {wanted}")));
     };
-    let words = format!(
+    let message = format!(
         "this machine becomes node {wanted} and replaces another ({}) as soon as that one is no longer alive: \
          see polderctl status",
         Boot::from(&other)
     );
-    let Alive { machine_id, boot_id, .. } = &other;
+    let LeaseRecord { machine_id, boot_id, .. } = &other;
     warn!(node = %wanted, %machine_id, %boot_id, "an operator adopts the node on this machine");
-    Ok(Adoption::InPlaceOf(other, words))
+    Ok(Adoption::InPlaceOf(other, message))
 }

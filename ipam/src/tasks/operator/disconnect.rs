@@ -11,7 +11,7 @@ use crate::key::{Key, Range};
 use crate::publication;
 use crate::store::StoreError;
 use crate::tasks::published::PublishedAddresses;
-use crate::tasks::records::Records;
+use crate::tasks::records::RecordStore;
 use crate::tasks::{LedgerUnusable, OwnNode, lease};
 
 /// The state of a node that is to be removed.
@@ -32,10 +32,10 @@ struct RemovalState {
 enum NotAllowed {
     /// The request has --dead, but the agent of the node is running.
     #[error(
-        "node {node} is alive: its agent renews its lease. --dead is only for a machine that is gone for \
-         good; here it would let other nodes assign the addresses of running pods to new ones. If you mean an \
-         earlier machine of that name, add --earlier. If this machine is gone, wait {ttl} s and try again; \
-         otherwise omit --dead"
+        "node {node} is alive: its agent renews its lease. --dead is only for a machine that is \
+         permanently gone: for a node that is alive, other nodes would assign the addresses of its running pods \
+         to new pods. If you mean an earlier machine of that name, add --earlier. If this machine is gone, wait \
+         {ttl} s and try again; otherwise omit --dead"
     )]
     Alive {
         /// The node.
@@ -117,7 +117,7 @@ enum Objection {
     },
 }
 
-fn object(removal: &Removal, state: RemovalState) -> Result<(), Objection> {
+fn check_removal(removal: &Removal, state: RemovalState) -> Result<(), Objection> {
     let Removal { node, dead, disconnect_pods, earlier } = removal;
     let RemovalState { is_member, is_alive, pods, is_last } = state;
     // With `earlier`, the request is about an earlier machine of that name, not the one that is alive.
@@ -125,7 +125,7 @@ fn object(removal: &Removal, state: RemovalState) -> Result<(), Objection> {
         return Ok(());
     }
     if *dead {
-        let ttl = lease::ALIVE.as_secs();
+        let ttl = lease::LEASE_TTL.as_secs();
         return Err(Objection::Wrong(NotAllowed::Alive { node: node.clone(), ttl }));
     }
     let node = node.clone();
@@ -142,7 +142,7 @@ fn object(removal: &Removal, state: RemovalState) -> Result<(), Objection> {
 pub async fn allow_removal<H: OperatorHost>(
     host: &H,
     me: &OwnNode,
-    records: &impl Records,
+    records: &impl RecordStore,
     removal: &Removal,
 ) -> Result<(), Reply> {
     let unknown = |error: StoreError| {
@@ -155,11 +155,12 @@ pub async fn allow_removal<H: OperatorHost>(
     };
     let identity = host.ledger(|ipam, _| ipam.identity()).await;
     let identity = identity.map_err(|error| Reply::Refused(LedgerUnusable(error).into()))?;
-    let own_revision = publication::own_revision(&host.known(), &me.name, identity.as_ref(), me.boot());
-    // Another machine can have the name, while this one waits for it.
+    let own_revision =
+        publication::own_revision(&host.current_view(), &me.name, identity.as_ref(), me.boot());
+    // Another machine can be registered under this node's name; then this machine is not the node.
     let is_own = removal.node == me.name && own_revision.is_some();
     let state = state_of(host, records, &removal.node, is_own).await.map_err(unknown)?;
-    object(removal, state).map_err(|objection| match objection {
+    check_removal(removal, state).map_err(|objection| match objection {
         Objection::Wrong(problem) => Reply::Refused(problem.into()),
         unconfirmed => Reply::Unconfirmed { message: unconfirmed.to_string(), pods: state.pods },
     })
@@ -167,12 +168,12 @@ pub async fn allow_removal<H: OperatorHost>(
 
 async fn state_of<H: OperatorHost>(
     host: &H,
-    records: &impl Records,
+    records: &impl RecordStore,
     node: &NodeName,
     is_own: bool,
 ) -> Result<RemovalState, StoreError> {
-    let view = host.known();
-    let lease = records.range(&Range::single(Key::Alive(node.clone()).to_string())).await?;
+    let view = host.current_view();
+    let lease = records.range(&Range::single(Key::Lease(node.clone()).to_string())).await?;
     let pods = if is_own {
         let pods = host.ledger(|ipam, _| ipam.attachments().filter(|held| !held.leaving).count()).await;
         pods as u64
@@ -195,49 +196,55 @@ async fn state_of<H: OperatorHost>(
 mod tests {
     use super::*;
 
-    const ALIVE: RemovalState = RemovalState { is_member: true, is_alive: true, pods: 2, is_last: false };
+    const LIVE_NODE: RemovalState = RemovalState { is_member: true, is_alive: true, pods: 2, is_last: false };
 
     fn asked(dead: bool, disconnect_pods: Option<u64>) -> Removal {
         Removal { node: "n1".parse().unwrap(), dead, disconnect_pods, earlier: false }
     }
 
-    fn said(removal: &Removal, state: RemovalState) -> String {
-        match object(removal, state) {
+    fn message(removal: &Removal, state: RemovalState) -> String {
+        match check_removal(removal, state) {
             Ok(()) => String::new(),
             Err(objection) => objection.to_string(),
         }
     }
 
     #[test]
-    fn a_living_node_with_pods_is_removed_only_by_who_knows_how_many_there_are() {
-        assert_eq!(object(&asked(false, Some(2)), ALIVE), Ok(()));
-        let unconfirmed = said(&asked(false, None), ALIVE);
+    fn removing_a_live_node_requires_its_pod_count() {
+        assert_eq!(check_removal(&asked(false, Some(2)), LIVE_NODE), Ok(()));
+        let unconfirmed = message(&asked(false, None), LIVE_NODE);
         assert!(
             unconfirmed.contains("has 2 pods") && unconfirmed.contains("--disconnect-pods 2"),
             "{unconfirmed}"
         );
         assert!(!unconfirmed.contains("last node"), "{unconfirmed}");
         for number in [0, 1, 3] {
-            let wrong = said(&asked(false, Some(number)), ALIVE);
+            let wrong = message(&asked(false, Some(number)), LIVE_NODE);
             assert!(wrong.contains(&format!("has 2 pods, not {number}")), "{wrong}");
         }
-        let last = said(&asked(false, None), RemovalState { is_last: true, ..ALIVE });
+        let last = message(&asked(false, None), RemovalState { is_last: true, ..LIVE_NODE });
         assert!(last.contains("the last node of the cluster"), "{last}");
     }
 
     #[test]
-    fn a_node_without_pods_a_dead_one_and_one_that_was_removed_need_no_number() {
-        assert_eq!(object(&asked(false, None), RemovalState { pods: 0, ..ALIVE }), Ok(()));
+    fn no_pod_count_is_needed_without_pods_or_if_dead_or_removed() {
+        assert_eq!(check_removal(&asked(false, None), RemovalState { pods: 0, ..LIVE_NODE }), Ok(()));
         for dead in [false, true] {
-            assert_eq!(object(&asked(dead, None), RemovalState { is_alive: false, ..ALIVE }), Ok(()));
-            assert_eq!(object(&asked(dead, None), RemovalState { is_member: false, ..ALIVE }), Ok(()));
+            assert_eq!(
+                check_removal(&asked(dead, None), RemovalState { is_alive: false, ..LIVE_NODE }),
+                Ok(())
+            );
+            assert_eq!(
+                check_removal(&asked(dead, None), RemovalState { is_member: false, ..LIVE_NODE }),
+                Ok(())
+            );
         }
     }
 
     #[test]
-    fn a_living_node_is_not_called_dead_with_or_without_pods() {
+    fn the_dead_flag_is_refused_for_a_live_node() {
         for pods in [0, 2] {
-            let wrong = said(&asked(true, Some(pods)), RemovalState { pods, ..ALIVE });
+            let wrong = message(&asked(true, Some(pods)), RemovalState { pods, ..LIVE_NODE });
             assert!(wrong.contains("node n1 is alive") && wrong.contains("--dead is only for"), "{wrong}");
         }
     }

@@ -11,7 +11,7 @@ use crate::pool::{InvalidPool, PoolState, usual_block_length};
 use crate::pools::{self, Decision, NotChanged};
 use crate::settings::ValidatedSettings;
 use crate::store::{Outcome, StoreError};
-use crate::tasks::records::{Records, read_all};
+use crate::tasks::records::{RecordStore, read_all};
 use crate::view::View;
 use crate::{Cidr, Pool, settings, special};
 
@@ -68,16 +68,16 @@ impl Refuse for PoolNotChanged {
 /// Changes the pools, and returns a message with the result. `known` is the view of this node: it has the underlay
 /// addresses and the destinations that a pool must not cover.
 pub async fn change_pools(
-    records: &impl Records,
+    records: &impl RecordStore,
     known: &View,
     change: PoolChange,
 ) -> Result<String, Refusal> {
-    let done = match change {
+    let success_message = match change {
         PoolChange::Add(new) => {
             let pool = parse_pool(new)?;
             let add = |view: &View| {
                 let mut view = view.clone();
-                view.own.clone_from(&known.own);
+                view.own_addresses.clone_from(&known.own_addresses);
                 view.needed.clone_from(&known.needed);
                 pools::add(&view, &pool)
             };
@@ -86,21 +86,24 @@ pub async fn change_pools(
         PoolChange::Drain(name) => carry_out(records, |view| pools::drain(view, &name)).await?,
         PoolChange::Remove(name) => carry_out(records, |view| pools::remove(view, &name)).await?,
     };
-    info!("{done}");
-    Ok(done)
+    info!("{success_message}");
+    Ok(success_message)
 }
 
 /// Changes settings of the cluster, and returns a message with the result.
-pub async fn change_settings(records: &impl Records, wanted: &ValidatedSettings) -> Result<String, Refusal> {
-    let done = carry_out(records, |view| settings::change(view, wanted)).await?;
-    info!("{done}");
-    Ok(done)
+pub async fn change_settings(
+    records: &impl RecordStore,
+    wanted: &ValidatedSettings,
+) -> Result<String, Refusal> {
+    let success_message = carry_out(records, |view| settings::change(view, wanted)).await?;
+    info!("{success_message}");
+    Ok(success_message)
 }
 
 /// Appends the warnings to the message.
-fn with_warnings(done: String, warnings: &[String]) -> String {
+fn with_warnings(success_message: String, warnings: &[String]) -> String {
     let warnings = warnings.iter().map(|warning| format!("\nwarning: {warning}"));
-    done + &warnings.collect::<String>()
+    success_message + &warnings.collect::<String>()
 }
 
 /// The requested pool; or why it is invalid, independent of the records of the cluster.
@@ -129,11 +132,11 @@ rule! {
 /// as done, and an earlier attempt that takes effect late is refused because the records have changed. After a refusal
 /// by the datastore, the records are read once more, without another attempt.
 async fn carry_out(
-    records: &impl Records,
+    records: &impl RecordStore,
     decide: impl Fn(&View) -> Result<Decision, NotChanged>,
 ) -> Result<String, Refusal> {
     let mut failure = None;
-    let (mut said, mut refused) = (None, None);
+    let (mut unanswered, mut refused) = (None, None);
     for _ in 0..ATTEMPTS {
         let view = match read_all(records).await {
             Ok(view) => view,
@@ -148,22 +151,22 @@ async fn carry_out(
         };
         match decide(&view) {
             // An attempt without an answer, or with a refusal, may have made the change.
-            Ok(Decision::Already(already)) => return Ok(said.or(refused).unwrap_or(already)),
-            Err(not_changed) => return settle(said.or(refused), &not_changed),
+            Ok(Decision::NothingToDo(already)) => return Ok(unanswered.or(refused).unwrap_or(already)),
+            Err(not_changed) => return settle(unanswered.or(refused), &not_changed),
             // The datastore refused it, and the records do not contain it.
             Ok(Decision::Commit { .. }) if refused.is_some() => break,
-            Ok(Decision::Commit { change, done }) => match records.commit(&change).await {
-                Ok(Outcome::Applied { .. }) => return Ok(done),
-                Ok(Outcome::Refused) => said = None,
+            Ok(Decision::Commit { change, success_message }) => match records.commit(&change).await {
+                Ok(Outcome::Applied { .. }) => return Ok(success_message),
+                Ok(Outcome::Refused) => unanswered = None,
                 Err(error) => {
                     let (is_unknown, needs_look) = (error.is_unknown(), error.needs_look());
                     failure = Some(error);
                     if is_unknown && !looks_again() {
-                        return Ok(done);
+                        return Ok(success_message);
                     } else if is_unknown {
-                        said = Some(done);
+                        unanswered = Some(success_message);
                     } else if needs_look {
-                        refused = Some(done);
+                        refused = Some(success_message);
                     } else {
                         break;
                     }
@@ -171,7 +174,7 @@ async fn carry_out(
             },
         }
     }
-    let is_in_doubt = said.is_some();
+    let is_in_doubt = unanswered.is_some();
     Err(match failure {
         Some(error) if is_in_doubt => PoolNotChanged::InDoubt(error).into(),
         Some(error) => PoolNotChanged::Store(error).into(),
@@ -179,11 +182,12 @@ async fn carry_out(
     })
 }
 
-/// The result if a change is not possible after an attempt of unknown outcome. `said` is the message of that attempt.
-fn settle(said: Option<String>, refused: &NotChanged) -> Result<String, Refusal> {
-    match (said, refused) {
+/// The result if a change is not possible after an attempt of unknown outcome. `unanswered` is the message of that
+/// attempt.
+fn settle(unanswered: Option<String>, refused: &NotChanged) -> Result<String, Refusal> {
+    match (unanswered, refused) {
         // That attempt has removed the pool.
-        (Some(done), NotChanged::Unknown(_)) => Ok(done),
+        (Some(success_message), NotChanged::Unknown(_)) => Ok(success_message),
         _ => Err(refused.clone().into()),
     }
 }
@@ -193,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pool_that_is_not_there_was_removed_by_the_attempt_whose_answer_was_lost() {
+    fn a_missing_pool_counts_as_removed_by_the_unanswered_attempt() {
         let unknown = NotChanged::Unknown("p".parse().unwrap());
         assert_eq!(settle(Some("pool p is removed".into()), &unknown).unwrap(), "pool p is removed");
         assert!(settle(None, &unknown).unwrap_err().message.contains("there is no pool p"));

@@ -11,14 +11,14 @@ use super::{ATTEMPTS, OperatorHost};
 use crate::Block;
 use crate::cause::HostError;
 use crate::key::{Key, Range};
-use crate::node::Condition;
+use crate::node::AddressCondition;
 use crate::record::{Holder, ReservationRecord};
 use crate::release::NotReleased;
 use crate::reservation;
 use crate::store::{Outcome, StoreError};
-use crate::tasks::orphan_collector::{self, Swept};
+use crate::tasks::orphan_collector::{self, SweepResult};
 use crate::tasks::published::PublishedAddresses;
-use crate::tasks::records::{Records, read_all};
+use crate::tasks::records::{RecordStore, read_all};
 use crate::tasks::{LedgerUnusable, OwnNode};
 use crate::view::View;
 
@@ -70,7 +70,7 @@ enum NotFreed {
     /// The pod that holds the reserved address may still run, and the operator has not confirmed that it is gone.
     #[error(
         "{address} is held by {attachment} on node {node}: delete that pod; if you know that it and its node \
-         are gone for good, add --dead"
+         are permanently gone, add --dead"
     )]
     Held {
         /// The address.
@@ -145,7 +145,7 @@ impl Refuse for NotFreed {
 pub async fn release<H: OperatorHost>(
     host: &H,
     me: &OwnNode,
-    records: &impl Records,
+    records: &impl RecordStore,
     release: Release,
 ) -> Result<String, Refusal> {
     let Release { address, dead } = release;
@@ -174,7 +174,7 @@ pub async fn release<H: OperatorHost>(
         if let Some(holder) = &known.record.holder {
             check_gone(host, me, records, &view, address, holder, dead).await?;
         }
-        match records.commit(&reservation::give_up(address, known)).await {
+        match records.commit(&reservation::delete(address, known)).await {
             Ok(Outcome::Applied { .. }) => {
                 let owner = &known.record.owner;
                 info!(%address, owner, "reservation deleted");
@@ -208,33 +208,33 @@ fn is_the_same(meant: &ReservationRecord, now: &ReservationRecord, dead: bool) -
 async fn check_gone<H: OperatorHost>(
     host: &H,
     me: &OwnNode,
-    records: &impl Records,
+    records: &impl RecordStore,
     view: &View,
     address: IpAddr,
     holder: &Holder,
     dead: bool,
 ) -> Result<(), Refusal> {
     let Holder { node, incarnation, boot_id, attachment } = holder;
-    let who = || (attachment.clone(), node.clone());
+    let ids = || (attachment.clone(), node.clone());
     // An existing interface overrides the operator's confirmation.
     if *node == me.name && host.has_interface(attachment).await.map_err(NotFreed::Interface)? {
-        let (attachment, node) = who();
+        let (attachment, node) = ids();
         return Err(NotFreed::HasInterface { address, attachment, node }.into());
     }
     let registered = view.nodes.get(node).filter(|known| known.record.incarnation == *incarnation);
     if registered.is_some_and(|known| known.record.boot_id == *boot_id) {
-        let alive = Range::single(Key::Alive(node.clone()).to_string());
+        let alive = Range::single(Key::Lease(node.clone()).to_string());
         let alive = !records.range(&alive).await?.entries.is_empty();
         let published = PublishedAddresses::read_range(records, &Key::addresses_of(node)).await?;
         if alive && published.all().any(|known| known == address) {
-            let (attachment, node) = who();
+            let (attachment, node) = ids();
             return Err(NotFreed::Reported { address, attachment, node }.into());
         }
     }
     if dead {
         return Ok(());
     }
-    let (attachment, node) = who();
+    let (attachment, node) = ids();
     Err(NotFreed::Held { address, attachment, node }.into())
 }
 
@@ -247,18 +247,18 @@ async fn of_a_block<H: OperatorHost>(
 ) -> Result<String, Refusal> {
     let condition = host.ledger(move |ipam, now| ipam.condition(address, now)).await;
     match condition.map_err(LedgerUnusable)? {
-        Some(Condition::Held(held)) => {
+        Some(AddressCondition::Held(held)) => {
             let attachment = held.attachment;
             let swept = orphan_collector::sweep(host, &attachment, "requested by an operator").await;
             match swept.map_err(NotFreed::from)? {
-                Swept::Released => Ok(format!("{attachment} is released: {address} is in cool-down")),
-                Swept::Alive => Err(NotFreed::Running { address, attachment }.into()),
-                Swept::Busy => Err(NotFreed::Busy(attachment).into()),
+                SweepResult::Released => Ok(format!("{attachment} is released: {address} is in cool-down")),
+                SweepResult::Alive => Err(NotFreed::Running { address, attachment }.into()),
+                SweepResult::Busy => Err(NotFreed::Busy(attachment).into()),
             }
         }
-        Some(Condition::Gateway) => Err(NotFreed::Gateway(address).into()),
-        Some(Condition::Probe) => Err(NotFreed::Probe(address).into()),
-        Some(Condition::Freed(_) | Condition::Unused | Condition::Excluded) => {
+        Some(AddressCondition::Gateway) => Err(NotFreed::Gateway(address).into()),
+        Some(AddressCondition::Probe) => Err(NotFreed::Probe(address).into()),
+        Some(AddressCondition::Freed(_) | AddressCondition::Unused | AddressCondition::Excluded) => {
             Ok(format!("{address} is not in use: there is nothing to release"))
         }
         None => {

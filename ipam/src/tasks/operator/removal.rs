@@ -9,7 +9,7 @@ use crate::record::{Boot, FenceRecord, NodeRecord, PodsGone};
 use crate::removal::{self, NotRemoved, OperatorConfirmation, blocks_of};
 use crate::store::{Outcome, StoreError};
 use crate::tasks::CATCH_UP;
-use crate::tasks::records::{Records, read_all};
+use crate::tasks::records::{RecordStore, read_all};
 use crate::view::View;
 
 impl Refuse for NotRemoved {
@@ -61,7 +61,7 @@ impl Refuse for NodeNotRemoved {
 /// repeated: meanwhile another machine may have become the node.
 pub async fn remove_node(
     agent: &impl Knowledge,
-    records: &impl Records,
+    records: &impl RecordStore,
     removal: Removal,
 ) -> Result<String, Refusal> {
     let Removal { node, dead, earlier, .. } = removal;
@@ -85,19 +85,19 @@ pub async fn remove_node(
             if removal::remove(&now, &node, confirmed) == Ok(None) {
                 return Ok(waits_for(&now, &node));
             }
-            agent.known_otherwise(&view, CATCH_UP).await;
+            agent.view_changed_from(&view, CATCH_UP).await;
             continue;
         };
         match records.commit(&change).await {
             Ok(Outcome::Applied { revision }) => {
                 warn!(%node, dead, "removed from the cluster");
-                return Ok(match agent.known_at(revision, CATCH_UP).await {
+                return Ok(match agent.view_at(revision, CATCH_UP).await {
                     Some(view) => waits_for(&view, &node),
                     None => format!("node {node} is removed"),
                 });
             }
             // The record has changed: wait for the view to show that.
-            Ok(Outcome::Refused) => agent.known_otherwise(&view, CATCH_UP).await,
+            Ok(Outcome::Refused) => agent.view_changed_from(&view, CATCH_UP).await,
             Err(error) => return failed(records, node, confirmed, error).await,
         }
     }
@@ -112,14 +112,14 @@ fn is_another(meant: Option<&NodeRecord>, found: &NodeRecord) -> bool {
 
 /// The result of a removal that the datastore refused or did not answer.
 async fn failed(
-    records: &impl Records,
+    records: &impl RecordStore,
     node: NodeName,
     confirmed: OperatorConfirmation,
     error: StoreError,
 ) -> Result<String, Refusal> {
     let is_made = if error.needs_look() && !error.is_unknown() {
         read_all(records).await.ok().map(|now| match removal::remove(&now, &node, confirmed) {
-            Ok(None) | Err(NotRemoved::Already(_)) => Some(waits_for(&now, &node)),
+            Ok(None) | Err(NotRemoved::AlreadyRemoved(_)) => Some(waits_for(&now, &node)),
             _ => None,
         })
     } else {

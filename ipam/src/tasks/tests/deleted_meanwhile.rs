@@ -72,11 +72,11 @@ fn assert_kept_for_its_add(fake: &Fake, registrar: &mut Registrar<'static, Fake>
     assert!(is_held(fake));
     let wanted = ReservationRequest::Pool("kept".parse().unwrap());
     let refused = at_once(registrar.hand_over(&wanted, "d/web", &attachment("c2"))).unwrap_err();
-    assert_eq!(refused, RetryReason::AddGoesOn(attachment("c1")).into());
+    assert_eq!(refused, RetryReason::AddStillRunning(attachment("c1")).into());
 }
 
 #[test]
-fn what_a_plugin_makes_after_its_del_goes_when_it_ends_and_its_reserved_address_is_held_until_then() {
+fn an_interface_made_after_its_del_is_deleted_when_the_plugin_ends() {
     let (fake, mut registrar, lock) = deleted_meanwhile();
     assert_kept_for_its_add(&fake, &mut registrar);
     make(&fake);
@@ -88,7 +88,7 @@ fn what_a_plugin_makes_after_its_del_goes_when_it_ends_and_its_reserved_address_
 }
 
 #[test]
-fn the_sweeper_deletes_what_nobody_else_has_and_not_while_the_add_goes_on() {
+fn the_orphan_collector_deletes_the_interface_after_the_add_has_ended() {
     let (fake, mut registrar, lock) = deleted_meanwhile();
     make(&fake);
     let sweep = || {
@@ -105,7 +105,7 @@ fn the_sweeper_deletes_what_nobody_else_has_and_not_while_the_add_goes_on() {
 }
 
 #[test]
-fn what_is_added_again_after_such_a_del_stays() {
+fn the_interface_of_a_second_add_stays() {
     let (fake, _, lock) = deleted_meanwhile();
     make(&fake);
     drop(lock);
@@ -120,7 +120,7 @@ fn what_is_added_again_after_such_a_del_stays() {
 }
 
 #[test]
-fn another_del_after_the_end_of_the_add_ends_it_too() {
+fn a_second_del_after_the_add_deletes_the_interface() {
     let (fake, mut registrar, lock) = deleted_meanwhile();
     make(&fake);
     drop(lock);
@@ -131,7 +131,7 @@ fn another_del_after_the_end_of_the_add_ends_it_too() {
 }
 
 #[test]
-fn a_removed_node_says_that_its_pods_are_gone_only_when_no_add_can_make_an_interface() {
+fn a_removed_node_confirms_only_when_no_add_is_running() {
     let (fake, mut registrar, lock) = deleted_meanwhile();
     fake.with(State::remove_node);
     at_once(registrar.run_once());
@@ -149,13 +149,13 @@ fn restarted() -> (Fake, Registrar<'static, Fake>) {
     fake.with(|state| {
         // The agent lost this with its memory.
         state.ipam.release(&attachment("c1"), Moment::BOOT).unwrap();
-        state.wired_from_before.insert(attachment("c1"));
+        state.wired_by_earlier_process.insert(attachment("c1"));
     });
     (fake, registrar)
 }
 
 #[test]
-fn a_reserved_address_is_held_by_an_agent_that_starts_while_the_plugin_goes_on() {
+fn a_restarted_agent_keeps_the_reserved_address_while_the_plugin_runs() {
     let (fake, mut registrar) = restarted();
     fake.with(|state| state.tombstones.insert(attachment("c1")));
     at_once(tombstones::apply_all(&fake));
@@ -165,7 +165,7 @@ fn a_reserved_address_is_held_by_an_agent_that_starts_while_the_plugin_goes_on()
     assert!(fake.try_lock(&attachment("c1")).is_none());
     // The plugin ends, and deletes its interface.
     fake.with(|state| {
-        state.wired_from_before.clear();
+        state.wired_by_earlier_process.clear();
         state.interfaces.clear();
     });
     at_once(registrar.run_once());
@@ -173,12 +173,12 @@ fn a_reserved_address_is_held_by_an_agent_that_starts_while_the_plugin_goes_on()
 }
 
 #[test]
-fn a_removed_node_does_not_say_that_its_pods_are_gone_while_a_plugin_of_an_earlier_agent_goes_on() {
+fn a_removed_node_does_not_confirm_while_an_earlier_plugin_runs() {
     let (fake, mut registrar) = restarted();
     fake.with(State::remove_node);
     at_once(registrar.run_once());
     assert!(!fake.is_confirmed());
-    fake.with(|state| state.wired_from_before.clear());
+    fake.with(|state| state.wired_by_earlier_process.clear());
     at_once(registrar.run_once());
     assert!(fake.is_confirmed());
 }

@@ -15,16 +15,16 @@ use polder_api::{Backend, Family, Mac};
 
 use super::*;
 use crate::Revision;
-use crate::allocator::Rest;
+use crate::allocator::CoolDown;
 use crate::change::Change;
 use crate::claim::NoClaim;
 use crate::key::{Key, Range};
 use crate::ledger::memory::Memory;
-use crate::ledger::{AttachmentEntry, Kind, LedgerError};
-use crate::node::{AllocationRequest, Source as From};
+use crate::ledger::{AttachmentEntry, AttachmentKind, LedgerError};
+use crate::node::{AllocationRequest, AllocationSource as From};
 use crate::pool::{BlockRequest, Pool, PoolState};
 use crate::record::{AttachMode, BlockRecord, FenceRecord, Masquerade, PodsGone, VxlanSettings, encode};
-use crate::store::refusal::{Refusal, RefusalCause};
+use crate::store::refusal::{RefusalCause, StoreRefusal};
 use crate::store::{Compare, Contents, Entry, Outcome, Txn, Update, Write};
 use crate::transaction::transaction;
 
@@ -54,7 +54,7 @@ pub(super) enum Fate {
 
 /// A failure on the node.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(super) enum NodeFault {
     /// No interface can be deleted.
     InterfacesStay,
     /// No address can be freed.
@@ -77,7 +77,7 @@ pub(super) struct State {
     pub(super) has_gateways: bool,
     pub(super) is_read_only: bool,
     /// The registration state at the last write to the datastore.
-    pub(super) said_meanwhile: Registration,
+    pub(super) registration_during_change: Registration,
     pub(super) fates: VecDeque<Fate>,
     /// Happens during the next access to the ledger.
     pub(super) meanwhile: Option<Event>,
@@ -86,9 +86,9 @@ pub(super) struct State {
     /// The pods' interfaces.
     pub(super) interfaces: BTreeSet<Attachment>,
     /// The active failure.
-    pub(super) fault: Option<Fault>,
+    pub(super) fault: Option<NodeFault>,
     pub(super) tombstones: BTreeSet<Attachment>,
-    pub(super) wired_from_before: BTreeSet<Attachment>,
+    pub(super) wired_by_earlier_process: BTreeSet<Attachment>,
     /// The reasons why the node is not ready.
     pub(super) obstacles: Vec<String>,
     /// How many more sleeps of a task end.
@@ -98,9 +98,9 @@ pub(super) struct State {
     /// The requests for blocks for later.
     pub(super) ahead: Vec<BlockRequest>,
     /// Whether an attachment was added or released since the publisher last checked.
-    pub(super) has_rung: bool,
-    /// The revisions of the node's record with which its signs of life were written.
-    pub(super) signs: Vec<Revision>,
+    pub(super) has_change_notice: bool,
+    /// The revisions of the node's record with which its lease records were written.
+    pub(super) lease_writes: Vec<Revision>,
 }
 
 impl State {
@@ -110,9 +110,9 @@ impl State {
 
     /// Allocates an address to a pod with that container ID.
     pub(super) fn allocate(&mut self, container: &str) {
-        let wish = AllocationRequest {
+        let request = AllocationRequest {
             attachment: attachment(container),
-            kind: Kind::Pod,
+            kind: AttachmentKind::Pod,
             source: From::Blocks {
                 families: vec![Family::V4],
                 pool: None,
@@ -124,7 +124,7 @@ impl State {
             netns: String::new(),
             pod: None,
         };
-        self.ipam.allocate(wish, Rest::Full, Moment::from_millis(self.clock)).unwrap();
+        self.ipam.allocate(request, CoolDown::Full, Moment::from_millis(self.clock)).unwrap();
     }
 
     /// Removes the node from the cluster.
@@ -222,14 +222,14 @@ fn no_answer() -> StoreError {
 }
 
 fn refused(cause: RefusalCause) -> StoreError {
-    let refusal = Refusal::new(cause, "a test says so".to_owned());
+    let refusal = StoreRefusal::new(cause, "a test says so".to_owned());
     StoreError::Refused { store: "a fake".to_owned(), refusal }
 }
 
-impl Records for Fake {
+impl RecordStore for Fake {
     async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
         let fate = self.with(|state| {
-            state.said_meanwhile = state.registration.clone();
+            state.registration_during_change = state.registration.clone();
             state.fates.pop_front()
         });
         if matches!(fate, Some(Fate::Hangs)) {
@@ -266,7 +266,7 @@ impl Records for Fake {
 
     async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
         self.with(|state| {
-            if state.fault == Some(Fault::Unreadable) {
+            if state.fault == Some(NodeFault::Unreadable) {
                 return Err(no_answer());
             }
             let entries = state.entries.values().filter(|entry| range.has(&entry.key)).cloned();
@@ -325,8 +325,8 @@ impl RegistrarHost for Fake {
         Ok(())
     }
 
-    fn presence(&self, _: &View) -> Result<Presence, NoPresence> {
-        Ok(Presence {
+    fn presence(&self, _: &View) -> Result<NodePresence, NoPresence> {
+        Ok(NodePresence {
             underlay: vec!["192.0.2.1".parse().unwrap()],
             vtep_mac: Mac([2, 0, 0, 0, 0, 1]),
             mtu: 1450,
@@ -338,7 +338,7 @@ impl RegistrarHost for Fake {
         Ok(())
     }
 
-    fn adopted(&self) -> Option<Alive> {
+    fn adopted(&self) -> Option<LeaseRecord> {
         None
     }
 
@@ -354,12 +354,12 @@ impl RegistrarHost for Fake {
         teardown::cut_off(self, attachment).await
     }
 
-    fn is_wired_from_before(&self, attachment: &Attachment) -> bool {
-        self.with(|state| state.wired_from_before.contains(attachment))
+    fn is_wired_by_earlier_process(&self, attachment: &Attachment) -> bool {
+        self.with(|state| state.wired_by_earlier_process.contains(attachment))
     }
 
-    fn is_any_wired_from_before(&self) -> bool {
-        self.with(|state| !state.wired_from_before.is_empty())
+    fn is_any_wired_by_earlier_process(&self) -> bool {
+        self.with(|state| !state.wired_by_earlier_process.is_empty())
     }
 
     async fn remove_gateways(&self) -> Result<(), HostError> {
@@ -438,20 +438,20 @@ pub(super) fn node() -> (Fake, Registrar<'static, Fake>) {
         holdings: Holdings::default(),
         has_gateways: true,
         is_read_only: false,
-        said_meanwhile: Registration::default(),
+        registration_during_change: Registration::default(),
         fates: VecDeque::new(),
         meanwhile: None,
         without_gateways: None,
         interfaces: BTreeSet::new(),
         fault: None,
         tombstones: BTreeSet::new(),
-        wired_from_before: BTreeSet::new(),
+        wired_by_earlier_process: BTreeSet::new(),
         obstacles: Vec::new(),
         sleeps: 0,
         claims: VecDeque::new(),
         ahead: Vec::new(),
-        has_rung: false,
-        signs: Vec::new(),
+        has_change_notice: false,
+        lease_writes: Vec::new(),
     };
     let fake = Fake { state: Rc::new(RefCell::new(state)), locked: Rc::default() };
     fake.with(State::load);

@@ -1,4 +1,4 @@
-//! The sign of life in a datastore that behaves as a test specifies.
+//! The lease record in a datastore that behaves as a test specifies.
 
 use std::cell::RefCell;
 use std::future::pending;
@@ -7,10 +7,10 @@ use super::fake::{me, until_it_waits};
 use super::*;
 use crate::Revision;
 use crate::change::LeaseWrite;
-use crate::publication::sign_of_life;
+use crate::publication::lease_write;
 use crate::store::Outcome;
-use crate::store::refusal::{Refusal, RefusalCause};
-use crate::tasks::lease::{ALIVE, LeaseStore, hold};
+use crate::store::refusal::{RefusalCause, StoreRefusal};
+use crate::tasks::lease::{LEASE_TTL, LeaseStore, hold};
 
 /// The operation that fails, the first time only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +62,7 @@ impl LeaseStore for Store {
             Change::RestoreLease(_) => ("restore", Outcome::Refused),
             other => panic!("{other}"),
         };
-        self.note(format!("{what} as of {}", sign(change).by.revision));
+        self.note(format!("{what} as of {}", written_lease(change).by.revision));
         if self.fails(Fails::PutUnanswered) {
             return Err(no_answer());
         }
@@ -70,7 +70,7 @@ impl LeaseStore for Store {
             return Ok(Outcome::Refused);
         }
         if what == "restore" && self.fails(Fails::Restore) {
-            let refusal = Refusal::new(RefusalCause::Permission, String::new());
+            let refusal = StoreRefusal::new(RefusalCause::Permission, String::new());
             return Err(StoreError::Refused { store: "a fake".to_owned(), refusal });
         }
         Ok(outcome)
@@ -92,9 +92,9 @@ impl LeaseStore for Store {
     }
 }
 
-fn sign(change: &Change) -> &LeaseWrite {
+fn written_lease(change: &Change) -> &LeaseWrite {
     match change {
-        Change::WriteLease(sign) | Change::RestoreLease(sign) => sign,
+        Change::WriteLease(written_lease) | Change::RestoreLease(written_lease) => written_lease,
         other => panic!("{other}"),
     }
 }
@@ -103,19 +103,19 @@ fn sign(change: &Change) -> &LeaseWrite {
 fn asked(fails: Fails, pauses: usize) -> Vec<String> {
     let store = Store { fails: RefCell::new(fails), pauses: RefCell::new(pauses), asked: RefCell::default() };
     let me = me();
-    until_it_waits(hold(&store, &sign_of_life(&me.name, me.boot(), Revision::new(7)), ALIVE));
+    until_it_waits(hold(&store, &lease_write(&me.name, me.boot(), Revision::new(7)), LEASE_TTL));
     store.asked.into_inner()
 }
 
 const GRANTED: [&str; 4] = ["grant 10 s", "put as of 7", "renew", "pause 3.3 s"];
 
 #[test]
-fn a_lease_is_granted_then_the_sign_is_put_as_of_the_nodes_record_and_then_it_is_renewed() {
+fn a_lease_is_granted_then_written_then_renewed() {
     assert_eq!(asked(Fails::Nothing, 1), [&GRANTED[..], &["renew", "pause 3.3 s"]].concat());
 }
 
 #[test]
-fn a_sign_that_is_not_put_is_kept_by_no_lease_and_is_tried_again_with_another() {
+fn a_failed_write_revokes_the_lease_and_retries_with_another() {
     for fails in [Fails::Put, Fails::PutUnanswered] {
         let first = ["grant 10 s", "put as of 7", "revoke", "pause 2.0 s"];
         assert_eq!(asked(fails, 1), [first, GRANTED].concat(), "{fails:?}");
@@ -123,14 +123,14 @@ fn a_sign_that_is_not_put_is_kept_by_no_lease_and_is_tried_again_with_another() 
 }
 
 #[test]
-fn after_a_lease_was_lost_or_not_granted_there_is_another_and_the_sign_is_put_as_of_the_same_record() {
+fn a_lost_or_refused_lease_is_replaced_by_another() {
     let lost = ["grant 10 s", "put as of 7", "renew", "pause 2.0 s"];
     assert_eq!(asked(Fails::Renew, 1), [lost, GRANTED].concat());
     assert_eq!(asked(Fails::Grant, 1), [&["grant 10 s", "pause 2.0 s"], &GRANTED[..]].concat());
 }
 
 #[test]
-fn every_half_minute_it_is_asked_whether_the_sign_could_be_put_and_a_no_ends_nothing() {
+fn the_write_permission_is_checked_every_half_minute_without_ending_the_lease() {
     for fails in [Fails::Nothing, Fails::Restore] {
         let asked = asked(fails, 20);
         let at: Vec<usize> = (0..asked.len()).filter(|index| asked[*index] == "restore as of 7").collect();

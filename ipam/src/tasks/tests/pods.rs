@@ -7,10 +7,10 @@ use super::fake::*;
 use super::*;
 use crate::claim::Unavailable;
 use crate::key::Key;
-use crate::ledger::{AttachmentEntry, Kind, Ledger as _};
+use crate::ledger::{AttachmentEntry, AttachmentKind, Ledger as _};
 use crate::pool::Purpose;
 use crate::record::{PoolRecord, ReservationRecord, encode};
-use crate::registration::Leaving;
+use crate::registration::RemovalProgress;
 
 /// The client of an ADD: waiting, or disconnected.
 struct Plugin {
@@ -82,7 +82,7 @@ fn an_add_locks_its_attachment_until_the_interface_is_made() {
 }
 
 #[test]
-fn an_add_is_refused_by_a_node_that_is_not_ready_and_for_a_caller_who_is_gone() {
+fn an_add_is_refused_if_the_node_is_not_ready_or_the_caller_is_gone() {
     let (fake, _) = registered();
     let gone = at_once(super::add(&fake, &me(), request("c1"), &Plugin { is_gone: true }));
     assert_eq!(kind(gone), RefusalKind::Failed);
@@ -90,13 +90,13 @@ fn an_add_is_refused_by_a_node_that_is_not_ready_and_for_a_caller_who_is_gone() 
     let refusal = add(&fake, "c1").unwrap_err();
     assert_eq!(refusal.kind, RefusalKind::TryAgain);
     assert!(refusal.message.contains("the kernel is not made yet"), "{refusal}");
-    fake.with(|state| state.registration = Registration::Removed(Leaving::CuttingOff));
+    fake.with(|state| state.registration = Registration::Removed(RemovalProgress::CuttingOff));
     assert_eq!(kind(add(&fake, "c1")), RefusalKind::Removed);
     assert!(!has(&fake, "c1") && !fake.is_locked(&attachment("c1")));
 }
 
 #[test]
-fn an_add_that_finds_no_address_waits_for_a_block_and_then_takes_the_one_that_cooled_down_longest() {
+fn an_add_without_free_address_uses_a_new_block_or_the_longest_cooled_address() {
     let (fake, _) = registered();
     let first = added(&fake, "c0");
     del(&fake, "c0").unwrap();
@@ -119,7 +119,7 @@ fn an_add_that_finds_no_address_waits_for_a_block_and_then_takes_the_one_that_co
 }
 
 #[test]
-fn a_del_deletes_the_interface_then_frees_the_addresses_and_succeeds_where_there_is_nothing() {
+fn a_del_deletes_the_interface_first_and_can_be_repeated() {
     let (fake, _) = registered();
     added(&fake, "c1");
     // The fake node checks that the addresses of an existing interface are not freed.
@@ -129,7 +129,7 @@ fn a_del_deletes_the_interface_then_frees_the_addresses_and_succeeds_where_there
 }
 
 #[test]
-fn a_del_goes_on_although_its_add_does_not_end() {
+fn a_del_succeeds_although_its_add_does_not_end() {
     let (fake, _) = registered();
     let (_held, _lock) = add(&fake, "c1").unwrap();
     del(&fake, "c1").unwrap();
@@ -137,24 +137,24 @@ fn a_del_goes_on_although_its_add_does_not_end() {
 }
 
 #[test]
-fn a_del_fails_and_frees_nothing_while_the_interface_stays() {
+fn a_del_fails_without_freeing_addresses_while_the_interface_stays() {
     let (fake, _) = registered();
     let held = added(&fake, "c1");
-    fake.with(|state| state.fault = Some(Fault::InterfacesStay));
+    fake.with(|state| state.fault = Some(NodeFault::InterfacesStay));
     assert!(del(&fake, "c1").unwrap_err().message.contains("the kernel says no"));
     assert!(has(&fake, "c1"));
     assert_eq!(kind(add(&fake, "c1")), RefusalKind::TryAgain, "it is being released");
     fake.with(|state| state.fault = None);
     sweep(&fake, &["c1"], 0);
-    assert!(!has(&fake, "c1"), "the next agent ends what this one has begun");
+    assert!(!has(&fake, "c1"), "the next agent completes the release");
     assert_ne!(added(&fake, "c2").addresses, held.addresses, "they are in cool-down");
 }
 
 #[test]
-fn a_runtime_can_forget_a_pod_although_the_disk_is_full_and_the_addresses_are_freed_later() {
+fn a_del_succeeds_with_a_full_disk_and_the_addresses_are_freed_later() {
     let (fake, _) = registered();
     added(&fake, "c1");
-    fake.with(|state| state.fault = Some(Fault::DiskIsFull));
+    fake.with(|state| state.fault = Some(NodeFault::DiskIsFull));
     del(&fake, "c1").unwrap();
     assert!(has(&fake, "c1") && fake.with(|state| state.interfaces.is_empty()));
     fake.with(|state| state.fault = None);
@@ -163,7 +163,7 @@ fn a_runtime_can_forget_a_pod_although_the_disk_is_full_and_the_addresses_are_fr
 }
 
 #[test]
-fn what_misses_its_interface_is_released_after_the_grace_period_unless_somebody_works_on_it() {
+fn an_attachment_without_interface_is_released_after_the_grace_period() {
     let (fake, _) = registered();
     for container in ["lives", "gone", "wired"] {
         added(&fake, container);
@@ -181,11 +181,11 @@ fn what_misses_its_interface_is_released_after_the_grace_period_unless_somebody_
     let swept = |container: &str| {
         at_once(orphan_collector::sweep(&fake, &attachment(container), "a test asks for it"))
     };
-    assert_eq!(swept("lives"), Ok(orphan_collector::Swept::Alive));
+    assert_eq!(swept("lives"), Ok(orphan_collector::SweepResult::Alive));
     let lock = fake.try_lock(&attachment("wired")).unwrap();
-    assert_eq!(swept("wired"), Ok(orphan_collector::Swept::Busy));
+    assert_eq!(swept("wired"), Ok(orphan_collector::SweepResult::Busy));
     drop(lock);
-    assert_eq!(swept("wired"), Ok(orphan_collector::Swept::Released));
+    assert_eq!(swept("wired"), Ok(orphan_collector::SweepResult::Released));
 }
 
 #[test]
@@ -200,11 +200,11 @@ fn a_tombstone_frees_the_addresses_before_the_next_add_of_its_attachment() {
     assert_ne!(added(&fake, "c1").addresses, before[0]);
     at_once(tombstones::apply_all(&fake));
     assert!(has(&fake, "c1") && !has(&fake, "c2"));
-    assert_eq!(fake.tombstones(), [attachment("c3")], "whoever works on it applies its tombstone");
+    assert_eq!(fake.tombstones(), [attachment("c3")], "the call that holds the lock applies the tombstone");
 }
 
 #[test]
-fn a_gc_takes_away_what_is_older_than_its_call_and_names_all_that_it_cannot() {
+fn a_gc_releases_older_attachments_and_names_the_failed_ones() {
     let (fake, _) = registered();
     for container in ["valid", "old", "stays"] {
         added(&fake, container);
@@ -219,14 +219,14 @@ fn a_gc_takes_away_what_is_older_than_its_call_and_names_all_that_it_cannot() {
     };
     let collect = |network| at_once(collect::collect(&fake, collection(network)));
     collect("other").unwrap();
-    assert!(has(&fake, "old"), "it is another network's");
-    fake.with(|state| state.fault = Some(Fault::InterfacesStay));
+    assert!(has(&fake, "old"), "the attachment is of another network");
+    fake.with(|state| state.fault = Some(NodeFault::InterfacesStay));
     let problems = collect("polder").unwrap_err().message;
     assert!(problems.contains("/old/") && problems.contains("/stays/"), "{problems}");
     fake.with(|state| state.fault = None);
     let lock = fake.try_lock(&attachment("old")).unwrap();
     collect("polder").unwrap();
-    assert!(has(&fake, "old"), "an ADD or a DEL that is under way knows better");
+    assert!(has(&fake, "old"), "a running ADD or DEL is not disturbed");
     drop(lock);
     collect("polder").unwrap();
     assert_eq!(
@@ -236,7 +236,7 @@ fn a_gc_takes_away_what_is_older_than_its_call_and_names_all_that_it_cannot() {
 }
 
 #[test]
-fn an_add_whose_plugin_has_gone_keeps_its_addresses_only_if_it_has_made_the_interface() {
+fn an_abandoned_add_keeps_its_addresses_only_with_an_interface() {
     let (fake, _) = registered();
     for (container, is_made) in [("made", true), ("not-made", false)] {
         let (held, _lock) = add(&fake, container).unwrap();
@@ -249,7 +249,7 @@ fn an_add_whose_plugin_has_gone_keeps_its_addresses_only_if_it_has_made_the_inte
 }
 
 #[test]
-fn a_removed_node_does_not_forget_its_addresses_while_an_add_has_not_ended() {
+fn a_removed_node_keeps_the_addresses_of_a_running_add() {
     let (fake, mut registrar) = registered();
     let (_, lock) = add(&fake, "c1").unwrap();
     added(&fake, "other");
@@ -257,7 +257,7 @@ fn a_removed_node_does_not_forget_its_addresses_while_an_add_has_not_ended() {
     at_once(registrar.run_once());
     assert!(
         !has(&fake, "other") && fake.with(|state| state.interfaces.is_empty()),
-        "the others do not wait for it"
+        "the other pods are disconnected without waiting for the ADD"
     );
     assert!(matches!(fake.registration(), Registration::Removed(_)), "{:?}", fake.registration());
     assert!(has(&fake, "c1") && !fake.is_confirmed(), "its plugin can still make the interface");
@@ -267,7 +267,7 @@ fn a_removed_node_does_not_forget_its_addresses_while_an_add_has_not_ended() {
     at_once(registrar.run_once());
     let written = fake.with(|state| state.ipam.ledger().attachments().unwrap());
     assert!(has(&fake, "c2") && !fake.is_confirmed());
-    assert_eq!(written.len(), 1, "an agent that starts now must know of it");
+    assert_eq!(written.len(), 1, "an agent that starts now must find it in the ledger");
     at_once(registrar.run_once());
     assert!(!has(&fake, "c2"));
     at_once(registrar.run_once());
@@ -275,7 +275,7 @@ fn a_removed_node_does_not_forget_its_addresses_while_an_add_has_not_ended() {
 }
 
 #[test]
-fn an_add_that_was_admitted_when_the_store_lost_its_pools_is_refused_and_does_not_ask_for_ever() {
+fn an_admitted_add_is_refused_if_the_pools_are_lost() {
     let (fake, _) = registered();
     let view = fake.with(|state| {
         let mut view = (*state.view).clone();
@@ -284,13 +284,13 @@ fn an_add_that_was_admitted_when_the_store_lost_its_pools_is_refused_and_does_no
     });
     let (me, caller) = (me(), Plugin { is_gone: false });
     let allocation = allocation::Allocation { host: &fake, me: &me, caller: &caller, view: &view };
-    let refused = at_once(allocation.allocate(Kind::Pod, request("c1"), 1450)).err().unwrap();
+    let refused = at_once(allocation.allocate(AttachmentKind::Pod, request("c1"), 1450)).err().unwrap();
     assert_eq!(refused.kind, RefusalKind::TryAgain, "{refused}");
     assert!(refused.message.contains("no pool"), "{refused}");
 }
 
 #[test]
-fn where_one_of_two_reserved_addresses_is_refused_the_other_is_let_go() {
+fn if_one_reserved_address_is_refused_the_other_is_released() {
     let (fake, mut registrar) = registered();
     for (name, cidr, length, purpose) in [
         ("pods6", "fd00:8::/120", 124, Purpose::Blocks),
@@ -326,7 +326,7 @@ fn where_one_of_two_reserved_addresses_is_refused_the_other_is_let_go() {
 }
 
 #[test]
-fn an_address_of_a_family_that_new_pods_do_not_get_is_refused_and_not_left_out() {
+fn a_requested_address_of_an_unused_family_is_refused() {
     let (fake, _) = registered();
     let mut pool = pool_of("six", "fd00:9::/124", 124);
     pool.purpose = Purpose::Reservations;

@@ -5,7 +5,7 @@ use std::pin::pin;
 use super::fake::*;
 use super::*;
 use crate::key::Key;
-use crate::record::{AddressRecord, Alive};
+use crate::record::{AddressRecord, LeaseRecord};
 use crate::tasks::publisher::run;
 
 /// The containers whose addresses are published for the node.
@@ -21,7 +21,7 @@ fn published(fake: &Fake) -> Vec<String> {
 
 fn is_alive(fake: &Fake) -> bool {
     let boot = |key: &Key, value: &[u8]| match key {
-        Key::Alive(_) => Some(serde_json::from_slice::<Alive>(value).unwrap().boot_id),
+        Key::Lease(_) => Some(serde_json::from_slice::<LeaseRecord>(value).unwrap().boot_id),
         _ => None,
     };
     let boots = fake.records(boot);
@@ -33,7 +33,7 @@ fn is_alive(fake: &Fake) -> bool {
 fn attach(fake: &Fake, container: &str) {
     fake.with(|state| {
         state.allocate(container);
-        state.has_rung = true;
+        state.has_change_notice = true;
     });
 }
 
@@ -43,7 +43,7 @@ fn pauses(fake: &Fake, number: usize) {
 }
 
 #[test]
-fn a_node_says_nothing_before_its_record_is_there_and_then_that_it_lives_and_who_has_its_addresses() {
+fn a_node_publishes_its_lease_and_addresses_only_after_its_registration() {
     let (fake, mut registrar) = node();
     let me = me();
     let mut running = pin!(run(&fake, &me));
@@ -57,17 +57,17 @@ fn a_node_says_nothing_before_its_record_is_there_and_then_that_it_lives_and_who
     assert_eq!(published(&fake), ["c1"]);
     fake.with(|state| state.allocate("c2"));
     go_on();
-    assert_eq!(published(&fake), ["c1"], "nobody has rung");
-    fake.with(|state| state.has_rung = true);
+    assert_eq!(published(&fake), ["c1"], "no change was signalled");
+    fake.with(|state| state.has_change_notice = true);
     go_on();
-    assert_eq!(published(&fake), ["c1"], "what happens within a moment goes together");
+    assert_eq!(published(&fake), ["c1"], "changes within a short time are published together");
     pauses(&fake, 1);
     go_on();
     assert_eq!(published(&fake), ["c1", "c2"]);
 }
 
 #[test]
-fn what_the_store_did_not_take_is_tried_again_from_what_is_there_then() {
+fn a_failed_publication_is_repeated_from_the_current_records() {
     for fate in [Fate::Lost, Fate::Unanswered] {
         let (fake, _registrar) = registered();
         attach(&fake, "c1");
@@ -85,7 +85,7 @@ fn what_the_store_did_not_take_is_tried_again_from_what_is_there_then() {
 }
 
 #[test]
-fn a_node_whose_record_was_written_again_begins_anew_also_between_two_changes() {
+fn a_node_restarts_its_publication_when_its_record_changes() {
     let (fake, _registrar) = registered();
     for container in ["c1", "c2", "c3"] {
         attach(&fake, container);
@@ -96,7 +96,7 @@ fn a_node_whose_record_was_written_again_begins_anew_also_between_two_changes() 
     let mut running = pin!(run(&fake, &me));
     until_it_waits(running.as_mut());
     assert_eq!(published(&fake).len(), 2);
-    let signed = fake.with(|state| state.signs.len());
+    let lease_writes_before = fake.with(|state| state.lease_writes.len());
     fake.with(|state| {
         let node = Key::Node(me.name.clone()).to_string();
         let record = state.entries[&node].value.clone();
@@ -106,13 +106,17 @@ fn a_node_whose_record_was_written_again_begins_anew_also_between_two_changes() 
     });
     until_it_waits(running.as_mut());
     assert_eq!(published(&fake), ["c1", "c2", "c3"]);
-    let signs = fake.with(|state| state.signs.clone());
-    assert!(signs.len() > signed && is_alive(&fake));
-    assert_eq!(signs.last().copied(), fake.basis_revision(), "the sign rests on the record as it is now");
+    let lease_writes = fake.with(|state| state.lease_writes.clone());
+    assert!(lease_writes.len() > lease_writes_before && is_alive(&fake));
+    assert_eq!(
+        lease_writes.last().copied(),
+        fake.basis_revision(),
+        "the lease write compares the current node record"
+    );
 }
 
 #[test]
-fn after_the_store_has_lost_records_it_is_read_again() {
+fn after_a_loss_of_records_the_node_publishes_again() {
     let (fake, _registrar) = registered();
     attach(&fake, "c1");
     let me = me();
@@ -127,7 +131,7 @@ fn after_the_store_has_lost_records_it_is_read_again() {
 }
 
 #[test]
-fn a_node_that_is_removed_says_nothing_any_more() {
+fn a_removed_node_publishes_nothing() {
     let (fake, _registrar) = registered();
     let me = me();
     let mut running = pin!(run(&fake, &me));

@@ -9,11 +9,11 @@ use crate::ids::{Incarnation, Nonce};
 use crate::key::Key;
 use crate::pool::{Block, BlockRequest, Purpose};
 use crate::record::{BlockRecord, NodeRecord, PoolRecord, ReservationRecord, encode};
-use crate::reservation::Denied;
-use crate::tasks::registrar::CAUTION;
+use crate::reservation::HandOverDenied;
+use crate::tasks::registrar::LOSS_HOLD_OFF;
 
 #[test]
-fn a_node_in_an_empty_store_makes_the_settings_claims_a_block_and_registers_with_its_gateway() {
+fn the_first_node_writes_settings_claims_a_block_and_registers() {
     let (fake, _) = registered();
     assert_eq!(fake.blocks_of("n1"), 1);
     let gateways: Vec<_> = fake.records(|key, value| match key {
@@ -26,7 +26,7 @@ fn a_node_in_an_empty_store_makes_the_settings_claims_a_block_and_registers_with
 }
 
 #[test]
-fn a_node_that_waited_for_the_records_must_not_serve_although_they_came_meanwhile() {
+fn a_node_does_not_serve_in_the_round_that_waited_for_records() {
     let (fake, mut registrar) = node();
     fake.with(|state| {
         state.view = Arc::default();
@@ -39,7 +39,7 @@ fn a_node_that_waited_for_the_records_must_not_serve_although_they_came_meanwhil
 }
 
 #[test]
-fn a_claim_whose_answer_is_lost_is_found_and_not_made_again() {
+fn an_unanswered_claim_is_detected_and_not_repeated() {
     let (fake, registrar) = registered();
     fake.with(|state| state.fates.push_back(Fate::Unanswered));
     let before = fake.with(|state| state.ipam.blocks().len());
@@ -49,11 +49,11 @@ fn a_claim_whose_answer_is_lost_is_found_and_not_made_again() {
 }
 
 #[test]
-fn a_claim_of_which_nothing_can_be_learned_is_not_taken_until_its_record_is_seen() {
+fn a_claim_of_unknown_outcome_is_used_only_after_its_record_is_read() {
     let (fake, mut registrar) = registered();
     fake.with(|state| {
         state.fates.push_back(Fate::Unanswered);
-        state.fault = Some(Fault::Unreadable);
+        state.fault = Some(NodeFault::Unreadable);
     });
     let refused = at_once(registrar.claim(any())).unwrap_err();
     assert!(matches!(refused, NoClaim::Unavailable(_)), "{refused}");
@@ -78,7 +78,7 @@ fn any() -> BlockRequest {
 }
 
 #[test]
-fn a_claim_that_came_to_nothing_is_tried_again_with_another_block() {
+fn a_claim_that_was_not_made_is_repeated() {
     let (fake, registrar) = registered();
     fake.with(|state| state.fates.push_back(Fate::Lost));
     at_once(registrar.claim(any())).unwrap();
@@ -86,7 +86,7 @@ fn a_claim_that_came_to_nothing_is_tried_again_with_another_block() {
 }
 
 #[test]
-fn a_block_that_another_node_claims_meanwhile_stays_that_nodes() {
+fn a_block_claimed_by_another_node_meanwhile_stays_with_that_node() {
     let (fake, registrar) = registered();
     let key = Key::Block(next(&fake));
     fake.with(|state| state.fates.push_back(Fate::Late(key, other_claim())));
@@ -95,7 +95,7 @@ fn a_block_that_another_node_claims_meanwhile_stays_that_nodes() {
 }
 
 #[test]
-fn nothing_is_claimed_or_handed_over_by_a_view_that_tells_of_a_loss_before_a_round_has_noticed_it() {
+fn after_a_loss_of_records_claims_and_hand_overs_are_delayed() {
     let (fake, mut registrar) = registered();
     fake.with(|state| Arc::make_mut(&mut state.view).losses += 1);
     let refused = at_once(registrar.claim(any())).unwrap_err();
@@ -104,7 +104,7 @@ fn nothing_is_claimed_or_handed_over_by_a_view_that_tells_of_a_loss_before_a_rou
     let refused = at_once(registrar.hand_over(&wanted, "d/web", &attachment("c1"))).unwrap_err();
     assert_eq!(refused, RetryReason::Unavailable(Unavailable::HoldOff).into());
     at_once(registrar.run_once());
-    fake.with(|state| state.clock += 1000 * CAUTION.as_secs() - 1);
+    fake.with(|state| state.clock += 1000 * LOSS_HOLD_OFF.as_secs() - 1);
     assert!(at_once(registrar.claim(any())).is_err(), "owners are putting them back");
     fake.with(|state| state.clock += 1);
     at_once(registrar.claim(any())).unwrap();
@@ -127,12 +127,12 @@ fn with_reserved_pool() -> (Fake, Registrar<'static, Fake>) {
 }
 
 #[test]
-fn a_reserved_address_is_expected_until_it_is_given_up_and_one_whose_answer_is_lost_is_found() {
+fn a_reserved_address_is_expected_only_after_a_successful_hand_over() {
     let (fake, registrar) = with_reserved_pool();
     let wanted = ReservationRequest::Pool(RESERVED.parse().unwrap());
     let hand_over = |name: &str| at_once(registrar.hand_over(&wanted, name, &attachment("c1")));
     let expected =
-        || fake.with(|state| state.ipam.own(Moment::from_millis(state.clock)).unwrap().expected.len());
+        || fake.with(|state| state.ipam.holdings(Moment::from_millis(state.clock)).unwrap().expected.len());
     fake.with(|state| state.fates.push_back(Fate::Lost));
     assert!(matches!(hand_over("d/web"), Err(NotHandedOver::TryAgain(_))));
     assert_eq!(expected(), 0);
@@ -142,11 +142,11 @@ fn a_reserved_address_is_expected_until_it_is_given_up_and_one_whose_answer_is_l
     fake.with(State::load);
     let other = ReservationRequest::Address(address);
     let refused = at_once(registrar.hand_over(&other, "d/db", &attachment("c2"))).unwrap_err();
-    assert!(matches!(refused, NotHandedOver::Denied(Denied::Foreign { .. })), "{refused}");
+    assert!(matches!(refused, NotHandedOver::Denied(HandOverDenied::Foreign { .. })), "{refused}");
 }
 
 #[test]
-fn a_reserved_address_that_comes_too_late_for_its_add_is_let_go() {
+fn a_reserved_address_too_late_for_its_add_is_released() {
     let (fake, mut registrar) = with_reserved_pool();
     let wanted = ReservationRequest::Pool(RESERVED.parse().unwrap());
     let pod = attachment("c1");
@@ -157,8 +157,8 @@ fn a_reserved_address_that_comes_too_late_for_its_add_is_let_go() {
         })
     };
     let mut answered = None;
-    at_once(registrar.serve_reservation(&wanted, "d/web", &pod, |came| {
-        answered = Some(came);
+    at_once(registrar.serve_reservation(&wanted, "d/web", &pod, |result| {
+        answered = Some(result);
         false
     }));
     assert!(answered.unwrap().is_ok() && holders()[0].is_some());
@@ -168,7 +168,7 @@ fn a_reserved_address_that_comes_too_late_for_its_add_is_let_go() {
 }
 
 #[test]
-fn a_removed_node_is_cut_off_takes_its_addresses_away_and_serves_no_more() {
+fn a_removed_node_deletes_its_interfaces_and_addresses_and_stops_serving() {
     let (fake, mut registrar) = registered();
     let pod = attachment("c1");
     fake.with(|state| {
@@ -185,7 +185,7 @@ fn a_removed_node_is_cut_off_takes_its_addresses_away_and_serves_no_more() {
     // After an error during the confirmation, the node still does not serve.
     fake.with(|state| state.fates.extend([Fate::Lost, Fate::Lost]));
     at_once(registrar.run_once());
-    assert!(fake.registration().forbids().is_some(), "{:?}", fake.registration());
+    assert!(fake.registration().serving_obstacle().is_some(), "{:?}", fake.registration());
     // A restarted agent reports the removal, although it cannot change the kernel.
     fake.with(|state| (state.registration, state.is_read_only) = (Registration::default(), true));
     let me = me();
@@ -194,7 +194,7 @@ fn a_removed_node_is_cut_off_takes_its_addresses_away_and_serves_no_more() {
 }
 
 #[test]
-fn a_node_that_is_proven_to_be_itself_serves_while_the_store_takes_no_writes() {
+fn a_proven_node_serves_while_the_datastore_accepts_no_writes() {
     let (fake, _) = registered();
     fake.with(|state| {
         state.registration = Registration::default();
@@ -210,7 +210,10 @@ fn a_node_that_is_proven_to_be_itself_serves_while_the_store_takes_no_writes() {
     at_once(Registrar::new(&fake, &me).run_once());
     assert!(matches!(fake.registration(), Registration::Waiting(_)), "{:?}", fake.registration());
     // It also served during the write to the datastore, which can take long.
-    assert_eq!(fake.with(|state| state.said_meanwhile.forbids().map(ToString::to_string)), None);
+    assert_eq!(
+        fake.with(|state| state.registration_during_change.serving_obstacle().map(ToString::to_string)),
+        None
+    );
 }
 
 fn other_claim() -> Vec<u8> {

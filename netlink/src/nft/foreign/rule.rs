@@ -1,12 +1,12 @@
 //! Decodes rules of other programs from their expressions. An expression that cannot be decoded becomes
-//! `Condition::Other`, which may or may not be true.
+//! `RuleCondition::Other`, which may or may not be true.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 use polder_api::Family;
 
-use super::{Condition, Judgement, Names};
+use super::{ForeignVerdict, NamePattern, RuleCondition};
 use crate::error::text;
 use crate::nft::decode::{self, NF_ACCEPT, NF_DROP, attributes, number, value};
 
@@ -51,16 +51,16 @@ const XTABLES_NAME: u16 = 1;
 
 /// The interface that a condition compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
+pub(super) enum InterfaceSide {
     Input,
     Output,
 }
 
-impl Side {
-    pub(super) fn condition(self, names: Vec<Names>) -> Condition {
+impl InterfaceSide {
+    pub(super) fn condition(self, names: Vec<NamePattern>) -> RuleCondition {
         match self {
-            Self::Input => Condition::Input(names),
-            Self::Output => Condition::Output(names),
+            Self::Input => RuleCondition::Input(names),
+            Self::Output => RuleCondition::Output(names),
         }
     }
 }
@@ -68,13 +68,13 @@ impl Side {
 /// A decoded rule, with references to sets not yet resolved.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ReadRule {
-    pub(super) conditions: Vec<Condition>,
-    pub(super) sets: Vec<(Side, String)>,
-    pub(super) judgement: Judgement,
+    pub(super) conditions: Vec<RuleCondition>,
+    pub(super) sets: Vec<(InterfaceSide, String)>,
+    pub(super) verdict: ForeignVerdict,
 }
 
 pub(super) fn read(body: &[u8]) -> ReadRule {
-    let mut rule = ReadRule { conditions: Vec::new(), sets: Vec::new(), judgement: Judgement::None };
+    let mut rule = ReadRule { conditions: Vec::new(), sets: Vec::new(), verdict: ForeignVerdict::None };
     let mut loaded = Loaded::Unknown;
     let list = value(body, NFTA_RULE_EXPRESSIONS).unwrap_or_default();
     for expression in attributes(list).flatten() {
@@ -96,8 +96,8 @@ impl ReadRule {
                 return match number(data, NFTA_META_KEY) {
                     // Two loads in a row are compared together, as one key.
                     _ if loaded != Loaded::Unknown => Loaded::Unknown,
-                    Some(NFT_META_IIFNAME) => Loaded::Name(Side::Input),
-                    Some(NFT_META_OIFNAME) => Loaded::Name(Side::Output),
+                    Some(NFT_META_IIFNAME) => Loaded::Name(InterfaceSide::Input),
+                    Some(NFT_META_OIFNAME) => Loaded::Name(InterfaceSide::Output),
                     Some(NFT_META_NFPROTO) => Loaded::Family,
                     _ => Loaded::Unknown,
                 };
@@ -118,7 +118,7 @@ impl ReadRule {
                     number(data, NFTA_FIB_FLAGS).is_some_and(|flags| flags & asks_back == asks_back);
                 let is_way = number(data, NFTA_FIB_RESULT) == Some(NFT_FIB_RESULT_OIF);
                 if is_back && is_way {
-                    return Loaded::WayBack;
+                    return Loaded::ReversePath;
                 }
                 // Another result of `fib`.
             }
@@ -126,7 +126,7 @@ impl ReadRule {
                 let is_equal = number(data, NFTA_CMP_OP) == Some(NFT_CMP_EQ);
                 let key = value(data, NFTA_CMP_DATA).and_then(|data| value(data, decode::VALUE));
                 let condition = key.filter(|_| is_equal).and_then(|key| loaded.equals(key));
-                self.conditions.push(condition.unwrap_or(Condition::Other));
+                self.conditions.push(condition.unwrap_or(RuleCondition::Other));
             }
             ("lookup", Loaded::Name(side)) if is_plain_lookup(data) => {
                 self.sets.extend(text(data, NFTA_LOOKUP_SET).map(|set| (side, set)));
@@ -134,15 +134,15 @@ impl ReadRule {
             ("immediate", _) => {
                 let data = value(data, NFTA_IMMEDIATE_DATA).unwrap_or_default();
                 if let Some(verdict) = value(data, NFTA_DATA_VERDICT) {
-                    self.judgement = judgement(verdict);
+                    self.verdict = decode_verdict(verdict);
                 }
             }
-            ("reject", _) => self.judgement = Judgement::Drop,
-            ("target", _) if xtables_name() == "REJECT" => self.judgement = Judgement::Drop,
+            ("reject", _) => self.verdict = ForeignVerdict::Drop,
+            ("target", _) if xtables_name() == "REJECT" => self.verdict = ForeignVerdict::Drop,
             ("match", _) if xtables_name() == "comment" => {}
             // These have no verdict: they count, log, or load a register.
             ("counter" | "log" | "meta" | "payload" | "ct" | "bitwise" | "target", _) => {}
-            _ => self.conditions.push(Condition::Other),
+            _ => self.conditions.push(RuleCondition::Other),
         }
         Loaded::Unknown
     }
@@ -154,27 +154,27 @@ enum Loaded {
     /// Unknown, or nothing.
     Unknown,
     /// The name of the input or output interface.
-    Name(Side),
+    Name(InterfaceSide),
     /// The address family of the packet.
     Family,
     /// The result of a reverse path lookup; 0 if the host has no route to the source through the input interface.
-    WayBack,
+    ReversePath,
     /// The first bits of the source or destination address.
     Address { family: Family, is_source: bool, length: u8 },
 }
 
 impl Loaded {
     /// The condition that the register has this value.
-    fn equals(self, key: &[u8]) -> Option<Condition> {
+    fn equals(self, key: &[u8]) -> Option<RuleCondition> {
         match self {
             Self::Unknown => None,
             Self::Name(side) => Some(side.condition(vec![names(key)])),
             Self::Family => match key.first() {
-                Some(&NFPROTO_IPV4) => Some(Condition::Family(Family::V4)),
-                Some(&NFPROTO_IPV6) => Some(Condition::Family(Family::V6)),
+                Some(&NFPROTO_IPV4) => Some(RuleCondition::Family(Family::V4)),
+                Some(&NFPROTO_IPV6) => Some(RuleCondition::Family(Family::V6)),
                 _ => None,
             },
-            Self::WayBack => key.iter().all(|byte| *byte == 0).then_some(Condition::OtherWayBack),
+            Self::ReversePath => key.iter().all(|byte| *byte == 0).then_some(RuleCondition::OtherReversePath),
             Self::Address { family, is_source, length } => {
                 let mut bytes = [0; 16];
                 bytes.get_mut(..key.len())?.copy_from_slice(key);
@@ -183,7 +183,11 @@ impl Loaded {
                     Family::V6 => IpAddr::V6(Ipv6Addr::from(bytes)),
                 };
                 let network = IpNetwork::new(address, length).ok()?;
-                Some(if is_source { Condition::Source(network) } else { Condition::Destination(network) })
+                Some(if is_source {
+                    RuleCondition::Source(network)
+                } else {
+                    RuleCondition::Destination(network)
+                })
             }
         }
     }
@@ -193,8 +197,8 @@ impl Loaded {
 /// shorter than an address means its first bytes.
 fn address(payload: &[u8]) -> Loaded {
     let base = number(payload, NFTA_PAYLOAD_BASE);
-    let place = (number(payload, NFTA_PAYLOAD_OFFSET), number(payload, NFTA_PAYLOAD_LEN));
-    let (family, is_source, bytes) = match place {
+    let position = (number(payload, NFTA_PAYLOAD_OFFSET), number(payload, NFTA_PAYLOAD_LEN));
+    let (family, is_source, bytes) = match position {
         (Some(12), Some(bytes @ 1..=4)) => (Family::V4, true, bytes),
         (Some(16), Some(bytes @ 1..=4)) => (Family::V4, false, bytes),
         // A single byte there is the TTL of IPv4.
@@ -223,23 +227,23 @@ fn is_plain_lookup(lookup: &[u8]) -> bool {
     value(lookup, NFTA_LOOKUP_DREG).is_none() && number(lookup, NFTA_LOOKUP_FLAGS).unwrap_or(0) == 0
 }
 
-fn judgement(verdict: &[u8]) -> Judgement {
+fn decode_verdict(verdict: &[u8]) -> ForeignVerdict {
     let chain = || text(verdict, NFTA_VERDICT_CHAIN).unwrap_or_default();
     match number(verdict, NFTA_VERDICT_CODE) {
-        Some(NF_ACCEPT) => Judgement::Accept,
-        Some(NF_DROP) => Judgement::Drop,
-        Some(NFT_JUMP) => Judgement::Jump(chain()),
-        Some(NFT_GOTO) => Judgement::Goto(chain()),
-        Some(NFT_RETURN) => Judgement::Return,
-        _ => Judgement::None,
+        Some(NF_ACCEPT) => ForeignVerdict::Accept,
+        Some(NF_DROP) => ForeignVerdict::Drop,
+        Some(NFT_JUMP) => ForeignVerdict::Jump(chain()),
+        Some(NFT_GOTO) => ForeignVerdict::Goto(chain()),
+        Some(NFT_RETURN) => ForeignVerdict::Return,
+        _ => ForeignVerdict::None,
     }
 }
 
 /// A full name is compared including its NUL, a prefix without it.
-pub(super) fn names(key: &[u8]) -> Names {
+pub(super) fn names(key: &[u8]) -> NamePattern {
     let end = key.iter().position(|byte| *byte == 0);
     let name = String::from_utf8_lossy(&key[..end.unwrap_or(key.len())]).into_owned();
-    if end.is_some() { Names::Exactly(name) } else { Names::Prefixed(name) }
+    if end.is_some() { NamePattern::Exactly(name) } else { NamePattern::Prefixed(name) }
 }
 
 #[cfg(test)]
@@ -284,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_for_an_interface_is_read_as_one_whoever_made_it() {
+    fn an_interface_rule_of_any_program_is_decoded() {
         let counter = || expression("counter", &[]);
         let comment = || xtables("match", "comment");
         let made = [
@@ -297,16 +301,22 @@ mod tests {
             rule(&[meta(NFT_META_IIFNAME), compare(0, b"polder0\0"), comment(), verdict(NF_ACCEPT, b"")]),
         ];
         for rule in made {
-            assert_eq!(rule.conditions, [Condition::Input(vec![Names::Exactly("polder0".to_owned())])]);
-            assert_eq!(rule.judgement, Judgement::Accept);
+            assert_eq!(
+                rule.conditions,
+                [RuleCondition::Input(vec![NamePattern::Exactly("polder0".to_owned())])]
+            );
+            assert_eq!(rule.verdict, ForeignVerdict::Accept);
         }
         let all_pods = rule(&[meta(NFT_META_OIFNAME), compare(0, b"pld"), verdict(NFT_JUMP, b"USER\0")]);
-        assert_eq!(all_pods.conditions, [Condition::Output(vec![Names::Prefixed("pld".to_owned())])]);
-        assert_eq!(all_pods.judgement, Judgement::Jump("USER".to_owned()));
+        assert_eq!(
+            all_pods.conditions,
+            [RuleCondition::Output(vec![NamePattern::Prefixed("pld".to_owned())])]
+        );
+        assert_eq!(all_pods.verdict, ForeignVerdict::Jump("USER".to_owned()));
     }
 
     #[test]
-    fn what_is_not_understood_is_a_condition() {
+    fn an_unknown_expression_is_decoded_as_condition_other() {
         let not = rule(&[meta(NFT_META_IIFNAME), compare(1, b"docker0\0"), verdict(NF_ACCEPT, b"")]);
         let other_register = rule(&[
             meta(NFT_META_IIFNAME),
@@ -323,10 +333,10 @@ mod tests {
             verdict(NF_ACCEPT, b""),
         ]);
         for rule in [not, other_register, two, mark, new, rule(&[xtables("match", "conntrack")])] {
-            assert_eq!(rule.conditions, [Condition::Other]);
+            assert_eq!(rule.conditions, [RuleCondition::Other]);
         }
         let torn = read(&[200, 0, 4, 0, 1]);
-        assert_eq!((torn.conditions, torn.judgement), (Vec::new(), Judgement::None));
+        assert_eq!((torn.conditions, torn.verdict), (Vec::new(), ForeignVerdict::None));
     }
 
     fn payload(offset: u32, bytes: u32) -> Vec<u8> {
@@ -347,22 +357,22 @@ mod tests {
     }
 
     #[test]
-    fn networks_are_read_whether_they_end_with_a_byte_or_not() {
+    fn networks_of_any_prefix_length_are_decoded() {
         let network = |text: &str| text.parse().unwrap();
         let v4 = rule(&[payload(16, 2), compare(0, &[10, 244]), verdict(NF_DROP, b"")]);
-        assert_eq!(v4.conditions, [Condition::Destination(network("10.244.0.0/16"))]);
+        assert_eq!(v4.conditions, [RuleCondition::Destination(network("10.244.0.0/16"))]);
         let whole = rule(&[payload(12, 4), compare(0, &[10, 244, 1, 7])]);
-        assert_eq!(whole.conditions, [Condition::Source(network("10.244.1.7/32"))]);
+        assert_eq!(whole.conditions, [RuleCondition::Source(network("10.244.1.7/32"))]);
         let part = rule(&[payload(12, 4), masked(&[255, 255, 255, 192]), compare(0, &[10, 244, 1, 64])]);
-        assert_eq!(part.conditions, [Condition::Source(network("10.244.1.64/26"))]);
+        assert_eq!(part.conditions, [RuleCondition::Source(network("10.244.1.64/26"))]);
         let family = [meta(NFT_META_NFPROTO), compare(0, &[NFPROTO_IPV6]), payload(24, 7)];
         let v6 = rule(&[family.concat(), compare(0, &[0xfd, 0, 2, 0x44, 0, 0, 0])]);
-        let all = [Condition::Family(Family::V6), Condition::Destination(network("fd00:244::/56"))];
+        let all = [RuleCondition::Family(Family::V6), RuleCondition::Destination(network("fd00:244::/56"))];
         assert_eq!(v6.conditions, all);
     }
 
     #[test]
-    fn a_rule_about_the_way_back_is_told_from_other_questions_to_the_routes() {
+    fn only_a_reverse_path_check_is_decoded_as_one() {
         let fib = |flags: u32, result: u32| {
             let fields = [(NFTA_FIB_RESULT, result), (NFTA_FIB_FLAGS, flags)];
             expression(
@@ -372,37 +382,37 @@ mod tests {
         };
         let missing = |fib: Vec<u8>| rule(&[fib, compare(0, &[0; 4]), verdict(NF_DROP, b"")]).conditions;
         // firewalld's IPv6_rpfilter: fib saddr . mark . iif oif missing drop
-        assert_eq!(missing(fib(0b1101, NFT_FIB_RESULT_OIF)), [Condition::OtherWayBack]);
+        assert_eq!(missing(fib(0b1101, NFT_FIB_RESULT_OIF)), [RuleCondition::OtherReversePath]);
         assert_eq!(
             missing(fib(0b0010, NFT_FIB_RESULT_OIF)),
-            [Condition::Other],
+            [RuleCondition::Other],
             "it asks for the destination"
         );
-        assert_eq!(missing(fib(0b1001, 3)), [Condition::Other], "it asks for the kind of address");
+        assert_eq!(missing(fib(0b1001, 3)), [RuleCondition::Other], "it asks for the kind of address");
     }
 
     #[test]
-    fn what_only_looks_like_an_address_is_a_condition_of_which_nothing_is_known() {
+    fn a_comparison_of_other_header_bytes_is_no_address_condition() {
         for expressions in [
             // The time to live; another network; bits in the middle.
             [payload(8, 1), compare(0, &[64])].concat(),
             [payload(16, 2), compare(1, &[10, 244])].concat(),
             [payload(16, 4), masked(&[255, 0, 255, 0]), compare(0, &[10, 0, 1, 0])].concat(),
         ] {
-            assert_eq!(rule(&[expressions]).conditions, [Condition::Other]);
+            assert_eq!(rule(&[expressions]).conditions, [RuleCondition::Other]);
         }
     }
 
     #[test]
-    fn a_refusal_is_a_drop_and_a_set_is_looked_up_later() {
-        assert_eq!(rule(&[expression("reject", &[])]).judgement, Judgement::Drop);
-        assert_eq!(rule(&[xtables("target", "REJECT")]).judgement, Judgement::Drop);
-        assert_eq!(rule(&[xtables("target", "LOG")]).judgement, Judgement::None);
+    fn reject_counts_as_drop_and_set_lookups_are_listed() {
+        assert_eq!(rule(&[expression("reject", &[])]).verdict, ForeignVerdict::Drop);
+        assert_eq!(rule(&[xtables("target", "REJECT")]).verdict, ForeignVerdict::Drop);
+        assert_eq!(rule(&[xtables("target", "LOG")]).verdict, ForeignVerdict::None);
         let set = attribute(NFTA_LOOKUP_SET, b"__set0\0");
         let within = rule(&[meta(NFT_META_IIFNAME), expression("lookup", std::slice::from_ref(&set))]);
-        assert_eq!(within.sets, [(Side::Input, "__set0".to_owned())]);
+        assert_eq!(within.sets, [(InterfaceSide::Input, "__set0".to_owned())]);
         let inverted = attribute(NFTA_LOOKUP_FLAGS, &1_u32.to_be_bytes());
         let outside = rule(&[meta(NFT_META_IIFNAME), expression("lookup", &[set, inverted])]);
-        assert_eq!((outside.sets, outside.conditions), (Vec::new(), vec![Condition::Other]));
+        assert_eq!((outside.sets, outside.conditions), (Vec::new(), vec![RuleCondition::Other]));
     }
 }

@@ -9,15 +9,15 @@ impl Knowledge for Fake {
         "a fake".to_owned()
     }
 
-    fn known(&self) -> Arc<View> {
+    fn current_view(&self) -> Arc<View> {
         self.view()
     }
 
-    async fn known_otherwise(&self, _: &Arc<View>, _: Duration) {
+    async fn view_changed_from(&self, _: &Arc<View>, _: Duration) {
         self.with(State::load);
     }
 
-    async fn known_at(&self, _: Revision, _: Duration) -> Option<Arc<View>> {
+    async fn view_at(&self, _: Revision, _: Duration) -> Option<Arc<View>> {
         self.with(State::load);
         Some(self.view())
     }

@@ -46,17 +46,17 @@ impl PodHost for Fake {
     type Lock = Lock;
 
     fn try_lock(&self, attachment: &Attachment) -> Option<Lock> {
-        if self.is_wired_from_before(attachment) {
+        if self.is_wired_by_earlier_process(attachment) {
             return None;
         }
         let is_new = self.locked.borrow_mut().insert(attachment.clone());
         is_new.then(|| Lock { locked: Rc::clone(&self.locked), attachment: attachment.clone() })
     }
 
-    async fn lock(&self, attachment: &Attachment, patience: Duration) -> Option<Lock> {
+    async fn lock(&self, attachment: &Attachment, max_wait: Duration) -> Option<Lock> {
         let lock = self.try_lock(attachment);
         if lock.is_none() {
-            self.pass(patience);
+            self.pass(max_wait);
         }
         lock
     }
@@ -76,7 +76,7 @@ impl PodHost for Fake {
 
     async fn delete_interface(&self, attachment: &Attachment) -> Result<(), HostError> {
         self.with(|state| {
-            if state.fault == Some(Fault::InterfacesStay) {
+            if state.fault == Some(NodeFault::InterfacesStay) {
                 return Err(HostError::new("the kernel says no"));
             }
             state.interfaces.remove(attachment);
@@ -88,10 +88,10 @@ impl PodHost for Fake {
 
     async fn free(&self, attachment: &Attachment, add: LastAdd) -> Result<(), LedgerError> {
         self.with(|state| {
-            if state.fault == Some(Fault::DiskIsFull) {
+            if state.fault == Some(NodeFault::DiskIsFull) {
                 return Err(LedgerError::new("the disk is full"));
             }
-            assert!(!state.interfaces.contains(attachment), "{attachment} lives");
+            assert!(!state.interfaces.contains(attachment), "the interface of {attachment} exists");
             Ok(())
         })?;
         crate::tasks::pods::free(self, attachment, add).await
@@ -134,7 +134,7 @@ impl PodHost for Fake {
     }
 
     fn attachments_changed(&self) {
-        self.with(|state| state.has_rung = true);
+        self.with(|state| state.has_change_notice = true);
     }
 
     fn addresses_freed(&self) {}

@@ -40,9 +40,9 @@ impl PublisherHost for Fake {
         self.until(|state| basis(state) != from).await;
     }
 
-    async fn rung(&self) {
-        self.until(|state| state.has_rung).await;
-        self.with(|state| state.has_rung = false);
+    async fn attachment_signal(&self) {
+        self.until(|state| state.has_change_notice).await;
+        self.with(|state| state.has_change_notice = false);
     }
 
     async fn pause(&self, time: Duration) {
@@ -62,8 +62,8 @@ impl LeaseStore for Fake {
 
     async fn put(&self, (): &(), change: &Change) -> Result<Outcome, StoreError> {
         self.with(|state| {
-            if let Change::WriteLease(sign) = change {
-                state.signs.push(sign.by.revision);
+            if let Change::WriteLease(lease_write) = change {
+                state.lease_writes.push(lease_write.by.revision);
             }
             Ok(state.commit(&transaction(change)))
         })

@@ -39,19 +39,19 @@ fn rewrite(state: &mut State, change: impl FnOnce(&mut NodeRecord)) {
 }
 
 #[test]
-fn a_node_is_removed_although_it_writes_its_record_meanwhile() {
+fn a_node_is_removed_although_its_record_changes_meanwhile() {
     for (dead, pods) in [(false, PodsGone::Unknown), (true, PodsGone::ConfirmedByOperator)] {
         let (fake, _) = registered();
         let written = |state: &mut State| rewrite(state, |record| record.mtu = 1400);
         fake.with(|state| state.fates.push_back(Fate::After(Box::new(written))));
-        let said = remove(&fake, dead).unwrap();
-        assert!(said.contains("node n1 is removed"), "{said}");
+        let message = remove(&fake, dead).unwrap();
+        assert!(message.contains("node n1 is removed"), "{message}");
         assert_eq!((is_member(&fake), fences(&fake)), (false, vec![pods]));
     }
 }
 
 #[test]
-fn what_is_said_of_a_node_is_not_said_of_the_machine_that_becomes_it_meanwhile() {
+fn a_removal_does_not_apply_to_a_machine_that_replaces_the_node_meanwhile() {
     type Becomes = fn(&mut NodeRecord);
     let becomes: [Becomes; 2] = [
         |record| record.incarnation = Incarnation::new("another"),
@@ -85,7 +85,7 @@ fn what_is_said_of_a_node_is_not_said_of_the_machine_that_becomes_it_meanwhile()
 }
 
 #[test]
-fn a_node_that_was_removed_and_came_again_is_not_said_to_be_removed_by_a_view_that_is_behind() {
+fn a_stale_view_does_not_report_a_returned_node_as_removed() {
     let (fake, _) = registered();
     let node = fake.with(|state| state.entries[&Key::Node(me().name).to_string()].clone());
     remove(&fake, true).unwrap();
@@ -101,7 +101,7 @@ fn a_node_that_was_removed_and_came_again_is_not_said_to_be_removed_by_a_view_th
 }
 
 #[test]
-fn a_removal_without_an_answer_is_not_repeated_and_one_that_is_refused_late_is_found() {
+fn an_unanswered_removal_is_not_repeated_but_an_applied_one_is_detected() {
     let (fake, _) = registered();
     fake.with(|state| state.fates.push_back(Fate::Lost));
     let unknown = remove(&fake, false).unwrap_err();
@@ -115,7 +115,7 @@ fn a_removal_without_an_answer_is_not_repeated_and_one_that_is_refused_late_is_f
 }
 
 #[test]
-fn nothing_is_removed_or_adopted_while_the_store_is_away() {
+fn no_node_is_removed_or_adopted_while_the_datastore_is_unreachable() {
     let (fake, _) = registered();
     fake.with(|state| Arc::make_mut(&mut state.view).lost = Some("it is away".to_owned()));
     let refused = remove(&fake, true).unwrap_err();
@@ -125,7 +125,7 @@ fn nothing_is_removed_or_adopted_while_the_store_is_away() {
 }
 
 #[test]
-fn who_asks_for_the_removal_of_this_node_has_to_know_how_many_pods_it_has() {
+fn removing_the_answering_node_requires_its_pod_count() {
     let (fake, _) = registered();
     let allow = |disconnect_pods| {
         let removal = Removal { disconnect_pods, ..removal(false) };
@@ -141,10 +141,12 @@ fn who_asks_for_the_removal_of_this_node_has_to_know_how_many_pods_it_has() {
 }
 
 #[test]
-fn a_machine_adopts_the_node_of_its_ledger_that_another_machine_is_and_no_other() {
+fn a_machine_adopts_only_the_node_of_its_ledger() {
     let (fake, _) = registered();
     let adopted = |me: &OwnNode| at_once(adopt(&fake, me, &me.name));
-    assert!(matches!(adopted(&me()), Ok(Adoption::Already(words)) if words.contains("already node n1")));
+    assert!(
+        matches!(adopted(&me()), Ok(Adoption::AlreadyAdopted(words)) if words.contains("already node n1"))
+    );
     let moved = OwnNode { machine_id: MachineId::new("m2"), boot_id: BootId::new("b2"), ..me() };
     let Ok(Adoption::InPlaceOf(other, _)) = adopted(&moved) else { panic!("not adopted") };
     assert_eq!((other.machine_id.as_str(), other.boot_id.as_str()), ("m1", "b1"));

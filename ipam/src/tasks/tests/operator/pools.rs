@@ -48,14 +48,14 @@ fn names(fake: &Fake) -> Vec<String> {
 }
 
 #[test]
-fn a_pool_is_added_drained_and_removed_and_each_can_be_asked_for_again() {
+fn adding_draining_and_removing_a_pool_can_be_repeated() {
     let (fake, _) = registered();
     let drain = || PoolChange::Drain("more".parse().unwrap());
     let steps =
         [(more(), "is added"), (drain(), "is drained: new pods get no address"), (more(), "is active again")];
-    for (wanted, said) in steps {
+    for (wanted, expected) in steps {
         let answer = change(&fake, wanted).unwrap();
-        assert!(answer.contains(said), "{answer}");
+        assert!(answer.contains(expected), "{answer}");
     }
     assert_eq!(pools(&fake)[1], ("more".to_owned(), PoolState::Active));
     assert!(change(&fake, more()).unwrap().contains("already exists"));
@@ -71,18 +71,18 @@ fn a_pool_is_added_drained_and_removed_and_each_can_be_asked_for_again() {
 }
 
 #[test]
-fn a_change_whose_answer_is_lost_is_found_to_be_made() {
+fn an_unanswered_change_is_found_in_the_records() {
     let (fake, _) = registered();
-    for (wanted, said, left) in [(more(), "is added", 2), (remove("more"), "is removed", 1)] {
+    for (wanted, expected, left) in [(more(), "is added", 2), (remove("more"), "is removed", 1)] {
         fake.with(|state| state.fates.push_back(Fate::Unanswered));
         let answer = change(&fake, wanted).unwrap();
-        assert!(answer.contains(said), "{answer}");
+        assert!(answer.contains(expected), "{answer}");
         assert_eq!(names(&fake).len(), left);
     }
 }
 
 #[test]
-fn a_change_that_is_refused_after_it_was_made_is_found_to_be_made_and_another_refusal_is_the_last_attempt() {
+fn a_refused_change_is_reported_as_made_only_if_the_records_contain_it() {
     let (fake, _) = registered();
     fake.with(|state| state.fates.push_back(Fate::MadeAndRefused(RefusalCause::NoSpace)));
     assert!(change(&fake, more()).unwrap().contains("is added"));
@@ -97,7 +97,7 @@ fn a_change_that_is_refused_after_it_was_made_is_found_to_be_made_and_another_re
 }
 
 #[test]
-fn a_change_that_is_never_answered_may_have_been_made_and_the_answer_says_so() {
+fn a_change_without_any_answer_is_reported_as_unknown() {
     let (fake, _) = registered();
     fake.with(|state| state.fates.extend((0..ATTEMPTS).map(|_| Fate::Lost)));
     let unknown = change(&fake, more()).unwrap_err();
@@ -108,7 +108,7 @@ fn a_change_that_is_never_answered_may_have_been_made_and_the_answer_says_so() {
 }
 
 #[test]
-fn a_pool_stays_of_which_a_node_claims_a_block_meanwhile() {
+fn a_pool_is_not_removed_if_a_node_claims_a_block_meanwhile() {
     let (fake, _) = registered();
     change(&fake, more()).unwrap();
     let block = pool_of("more", "10.1.0.0/26", 28).block(1);
@@ -125,7 +125,7 @@ fn a_pool_stays_of_which_a_node_claims_a_block_meanwhile() {
 }
 
 #[test]
-fn the_backend_is_changed_and_nothing_else_of_the_settings() {
+fn changing_the_backend_changes_no_other_setting() {
     let (fake, _) = registered();
     let settings = || {
         let record = |key: &Key, value: &[u8]| {

@@ -63,7 +63,7 @@ fn owner(fake: &Fake) -> Option<String> {
 }
 
 #[test]
-fn a_reservation_that_nobody_holds_is_given_up_also_when_the_answer_is_lost_or_a_refusal() {
+fn a_reservation_without_holder_is_deleted_even_if_the_answer_is_lost() {
     let fates = [
         Fate::Lost,
         Fate::Unanswered,
@@ -74,8 +74,11 @@ fn a_reservation_that_nobody_holds_is_given_up_also_when_the_answer_is_lost_or_a
     for fate in fates {
         let fake = with_reservation(None);
         fake.with(|state| state.fates.push_back(fate));
-        let said = release(&fake, RESERVED, false).unwrap();
-        assert!(said.contains("the reservation of 10.9.0.1") && said.contains("is deleted"), "{said}");
+        let message = release(&fake, RESERVED, false).unwrap();
+        assert!(
+            message.contains("the reservation of 10.9.0.1") && message.contains("is deleted"),
+            "{message}"
+        );
         assert_eq!(owner(&fake), None);
     }
     let fake = with_reservation(None);
@@ -85,7 +88,7 @@ fn a_reservation_that_nobody_holds_is_given_up_also_when_the_answer_is_lost_or_a
 }
 
 #[test]
-fn a_reservation_that_a_pod_holds_is_given_up_only_by_who_knows_that_it_is_gone() {
+fn a_held_reservation_is_deleted_only_with_confirmation_and_without_an_interface() {
     let fake = with_reservation(Some("n1"));
     assert!(refused(&fake, RESERVED, false).contains("add --dead"));
     // An existing interface, or the report of a node that is alive, overrides the operator's confirmation.
@@ -95,16 +98,16 @@ fn a_reservation_that_a_pod_holds_is_given_up_only_by_who_knows_that_it_is_gone(
         state.interfaces.clear();
         let record = AddressRecord { attachment: attachment("c1"), pod: None };
         put(state, &Key::Address(me().name, RESERVED.parse().unwrap()), encode(&record));
-        put(state, &Key::Alive(me().name), b"{}".to_vec());
+        put(state, &Key::Lease(me().name), b"{}".to_vec());
     });
     assert!(refused(&fake, RESERVED, true).contains("is alive and reports it"));
-    fake.with(|state| state.entries.remove(&Key::Alive(me().name).to_string()));
+    fake.with(|state| state.entries.remove(&Key::Lease(me().name).to_string()));
     release(&fake, RESERVED, true).unwrap();
     assert_eq!(owner(&fake), None);
 }
 
 #[test]
-fn what_is_said_of_a_dead_pod_is_not_said_of_one_that_has_the_address_when_the_answer_is_lost() {
+fn a_release_does_not_apply_to_a_pod_that_got_the_address_meanwhile() {
     let fake = with_reservation(Some("n1"));
     let again = |state: &mut State| reserve(state, "d/web", Some("n2"));
     fake.with(|state| state.fates.push_back(Fate::UnansweredAnd(Box::new(again))));
@@ -121,7 +124,7 @@ fn what_is_said_of_a_dead_pod_is_not_said_of_one_that_has_the_address_when_the_a
 }
 
 #[test]
-fn an_address_of_a_block_is_released_when_its_pod_is_gone_and_nobody_works_on_it() {
+fn a_pod_address_is_released_only_without_interface_and_running_call() {
     let (fake, _) = registered();
     let pod = attachment("c1");
     let address: IpAddr = fake.with(|state| {
@@ -144,7 +147,7 @@ fn an_address_of_a_block_is_released_when_its_pod_is_gone_and_nobody_works_on_it
 }
 
 #[test]
-fn an_address_that_is_no_pods_is_not_released() {
+fn an_address_without_a_pod_is_not_released() {
     let (fake, _) = registered();
     let gateway = fake.with(|state| state.holdings.gateways[0]).to_string();
     assert!(refused(&fake, &gateway, true).contains("the gateway address of this node"));

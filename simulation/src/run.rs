@@ -9,9 +9,9 @@ use polder_ipam::invariants::Deviation;
 
 use crate::fault::Fault;
 use crate::heal::heal;
-use crate::judge::{Strictness, Wrong, holds};
 use crate::schedule::{Schedule, add_machine};
-use crate::world::{Keeping, Record, World};
+use crate::violations::{CheckFailure, Strictness, check_invariants};
+use crate::world::{Record, StoreKind, World};
 
 /// Number of steps with faults.
 const STEPS: u64 = 350;
@@ -52,7 +52,7 @@ pub struct Failure {
     /// The violated invariants.
     pub deviations: Vec<Deviation>,
     /// Expected outcomes that have not occurred.
-    pub wanting: Vec<String>,
+    pub unrecovered: Vec<String>,
     /// The last log lines.
     pub log: Vec<String>,
 }
@@ -62,22 +62,22 @@ impl fmt::Display for Failure {
         self.log.iter().try_for_each(|line| writeln!(f, "{line}"))?;
         writeln!(f, "after step {}:", self.step)?;
         self.deviations.iter().try_for_each(|deviation| writeln!(f, "{deviation}"))?;
-        self.wanting.iter().try_for_each(|wanting| writeln!(f, "liveness: {wanting}"))?;
-        write!(f, "play it again with: scripts/simulate --seed {}", self.seed)
+        self.unrecovered.iter().try_for_each(|unrecovered| writeln!(f, "liveness: {unrecovered}"))?;
+        write!(f, "run it again with: scripts/simulate --seed {}", self.seed)
     }
 }
 
 /// Runs a seed. A seed that fails runs a second time, to record its last steps.
-pub fn play(seed: u64) -> Result<Report, Box<Failure>> {
-    play_with(seed, Record::Nothing).or_else(|_| play_with(seed, Record::Last))
+pub fn run_seed(seed: u64) -> Result<Report, Box<Failure>> {
+    run_seed_with(seed, Record::Nothing).or_else(|_| run_seed_with(seed, Record::Last))
 }
 
 /// Runs a seed, and records its steps as `record` states.
-pub fn play_with(seed: u64, record: Record) -> Result<Report, Box<Failure>> {
+pub fn run_seed_with(seed: u64, record: Record) -> Result<Report, Box<Failure>> {
     let mut world = World::new(seed);
     world.record = record;
     let machines = if world.random.once_in(8) {
-        world.keeping = Keeping::Embedded;
+        world.store_kind = StoreKind::Embedded;
         1
     } else {
         3 + world.random.below(2)
@@ -86,11 +86,11 @@ pub fn play_with(seed: u64, record: Record) -> Result<Report, Box<Failure>> {
         add_machine(&mut world, format!("n{number}").parse().expect("a name"));
     }
     // Each seed uses a random subset of the faults, so that each fault has room to take effect.
-    let can_happen = |fault: &Fault| machines > 1 || fault.happens_to_a_file();
+    let can_happen = |fault: &Fault| machines > 1 || fault.affects_embedded_store();
     let all = Fault::ALL.into_iter().filter(can_happen);
     let changes_pools = world.random.once_in(3);
     let is_chosen =
-        |fault: &Fault| if fault.is_about_pools() { changes_pools } else { world.random.once_in(3) };
+        |fault: &Fault| if fault.is_pool_change() { changes_pools } else { world.random.once_in(3) };
     let faults: Vec<Fault> = all.filter(is_chosen).collect();
     let rarity = *world.random.one_of(&[15, 30, 60]);
     let mut schedule = Schedule { world: Rc::new(RefCell::new(world)), tasks: Vec::new(), faults, rarity };
@@ -98,24 +98,24 @@ pub fn play_with(seed: u64, record: Record) -> Result<Report, Box<Failure>> {
     if schedule.world.borrow_mut().random.below(4) > 0 {
         // Usually the cluster starts up completely first. In the other runs faults can occur during the start.
         for _ in 0..5 {
-            schedule.settle();
+            schedule.run_until_idle();
             schedule.advance(1_000);
         }
     }
     let mut steps = 0;
-    let played = (0..STEPS)
+    let result = (0..STEPS)
         .try_for_each(|_| {
             steps += 1;
             schedule.step();
-            holds(&mut schedule.world.borrow_mut(), Strictness::Lenient)
+            check_invariants(&mut schedule.world.borrow_mut(), Strictness::Lenient)
         })
         .and_then(|()| heal(&mut schedule, &mut steps));
     let counts = std::mem::take(&mut schedule.world.borrow_mut().counts);
-    match played {
+    match result {
         Ok(()) => Ok(Report { steps, counts }),
-        Err(Wrong { deviations, wanting }) => {
+        Err(CheckFailure { deviations, unrecovered }) => {
             let log = std::mem::take(&mut schedule.world.borrow_mut().log).into();
-            Err(Box::new(Failure { seed, step: steps, deviations, wanting, log }))
+            Err(Box::new(Failure { seed, step: steps, deviations, unrecovered, log }))
         }
     }
 }

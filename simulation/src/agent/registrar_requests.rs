@@ -6,7 +6,7 @@ use std::rc::Rc;
 use polder_api::Attachment;
 use polder_ipam::claim::{NoClaim, Unavailable};
 use polder_ipam::pool::BlockRequest;
-use polder_ipam::tasks::{CLAIM_PATIENCE, NotHandedOver, Requests, ReservationRequest, RetryReason};
+use polder_ipam::tasks::{CLAIM_TIMEOUT, NotHandedOver, Requests, ReservationRequest, RetryReason};
 
 use super::SimHost;
 use super::host::millis;
@@ -44,15 +44,15 @@ impl Requests for SimHost {
     }
 }
 
-/// Waits for the answer, at most [`CLAIM_PATIENCE`].
-async fn wait<T>(hand: &SimHost, reply: &Reply<T>) -> Option<T> {
-    let until = hand.clock() + millis(CLAIM_PATIENCE);
-    while !reply.given.get() {
-        if hand.clock() >= until {
-            reply.given_up.set(true);
+/// Waits for the answer, at most [`CLAIM_TIMEOUT`].
+async fn wait<T>(host: &SimHost, reply: &Reply<T>) -> Option<T> {
+    let until = host.clock() + millis(CLAIM_TIMEOUT);
+    while !reply.is_sent.get() {
+        if host.clock() >= until {
+            reply.abandoned.set(true);
             return None;
         }
-        hand.wait(Wait::Flag(Rc::clone(&reply.given), hand.epoch)).await;
+        host.wait(Wait::Flag(Rc::clone(&reply.is_sent), host.epoch)).await;
     }
     reply.answer.borrow_mut().take()
 }

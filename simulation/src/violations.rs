@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use polder_ipam::Moment;
 use polder_ipam::invariants::{
-    ClusterReport, Deviation, Interface, KernelFacts, LedgerFacts, NodeFacts, Published, check,
+    ClusterReport, Deviation, Interface, KernelFacts, LedgerFacts, NodeFacts, PublishedAddress, check,
 };
 use polder_ipam::key::Key;
 use polder_ipam::ledger::{Ledger, MemberState};
 
-use crate::world::{Keeping, Machine, World};
+use crate::world::{Machine, StoreKind, World};
 
 /// How to treat operations in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub enum Strictness {
 }
 
 /// The invariants that are violated.
-pub fn judge(world: &mut World, strictness: Strictness) -> Vec<Deviation> {
+pub fn find_violations(world: &mut World, strictness: Strictness) -> Vec<Deviation> {
     let nodes: Vec<NodeFacts> =
         world.machines.iter().map(|machine| node(world, machine, strictness)).collect();
     let published = match strictness {
@@ -30,7 +30,7 @@ pub fn judge(world: &mut World, strictness: Strictness) -> Vec<Deviation> {
     };
     let facts = ClusterReport {
         view: Some(&world.truth),
-        putting_back: world.putting_back,
+        is_restoring: world.is_restoring,
         published: &published,
         nodes: &nodes,
     };
@@ -42,28 +42,28 @@ pub fn judge(world: &mut World, strictness: Strictness) -> Vec<Deviation> {
 
 /// The result of a failed check.
 #[derive(Debug)]
-pub struct Wrong {
+pub struct CheckFailure {
     /// The violated invariants.
     pub deviations: Vec<Deviation>,
     /// Expected outcomes that have not occurred.
-    pub wanting: Vec<String>,
+    pub unrecovered: Vec<String>,
 }
 
 /// Checks the world. Once lost records are restored, missing records count as violations again.
-pub fn holds(world: &mut World, strictness: Strictness) -> Result<(), Wrong> {
-    if world.putting_back && is_put_back(world) {
-        world.putting_back = false;
+pub fn check_invariants(world: &mut World, strictness: Strictness) -> Result<(), CheckFailure> {
+    if world.is_restoring && is_restored(world) {
+        world.is_restoring = false;
     }
-    let deviations = judge(world, strictness);
-    if deviations.is_empty() { Ok(()) } else { Err(Wrong { deviations, wanting: Vec::new() }) }
+    let deviations = find_violations(world, strictness);
+    if deviations.is_empty() { Ok(()) } else { Err(CheckFailure { deviations, unrecovered: Vec::new() }) }
 }
 
 /// Whether all agents have detected the loss of records, and have had time to restore them.
-fn is_put_back(world: &World) -> bool {
+fn is_restored(world: &World) -> bool {
     world.machines.iter().filter(|machine| !machine.is_destroyed).all(|machine| {
         machine.agent.as_ref().is_some_and(|agent| {
             // An agent that started after the loss does not detect it.
-            let is_done = world.keeping == Keeping::Etcd || agent.last_step == "Settled";
+            let is_done = world.store_kind == StoreKind::Etcd || agent.last_step == "Settled";
             is_done
                 && agent.view.cluster.is_some()
                 && agent.view.revision == world.etcd.revision()
@@ -137,12 +137,12 @@ fn ledger(machine: &Machine) -> LedgerFacts {
     }
 }
 
-fn published(world: &World) -> Vec<Published> {
+fn published(world: &World) -> Vec<PublishedAddress> {
     let found = world.etcd.range(&Key::all_addresses());
     let read = |entry: &polder_ipam::store::Entry| match entry.key.parse() {
         Ok(Key::Address(node, address)) => {
             let record = polder_ipam::record::address(&entry.value).ok()?;
-            Some(Published { node, address, record })
+            Some(PublishedAddress { node, address, record })
         }
         _ => None,
     };

@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 
 /// Stops the thread of that name, runs the job, and continues the thread. After a panic of the job, it continues when
 /// the caller's thread ends.
-pub fn while_thread<T>(process: Pid, name: &str, job: impl FnOnce() -> T) -> T {
+pub fn with_stopped_thread<T>(process: Pid, name: &str, job: impl FnOnce() -> T) -> T {
     let thread = find(process, name);
     ptrace::seize(thread, Options::empty()).expect("root traces any thread");
     ptrace::interrupt(thread).expect("it is traced");

@@ -15,16 +15,16 @@ use polder_ipam::change::Change;
 use polder_ipam::key::Range;
 use polder_ipam::removal::OperatorConfirmation;
 use polder_ipam::store::{Contents, Outcome, StoreError};
-use polder_ipam::tasks::Records;
+use polder_ipam::tasks::RecordStore;
 use polder_ipam::tasks::operator::{self, Knowledge};
 use polder_ipam::transaction::transaction;
 use polder_ipam::view::View;
 
 use crate::world::World;
 
-struct Desk<'a>(RefCell<&'a mut World>);
+struct DirectStore<'a>(RefCell<&'a mut World>);
 
-impl Records for Desk<'_> {
+impl RecordStore for DirectStore<'_> {
     async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
         let outcome = self.0.borrow_mut().transact(&transaction(change));
         outcome.map_err(|refusal| StoreError::Refused { store: self.store_name(), refusal })
@@ -35,27 +35,27 @@ impl Records for Desk<'_> {
     }
 }
 
-impl Knowledge for Desk<'_> {
+impl Knowledge for DirectStore<'_> {
     fn store_name(&self) -> String {
         "etcd".to_owned()
     }
 
-    fn known(&self) -> Arc<View> {
+    fn current_view(&self) -> Arc<View> {
         Arc::new(self.0.borrow().truth.clone())
     }
 
-    async fn known_otherwise(&self, _: &Arc<View>, _: Duration) {}
+    async fn view_changed_from(&self, _: &Arc<View>, _: Duration) {}
 
-    async fn known_at(&self, _: Revision, _: Duration) -> Option<Arc<View>> {
-        Some(self.known())
+    async fn view_at(&self, _: Revision, _: Duration) -> Option<Arc<View>> {
+        Some(self.current_view())
     }
 }
 
 /// Changes the pools; returns whether the change succeeded.
 pub fn change_pools(world: &mut World, change: PoolChange) -> bool {
     let known = View::default();
-    let desk = Desk(RefCell::new(world));
-    at_once(operator::change_pools(&desk, &known, change)).is_ok()
+    let store = DirectStore(RefCell::new(world));
+    poll_once(operator::change_pools(&store, &known, change)).is_ok()
 }
 
 /// Removes a node; returns whether it is removed. `confirmed` states whether the operator confirms that the pods are
@@ -63,13 +63,13 @@ pub fn change_pools(world: &mut World, change: PoolChange) -> bool {
 pub fn remove_node(world: &mut World, name: &NodeName, confirmed: OperatorConfirmation) -> bool {
     let (dead, earlier) = (confirmed != OperatorConfirmation::No, confirmed == OperatorConfirmation::Earlier);
     let removal = Removal { node: name.clone(), dead, disconnect_pods: None, earlier };
-    let desk = Desk(RefCell::new(world));
-    at_once(operator::remove_node(&desk, &desk, removal)).is_ok()
+    let store = DirectStore(RefCell::new(world));
+    poll_once(operator::remove_node(&store, &store, removal)).is_ok()
 }
 
-fn at_once<T>(future: impl Future<Output = T>) -> T {
+fn poll_once<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(result) => result,
-        Poll::Pending => unreachable!("nothing here has anything to wait for"),
+        Poll::Pending => unreachable!("no task waits here"),
     }
 }
