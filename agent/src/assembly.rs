@@ -2,8 +2,10 @@
 //! to the tasks that read it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use polder_ipam::ledger::AttachmentKind;
 use polder_ipam::needed::RequiredRange;
 use polder_ipam::record::LeaseRecord;
 use polder_ipam::registration::{Holdings, Registration};
@@ -17,6 +19,7 @@ use crate::bell::{Bell, bell};
 use crate::board::{Board, Membership, Passes, Records};
 use crate::config::Config;
 use crate::conflist::NotWritten;
+use crate::connections::{self, ReleasedAddresses};
 use crate::endpoint::{self, Endpoint};
 use crate::host::insides::Looker;
 use crate::in_flight::InFlight;
@@ -26,8 +29,9 @@ use crate::kernel::reaper::Reaper;
 use crate::kernel::sysctl::Sysctls;
 use crate::leases::{self, Leases};
 use crate::liveness::Threads;
+use crate::local_pods::LocalPods;
 use crate::machine::Machine;
-use crate::node::{Calls, Node, Pods};
+use crate::node::{Calls, Node, Pods, local_pod};
 use crate::owner::Owner;
 use crate::probe::NotProbed;
 use crate::probe::direct::DirectPaths;
@@ -53,6 +57,8 @@ pub(crate) struct Parts {
     pub(crate) sysctls: Sysctls,
     pub(crate) store: Store,
     pub(crate) ipam: NodeIpam,
+    /// The released addresses of the ledger.
+    pub(crate) cooling_down: Vec<IpAddr>,
     pub(crate) sockets: Sockets,
     pub(crate) reaper: Reaper,
     pub(crate) in_flight: InFlight,
@@ -65,6 +71,8 @@ pub(crate) struct Sockets {
     pub(crate) kernel: Kernel,
     /// For operations on single pods.
     pub(crate) pods: Kernel,
+    /// To add and delete pods in the packet filter.
+    pub(crate) filter: FilterSocket,
     /// To delete tracked connections of released addresses.
     pub(crate) connections: FilterSocket,
     /// Netlink port ids of the sockets that change the kernel.
@@ -95,6 +103,7 @@ pub(crate) struct AddressTasks {
     pub(crate) node: Arc<Node>,
     pub(crate) registrar: registrar::Task,
     pub(crate) publisher: publisher::Task,
+    pub(crate) connections: connections::Task,
 }
 
 /// The tasks that manage the kernel state.
@@ -169,7 +178,7 @@ fn entries() -> (RecordEntries, AddressEntries, DatapathEntries) {
     let engine = engine::Entries {
         underlay: watch::Sender::new(Err(NotChosen::NotYet)),
         pass: watch::Sender::default(),
-        neighbours: watch::Sender::default(),
+        expected: watch::Sender::default(),
         repairs: watch::Sender::default(),
     };
     let datapath = DatapathEntries {
@@ -193,9 +202,16 @@ struct Lines {
 
 /// Creates the channels, and moves blocking state to threads of its own.
 pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
-    let Parts { machine, features, sysctls, store, ipam, sockets, reaper, in_flight } = parts;
+    let Parts { machine, features, sysctls, store, ipam, cooling_down, sockets, reaper, in_flight } = parts;
     let (records, addresses, datapath) = entries();
     let config = Arc::new(config);
+    let released = Arc::new(ReleasedAddresses::default());
+    let local = Arc::new(LocalPods::default());
+    ipam.attachments()
+        .filter(|held| held.kind == AttachmentKind::Pod && !held.leaving)
+        .for_each(|held| local.add(local_pod(held)));
+    // An earlier agent may have ended before it deleted their connections.
+    released.add(&cooling_down);
     let kernel = Owner::spawn("kernel", sockets.kernel)?;
     let (claims, claims_asked) = mpsc::channel(CLAIMS_WAITING);
     let (reservations, reservations_asked) = mpsc::channel(CLAIMS_WAITING);
@@ -234,7 +250,9 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
         ipam: Owner::spawn("ledger", ipam)?,
         pods: Pods {
             kernel: Owner::spawn("pods", sockets.pods)?,
-            connections: Owner::spawn("connections", sockets.connections)?,
+            filter: Owner::spawn("filter", sockets.filter)?,
+            released: Arc::clone(&released),
+            local,
             reaper,
         },
         board,
@@ -269,8 +287,12 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
         claims: claims_asked,
         reservations: reservations_asked,
     };
-    let threads =
-        Threads { ledger: node.ipam.clone(), kernel: kernel.clone(), pods: node.pods.kernel.clone() };
+    let threads = Threads {
+        ledger: node.ipam.clone(),
+        kernel: kernel.clone(),
+        pods: node.pods.kernel.clone(),
+        filter: node.pods.filter.clone(),
+    };
     let ends = OperatorEnds { plans, adopted: addresses.adopted, unreachable, unserved };
     Ok(Tasks {
         records: record_tasks(&node, records, underlay_changed),
@@ -278,6 +300,10 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
             node: Arc::clone(&node),
             registrar,
             publisher: publisher::Task { node: Arc::clone(&node), wake: publisher_wake },
+            connections: connections::Task {
+                released,
+                connections: Owner::spawn("connections", sockets.connections)?,
+            },
         },
         datapath: datapath_tasks(&node, &kernel, &readiness, datapath, lines),
         operator: operator_tasks(&node, reporter, &threads, ends),
@@ -389,7 +415,9 @@ fn datapath_tasks(
     let drift_signal = Arc::new(DriftSignal::default());
     let monitor = monitor::Task {
         own: lines.own_ports,
-        neighbours: entries.engine.neighbours.subscribe(),
+        expected: entries.engine.expected.subscribe(),
+        pods: Arc::clone(&node.pods.local),
+        in_flight: Arc::clone(&node.in_flight),
         reaper: node.pods.reaper.clone(),
         underlay_changed: lines.underlay_changed,
         drift_signal: Arc::clone(&drift_signal),
@@ -423,6 +451,7 @@ fn datapath_tasks(
             direct: prober.direct.subscribe(),
             leases: lines.leases,
             drift_signal,
+            pods: Arc::clone(&node.pods.local),
         },
         entries: entries.engine,
         announcer: engine::Announcer::new(Arc::clone(config), readiness.clone(), entries.announced),

@@ -1,9 +1,11 @@
 //! Entry point of the agent: opens ledger, datastore and kernel sockets, and starts the tasks.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::time::Duration;
 
 use polder_api::Attachment;
+use polder_ipam::ledger::Ledger;
 use polder_ipam::tasks::{orphan_collector, tombstones};
 use polder_netlink::nft::{FilterSocket, NatAnchor};
 use polder_store::{Embedded, Etcd, Store, open_node};
@@ -82,14 +84,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         StoreConfig::Etcd(etcd) => Store::Etcd(Etcd::new(etcd).await?),
         StoreConfig::Embedded => Store::Embedded(Embedded::open(&config.state_dir.join(STORE))?),
     };
-    let pods = Kernel::open(&sysctls)?;
-    let own_ports = [kernel.ports()?, pods.ports()?].into_iter().flatten().collect();
-    let sockets = Sockets { kernel, pods, connections: FilterSocket::open()?, ports: own_ports };
+    let (pods, filter, reaper) = (Kernel::open(&sysctls)?, FilterSocket::open()?, Reaper::start()?);
+    let mut ports: BTreeSet<u32> = reaper.ports().collect();
+    ports.extend(kernel.ports()?.into_iter().chain(pods.ports()?).chain([filter.port()?]));
+    let sockets = Sockets { kernel, pods, filter, connections: FilterSocket::open()?, ports };
     let in_flight = InFlight::found(&config.socket).map_err(NotRunning::Marks)?;
-    let parts =
-        Parts { machine, features, sysctls, store, ipam, sockets, reaper: Reaper::start()?, in_flight };
-    let Tasks { records, addresses: AddressTasks { node, registrar, publisher }, datapath, operator } =
-        assemble(config, parts)?;
+    let cooling_down = ipam.ledger().resting()?.into_iter().map(|(address, _)| address).collect();
+    let parts = Parts { machine, features, sysctls, store, ipam, cooling_down, sockets, reaper, in_flight };
+    let Tasks { records, addresses, datapath, operator } = assemble(config, parts)?;
+    let AddressTasks { node, registrar, publisher, connections } = addresses;
     let api = server::Socket::bind(&node.config.socket)?;
     info!(node = %node.config.node, store = node.store.name(), "polder-agent {}", env!("CARGO_PKG_VERSION"));
 
@@ -103,6 +106,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tasks.spawn(datapath.endpoint.run());
     tasks.spawn(datapath.prober.run());
     tasks.spawn(publisher.run());
+    tasks.spawn(connections.run());
     tasks.spawn(operator.inspection.run());
     tasks.spawn(datapath.host.run());
     tasks.spawn(records.leases.run());

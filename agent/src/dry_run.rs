@@ -212,10 +212,12 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
         machine,
         features,
         ipam,
+        cooling_down: Vec::new(),
         store,
         sockets: Sockets {
             kernel,
             pods: Kernel::open_to_read(&sysctls)?,
+            filter: FilterSocket::open_to_read()?,
             connections: FilterSocket::open_to_read()?,
             // No changes are made, so no notifications are received.
             ports: BTreeSet::new(),

@@ -30,15 +30,16 @@ use tracing::{debug, info, warn};
 pub use self::announcer::Announcer;
 pub use self::datapath::{Datapath, OnNode};
 use self::memory::{Losses, Network, Outward, Passes, Repairing};
-pub use self::parts::{Entries, Tools, Wakes};
+pub use self::parts::{Entries, Expected, Tools, Wakes};
 use self::pass_plan::{PassInputs, PassPlan};
 pub use self::rehearsal::rehearse;
 use self::transitions::Transitions;
-use crate::board::{Board, Chosen, Made, Pass, set_if_changed};
+use crate::board::{Board, Chosen, Made, Pass};
 use crate::config::StoreConfig;
 use crate::etcd_addresses;
 use crate::kernel::plan::{KernelChange, summary};
 use crate::kernel::snapshot::RouteTo;
+use crate::repair;
 use crate::requests::{NoPlan, PlanRequest};
 use crate::underlay::{NotChosen, Underlay, UnderlayInputs};
 
@@ -246,6 +247,7 @@ impl<D: Datapath> Engine<D> {
             self.choose_underlay(&validated.peers).await;
         }
         self.look_for(&validated.peers, anew).await;
+        self.publish_paths();
         self.transitions.observe(&validated.peers, Instant::now());
         self.losses.prune_from = self.losses.prune_from.filter(|from| *from > Instant::now());
         let Ok(grounds) = self.grounds(view, validated) else {
@@ -287,15 +289,18 @@ impl<D: Datapath> Engine<D> {
             Ok(pass_plan) => pass_plan,
             Err(reason) => return self.not_made(&reason),
         };
-        let neighbours = desired.state.neighbours.keys().map(|(_, address)| *address).collect();
-        set_if_changed(&self.entries.neighbours, neighbours);
+        self.entries.expected.send_if_modified(|expected| {
+            let before = expected.pod_link.replace(desired.pod_link);
+            before != expected.pod_link
+        });
+        let digest = desired.digest();
         if changes.is_empty() {
-            self.repairing.in_place = Some(desired.known());
+            self.repairing.in_place = Some(digest);
             return pass;
         }
         info!("changing kernel state: {}", summary(&changes));
         changes.iter().for_each(|change| debug!("{change}"));
-        let is_repair = self.repairing.in_place.as_ref() == Some(&desired.known());
+        let is_repair = self.repairing.in_place.as_ref() == Some(&digest);
         if is_repair {
             // The notification of a change may arrive after the change was read.
             by.extend(self.tools.drift_signal.take());
@@ -303,7 +308,8 @@ impl<D: Datapath> Engine<D> {
             by.dedup();
         }
         self.keep_previous(&changes, &sysctls).await;
-        let wanted = if is_repair { changes.clone() } else { Vec::new() };
+        let wanted =
+            if is_repair { repair::of_others(&changes, &self.tools.pods.changing()) } else { Vec::new() };
         let applied = self.tools.datapath.apply(changes, desired, indexes).await;
         let failures = match applied {
             Ok(failures) => failures,
@@ -443,6 +449,16 @@ impl<D: Datapath> Engine<D> {
             Err(reason) if changed => warn!("{reason}"),
             _ => {}
         }
+    }
+
+    /// Publishes the interfaces whose changes may change the paths out of this node.
+    fn publish_paths(&self) {
+        let paths = self.board().underlay().ok().map(|underlay| self.network.paths(&underlay));
+        self.entries.expected.send_if_modified(|expected| {
+            let is_new = expected.paths != paths;
+            expected.paths = paths;
+            is_new
+        });
     }
 
     /// Looks up the routes to all peers, or only to those not known yet. If a lookup fails, the known route stays.

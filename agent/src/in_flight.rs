@@ -1,5 +1,6 @@
 //! Locks on attachments: one task works on an attachment at a time.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
@@ -13,7 +14,8 @@ use tokio::time::timeout;
 /// The locked attachments: an ADD, a DEL or another task of this node is in progress for each.
 #[derive(Debug, Default)]
 pub struct InFlight {
-    attachments: Mutex<BTreeSet<Attachment>>,
+    /// With the names of their interfaces on the host.
+    attachments: Mutex<BTreeMap<Attachment, IfName>>,
     ended: Notify,
     /// The ADDs in progress that an earlier agent has answered, by their interface on the host.
     earlier: Mutex<BTreeMap<IfName, MarkedAdd>>,
@@ -41,18 +43,29 @@ impl InFlight {
         if self.is_wired_by_earlier_process(attachment) {
             return None;
         }
-        let new = self.lock().insert(attachment.clone());
-        new.then(|| AttachmentLock { in_flight: Arc::clone(self), attachment: attachment.clone() })
+        let is_new = match self.lock().entry(attachment.clone()) {
+            Entry::Vacant(free) => {
+                free.insert(attachment.host_interface());
+                true
+            }
+            Entry::Occupied(_) => false,
+        };
+        is_new.then(|| AttachmentLock { in_flight: Arc::clone(self), attachment: attachment.clone() })
     }
 
     /// Whether it is locked.
     pub fn has(&self, attachment: &Attachment) -> bool {
-        self.lock().contains(attachment) || self.is_wired_by_earlier_process(attachment)
+        self.lock().contains_key(attachment) || self.is_wired_by_earlier_process(attachment)
     }
 
     /// All attachments that this agent has locked.
     pub fn all(&self) -> BTreeSet<Attachment> {
-        self.lock().clone()
+        self.lock().keys().cloned().collect()
+    }
+
+    /// Whether the attachment with that interface on the host is locked, or in the ADD of an earlier agent.
+    pub fn has_interface(&self, name: &IfName) -> bool {
+        self.lock().values().any(|locked| locked == name) || self.earlier().contains_key(name)
     }
 
     /// Locks the attachment as soon as it is free.
@@ -89,7 +102,7 @@ impl InFlight {
         earlier
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<Attachment>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Attachment, IfName>> {
         // A panic elsewhere leaves the set of names consistent.
         self.attachments.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -25,11 +25,9 @@ pub mod surroundings;
 
 use std::net::IpAddr;
 
-use ipnetwork::IpNetwork;
 use polder_api::Mac;
-use polder_netlink::neighbour::Neighbour;
 use polder_netlink::nft::{Element, FilterSocket, Table};
-use polder_netlink::route::{self, RouteLookup};
+use polder_netlink::route::RouteLookup;
 use polder_netlink::{Error, RouteSocket};
 
 use self::ruleset::Sets;
@@ -66,32 +64,31 @@ impl Kernel {
         let look_up = |address: &IpAddr| Ok((*address, self.routes.look_up(*address)?));
         addresses.iter().map(look_up).collect()
     }
+}
 
-    /// Adds a pod's addresses to the packet filter, before the pod has an interface.
-    pub fn admit_pod(&mut self, table: &Table, mac: Mac, addresses: &[IpAddr]) -> Result<(), Error> {
-        for (set, element) in senders(mac, addresses) {
-            self.filter.commit(table.change(set, [&element], []))?;
-        }
-        Ok(())
-    }
+/// Adds a pod's addresses to the packet filter, before the pod has an interface.
+pub fn admit_pod(
+    filter: &mut FilterSocket,
+    table: &Table,
+    mac: Mac,
+    addresses: &[IpAddr],
+) -> Result<(), Error> {
+    senders(mac, addresses).try_for_each(|(set, element)| filter.commit(table.change(set, [&element], [])))
+}
 
-    /// Deletes the state of a pod whose interface is gone: its neighbour entries on the bridge, its elements in the
-    /// packet filter, and the routes to its addresses that are in no block. Missing objects are ignored.
-    pub fn forget_pod(&mut self, table: &Table, mac: Mac, addresses: &[IpAddr]) -> Result<(), Error> {
-        let there_or_not = |result: Result<(), Error>| match result {
+/// Deletes the addresses of a pod whose interface is gone from the packet filter. Missing ones are ignored.
+pub fn forget_pod(
+    filter: &mut FilterSocket,
+    table: &Table,
+    mac: Mac,
+    addresses: &[IpAddr],
+) -> Result<(), Error> {
+    senders(mac, addresses).try_for_each(|(set, element)| {
+        match filter.commit(table.change(set, [], [&element])) {
             Err(error) if !error.is_missing() => Err(error),
             _ => Ok(()),
-        };
-        for (set, element) in senders(mac, addresses) {
-            there_or_not(self.filter.commit(table.change(set, [], [&element])))?;
         }
-        let Some(bridge) = self.routes.link(polder_api::BRIDGE)? else { return Ok(()) };
-        let entries =
-            addresses.iter().map(|address| Neighbour { index: bridge.index, address: *address, mac });
-        let routes = addresses.iter().map(|address| route::delete(IpNetwork::from(*address)));
-        let outcomes = self.routes.execute(entries.map(|entry| entry.delete()).chain(routes))?;
-        outcomes.into_iter().try_for_each(there_or_not)
-    }
+    })
 }
 
 fn senders(mac: Mac, addresses: &[IpAddr]) -> impl Iterator<Item = (&'static str, Element)> {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use polder_netlink::nft::FilterSocket;
 use polder_store::NodeIpam;
 
 use crate::kernel::Kernel;
@@ -20,15 +21,21 @@ pub struct Threads {
     pub kernel: Owner<Kernel>,
     /// The thread of kernel operations on single pods.
     pub pods: Owner<Kernel>,
+    /// The thread of the packet filter, for single pods.
+    pub filter: Owner<FilterSocket>,
 }
 
 impl Threads {
     /// A text for each stuck thread. Empty if all make progress. Faults of the datastore or of peers do not count,
     /// because a restart of the agent would not help.
     pub async fn standstills(&self) -> Vec<String> {
-        let (ledger, kernel, pods) =
-            tokio::join!(self.ledger.works(PATIENCE), self.kernel.works(PATIENCE), self.pods.works(PATIENCE));
-        let parts = [("ledger", ledger), ("kernel", kernel), ("pods", pods)];
+        let (ledger, kernel, pods, filter) = tokio::join!(
+            self.ledger.works(PATIENCE),
+            self.kernel.works(PATIENCE),
+            self.pods.works(PATIENCE),
+            self.filter.works(PATIENCE)
+        );
+        let parts = [("ledger", ledger), ("kernel", kernel), ("pods", pods), ("filter", filter)];
         let still = parts.into_iter().filter(|(_, works)| !works);
         let words = |(name, _)| {
             format!(

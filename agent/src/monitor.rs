@@ -5,16 +5,24 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::thread;
 
+use ipnetwork::IpNetwork;
+use polder_api::{Family, IfName, Mac};
+use polder_netlink::link::Link;
 use polder_netlink::monitor::{Event, EventKind, Monitor};
+use polder_netlink::neighbour::FdbEntry;
 use polder_netlink::nft::{Author, FilterMonitor};
 use polder_netlink::{Error, IfIndex, RouteSocket, SocketError};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use crate::bell::Bell;
+use crate::engine::Expected;
+use crate::in_flight::InFlight;
 use crate::kernel::reaper::Reaper;
 use crate::kernel::ruleset;
+use crate::kernel::snapshot::pod_link;
 use crate::kernel::state::Device;
+use crate::local_pods::LocalPods;
 use crate::repair::{self, DriftSignal};
 
 /// The receivers of kernel notifications.
@@ -22,8 +30,12 @@ use crate::repair::{self, DriftSignal};
 pub struct Task {
     /// Netlink port ids of the agent's own sockets: their changes are ignored.
     pub own: BTreeSet<u32>,
-    /// The neighbour entries that Polder's devices should have.
-    pub neighbours: watch::Receiver<BTreeSet<IpAddr>>,
+    /// The state that the pods' interfaces should have, and the foreign interfaces that matter.
+    pub expected: watch::Receiver<Expected>,
+    /// The pods of this node.
+    pub pods: Arc<LocalPods>,
+    /// Attachments that are being added or deleted: their plugins change the kernel.
+    pub in_flight: Arc<InFlight>,
     /// Waits for deleted interfaces to disappear.
     pub reaper: Reaper,
     /// Rings when foreign kernel state changed.
@@ -35,10 +47,11 @@ pub struct Task {
 /// Starts the two monitor threads, which run as long as the process.
 pub fn start(task: Task) -> Result<(), Error> {
     let mut monitor = Monitor::open()?;
-    let links = RouteSocket::open()?.links()?;
+    let mut kernel = RouteSocket::open()?;
+    let links = kernel.links()?;
     let ours = links.into_values().filter_map(|link| Some((link.index, Device::named(&link.name)?)));
     let (own, drift_signal) = (task.own.clone(), Arc::clone(&task.drift_signal));
-    let mut listener = Listener { task, devices: ours.collect() };
+    let mut listener = Listener { task, devices: ours.collect(), kernel };
     let mut filter = FilterMonitor::open(ruleset::NAME)?;
     spawn("monitor", move || {
         loop {
@@ -77,13 +90,26 @@ fn of_filter(drift_signal: &DriftSignal, author: &Author) {
     drift_signal.ring(author.thread.map(|id| repair::process(id, author.name.as_deref())));
 }
 
-struct Listener {
+/// The kernel, for a look at a single interface.
+trait Links {
+    /// The interface with that index; `None` if it does not exist.
+    fn link(&mut self, index: IfIndex) -> Result<Option<Link>, Error>;
+}
+
+impl Links for RouteSocket {
+    fn link(&mut self, index: IfIndex) -> Result<Option<Link>, Error> {
+        self.link_by_index(index)
+    }
+}
+
+struct Listener<L = RouteSocket> {
     task: Task,
     /// Polder's existing devices.
     devices: BTreeMap<IfIndex, Device>,
+    kernel: L,
 }
 
-impl Listener {
+impl<L: Links> Listener<L> {
     fn on_event(&mut self, event: &Event) {
         let is_own = self.task.own.contains(&event.port);
         match &event.what {
@@ -92,44 +118,128 @@ impl Listener {
                 match self.devices.remove(index).or_else(|| Device::named(name)) {
                     // A pod's interface is deleted with the pod: the orphan collector handles that.
                     Some(Device::Pod(_)) => {}
-                    Some(_) => self.drifted(event, is_own),
-                    None => self.underlay_changed(event),
+                    Some(_) => self.drifted_unless(is_own, event),
+                    None => self.foreign_link_changed(*index, event),
                 }
             }
-            EventKind::Link { index, name } => {
-                let was_ours = self.devices.contains_key(index);
-                match Device::named(name) {
-                    Some(device) => drop(self.devices.insert(*index, device)),
-                    None => drop(self.devices.remove(index)),
-                }
-                match (was_ours, self.devices.contains_key(index)) {
-                    (false, false) => self.underlay_changed(event),
-                    _ => self.drifted(event, is_own),
-                }
-            }
-            EventKind::Address { index } | EventKind::Port { index } if self.devices.contains_key(index) => {
-                self.drifted(event, is_own);
-            }
-            EventKind::Neighbour { index, address } => {
-                // The bridge has entries for pods. A tunnel has only Polder's entries.
-                let is_expected =
-                    address.is_none_or(|address| self.task.neighbours.borrow().contains(&address));
-                match self.devices.get(index) {
-                    Some(Device::Tunnel(_)) => self.drifted(event, is_own),
-                    Some(_) if is_expected => self.drifted(event, is_own),
-                    _ => {}
+            EventKind::Link(link) => self.link_changed(link, is_own, event),
+            EventKind::Address { index, global } => match self.devices.get(index) {
+                Some(Device::Pod(name)) => self.drifted_unless(is_own || self.is_in_flight(name), event),
+                Some(_) => self.drifted_unless(is_own, event),
+                None if *global => self.underlay_changed(event),
+                None => self.foreign_link_changed(*index, event),
+            },
+            EventKind::Port { index } | EventKind::ForwardingStopped { index } => {
+                match self.devices.get(index).cloned() {
+                    Some(Device::Pod(name)) => self.check_pod(*index, &name, is_own, event),
+                    Some(_) => self.drifted_unless(is_own, event),
+                    None => {}
                 }
             }
-            EventKind::ForwardingStopped { index } if self.devices.contains_key(index) => {
-                self.drifted(event, is_own);
+            EventKind::Neighbour { index, address, entry } => {
+                let is_as_wanted = match self.devices.get(index) {
+                    Some(Device::Tunnel(_)) => false,
+                    Some(_) => self.is_neighbour_as_wanted(*address, entry.map(|entry| entry.mac)),
+                    None => true,
+                };
+                self.drifted_unless(is_own || is_as_wanted, event);
             }
-            EventKind::OwnRoute => self.drifted(event, is_own),
-            EventKind::Port { .. } | EventKind::ForwardingStopped { .. } => {}
-            EventKind::Address { .. } | EventKind::ForeignRoute => self.underlay_changed(event),
+            EventKind::Forward { entry, exists } => {
+                let is_as_wanted = match self.devices.get(&entry.index) {
+                    Some(Device::Pod(name)) => self.is_forward_as_wanted(name, entry, *exists),
+                    Some(_) => false,
+                    None => true,
+                };
+                self.drifted_unless(is_own || is_as_wanted, event);
+            }
+            EventKind::OwnRoute { destination, index, exists } => {
+                let is_as_wanted = self.is_pod_route_as_wanted(destination, *index, *exists);
+                self.drifted_unless(is_own || is_as_wanted, event);
+            }
+            EventKind::ForeignRoute => self.underlay_changed(event),
             EventKind::Overrun => {
                 self.underlay_changed(event);
-                self.drifted(event, false);
+                self.drifted_unless(false, event);
             }
+        }
+    }
+
+    fn link_changed(&mut self, link: &Link, is_own: bool, event: &Event) {
+        let before = match Device::named(&link.name) {
+            Some(device) => self.devices.insert(link.index, device),
+            None => self.devices.remove(&link.index),
+        };
+        match (before, self.devices.get(&link.index).cloned()) {
+            (None, None) => self.foreign_link_changed(link.index, event),
+            // The notification has the state of the interface.
+            (_, Some(Device::Pod(_))) if self.is_pod_link_as_wanted(link) => {}
+            (_, Some(Device::Pod(name))) => self.check_pod(link.index, &name, is_own, event),
+            _ => self.drifted_unless(is_own, event),
+        }
+    }
+
+    /// Reads a pod's interface, unless its ADD or DEL is in progress: a notification may be older than the last change
+    /// of the ADD.
+    fn check_pod(&mut self, index: IfIndex, name: &IfName, is_own: bool, event: &Event) {
+        if is_own || self.is_in_flight(name) {
+            return;
+        }
+        let is_as_wanted = match self.kernel.link(index) {
+            Ok(Some(link)) => self.is_pod_link_as_wanted(&link),
+            Ok(None) => true,
+            Err(_) => false,
+        };
+        self.drifted_unless(is_as_wanted, event);
+    }
+
+    fn is_in_flight(&self, name: &IfName) -> bool {
+        self.task.in_flight.has_interface(name)
+    }
+
+    fn is_pod_link_as_wanted(&self, link: &Link) -> bool {
+        let bridge = self.devices.iter().find(|(_, device)| **device == Device::Bridge);
+        let found = pod_link(link, bridge.map(|(index, _)| *index));
+        self.task.expected.borrow().pod_link.is_some_and(|wanted| found.is_like(&wanted))
+    }
+
+    /// Whether a pod with that address has that permanent neighbour entry, or no pod needs one.
+    fn is_neighbour_as_wanted(&self, address: IpAddr, mac: Option<Mac>) -> bool {
+        let pod = self.task.pods.with_address(address);
+        pod.is_none_or(|pod| mac == Some(pod.mac) || self.is_in_flight(&pod.name))
+    }
+
+    /// Whether the change of an FDB entry on a pod's port is one that its plugin makes.
+    fn is_forward_as_wanted(&self, name: &IfName, entry: &FdbEntry, exists: bool) -> bool {
+        if self.is_in_flight(name) {
+            return true;
+        }
+        let is_wanted = self.task.pods.with_interface(name).is_some_and(|pod| pod.mac == entry.mac);
+        exists == is_wanted
+    }
+
+    /// Whether the change of a route is one that the plugin of a pod makes, or the kernel when it deletes an interface.
+    fn is_pod_route_as_wanted(&self, destination: &IpNetwork, index: Option<IfIndex>, exists: bool) -> bool {
+        if destination.prefix() != Family::of(destination.ip()).bits() {
+            return false;
+        }
+        match self.task.pods.with_address(destination.ip()) {
+            None => !exists,
+            Some(pod) if self.is_in_flight(&pod.name) => true,
+            Some(pod) => {
+                let device = index.and_then(|index| self.devices.get(&index));
+                let is_its = device
+                    .is_some_and(|device| *device == Device::Bridge || *device == Device::Pod(pod.name));
+                exists && is_its
+            }
+        }
+    }
+
+    /// Handles a change of a foreign interface. Most are interfaces of other programs' containers.
+    fn foreign_link_changed(&self, index: IfIndex, event: &Event) {
+        let may_matter =
+            self.task.expected.borrow().paths.as_ref().is_none_or(|paths| paths.contains(&index));
+        if may_matter {
+            self.underlay_changed(event);
         }
     }
 
@@ -138,8 +248,9 @@ impl Listener {
         self.task.underlay_changed.ring();
     }
 
-    fn drifted(&self, event: &Event, is_own: bool) {
-        if is_own {
+    /// Reports a change of Polder's kernel state, unless it is no change to a state that is not wanted.
+    fn drifted_unless(&self, is_as_wanted: bool, event: &Event) {
+        if is_as_wanted {
             return;
         }
         debug!(?event, "Polder's kernel state was changed");
@@ -150,132 +261,4 @@ impl Listener {
 }
 
 #[cfg(test)]
-mod tests {
-    use polder_api::BRIDGE;
-    use tokio::time::timeout;
-
-    use super::*;
-    use crate::bell::{Wake, bell};
-
-    /// Port ids of a socket of the agent, and of another program.
-    const OWN: u32 = 7;
-    const OTHER: u32 = 5_000_000;
-
-    /// A listener and the bells that it rings.
-    struct Fixture {
-        listener: Listener,
-        underlay: Wake,
-        drift_signal: Arc<DriftSignal>,
-    }
-
-    /// A host with a bridge, a tunnel and a pod, with interface indexes from 1.
-    fn fixture() -> Fixture {
-        let (underlay_changed, underlay) = bell();
-        let drift_signal = Arc::<DriftSignal>::default();
-        let task = Task {
-            own: [OWN].into(),
-            neighbours: watch::channel(["10.0.0.9".parse().unwrap()].into()).1,
-            reaper: Reaper::idle(),
-            underlay_changed,
-            drift_signal: Arc::clone(&drift_signal),
-        };
-        let pod = "net/c1/eth0".parse::<polder_api::Attachment>().unwrap().host_interface();
-        let devices = [Device::Bridge, Device::OWN[1].clone(), Device::Pod(pod)];
-        let devices = (1..).map(IfIndex::new).zip(devices).collect();
-        Fixture { listener: Listener { task, devices }, underlay, drift_signal }
-    }
-
-    #[derive(Debug, PartialEq, Eq)]
-    enum Rung {
-        Nobody,
-        Underlay,
-        Drift,
-        Both,
-    }
-
-    impl Fixture {
-        /// Handles one event. Returns the bells that it rang.
-        async fn on_event(&mut self, what: EventKind, port: u32) -> Rung {
-            self.listener.on_event(&Event { what, port });
-            let underlay = timeout(std::time::Duration::ZERO, self.underlay.rung()).await.is_ok();
-            let drift_signal = timeout(std::time::Duration::ZERO, self.drift_signal.rung()).await.is_ok();
-            match (underlay, drift_signal) {
-                (false, false) => Rung::Nobody,
-                (true, false) => Rung::Underlay,
-                (false, true) => Rung::Drift,
-                (true, true) => Rung::Both,
-            }
-        }
-    }
-
-    fn link(index: u32, name: &str) -> EventKind {
-        EventKind::Link { index: IfIndex::new(index), name: name.to_owned() }
-    }
-
-    fn gone(index: u32, name: &str) -> EventKind {
-        EventKind::LinkGone { index: IfIndex::new(index), name: name.to_owned() }
-    }
-
-    #[tokio::test]
-    async fn what_others_do_to_what_is_ours_is_an_alarm_and_what_the_agent_does_is_none() {
-        let mut fixture = fixture();
-        for what in [
-            link(1, BRIDGE),
-            EventKind::Address { index: IfIndex::new(1) },
-            EventKind::Port { index: IfIndex::new(3) },
-            EventKind::OwnRoute,
-        ] {
-            assert_eq!(fixture.on_event(what.clone(), OTHER).await, Rung::Drift, "{what:?}");
-            assert_eq!(fixture.on_event(what.clone(), OWN).await, Rung::Nobody, "{what:?}");
-        }
-        assert_eq!(
-            fixture.on_event(EventKind::ForwardingStopped { index: IfIndex::new(2) }, OTHER).await,
-            Rung::Drift
-        );
-        assert_eq!(
-            fixture.on_event(EventKind::ForwardingStopped { index: IfIndex::new(9) }, OTHER).await,
-            Rung::Nobody
-        );
-    }
-
-    #[tokio::test]
-    async fn what_is_not_ours_may_be_the_underlay() {
-        let mut fixture = fixture();
-        for what in [
-            link(9, "eth0"),
-            gone(9, "eth0"),
-            EventKind::Address { index: IfIndex::new(9) },
-            EventKind::ForeignRoute,
-        ] {
-            assert_eq!(fixture.on_event(what.clone(), OTHER).await, Rung::Underlay, "{what:?}");
-        }
-        assert_eq!(fixture.on_event(EventKind::Overrun, 0).await, Rung::Both, "anything may have changed");
-    }
-
-    #[tokio::test]
-    async fn a_device_is_ours_as_long_as_it_has_our_name_and_a_pods_end_goes_without_an_alarm() {
-        let mut fixture = fixture();
-        assert_eq!(fixture.on_event(link(1, "renamed"), OTHER).await, Rung::Drift);
-        assert_eq!(fixture.on_event(link(1, "renamed"), OTHER).await, Rung::Underlay);
-        assert_eq!(fixture.on_event(link(8, BRIDGE), OTHER).await, Rung::Drift);
-        assert_eq!(fixture.on_event(gone(8, BRIDGE), OTHER).await, Rung::Drift);
-        assert_eq!(fixture.on_event(gone(3, "whatever"), OTHER).await, Rung::Nobody);
-    }
-
-    #[tokio::test]
-    async fn neighbours_are_looked_after_in_tunnels_and_where_they_are_to_be() {
-        let mut fixture = fixture();
-        let neighbour = |index, address: &str| EventKind::Neighbour {
-            index: IfIndex::new(index),
-            address: address.parse().ok(),
-        };
-        assert_eq!(fixture.on_event(neighbour(2, "10.0.0.1"), OTHER).await, Rung::Drift);
-        assert_eq!(
-            fixture.on_event(neighbour(1, "10.0.0.1"), OTHER).await,
-            Rung::Nobody,
-            "a pod comes or goes"
-        );
-        assert_eq!(fixture.on_event(neighbour(1, "10.0.0.9"), OTHER).await, Rung::Drift);
-        assert_eq!(fixture.on_event(neighbour(9, "10.0.0.9"), OTHER).await, Rung::Nobody);
-    }
-}
+mod tests;

@@ -28,15 +28,17 @@ use polder_store::ledger::Sqlite;
 use polder_store::{NodeIpam, Store};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use crate::bell::Bell;
 use crate::board::Board;
 use crate::config::Config;
+use crate::connections::ReleasedAddresses;
 use crate::in_flight::{AttachmentLock, InFlight};
 use crate::kernel::features::Features;
 use crate::kernel::reaper::Reaper;
-use crate::kernel::{Kernel, ruleset};
+use crate::kernel::{self, Kernel, ruleset};
+use crate::local_pods::{LocalPod, LocalPods};
 use crate::machine::now;
 use crate::owner::Owner;
 use crate::presence::Presence;
@@ -64,13 +66,18 @@ pub struct Node {
     pub calls: Calls,
 }
 
-/// The kernel, for operations on a single pod.
+/// The kernel, for operations on a single pod. Calls that take the kernel's lock of interfaces and routes (RTNL) may wait
+/// for other programs: no other call waits for them.
 #[derive(Debug)]
 pub struct Pods {
-    /// Links, routes and the packet filter.
+    /// Links and routes.
     pub kernel: Owner<Kernel>,
-    /// Deletes tracked connections of released addresses.
-    pub connections: Owner<FilterSocket>,
+    /// The packet filter.
+    pub filter: Owner<FilterSocket>,
+    /// The pods whose interfaces exist or are being created.
+    pub local: Arc<LocalPods>,
+    /// Released addresses whose tracked connections are not deleted yet.
+    pub released: Arc<ReleasedAddresses>,
     /// Deletes pods' interfaces.
     pub reaper: Reaper,
 }
@@ -191,29 +198,39 @@ impl PodHost for Node {
         let Some(cluster) = &self.board.view().cluster else {
             return Err(HostError::new(NotServed::NoSettings));
         };
+        self.pods.local.add(local_pod(held));
         let table = ruleset::table(&cluster.record, &ruleset::Lengths::new());
         let (mac, addresses) = (held.mac, held.addresses.clone());
-        let admitted = self.pods.kernel.run(move |kernel| kernel.admit_pod(&table, mac, &addresses)).await;
-        admitted.map_err(HostError::new)
+        let admit = move |filter: &mut FilterSocket| kernel::admit_pod(filter, &table, mac, &addresses);
+        self.pods.filter.run(admit).await.map_err(HostError::new)
     }
 
-    async fn delete_interface(&self, attachment: &Attachment) -> Result<(), HostError> {
-        self.pods.reaper.delete(attachment.host_interface()).await.map_err(HostError::new)
+    async fn delete_interface(
+        &self,
+        attachment: &Attachment,
+        held: Option<&AttachmentEntry>,
+    ) -> Result<(), HostError> {
+        let (name, reaper) = (attachment.host_interface(), &self.pods.reaper);
+        self.pods.local.remove(&name);
+        let deleted = match held {
+            Some(held) => reaper.delete_pod(name, held.mac, held.addresses.clone()).await,
+            None => reaper.delete(name).await,
+        };
+        deleted.map_err(HostError::new)
     }
 
     async fn forget(&self, held: &AttachmentEntry) {
         if let Some(cluster) = &self.board.view().cluster {
             let table = ruleset::table(&cluster.record, &ruleset::Lengths::new());
             let (mac, addresses) = (held.mac, held.addresses.clone());
-            let forgotten =
-                self.pods.kernel.run(move |kernel| kernel.forget_pod(&table, mac, &addresses)).await;
+            let forget = move |filter: &mut FilterSocket| kernel::forget_pod(filter, &table, mac, &addresses);
             // Harmless until the next pass deletes them: no other pod has that MAC address with that address.
-            if let Err(error) = forgotten {
+            if let Err(error) = self.pods.filter.run(forget).await {
                 let attachment = &held.attachment;
-                warn!(%attachment, %error, "not all kernel entries of a released pod are deleted yet");
+                warn!(%attachment, %error, "the packet filter still permits a released pod to send");
             }
         }
-        self.forget_connections(held.addresses.clone());
+        self.pods.released.add(&held.addresses);
     }
 
     fn tombstones(&self) -> Vec<Attachment> {
@@ -284,21 +301,10 @@ impl Knowledge for Node {
     }
 }
 
-impl Node {
-    /// Deletes the tracked connections of the addresses, so that the next pod with one of them does not receive packets
-    /// for the last one. Runs in the background: it reads every connection of the node, and the addresses are in
-    /// cool-down for longer.
-    fn forget_connections(&self, addresses: Vec<IpAddr>) {
-        let connections = self.pods.connections.clone();
-        tokio::spawn(async move {
-            let forget = move |socket: &mut FilterSocket| {
-                addresses.iter().try_for_each(|address| socket.forget_connections(*address).map(drop))
-            };
-            if let Err(error) = connections.run(forget).await {
-                debug!(%error, "cannot delete the tracked connections of released addresses");
-            }
-        });
-    }
+/// The pod of an attachment whose interface Polder creates.
+pub(crate) fn local_pod(held: &AttachmentEntry) -> LocalPod {
+    let (mac, addresses) = (held.mac, held.addresses.clone());
+    LocalPod { name: held.attachment.host_interface(), mac, addresses }
 }
 
 /// The attachment of a tombstone. An invalid tombstone is deleted.

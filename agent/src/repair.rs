@@ -1,11 +1,18 @@
 //! Changes of Polder's kernel state by other programs: noticed at once, repaired within a second, and recorded.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use polder_api::{Family, IfName};
+use polder_netlink::nft::Element;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use crate::kernel::plan::KernelChange;
+use crate::kernel::state::Device;
+use crate::local_pods::LocalPod;
 
 /// Shortest time between two repairs.
 const SHORTEST_GAP: Duration = Duration::from_millis(150);
@@ -59,6 +66,44 @@ pub fn process(id: u32, name: Option<&str>) -> String {
         Some(name) => format!("process {id} ({})", name.trim()),
         None => format!("process {id} (ended)"),
     }
+}
+
+/// The changes that repair what another program changed: all but those of pods whose ADD or DEL may be in progress, for
+/// the kernel state of those may be incomplete.
+pub fn of_others(changes: &[KernelChange], changing: &[LocalPod]) -> Vec<KernelChange> {
+    let has_name = |name: &IfName| changing.iter().any(|pod| pod.name == *name);
+    let has_address = |address: &IpAddr| changing.iter().any(|pod| pod.addresses.contains(address));
+    let elements: BTreeSet<Element> = changing.iter().flat_map(senders).collect();
+    let without = |all: &[Element]| -> Vec<Element> {
+        all.iter().filter(|element| !elements.contains(element)).cloned().collect()
+    };
+    let of_others = changes.iter().filter_map(|change| {
+        let is_of_pod = match change {
+            KernelChange::SetPod(name, _)
+            | KernelChange::DeletePod(name, _)
+            | KernelChange::SetForward(Device::Pod(name), ..)
+            | KernelChange::DeleteForward(Device::Pod(name), ..) => has_name(name),
+            KernelChange::SetNeighbour(_, address, _) | KernelChange::DeleteNeighbour(_, address, _) => {
+                has_address(address)
+            }
+            KernelChange::SetRoute(destination, _) | KernelChange::DeleteRoute(destination) => {
+                let is_host = destination.prefix() == Family::of(destination.ip()).bits();
+                is_host && has_address(&destination.ip())
+            }
+            KernelChange::UpdateSet { set, add, remove } => {
+                let (add, remove) = (without(add), without(remove));
+                let is_empty = add.is_empty() && remove.is_empty();
+                return (!is_empty).then_some(KernelChange::UpdateSet { set, add, remove });
+            }
+            _ => false,
+        };
+        (!is_of_pod).then(|| change.clone())
+    });
+    of_others.collect()
+}
+
+fn senders(pod: &LocalPod) -> impl Iterator<Item = Element> {
+    pod.addresses.iter().map(|address| Element::sender(pod.mac, *address))
 }
 
 /// A repair of kernel state.

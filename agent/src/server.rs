@@ -215,7 +215,7 @@ impl RequestHandler for Task {
         credentials: Option<EtcdCredentials>,
         caller: &Caller<'_>,
         wiring: &mut Option<AttachmentLock>,
-    ) -> Result<Reply, Refusal> {
+    ) -> Result<Option<Reply>, Refusal> {
         if let Some(wish) = wish(&request) {
             let by = credentials.as_ref().map(|shown| format!(", with {shown}")).unwrap_or_default();
             info!("{wish}: requested by {}{by}", caller.name());
@@ -233,6 +233,12 @@ impl RequestHandler for Task {
                 let (reply, wired) = service::add(node, request, caller).await?;
                 *wiring = Some(wired);
                 Reply::Wiring(reply)
+            }
+            Request::Attached => {
+                if let Some(wired) = wiring.take() {
+                    teardown::attached(&**node, wired.attachment()).await;
+                }
+                return Ok(None);
             }
             Request::Del(attachment) => {
                 // The plugin that was wiring the attachment requests its DEL: release the lock of that connection.
@@ -283,10 +289,10 @@ impl RequestHandler for Task {
             }
             Request::AdoptNode(name) => Reply::Done(self.adopt(&name).await?),
         };
-        Ok(match reply {
+        Ok(Some(match reply {
             Reply::Done(what) if is_in_clear => Reply::Done(format!("{what}{IN_CLEAR}")),
             reply => reply,
-        })
+        }))
     }
 }
 

@@ -112,6 +112,13 @@ impl Client {
         answered.map_err(|source| ClientError::NoAnswer { socket: self.socket.clone(), source })
     }
 
+    /// Sends a request that has no reply.
+    pub fn tell(&mut self, request: Request) -> Result<(), ClientError> {
+        let question = Question { trace: None, credentials: None, request };
+        let sent = frame::write(&mut self.stream, &question);
+        sent.map_err(|source| ClientError::NoAnswer { socket: self.socket.clone(), source })
+    }
+
     /// Sends a request and waits for its typed answer.
     pub fn get<A: Ask>(&mut self, ask: A) -> Result<A::Answer, AskError> {
         match self.ask(&ask.request())? {

@@ -90,10 +90,6 @@ impl Refuse for NotAttached {
 /// Attaches the container. Returns the result for the runtime.
 pub fn add(call: &Call) -> Result<String, Error> {
     let mut pod = PodNamespace::open(&call.environment)?;
-    let interface = &call.environment.interface;
-    if pod.link(interface)?.is_some() {
-        return Err(Error::InterfaceExists(interface.clone()));
-    }
     let Some(plugin) = &call.network.conf.delegate else {
         return retry(Error::passes, || attach(call, &mut pod, None));
     };
@@ -123,7 +119,7 @@ fn can_be_told(version: Version, given: &DelegatedResult) -> Result<(), Error> {
 /// Attaches the container with the agent's addresses, or with those of a delegated IPAM plugin.
 fn attach(call: &Call, pod: &mut PodNamespace, given: Option<&DelegatedResult>) -> Result<String, Error> {
     let interface = &call.environment.interface;
-    // The open connection keeps the attachment reserved until this function returns.
+    // The open connection keeps the attachment locked until the interface is ready.
     let mut agent = call.network.agent(AGENT_TIMEOUT)?;
     let wiring = match agent.ask(&Request::Add(request(call, given)))? {
         Reply::Wiring(wiring) => wiring,
@@ -143,6 +139,8 @@ fn attach(call: &Call, pod: &mut PodNamespace, given: Option<&DelegatedResult>) 
         let _ = agent.ask(&Request::Del(call.attachment())).map(drop).or_else(|_| del::interface(call));
     }
     let host = wired?;
+    // If the agent has ended since, the next one finds the interface.
+    let _ = agent.tell(Request::Attached);
     let netns = call.environment.netns.as_deref().unwrap_or_else(|| std::path::Path::new(""));
     Ok(result(
         &call.network.conf,
@@ -183,10 +181,11 @@ fn wire(
     routes: &[DelegatedRoute],
 ) -> Result<Link, Error> {
     let mut host = RouteSocket::open().map_err(Error::kernel(KernelAction::OpenHost))?;
-    let bridge = match wiring.attach {
+    let bridge_before = match wiring.attach {
         Attach::Bridge { .. } => Some(bridge(&mut host)?),
         Attach::Routed => None,
     };
+    let bridge = bridge_before.as_ref().map(|bridge| bridge.index);
     let pair = VethPair {
         name: &wiring.host_interface,
         // The gateway of a routed pod is the host end of its pair: it needs the MAC address that the pod sends to.
@@ -205,28 +204,41 @@ fn wire(
         // packets.
         Attach::Routed => settings.forwarding(),
     };
-    let made = host.execute_all([
-        link::create_veth(&pair),
-        link::without_link_local(name),
-        settings.into(),
-        link::change(name).up().into(),
-    ]);
-    made.map_err(|error| match error.errno() {
-        // `BR_MAX_PORTS` of net/bridge/br_private.h.
-        Some(Errno::EXFULL) => Error::BridgeFull,
-        _ => {
-            let interface = call.environment.interface.clone();
-            Error::kernel(KernelAction::CreatePair { host: wiring.host_interface.clone(), interface })(error)
-        }
-    })?;
-    let link = find(&mut host, name)?;
+    let settings = [link::without_link_local(name), settings.up().into()];
+    let created = match host.create_link(link::create_veth(&pair), settings) {
+        Ok(Some(link)) => link,
+        Ok(None) => find(&mut host, name)?,
+        Err(error) => return Err(not_created(error, pod, &call.environment.interface, wiring)),
+    };
     if bridge.is_none() && wiring.addresses.iter().any(|own| own.address.is_ipv6()) {
         allow_ipv6(name)?;
     }
-    host.execute_all(towards_pod(wiring, bridge, link.index))
+    host.execute_all(towards_pod(wiring, bridge, created.index))
         .map_err(Error::kernel(KernelAction::ReachPod { host: wiring.host_interface.clone() }))?;
-    pod.configure(&call.environment.interface, wiring, routes)?;
-    wait_until_it_carries(&mut host, name, wiring.attach)
+    pod.configure(&call.environment.interface, created.peer, wiring, routes)?;
+    let ready =
+        Ready { name, attach: wiring.attach, bridge_ran: bridge_before.is_some_and(|link| link.running) };
+    ready.wait(&mut host)
+}
+
+/// Why the pair was not created.
+fn not_created(
+    error: polder_netlink::Error,
+    pod: &mut PodNamespace,
+    interface: &IfName,
+    wiring: &Wiring,
+) -> Error {
+    match error.errno() {
+        // `BR_MAX_PORTS` of net/bridge/br_private.h.
+        Some(Errno::EXFULL) => Error::BridgeFull,
+        Some(Errno::EEXIST) if matches!(pod.link(interface), Ok(Some(_))) => {
+            Error::InterfaceExists(interface.clone())
+        }
+        _ => {
+            let (host, interface) = (wiring.host_interface.clone(), interface.clone());
+            Error::kernel(KernelAction::CreatePair { host, interface })(error)
+        }
+    }
 }
 
 /// Enables IPv6 on the host end, where new interfaces of this host have it disabled (`conf/default`).
@@ -239,9 +251,9 @@ fn allow_ipv6(name: &str) -> Result<(), Error> {
     fs::write(&setting, "0").map_err(Error::file(FileAction::EnableIpv6 { path: setting.clone() }))
 }
 
-fn bridge(host: &mut RouteSocket) -> Result<IfIndex, Error> {
+fn bridge(host: &mut RouteSocket) -> Result<Link, Error> {
     let found = read_link(host, BRIDGE)?;
-    Ok(found.ok_or_else(|| Refusal::from(NotAttached::NoBridge))?.index)
+    Ok(found.ok_or_else(|| Refusal::from(NotAttached::NoBridge))?)
 }
 
 /// The FDB entry, neighbour entries and routes to the pod. They are static, so no ARP or neighbour discovery is needed.
@@ -281,36 +293,50 @@ fn read_link(host: &mut RouteSocket, name: &str) -> Result<Option<Link>, Error> 
     })
 }
 
-/// Waits for the carrier, so that the pod's first packet is not lost in either direction: the kernel sets the carrier
-/// from a work queue, shortly after the pod end is up.
-fn wait_until_it_carries(host: &mut RouteSocket, name: &str, attach: Attach) -> Result<Link, Error> {
-    if let Some(link) = carrying(host, name, attach)? {
-        return Ok(link);
-    }
-    let failed = || Error::kernel(KernelAction::WaitForCarrier { name: name.to_owned() });
-    let mut monitor = Monitor::of_links().map_err(failed())?;
-    let deadline = Instant::now() + CARRIER_TIMEOUT;
-    loop {
-        if let Some(link) = carrying(host, name, attach)? {
-            return Ok(link);
-        }
-        // Events of other interfaces do not extend the deadline.
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left < Duration::from_millis(1) {
-            return Err(Error::Refused(NotAttached::NoCarrier { name: name.to_owned() }.into()));
-        }
-        monitor.set_timeout(left).map_err(failed())?;
-        monitor.wait().map_err(failed())?;
-    }
+/// The condition on which the pod's first packet is not lost in either direction. The kernel sets the carrier from a
+/// work queue, shortly after the pod end is up.
+struct Ready<'a> {
+    /// The host end of the pair.
+    name: &'a str,
+    attach: Attach,
+    /// Whether the bridge was running before: it is, once it had a port in state forwarding. A bridge drops packets of the
+    /// host until then.
+    bridge_ran: bool,
 }
 
-/// The host end of the pair, if it passes packets. A bridge drops packets of the host until it has a port in state
-/// forwarding.
-fn carrying(host: &mut RouteSocket, name: &str, attach: Attach) -> Result<Option<Link>, Error> {
-    let link = find(host, name)?;
-    let carries = match attach {
-        Attach::Bridge { .. } => link.port.is_some_and(|port| port.forwarding) && find(host, BRIDGE)?.running,
-        Attach::Routed => link.running,
-    };
-    Ok(carries.then_some(link))
+impl Ready<'_> {
+    /// Waits until the condition is met. Returns the host end of the pair.
+    fn wait(&self, host: &mut RouteSocket) -> Result<Link, Error> {
+        if let Some(link) = self.read(host)? {
+            return Ok(link);
+        }
+        let failed = || Error::kernel(KernelAction::WaitForCarrier { name: self.name.to_owned() });
+        let mut monitor = Monitor::of_links().map_err(failed())?;
+        let deadline = Instant::now() + CARRIER_TIMEOUT;
+        loop {
+            if let Some(link) = self.read(host)? {
+                return Ok(link);
+            }
+            // Events of other interfaces do not extend the deadline.
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left < Duration::from_millis(1) {
+                return Err(Error::Refused(NotAttached::NoCarrier { name: self.name.to_owned() }.into()));
+            }
+            monitor.set_timeout(left).map_err(failed())?;
+            monitor.wait().map_err(failed())?;
+        }
+    }
+
+    /// The host end of the pair, if the condition is met.
+    fn read(&self, host: &mut RouteSocket) -> Result<Option<Link>, Error> {
+        let link = find(host, self.name)?;
+        let is_met = match self.attach {
+            Attach::Bridge { .. } => {
+                link.port.is_some_and(|port| port.forwarding)
+                    && (self.bridge_ran || find(host, BRIDGE)?.running)
+            }
+            Attach::Routed => link.running,
+        };
+        Ok(is_met.then_some(link))
+    }
 }

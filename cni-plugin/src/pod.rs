@@ -12,7 +12,7 @@ use polder_netlink::namespace::{self, NamespaceId};
 use polder_netlink::neighbour::Neighbour;
 use polder_netlink::route::{OnlinkRoute, RouteTable};
 use polder_netlink::rule::RoutingRule;
-use polder_netlink::{Operation, RouteSocket, address, link, route};
+use polder_netlink::{IfIndex, Operation, RouteSocket, address, link, route};
 
 use crate::action::{FileAction, KernelAction};
 use crate::add::NotAttached;
@@ -84,26 +84,29 @@ impl PodNamespace {
         self.socket.link(name.as_str()).map_err(Error::kernel(action))
     }
 
-    /// Sets up the pod's interface: addresses, neighbour entry of the gateway, and routes.
+    /// Sets up the pod's interface: addresses, neighbour entry of the gateway, and routes. `index` is its index, if known.
     ///
     /// The first interface gets the pod's default route. A later one gets a default route in its own table, for packets
     /// from its own addresses: replies must leave through the interface of the request, or the node drops them.
     pub fn configure(
         &mut self,
         interface: &IfName,
+        index: Option<IfIndex>,
         wiring: &Wiring,
         routes: &[DelegatedRoute],
     ) -> Result<(), Error> {
         let failed = || Error::kernel(KernelAction::ConfigurePod { interface: interface.clone() });
         let gone = || Refusal::from(NotAttached::NoPodInterface { interface: interface.clone() });
-        let index = self.link(interface)?.ok_or_else(gone)?.index;
+        let index = match index {
+            Some(index) => index,
+            None => self.link(interface)?.ok_or_else(gone)?.index,
+        };
         if wiring.addresses.iter().any(|own| own.address.is_ipv6()) {
             // New interfaces of the namespace may have IPv6 disabled (`conf/default`).
             self.set_ipv6(interface, "disable_ipv6", "0")?;
+            // Keep IPv6 addresses when another program sets the interface down and up to change something else.
+            self.set_ipv6(interface, "keep_addr_on_down", "1")?;
         }
-        // Keep IPv6 addresses when another program sets the interface down and up to change something else.
-        self.set_ipv6(interface, "keep_addr_on_down", "1")?;
-        let taken = self.socket.default_routes(RouteTable::MAIN).map_err(failed())?;
         let mut operations: Vec<Operation> = vec![
             // Not all runtimes set lo up.
             link::change("lo").up().into(),
@@ -113,22 +116,23 @@ impl PodNamespace {
         operations.push(link::change_index(index).up().into());
         let mut led_out = Vec::new();
         for own in &wiring.addresses {
+            let family = Family::of(own.address);
             let gateway = Neighbour { index, address: own.gateway, mac: wiring.gateway_mac };
             operations.push(gateway.replace());
-            let is_first = !taken.iter().any(|route| route.family == Family::of(own.address));
+            let is_first = self.socket.default_routes(family, RouteTable::MAIN).map_err(failed())?.is_empty();
             let table = if is_first { RouteTable::MAIN } else { RouteTable::of_interface(index) };
             if !is_first {
                 operations.push(RoutingRule { source: own.address, table }.add());
             }
             // The routes of the first address serve the other addresses of the same family.
-            if led_out.contains(&Family::of(own.address)) {
+            if led_out.contains(&family) {
                 continue;
             }
-            led_out.push(Family::of(own.address));
+            led_out.push(family);
             if routes.is_empty() {
                 operations.push(route::onlink(index, own.gateway, &OnlinkRoute::to_everywhere(table)));
             }
-            let of_family = |route: &&DelegatedRoute| Family::of(route.dst.ip()) == Family::of(own.address);
+            let of_family = |route: &&DelegatedRoute| Family::of(route.dst.ip()) == family;
             operations.extend(routes.iter().filter(of_family).map(|given| {
                 let DelegatedRoute { dst, mtu, advmss, priority } = *given;
                 let route = OnlinkRoute { table, destination: Some(dst), mtu, advmss, priority };

@@ -132,12 +132,13 @@ impl PodInterface {
 /// interface's own table.
 fn has_way_out(pod: &mut RouteSocket, index: IfIndex, own: &PodAddress) -> Result<bool, Error> {
     let leads = |route: &DefaultRoute| route.index == Some(index) && route.gateway == Some(own.gateway);
-    if pod.default_routes(RouteTable::MAIN)?.iter().any(leads) {
+    let family = Family::of(own.address);
+    if pod.default_routes(family, RouteTable::MAIN)?.iter().any(leads) {
         return Ok(true);
     }
     let table = RouteTable::of_interface(index);
     let rule = RoutingRule { source: own.address, table };
-    Ok(pod.rules()?.contains(&rule) && pod.default_routes(table)?.iter().any(leads))
+    Ok(pod.rules()?.contains(&rule) && pod.default_routes(family, table)?.iter().any(leads))
 }
 
 /// The prefix of one address: /32 or /128.

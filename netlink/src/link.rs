@@ -226,6 +226,26 @@ impl RouteSocket {
         self.get_link(LinkUnspec::new_with_index(index.number()).build())
     }
 
+    /// Executes the operations in order; the first one creates an interface. Returns the interface as it was created, if
+    /// the kernel echoes it (since Linux 6.2, `rtnl_configure_link` in `net/core/rtnetlink.c`).
+    pub fn create_link(
+        &mut self,
+        creation: Operation,
+        settings: impl IntoIterator<Item = Operation>,
+    ) -> Result<Option<Link>, Error> {
+        let executed = self.execute_echoed(std::iter::once(creation.echoed()).chain(settings))?;
+        let mut created = None;
+        for (outcome, echoed) in executed {
+            outcome?;
+            for message in echoed {
+                if let RouteNetlinkMessage::NewLink(message) = message {
+                    created.get_or_insert(Link::from(message));
+                }
+            }
+        }
+        Ok(created)
+    }
+
     fn get_link(&mut self, message: LinkMessage) -> Result<Option<Link>, Error> {
         match self.get(RouteNetlinkMessage::GetLink(message)) {
             Ok(RouteNetlinkMessage::NewLink(message)) => Ok(Some(Link::from(message))),

@@ -5,17 +5,21 @@ mod netconf;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
 use netlink_packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::address::AddressScope;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
-use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
-use netlink_packet_route::route::RouteProtocol;
+use netlink_packet_route::neighbour::{NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{RouteMessage, RouteProtocol};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use crate::{Error, IfIndex, ROUTE_PROTOCOL, SocketError};
+use crate::link::Link;
+use crate::neighbour::{self, FdbEntry, Neighbour};
+use crate::{Error, IfIndex, ROUTE_PROTOCOL, SocketError, route};
 
 /// `RTNLGRP_LINK` (`include/uapi/linux/rtnetlink.h`).
 const LINKS: u32 = 1;
@@ -50,13 +54,8 @@ pub enum EventKind {
         /// The former name.
         name: String,
     },
-    /// The interface appeared or changed.
-    Link {
-        /// The index of the interface.
-        index: IfIndex,
-        /// The name of the interface.
-        name: String,
-    },
+    /// The interface appeared or changed; its state after the change.
+    Link(Box<Link>),
     /// A bridge port was added, removed or changed. Some of these changes cause no other event.
     Port {
         /// The interface that is or was the port.
@@ -66,13 +65,27 @@ pub enum EventKind {
     Address {
         /// The interface that has or had it.
         index: IfIndex,
+        /// Whether it is valid outside the link.
+        global: bool,
     },
-    /// A neighbour entry or FDB entry was added, removed or changed.
+    /// A neighbour entry was added, removed or changed.
     Neighbour {
         /// The interface that has or had it.
         index: IfIndex,
-        /// The IP address of the neighbour. `None` for an FDB entry.
-        address: Option<IpAddr>,
+        /// The IP address of the neighbour.
+        address: IpAddr,
+        /// The permanent entry after the change; `None` if there is none.
+        entry: Option<Neighbour>,
+    },
+    /// An FDB entry was added, removed or changed. Entries of other kinds than [`RouteSocket::forwards`] reads are no
+    /// event.
+    ///
+    /// [`RouteSocket::forwards`]: crate::RouteSocket::forwards
+    Forward {
+        /// The entry.
+        entry: FdbEntry,
+        /// Whether it exists now.
+        exists: bool,
     },
     /// IPv4 forwarding was turned off on an interface.
     ForwardingStopped {
@@ -80,8 +93,15 @@ pub enum EventKind {
         index: IfIndex,
     },
     /// A route with Polder's protocol number was added or removed.
-    OwnRoute,
-    /// Any other route was added or removed.
+    OwnRoute {
+        /// The destination.
+        destination: IpNetwork,
+        /// The outgoing interface, if it has one.
+        index: Option<IfIndex>,
+        /// Whether it exists now.
+        exists: bool,
+    },
+    /// Any other route was added or removed. Routes to link-local destinations are no event.
     ForeignRoute,
     /// Notifications were lost or could not be decoded: anything may have changed.
     Overrun,
@@ -205,42 +225,44 @@ fn what(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<EventKind> {
             let is_port = link.header.interface_family == AddressFamily::Bridge;
             is_port.then_some(EventKind::Port { index: IfIndex::new(link.header.index) })
         }
-        RouteNetlinkMessage::NewLink(link) => {
-            Some(EventKind::Link { index: IfIndex::new(link.header.index), name: name(link) })
-        }
+        RouteNetlinkMessage::NewLink(link) => Some(EventKind::Link(Box::new(Link::from(link)))),
         RouteNetlinkMessage::DelLink(link) => {
             Some(EventKind::LinkGone { index: IfIndex::new(link.header.index), name: name(link) })
         }
         RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
-            Some(EventKind::Address { index: IfIndex::new(address.header.index) })
+            let index = IfIndex::new(address.header.index);
+            Some(EventKind::Address { index, global: address.header.scope == AddressScope::Universe })
         }
-        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
-            let ours = route.header.protocol == RouteProtocol::from(ROUTE_PROTOCOL);
-            // The kernel's own routes in table local follow addresses and interfaces, which have their own events.
-            let kernels = route.header.table == RT_TABLE_LOCAL;
-            match (ours, kernels) {
-                (true, _) => Some(EventKind::OwnRoute),
-                (false, true) => None,
-                (false, false) => Some(EventKind::ForeignRoute),
-            }
-        }
-        RouteNetlinkMessage::NewNeighbour(entry) | RouteNetlinkMessage::DelNeighbour(entry) => {
-            Some(EventKind::Neighbour {
-                index: IfIndex::new(entry.header.ifindex),
-                address: neighbour(entry),
-            })
-        }
+        RouteNetlinkMessage::NewRoute(route) => of_route(&route, true),
+        RouteNetlinkMessage::DelRoute(route) => of_route(&route, false),
+        RouteNetlinkMessage::NewNeighbour(entry) => of_neighbour(&entry, true),
+        RouteNetlinkMessage::DelNeighbour(entry) => of_neighbour(&entry, false),
         _ => None,
     }
 }
 
-fn neighbour(entry: NeighbourMessage) -> Option<IpAddr> {
-    let is_forward = entry.header.family == AddressFamily::Bridge;
-    entry.attributes.into_iter().filter(|_| !is_forward).find_map(|attribute| match attribute {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(address.into()),
-        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(address.into()),
-        _ => None,
-    })
+fn of_route(message: &RouteMessage, exists: bool) -> Option<EventKind> {
+    let destination = route::destination(message)?;
+    if message.header.protocol == RouteProtocol::from(ROUTE_PROTOCOL) {
+        return Some(EventKind::OwnRoute { destination, index: route::outgoing(message), exists });
+    }
+    // The kernel's own routes in table local, and those to link-local destinations, follow addresses and interfaces,
+    // which have their own events.
+    let is_local = match destination {
+        IpNetwork::V4(network) => network.ip().is_link_local(),
+        IpNetwork::V6(network) => network.ip().is_unicast_link_local() || network.ip().is_multicast(),
+    };
+    (message.header.table != RT_TABLE_LOCAL && !is_local).then_some(EventKind::ForeignRoute)
+}
+
+fn of_neighbour(message: &NeighbourMessage, exists: bool) -> Option<EventKind> {
+    if message.header.family == AddressFamily::Bridge {
+        return neighbour::forward(message).map(|entry| EventKind::Forward { entry, exists });
+    }
+    let address = neighbour::address(message)?;
+    let is_permanent = exists && message.header.state == NeighbourState::Permanent;
+    let entry = is_permanent.then(|| neighbour::neighbour(message)).flatten();
+    Some(EventKind::Neighbour { index: IfIndex::new(message.header.ifindex), address, entry })
 }
 
 fn name(link: LinkMessage) -> String {

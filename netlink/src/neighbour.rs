@@ -143,24 +143,30 @@ impl RouteSocket {
     pub fn forwards(&mut self) -> Result<Vec<FdbEntry>, Error> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
-        self.dump(RouteNetlinkMessage::GetNeighbour(message), |message| forward(&message))
+        self.dump(RouteNetlinkMessage::GetNeighbour(message), |message| match &message {
+            RouteNetlinkMessage::NewNeighbour(entry) => forward(entry),
+            _ => None,
+        })
     }
 }
 
-fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
-    let mut address = None;
-    for attribute in &message.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some((*v4).into()),
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some((*v6).into()),
-            _ => {}
-        }
-    }
-    Some(Neighbour { index: IfIndex::new(message.header.ifindex), address: address?, mac: mac(message)? })
+/// The IP address of a neighbour entry.
+pub(crate) fn address(message: &NeighbourMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => Some((*v4).into()),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => Some((*v6).into()),
+        _ => None,
+    })
 }
 
-fn forward(message: &RouteNetlinkMessage) -> Option<FdbEntry> {
-    let RouteNetlinkMessage::NewNeighbour(message) = message else { return None };
+/// The entry with its addresses; `None` if it has no link-layer address.
+pub(crate) fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
+    let index = IfIndex::new(message.header.ifindex);
+    Some(Neighbour { index, address: address(message)?, mac: mac(message)? })
+}
+
+/// The FDB entry, if [`RouteSocket::forwards`] reads entries of its kind.
+pub(crate) fn forward(message: &NeighbourMessage) -> Option<FdbEntry> {
     if vlan(message) != 0 {
         return None;
     }
@@ -214,13 +220,13 @@ mod tests {
     const POD: Mac = Mac([2, 0, 0, 0, 0, 2]);
 
     /// An FDB entry of a bridge port, decoded from the bytes that the kernel would send.
-    fn message_of_vlan(vlan: Option<u16>) -> RouteNetlinkMessage {
+    fn message_of_vlan(vlan: Option<u16>) -> NeighbourMessage {
         let mut message = FdbEntry { index: IfIndex::new(7), mac: POD, to: Destination::Port }.message();
         message.attributes.push(NeighbourAttribute::Controller(3));
         message.attributes.extend(vlan.map(NeighbourAttribute::Vlan));
         let mut bytes = vec![0; message.buffer_len()];
         message.emit(&mut bytes);
-        RouteNetlinkMessage::NewNeighbour(NeighbourMessage::parse(&bytes).unwrap())
+        NeighbourMessage::parse(&bytes).unwrap()
     }
 
     #[test]

@@ -51,8 +51,6 @@ impl From<u32> for RouteTable {
 /// A default route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DefaultRoute {
-    /// The address family.
-    pub family: Family,
     /// The output interface. `None` for a multipath route.
     pub index: Option<IfIndex>,
     /// The gateway, if there is one.
@@ -336,23 +334,19 @@ impl RouteSocket {
         Ok(routes)
     }
 
-    /// The default routes of a table.
-    pub fn default_routes(&mut self, table: RouteTable) -> Result<Vec<DefaultRoute>, Error> {
-        let mut routes = Vec::new();
-        for family in Family::BOTH {
-            let mut filter = RouteMessage::default();
-            filter.header.address_family = match family {
-                Family::V4 => AddressFamily::Inet,
-                Family::V6 => AddressFamily::Inet6,
-            };
-            filter.attributes.push(RouteAttribute::Table(table.number()));
-            routes.extend(self.route_dump(filter, |message| {
-                let found = Attributes::of(message);
-                let is_default = message.header.destination_prefix_length == 0;
-                is_default.then_some(DefaultRoute { family, index: found.index, gateway: found.gateway })
-            })?);
-        }
-        Ok(routes)
+    /// The default routes of a family in a table.
+    pub fn default_routes(&mut self, family: Family, table: RouteTable) -> Result<Vec<DefaultRoute>, Error> {
+        let mut filter = RouteMessage::default();
+        filter.header.address_family = match family {
+            Family::V4 => AddressFamily::Inet,
+            Family::V6 => AddressFamily::Inet6,
+        };
+        filter.attributes.push(RouteAttribute::Table(table.number()));
+        self.route_dump(filter, |message| {
+            let found = Attributes::of(message);
+            let is_default = message.header.destination_prefix_length == 0;
+            is_default.then_some(DefaultRoute { index: found.index, gateway: found.gateway })
+        })
     }
 
     pub(crate) fn route_dump<T>(
@@ -428,17 +422,28 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
+/// The destination of a route.
+pub(crate) fn destination(message: &RouteMessage) -> Option<IpNetwork> {
+    let unspecified = match message.header.address_family {
+        AddressFamily::Inet => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    let destination = Attributes::of(message).destination.unwrap_or(unspecified);
+    IpNetwork::new(destination, message.header.destination_prefix_length).ok()
+}
+
+/// The outgoing interface of a route with one next hop.
+pub(crate) fn outgoing(message: &RouteMessage) -> Option<IfIndex> {
+    Attributes::of(message).index
+}
+
 /// The route and its metric; `None` if it does not have Polder's protocol number.
 fn marked(message: &RouteMessage) -> Option<(Route, u32)> {
     if u8::from(message.header.protocol) != ROUTE_PROTOCOL {
         return None;
     }
     let attributes = Attributes::of(message);
-    let unspecified = match message.header.address_family {
-        AddressFamily::Inet => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
-        _ => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
-    };
-    let destination = attributes.destination.unwrap_or(unspecified);
     let target = match (message.header.kind, attributes.index, attributes.gateway) {
         (RouteType::Unicast, Some(index), Some(gateway)) => KernelTarget::Gateway {
             index,
@@ -448,7 +453,7 @@ fn marked(message: &RouteMessage) -> Option<(Route, u32)> {
         (RouteType::Unicast, Some(index), None) => KernelTarget::Link { index },
         _ => KernelTarget::Unreachable,
     };
-    let destination = IpNetwork::new(destination, message.header.destination_prefix_length).ok()?;
+    let destination = destination(message)?;
     let route = Route { destination, target, source: attributes.source, mtu: attributes.mtu };
     Some((route, attributes.priority))
 }
@@ -458,13 +463,7 @@ fn foreign(message: &RouteMessage) -> Option<ForeignRoute> {
     if !is_configured || message.header.kind != RouteType::Unicast {
         return None;
     }
-    let found = Attributes::of(message);
-    let unspecified = match message.header.address_family {
-        AddressFamily::Inet => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
-        _ => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
-    };
-    let destination = found.destination.unwrap_or(unspecified);
-    let destination = IpNetwork::new(destination, message.header.destination_prefix_length).ok()?;
+    let destination = destination(message)?;
     let several = message.attributes.iter().filter_map(|attribute| match attribute {
         RouteAttribute::MultiPath(hops) => Some(hops.iter().flat_map(|hop| &hop.attributes)),
         _ => None,
@@ -476,7 +475,7 @@ fn foreign(message: &RouteMessage) -> Option<ForeignRoute> {
             RouteAttribute::Via(RouteVia::Inet6(address)) => Some((*address).into()),
             _ => None,
         });
-    Some(ForeignRoute { destination, index: found.index, gateways: gateways.collect() })
+    Some(ForeignRoute { destination, index: outgoing(message), gateways: gateways.collect() })
 }
 
 fn looked_up(message: &RouteMessage) -> Option<RouteLookup> {

@@ -9,8 +9,8 @@ use std::fmt::Debug;
 use std::marker::PhantomData;
 
 use netlink_packet_core::{
-    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload, NetlinkSerializable,
+    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_ECHO, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::SocketAddr;
@@ -74,6 +74,12 @@ impl<M> Operation<M> {
         Self { message: message.into(), flags, harmless: None }
     }
 
+    /// Requests that the kernel echoes the created object.
+    #[must_use]
+    pub(crate) fn echoed(self) -> Self {
+        Self { flags: self.flags | NLM_F_ECHO, ..self }
+    }
+
     /// Treats that error as success. Not in a transaction, which fails as a whole.
     #[must_use]
     pub fn harmless_if(self, errno: Errno) -> Self {
@@ -130,6 +136,16 @@ impl<M: Protocol> Socket<M> {
         &mut self,
         operations: impl IntoIterator<Item = Operation<M>>,
     ) -> Result<Vec<Result<(), Error>>, Error> {
+        let executed = self.execute_echoed(operations)?;
+        Ok(executed.into_iter().map(|(outcome, _)| outcome).collect())
+    }
+
+    /// Executes the operations in order and returns the outcome of each, with the objects that the kernel echoes
+    /// (`NLM_F_ECHO`).
+    pub(crate) fn execute_echoed(
+        &mut self,
+        operations: impl IntoIterator<Item = Operation<M>>,
+    ) -> Result<Vec<(Result<(), Error>, Vec<M>)>, Error> {
         let mut outcomes = Vec::new();
         let mut operations = operations.into_iter().peekable();
         if self.read_only && operations.peek().is_some() {
@@ -143,10 +159,11 @@ impl<M: Protocol> Socket<M> {
             }
             let answers = self.exchange(batch, NLM_F_ACK, |answers| all_ended(answers))?;
             outcomes.extend(answers.into_iter().zip(harmless).map(|(answer, harmless)| {
-                match answer.end.unwrap_or(Err(Error::NoAnswer)) {
+                let outcome = match answer.end.unwrap_or(Err(Error::NoAnswer)) {
                     Err(error) if harmless.is_some() && error.errno() == harmless => Ok(()),
                     end => end,
-                }
+                };
+                (outcome, answer.messages)
             }));
         }
     }

@@ -2,11 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 
 use polder_netlink::nft::FilterSocket;
 use polder_netlink::{RouteSocket, link, namespace};
+
+fn addresses<const N: usize>(these: [&str; N]) -> BTreeSet<IpAddr> {
+    these.map(|address| address.parse().unwrap()).into()
+}
 
 #[test]
 fn only_the_tracked_connections_of_the_address_are_deleted() {
@@ -23,11 +28,14 @@ fn only_the_tracked_connections_of_the_address_are_deleted() {
             let _client = TcpStream::connect((loopback, 7)).unwrap();
             udp.send_to(b"x", (loopback, 9)).unwrap();
             drop(tcp);
-            let address = loopback.parse().unwrap();
-            assert_eq!(socket.forget_connections("127.0.0.77".parse().unwrap()).unwrap(), 0);
-            let forgotten = socket.forget_connections(address).unwrap();
+            assert_eq!(socket.forget_connections(&addresses(["127.0.0.77", "::77"])).unwrap(), 0);
+            let before = socket.connections().unwrap();
+            // Several addresses, also of both families, are forgotten together.
+            let these = addresses(["127.0.0.77", loopback]);
+            let forgotten = socket.forget_connections(&these).unwrap();
             assert!(forgotten >= 2, "{forgotten} connections of {loopback}");
-            assert_eq!(socket.forget_connections(address).unwrap(), 0, "they are back");
+            assert_eq!(socket.connections().unwrap() as usize, before as usize - forgotten);
+            assert_eq!(socket.forget_connections(&these).unwrap(), 0, "they are back");
         }
     })
     .unwrap();

@@ -278,22 +278,19 @@ fn an_interface_has_its_own_table_with_a_default_route() {
         for (family, address, gateway) in
             [(Family::V4, "10.1.0.1", "10.1.0.254"), (Family::V6, "fd01::1", "fd01::ff")]
         {
-            let route = DefaultRoute { family, index: Some(index), gateway: Some(ip(gateway)) };
+            let route = DefaultRoute { index: Some(index), gateway: Some(ip(gateway)) };
             let rule = RoutingRule { source: ip(address), table: own };
             let address = IpNetwork::from(ip(address));
-            let default_route = route::onlink(index, ip(gateway), &OnlinkRoute::to_everywhere(own));
-            socket
-                .execute_all([address::add(index, address), default_route, rule.add(), rule.add()])
-                .unwrap();
-            let found = socket.default_routes(own).unwrap();
-            assert_eq!(found.into_iter().filter(|found| found.family == family).collect::<Vec<_>>(), [route]);
+            let way = route::onlink(index, ip(gateway), &OnlinkRoute::to_everywhere(own));
+            socket.execute_all([address::add(index, address), way, rule.add(), rule.add()]).unwrap();
+            assert_eq!(socket.default_routes(family, own).unwrap(), [route]);
+            assert_eq!(socket.default_routes(family, RouteTable::MAIN).unwrap(), []);
             assert!(socket.rules().unwrap().contains(&rule));
             let again =
                 socket.execute_all([route::onlink(index, ip(gateway), &OnlinkRoute::to_everywhere(own))]);
             assert!(again.unwrap_err().is_exists(), "a default route is replaced");
         }
         assert_eq!(socket.rules().unwrap().len(), 2, "a rule is there twice, or is none of ours");
-        assert_eq!(socket.default_routes(RouteTable::MAIN).unwrap(), []);
     });
 }
 
@@ -474,15 +471,20 @@ fn the_monitor_reports_a_deleted_interface_but_not_one_that_leaves_its_bridge() 
             1,
             "{seen:?}"
         );
-        let neighbour = EventKind::Neighbour { index: bridge, address: "10.1.0.2".parse().ok() };
-        for what in
-            [EventKind::Address { index: bridge }, neighbour, EventKind::ForeignRoute, EventKind::OwnRoute]
-        {
+        let address = "10.1.0.2".parse().unwrap();
+        let entry = Neighbour { index: bridge, address, mac: Mac([2, 0, 0, 0, 0, 2]) };
+        for what in [
+            EventKind::Address { index: bridge, global: true },
+            EventKind::Neighbour { index: bridge, address, entry: Some(entry) },
+            EventKind::ForeignRoute,
+            EventKind::OwnRoute { destination: "10.9.0.0/16".parse().unwrap(), index: None, exists: true },
+        ] {
             assert!(saw(&seen, &what), "{what:?} is not in {seen:?}");
         }
         let own = socket.port().unwrap();
-        let others =
-            seen.iter().filter(|event| matches!(event.what, EventKind::OwnRoute | EventKind::Address { .. }));
+        let others = seen
+            .iter()
+            .filter(|event| matches!(event.what, EventKind::OwnRoute { .. } | EventKind::Address { .. }));
         assert!(others.into_iter().all(|event| event.port != 0 && event.port != own), "{seen:?}");
     });
 }

@@ -29,6 +29,8 @@ struct Connection {
     answer: Rc<RefCell<Option<Vec<IpAddr>>>>,
     /// The plugin has sent a message, or has ended.
     plugin_done: Rc<Cell<bool>>,
+    /// The plugin has reported that the interface is ready.
+    attached: Rc<Cell<bool>>,
     /// The plugin requests the removal of the attachment.
     wants_del: Rc<Cell<bool>>,
     /// The removal is complete.
@@ -130,6 +132,7 @@ async fn plugin_add(host: &SimHost, request: AddRequest) -> Option<Vec<IpAddr>> 
     });
     host.turn().await;
     if is_made && holds() {
+        connection.attached.set(true);
         return Some(addresses);
     }
     drop(mark);
@@ -168,6 +171,8 @@ async fn serve(host: SimHost, request: AddRequest, connection: Connection) {
         drop(lock);
         delete(&host, &attachment).await;
         connection.deleted.set(true);
+    } else if connection.attached.get() {
+        teardown::attached(&host, &attachment).await;
     } else {
         teardown::abandoned(&host, &attachment).await;
     }

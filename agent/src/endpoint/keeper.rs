@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::future::pending;
 use std::io;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use polder_ipam::cause::SharedError;
 use polder_ipam::ledger::{AttachmentEntry, LedgerError};
 use polder_ipam::record::{AttachMode, ClusterRecord};
 use polder_ipam::tasks::{LastAdd, teardown};
+use polder_netlink::nft::FilterSocket;
 use polder_netlink::{Error, IfIndex, namespace};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -22,10 +22,11 @@ use tracing::{info, warn};
 use super::{Endpoint, NoEndpoint, Open};
 use crate::board::Board;
 use crate::config::StoreConfig;
-use crate::kernel::Kernel;
 use crate::kernel::endpoint::{EndpointError, interface};
 use crate::kernel::reaper::NotDeleted;
 use crate::kernel::ruleset;
+use crate::kernel::{self, Kernel};
+use crate::local_pods::LocalPod;
 use crate::machine::now;
 use crate::node::Node;
 use crate::owner::Owner;
@@ -312,13 +313,14 @@ impl EndpointHost for OnNode {
         wiring: Wiring,
     ) -> Result<IfIndex, NotMade> {
         let table = ruleset::table(cluster, &ruleset::Lengths::new());
-        let addresses: Vec<IpAddr> = wiring.addresses.iter().map(|own| own.address).collect();
+        let (mac, addresses) =
+            (wiring.mac, wiring.addresses.iter().map(|own| own.address).collect::<Vec<_>>());
+        let pod = LocalPod { name: wiring.host_interface.clone(), mac, addresses: addresses.clone() };
+        self.node.pods.local.add(pod);
+        let admit = move |filter: &mut FilterSocket| kernel::admit_pod(filter, &table, mac, &addresses);
+        self.node.pods.filter.run(admit).await.map_err(NotMade::Admission)?;
         // Runs on the thread of the passes, so that no pass finds a half-created endpoint.
-        let made = self.kernel.run(move |kernel| {
-            kernel.admit_pod(&table, wiring.mac, &addresses).map_err(NotMade::Admission)?;
-            Ok(kernel.make_probe(&namespace, &wiring)?)
-        });
-        made.await
+        Ok(self.kernel.run(move |kernel| kernel.make_probe(&namespace, &wiring)).await?)
     }
 
     async fn delete(&self) -> Result<(), NotDeleted> {
@@ -350,6 +352,7 @@ async fn release(node: &Node) {
 /// Deletes the interfaces of both attachment modes.
 async fn delete_interfaces(node: &Node) -> Result<(), NotDeleted> {
     for attach in [AttachMode::Bridge, AttachMode::Routed] {
+        node.pods.local.remove(&interface(attach));
         node.pods.reaper.delete(interface(attach)).await?;
     }
     Ok(())

@@ -31,6 +31,15 @@ pub(super) struct Network {
     pub(super) underlay: Option<Arc<Underlay>>,
 }
 
+impl Network {
+    /// The interfaces on the paths to peers, to etcd and out of the cluster.
+    pub(super) fn paths(&self, underlay: &Underlay) -> BTreeSet<IfIndex> {
+        let uplinks = underlay.uplinks.values().map(|uplink| uplink.index);
+        let peers = self.reach.values().flatten().map(|way| way.index);
+        uplinks.chain(peers).chain(self.outward.asked.iter().copied()).collect()
+    }
+}
+
 /// Foreign interfaces.
 #[derive(Debug, Default)]
 pub(super) struct Outward {
@@ -40,13 +49,20 @@ pub(super) struct Outward {
     pub(super) meshes: BTreeSet<IfIndex>,
     /// Interfaces with a route out of the cluster.
     pub(super) world: BTreeSet<IfIndex>,
+    /// Interfaces with a route to a peer, to etcd or out of the cluster.
+    pub(super) asked: BTreeSet<IfIndex>,
 }
 
 impl Outward {
     pub(super) fn of(network: &HostNetwork) -> Self {
         let interfaces = network.interfaces.iter().map(|(index, (name, _))| (*index, name.clone())).collect();
         let world = network.routes.iter().filter(|(what, way)| *what == RouteTo::World && !way.local);
-        Self { interfaces, meshes: network.meshes.clone(), world: world.map(|(_, way)| way.index).collect() }
+        Self {
+            interfaces,
+            meshes: network.meshes.clone(),
+            world: world.map(|(_, way)| way.index).collect(),
+            asked: network.routes.iter().map(|(_, way)| way.index).collect(),
+        }
     }
 }
 

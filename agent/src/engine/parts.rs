@@ -1,10 +1,10 @@
 //! The engine's parts: inputs, published values and wake-up sources.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use polder_ipam::needed::RequiredRange;
+use polder_netlink::IfIndex;
 use tokio::sync::{mpsc, watch};
 
 use super::OnNode;
@@ -12,8 +12,10 @@ use crate::bell::Wake;
 use crate::board::{Chosen, Pass};
 use crate::config::Config;
 use crate::kernel::features::Features;
+use crate::kernel::state::PodLink;
 use crate::kernel::sysctl::Sysctls;
 use crate::leases::Leases;
+use crate::local_pods::LocalPods;
 use crate::probe::direct::DirectPaths;
 use crate::readiness::Readiness;
 use crate::repair::{DriftSignal, RepairLog};
@@ -40,6 +42,8 @@ pub struct Tools<D = OnNode> {
     pub leases: watch::Receiver<Arc<Leases>>,
     /// Reports that another program changed Polder's kernel state.
     pub drift_signal: Arc<DriftSignal>,
+    /// The pods of this node.
+    pub pods: Arc<LocalPods>,
 }
 
 /// The values that the engine publishes.
@@ -49,10 +53,20 @@ pub struct Entries {
     pub underlay: watch::Sender<Chosen>,
     /// The last pass over the kernel.
     pub pass: watch::Sender<Option<Arc<Pass>>>,
-    /// The neighbour entries that Polder's devices should have.
-    pub neighbours: watch::Sender<BTreeSet<IpAddr>>,
+    /// What the monitor compares notifications with.
+    pub expected: watch::Sender<Expected>,
     /// The repairs of kernel state.
     pub repairs: watch::Sender<RepairLog>,
+}
+
+/// What the monitor compares notifications with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Expected {
+    /// The settings of the host's end of each pod's pair; `None` before the first pass.
+    pub pod_link: Option<PodLink>,
+    /// The foreign interfaces on the paths to peers, to etcd and out of the cluster; `None` while the node has no underlay
+    /// address, so that any interface may get it.
+    pub paths: Option<BTreeSet<IfIndex>>,
 }
 
 /// What wakes the engine, besides changes of its inputs.

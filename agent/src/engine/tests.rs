@@ -180,11 +180,12 @@ impl Harness {
                 direct: direct_paths,
                 leases,
                 drift_signal: Arc::clone(&drift_signal),
+                pods: Arc::default(),
             },
             entries: Entries {
                 underlay: fixture.underlay.clone(),
                 pass: fixture.pass.clone(),
-                neighbours: watch::Sender::default(),
+                expected: watch::Sender::default(),
                 repairs,
             },
             announcer: Announcer::new(config, readiness, announced),

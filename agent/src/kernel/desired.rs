@@ -27,7 +27,7 @@ use crate::underlay::Underlay;
 use polder_ipam::peers::Peer;
 
 /// The desired kernel state.
-#[derive(Debug, Clone, PartialEq, Hash)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Desired {
     /// State that netlink reads and changes.
     pub state: State,
@@ -39,12 +39,17 @@ pub struct Desired {
     pub elements: Elements,
     /// Destinations that no route of Polder may capture.
     pub guard: Guard,
+    /// The settings of the host's end of each pod's pair.
+    pub pod_link: PodLink,
+    /// Hash of the state that does not depend on the pods.
+    fingerprint: u64,
 }
 
-/// A compact copy of a desired state, to detect whether the state has changed.
+/// A compact copy of the desired state without the pods, to detect whether that state has changed. Plugins create and
+/// delete the kernel state of pods.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DesiredDigest {
-    /// Hash of the desired state.
+    /// Hash of the desired state without the pods.
     fingerprint: u64,
     /// Kernel settings: path under `/proc/sys` and value.
     pub sysctls: Vec<(String, String)>,
@@ -52,10 +57,8 @@ pub struct DesiredDigest {
 
 impl Desired {
     /// The compact copy of this state.
-    pub fn known(&self) -> DesiredDigest {
-        let mut hasher = DefaultHasher::new();
-        self.hash(&mut hasher);
-        DesiredDigest { fingerprint: hasher.finish(), sysctls: self.sysctls.clone() }
+    pub fn digest(&self) -> DesiredDigest {
+        DesiredDigest { fingerprint: self.fingerprint, sysctls: self.sysctls.clone() }
     }
 }
 
@@ -315,9 +318,19 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
         }
         reach_peer(inputs, peer, &mut state, &mut members);
     }
-    for pod in inputs.pods.iter().filter(|pod| !pod.leaving && pod.kind == AttachmentKind::Pod) {
-        // For an address outside the node's blocks, too, packets that leave the cluster are masqueraded.
-        members.local.extend(inputs.strays(pod).map(host_prefix));
+    let pods = || inputs.pods.iter().filter(|pod| !pod.leaving && pod.kind == AttachmentKind::Pod);
+    // For an address outside the node's blocks, too, packets that leave the cluster are masqueraded.
+    members.local.extend(pods().flat_map(|pod| inputs.strays(pod)).map(host_prefix));
+    let nodes = inputs.peers.iter().flat_map(|peer| peer.record.underlay.iter().copied());
+    let guard = Guard::new(&inputs.underlay.needed, nodes);
+    let table = ruleset::table(inputs.cluster, inputs.lengths);
+    let fingerprint = {
+        let mut hasher = DefaultHasher::new();
+        (&state, &members, &table, &guard).hash(&mut hasher);
+        hasher.finish()
+    };
+    let pod_link = pod_link(inputs);
+    for pod in pods() {
         members.senders.extend(pod.addresses.iter().map(|address| (pod.mac, *address)));
         let name = if pod.attachment.is_probe() {
             endpoint::interface(inputs.cluster.attach)
@@ -325,7 +338,7 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
             pod.attachment.host_interface()
         };
         if present.contains(&name) {
-            wire_pod(inputs, pod, name, &mut state);
+            wire_pod(inputs, pod, name, pod_link, &mut state);
         } else if pod.attachment.is_probe() && inputs.cluster.attach == AttachMode::Bridge {
             // The interface of the probe endpoint is deleted when its agent ends. The next agent creates it again, with
             // the same addresses.
@@ -333,8 +346,6 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
             state.neighbours.extend(neighbours);
         }
     }
-    let nodes = inputs.peers.iter().flat_map(|peer| peer.record.underlay.iter().copied());
-    let guard = Guard::new(&inputs.underlay.needed, nodes);
     state.routes.retain(|destination, way| !guard.is_captured_by(destination, way));
     state.addresses.retain(|(_, address)| !guard.is_host(address.ip()));
     Desired {
@@ -347,8 +358,10 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
             carriers: inputs.carriers,
         }),
         state,
-        table: ruleset::table(inputs.cluster, inputs.lengths),
+        table,
         elements: ruleset::elements(&members, inputs.lengths),
+        pod_link,
+        fingerprint,
     }
 }
 
@@ -405,19 +418,29 @@ fn reach_peer(inputs: &Inputs<'_>, peer: &Peer, state: &mut State, members: &mut
     }
 }
 
-fn wire_pod(inputs: &Inputs<'_>, pod: &AttachmentEntry, name: IfName, state: &mut State) {
+/// The settings of the host's end of each pod's pair.
+fn pod_link(inputs: &Inputs<'_>) -> PodLink {
+    let is_routed = inputs.cluster.attach == AttachMode::Routed;
+    PodLink {
+        port: (!is_routed).then(|| Port::of_pod(inputs.features.locked_ports)),
+        up: true,
+        forwards: is_routed && inputs.families.contains(&Family::V4),
+    }
+}
+
+fn wire_pod(inputs: &Inputs<'_>, pod: &AttachmentEntry, name: IfName, link: PodLink, state: &mut State) {
     let device = Device::Pod(name.clone());
-    let (behind, port) = match inputs.cluster.attach {
+    let behind = match inputs.cluster.attach {
         AttachMode::Bridge => {
             state.forwards.insert((device, pod.mac), Destination::Port);
-            (Device::Bridge, Some(Port::of_pod(inputs.features.locked_ports)))
+            Device::Bridge
         }
         AttachMode::Routed => {
             for address in &pod.addresses {
                 let way = OwnRoute { target: RouteTarget::Device(device.clone()), source: None, mtu: None };
                 state.routes.insert(host_prefix(*address), way);
             }
-            (device, None)
+            device
         }
     };
     for address in inputs.strays(pod) {
@@ -427,8 +450,7 @@ fn wire_pod(inputs: &Inputs<'_>, pod: &AttachmentEntry, name: IfName, state: &mu
     for address in &pod.addresses {
         state.neighbours.insert((behind.clone(), *address), pod.mac);
     }
-    let forwards = inputs.cluster.attach == AttachMode::Routed && inputs.families.contains(&Family::V4);
-    state.pods.insert(name, PodLink { port, up: true, forwards });
+    state.pods.insert(name, link);
 }
 
 fn host_prefix(address: IpAddr) -> IpNetwork {

@@ -107,13 +107,7 @@ pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<KernelChang
         }
     }
     for (name, link) in &want.pods {
-        let right = have.pods.get(name).is_some_and(|found| {
-            let port = match (link.port, found.port) {
-                (Some(want), Some(have)) => have.is_set_like(&want),
-                (want, have) => want.is_none() && have.is_none(),
-            };
-            port && found.up == link.up && (found.forwards || !link.forwards)
-        });
+        let right = have.pods.get(name).is_some_and(|found| found.is_like(link));
         if !right || (link.port.is_some() && gone(&Device::Bridge)) {
             changes.push(KernelChange::SetPod(name.clone(), link.port));
         }

@@ -2,15 +2,19 @@
 //!
 //! The kernel blocks the caller that deletes an interface for some 20 ms, in an RCU barrier, after the interface is
 //! gone and the notification was sent. So separate threads delete interfaces, the notification ends the wait of the
-//! callers, and interfaces that queue up meanwhile are deleted as a group, which takes as long as one deletion.
+//! callers, and interfaces that queue up meanwhile are deleted as a group, which takes as long as one deletion. The
+//! entries of a pod that the kernel does not delete with its interface are deleted in the same request.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use polder_api::IfName;
-use polder_netlink::{Error, IfIndex, RouteSocket, SocketError, link};
+use ipnetwork::IpNetwork;
+use polder_api::{BRIDGE, IfName, Mac};
+use polder_netlink::neighbour::Neighbour;
+use polder_netlink::{Error, IfIndex, Operation, RouteSocket, SocketError, link, route};
 use tokio::sync::oneshot;
 use tracing::warn;
 
@@ -24,6 +28,15 @@ const GROUP: usize = 8;
 const FIRST_GROUP: u32 = 0x50_4c_44_00;
 
 type Done = oneshot::Sender<Result<(), NotDeleted>>;
+
+/// An interface to delete.
+#[derive(Debug)]
+struct Job {
+    name: IfName,
+    /// The MAC address and the addresses of the pod behind it.
+    pod: Option<(Mac, Vec<IpAddr>)>,
+    done: Done,
+}
 
 /// An interface was not deleted.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -60,8 +73,10 @@ pub enum NotDeleted {
 /// Handle to the threads that delete interfaces.
 #[derive(Debug, Clone)]
 pub struct Reaper {
-    queue: Sender<(IfName, Done)>,
+    queue: Sender<Job>,
     waiting: Waiting,
+    /// Netlink port ids of the threads' sockets.
+    ports: Arc<[u32]>,
 }
 
 /// The waiting callers, by interface index.
@@ -89,27 +104,43 @@ impl Reaper {
     pub fn start() -> Result<Self, Error> {
         let (queue, jobs) = channel();
         let jobs = Arc::new(Mutex::new(jobs));
-        let reaper = Self { queue, waiting: Waiting::default() };
-        for number in 0..THREADS {
-            let socket = RouteSocket::open()?;
-            let (jobs, waiting) = (Arc::clone(&jobs), reaper.waiting.clone());
+        let waiting = Waiting::default();
+        let sockets = (0..THREADS).map(|_| RouteSocket::open()).collect::<Result<Vec<_>, _>>()?;
+        let ports = sockets.iter().map(RouteSocket::port).collect::<Result<_, _>>()?;
+        for (number, socket) in (0..THREADS).zip(sockets) {
+            let (jobs, waiting) = (Arc::clone(&jobs), waiting.clone());
             let work = move || work(socket, FIRST_GROUP + number, &jobs, &waiting);
             let spawned = thread::Builder::new().name(format!("reaper-{number}")).spawn(work);
             spawned.map_err(SocketError::StartThread)?;
         }
-        Ok(reaper)
+        Ok(Self { queue, waiting, ports })
+    }
+
+    /// The netlink port ids of the threads' sockets.
+    pub fn ports(&self) -> impl Iterator<Item = u32> {
+        self.ports.iter().copied()
     }
 
     /// A handle without threads: every deletion fails.
     pub fn idle() -> Self {
-        Self { queue: channel().0, waiting: Waiting::default() }
+        Self { queue: channel().0, waiting: Waiting::default(), ports: Arc::default() }
     }
 
     /// Deletes the interface, and returns when it is gone. Succeeds if it does not exist.
     pub async fn delete(&self, name: IfName) -> Result<(), NotDeleted> {
+        self.enqueue(name, None).await
+    }
+
+    /// Deletes a pod's interface, its neighbour entries on the bridge, and the routes to its addresses that are in no
+    /// block. Returns when the interface is gone. Succeeds if nothing exists.
+    pub async fn delete_pod(&self, name: IfName, mac: Mac, addresses: Vec<IpAddr>) -> Result<(), NotDeleted> {
+        self.enqueue(name, Some((mac, addresses))).await
+    }
+
+    async fn enqueue(&self, name: IfName, pod: Option<(Mac, Vec<IpAddr>)>) -> Result<(), NotDeleted> {
         let (done, gone) = oneshot::channel();
         let stopped = || NotDeleted::Stopped(name.clone());
-        self.queue.send((name.clone(), done)).map_err(|_| stopped())?;
+        self.queue.send(Job { name: name.clone(), pod, done }).map_err(|_| stopped())?;
         gone.await.map_err(|_| stopped())?
     }
 
@@ -119,37 +150,52 @@ impl Reaper {
     }
 }
 
-fn work(mut socket: RouteSocket, group: u32, jobs: &Mutex<Receiver<(IfName, Done)>>, waiting: &Waiting) {
+fn work(mut socket: RouteSocket, group: u32, jobs: &Mutex<Receiver<Job>>, waiting: &Waiting) {
     while let Some(batch) = next_batch(jobs) {
-        let mut indexes = Vec::new();
-        for (name, done) in batch {
+        let (mut indexes, mut entries) = (Vec::new(), Vec::new());
+        for Job { name, pod, done } in batch {
             match socket.link(name.as_str()) {
                 Ok(Some(link)) => {
                     waiting.add(link.index, done);
                     indexes.push((link.index, name));
+                    entries.extend(
+                        pod.iter().flat_map(|(mac, addresses)| left(*mac, addresses, link.controller)),
+                    );
                 }
-                Ok(None) => drop(done.send(Ok(()))),
+                Ok(None) => {
+                    if let Some((mac, addresses)) = pod {
+                        let bridge = socket.link(BRIDGE).ok().flatten().map(|bridge| bridge.index);
+                        let deleted =
+                            request(&mut socket, left(mac, &addresses, bridge).collect(), Vec::new());
+                        if let Err(error) = deleted {
+                            // The next pass deletes them. No other pod has that MAC address with that address.
+                            warn!(interface = %name, %error, "entries of a deleted pod not deleted yet");
+                        }
+                    }
+                    drop(done.send(Ok(())));
+                }
                 Err(error) => {
                     let error = Arc::new(error);
                     drop(done.send(Err(NotDeleted::Find { name, error })));
                 }
             }
         }
-        let outcome = match indexes.as_slice() {
+        let deletion: Vec<Operation> = match indexes.as_slice() {
             [] => continue,
-            [(index, _)] => socket.execute_all([link::delete(*index)]),
+            [(index, _)] => vec![link::delete(*index)],
             several => {
                 let mark = several.iter().map(|(index, _)| link::change_index(*index).group(group).into());
-                socket.execute_all(mark.chain([link::delete_group(group)]))
+                mark.chain([link::delete_group(group)]).collect()
             }
         };
-        let outcome = outcome.map_err(Arc::new);
-        // The request for a group can fail because one interface is already gone, although the others were deleted:
-        // check each.
+        let outcome = request(&mut socket, entries, deletion).map_err(Arc::new);
         for (index, name) in indexes {
-            let result = match (&outcome, socket.link_by_index(index)) {
-                (_, Ok(None)) | (Ok(()), _) => Ok(()),
-                (Err(error), _) => Err(NotDeleted::Delete { name: name.clone(), error: Arc::clone(error) }),
+            let result = match &outcome {
+                Ok(()) => Ok(()),
+                // The request for a group can fail because one interface is already gone, although the others were
+                // deleted: check each.
+                Err(_) if matches!(socket.link_by_index(index), Ok(None)) => Ok(()),
+                Err(error) => Err(NotDeleted::Delete { name: name.clone(), error: Arc::clone(error) }),
             };
             if let Err(reason) = &result {
                 warn!(interface = %name, %reason, "interface not deleted");
@@ -158,9 +204,32 @@ fn work(mut socket: RouteSocket, group: u32, jobs: &Mutex<Receiver<(IfName, Done
         }
     }
 }
+/// Deletes what the kernel keeps when it deletes a pod's interface: the neighbour entries on the bridge, and the routes
+/// to addresses that are in no block.
+fn left(mac: Mac, addresses: &[IpAddr], bridge: Option<IfIndex>) -> impl Iterator<Item = Operation> {
+    let on = move |index| {
+        addresses.iter().map(move |address| Neighbour { index, address: *address, mac }.delete())
+    };
+    let routes = addresses.iter().map(|address| route::delete(IpNetwork::from(*address)));
+    bridge.into_iter().flat_map(on).chain(routes)
+}
+
+/// Sends the deletions of entries and of interfaces in one request. Missing entries are ignored.
+fn request(
+    socket: &mut RouteSocket,
+    entries: Vec<Operation>,
+    interfaces: Vec<Operation>,
+) -> Result<(), Error> {
+    let count = entries.len();
+    let outcomes = socket.execute(entries.into_iter().chain(interfaces))?;
+    outcomes.into_iter().enumerate().try_for_each(|(number, outcome)| match outcome {
+        Err(error) if number < count && error.is_missing() => Ok(()),
+        outcome => outcome,
+    })
+}
 
 /// Waits for the first queued interface, then takes up to `GROUP` in total.
-fn next_batch(jobs: &Mutex<Receiver<(IfName, Done)>>) -> Option<Vec<(IfName, Done)>> {
+fn next_batch(jobs: &Mutex<Receiver<Job>>) -> Option<Vec<Job>> {
     let jobs = jobs.lock().unwrap_or_else(PoisonError::into_inner);
     let first = jobs.recv().ok()?;
     Some(std::iter::once(first).chain(jobs.try_iter().take(GROUP - 1)).collect())

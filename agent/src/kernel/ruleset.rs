@@ -168,7 +168,7 @@ fn masquerade(cluster: &ClusterRecord) -> Vec<Rule> {
 }
 
 /// The contents of the sets.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Hash)]
 pub struct Members {
     /// The MAC address of every pod with each of its addresses.
     pub senders: Vec<(Mac, IpAddr)>,

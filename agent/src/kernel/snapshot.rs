@@ -77,10 +77,7 @@ impl Kernel {
             let Some(device) = device(link).or_else(|| renamed(link, &links)) else { continue };
             match &device {
                 Device::Pod(name) => {
-                    let joined = link.port.filter(|_| link.controller == bridge);
-                    state
-                        .pods
-                        .insert(name.clone(), PodLink { port: joined, up: link.up, forwards: link.forwards });
+                    state.pods.insert(name.clone(), pod_link(link, bridge));
                 }
                 _ => drop(state.links.insert(device.clone(), own_link(link, &device))),
             }
@@ -187,6 +184,12 @@ impl Kernel {
         }
         Ok(pods)
     }
+}
+
+/// The settings of a pod's interface on the host. A port of another bridge is no port.
+pub(crate) fn pod_link(link: &Link, bridge: Option<IfIndex>) -> PodLink {
+    let port = link.port.filter(|_| link.controller == bridge);
+    PodLink { port, up: link.up, forwards: link.forwards }
 }
 
 /// The name of the interface, if it is a pod interface.

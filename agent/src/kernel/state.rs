@@ -131,6 +131,17 @@ pub struct PodLink {
     pub forwards: bool,
 }
 
+impl PodLink {
+    /// Whether this link has the settings of `wanted`.
+    pub fn is_like(&self, wanted: &Self) -> bool {
+        let is_port_like = match (wanted.port, self.port) {
+            (Some(wanted), Some(found)) => found.is_set_like(&wanted),
+            (wanted, found) => wanted.is_none() && found.is_none(),
+        };
+        is_port_like && self.up == wanted.up && (self.forwards || !wanted.forwards)
+    }
+}
+
 /// A route of Polder.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct OwnRoute {

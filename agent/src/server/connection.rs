@@ -26,14 +26,15 @@ pub(super) trait RequestHandler: Send + Sync + 'static {
     /// Lock on an attachment that the plugin of the connection is wiring.
     type AttachmentLock: Send;
 
-    /// Answers a request. `wiring` is the lock of the connection, from its ADD to its DEL or its end.
+    /// Answers a request; `None` if it has no reply. `wiring` is the lock of the connection, from its ADD until the
+    /// plugin reports that the interface is ready, its DEL, or the end of the connection.
     fn answer(
         &self,
         request: Request,
         credentials: Option<EtcdCredentials>,
         caller: &Caller<'_>,
         wiring: &mut Option<Self::AttachmentLock>,
-    ) -> impl Future<Output = Result<Reply, Refusal>> + Send;
+    ) -> impl Future<Output = Result<Option<Reply>, Refusal>> + Send;
 
     /// Handles the end of a connection with an attachment that is still being wired.
     fn abandoned(&self, wired: Self::AttachmentLock) -> impl Future<Output = ()> + Send;
@@ -96,7 +97,7 @@ async fn serve<A: RequestHandler>(answers: &A, mut stream: UnixStream, user: u32
         let Question { credentials, request, .. } = question;
         let caller = Caller::new(&stream);
         let answer = answers.answer(request, credentials, &caller, &mut wiring).instrument(span).await;
-        let reply = answer.unwrap_or_else(Reply::Refused);
+        let Some(reply) = answer.unwrap_or_else(|refusal| Some(Reply::Refused(refusal))) else { continue };
         if let Err(error) = write(&mut stream, &reply).await {
             debug!(%error, "the caller closed the connection");
             break;

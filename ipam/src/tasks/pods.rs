@@ -59,11 +59,16 @@ pub trait PodHost: Host + Requests + Sized {
     /// Permits the pod to send and receive with its addresses.
     fn admit(&self, held: &AttachmentEntry) -> impl Future<Output = Result<(), HostError>>;
 
-    /// Deletes the attachment's interface. Succeeds if it does not exist.
-    fn delete_interface(&self, attachment: &Attachment) -> impl Future<Output = Result<(), HostError>>;
+    /// Deletes the attachment's interface, and the neighbour entries and routes to its addresses. Succeeds if they do
+    /// not exist. `held` is its entry in the ledger, if it has one.
+    fn delete_interface(
+        &self,
+        attachment: &Attachment,
+        held: Option<&AttachmentEntry>,
+    ) -> impl Future<Output = Result<(), HostError>>;
 
-    /// Deletes the filter entries and tracked connections of an attachment whose interface is gone. The next pass
-    /// repeats what fails.
+    /// Deletes the filter entries of an attachment whose interface is gone; the next pass repeats what fails. Its
+    /// tracked connections are deleted later, before its addresses go to another attachment.
     fn forget(&self, held: &AttachmentEntry) -> impl Future<Output = ()>;
 
     /// Starts the cool-down of the addresses of an attachment whose interface is gone. Succeeds if it has no addresses.

@@ -119,7 +119,7 @@ pub async fn release<H: PodHost>(
     if !delete_interface_first() {
         let _ = host.free(attachment, add).await;
     }
-    host.delete_interface(attachment).await?;
+    host.delete_interface(attachment, held.as_ref()).await?;
     match &held {
         Some(held) => host.forget(held).await,
         None if is_deleted_during_add => {}
@@ -146,6 +146,17 @@ pub async fn release_for<H: PodHost>(host: &H, attachment: &Attachment, add: Las
     info!(%attachment, why, "releasing");
     if let Err(error) = release(host, attachment, add).await {
         warn!(%attachment, %error, "not released: retrying");
+    }
+}
+
+/// Ends the ADD of an attachment whose plugin has created the interface. If the attachment was released before that,
+/// deletes the interface. The caller holds its lock.
+pub async fn attached<H: PodHost>(host: &H, attachment: &Attachment) {
+    let key = attachment.clone();
+    let is_released =
+        move |ipam: &mut NodeIpam<H::Ledger>, _| ipam.get(&key).is_none() && ipam.is_deleted_during_add(&key);
+    if host.ledger(is_released).await {
+        release_for(host, attachment, LastAdd::Ended, CREATED_AFTER_DEL).await;
     }
 }
 

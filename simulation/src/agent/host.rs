@@ -241,7 +241,11 @@ impl PodHost for SimHost {
         Ok(())
     }
 
-    async fn delete_interface(&self, attachment: &Attachment) -> Result<(), HostError> {
+    async fn delete_interface(
+        &self,
+        attachment: &Attachment,
+        _: Option<&AttachmentEntry>,
+    ) -> Result<(), HostError> {
         self.turn().await;
         self.with(|world| world.machines[self.machine].kernel.interfaces.remove(attachment));
         Ok(())

@@ -363,7 +363,11 @@ impl<'a> PodHost for ModelHost<'a> {
         Ok(())
     }
 
-    async fn delete_interface(&self, attachment: &Attachment) -> Result<(), HostError> {
+    async fn delete_interface(
+        &self,
+        attachment: &Attachment,
+        _: Option<&AttachmentEntry>,
+    ) -> Result<(), HostError> {
         let Some(container) = self.plugged(attachment) else { return Ok(()) };
         if self.with(|task_run| task_run.transition.space.flaw) == Some(Flaw::FreesFirst) {
             let _ = self.free(attachment, LastAdd::Ended).await;

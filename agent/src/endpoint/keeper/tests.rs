@@ -1,5 +1,6 @@
 //! The keeper, with a workshop that the test controls.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Mutex;
 

@@ -30,18 +30,22 @@ impl RequestHandler for Fake {
         _: Option<EtcdCredentials>,
         _: &Caller<'_>,
         wiring: &mut Option<Attachment>,
-    ) -> Result<Reply, Refusal> {
+    ) -> Result<Option<Reply>, Refusal> {
         match request {
             // CHECK is used instead of ADD, because its message is shorter.
             Request::Check(attachment) => {
                 self.note(format!("begin {attachment}"));
                 *wiring = Some(attachment);
-                Ok(Reply::Deleted)
+                Ok(Some(Reply::Deleted))
             }
             Request::Del(attachment) => {
                 self.note(format!("del {attachment}"));
                 *wiring = None;
-                Ok(Reply::Deleted)
+                Ok(Some(Reply::Deleted))
+            }
+            Request::Attached => {
+                self.note(format!("attached {}", wiring.take().unwrap()));
+                Ok(None)
             }
             _ => Err(Refusal { kind: RefusalKind::Missing, message: "there is none".to_owned() }),
         }
@@ -107,6 +111,18 @@ async fn a_connection_goes_on_after_a_refusal_and_its_attachment_is_let_go_by_a_
     drop(stream);
     serving.await.unwrap();
     assert_eq!(fake.noted(), ["begin net/c1/eth0", "del net/c1/eth0"]);
+}
+
+#[tokio::test]
+async fn a_plugin_that_has_created_the_interface_ends_the_lock_without_a_reply() {
+    let (fake, mut stream, serving) = connection(myself());
+    ask(&mut stream, &question(Request::Check(attachment()))).await;
+    stream.write_all(&question(Request::Attached)).await.unwrap();
+    // The next reply is that of the next request.
+    assert!(matches!(ask(&mut stream, &question(Request::Status)).await, Some(Reply::Refused(_))));
+    drop(stream);
+    serving.await.unwrap();
+    assert_eq!(fake.noted(), ["begin net/c1/eth0", "attached net/c1/eth0"]);
 }
 
 #[tokio::test]

@@ -74,7 +74,11 @@ impl PodHost for Fake {
         Ok(())
     }
 
-    async fn delete_interface(&self, attachment: &Attachment) -> Result<(), HostError> {
+    async fn delete_interface(
+        &self,
+        attachment: &Attachment,
+        _: Option<&AttachmentEntry>,
+    ) -> Result<(), HostError> {
         self.with(|state| {
             if state.fault == Some(NodeFault::InterfacesStay) {
                 return Err(HostError::new("the kernel says no"));

@@ -1,0 +1,137 @@
+//! The pods of this node with the addresses that their kernel entries should have: for the monitor, which compares
+//! notifications with them, and for the record of repairs.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use polder_api::{IfName, Mac};
+use tokio::time::Instant;
+
+/// How long a pod counts as changing after its ADD or DEL began: longer than an ADD or DEL and a pass take together.
+const CHANGING: Duration = Duration::from_secs(5);
+
+/// A pod whose interface exists or is being created.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalPod {
+    /// Its interface on the host.
+    pub name: IfName,
+    /// MAC address of its interface in the pod.
+    pub mac: Mac,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The pods of this node.
+#[derive(Debug, Default)]
+pub struct LocalPods(Mutex<Pods>);
+
+#[derive(Debug, Default)]
+struct Pods {
+    all: BTreeMap<IfName, LocalPod>,
+    by_address: BTreeMap<IpAddr, IfName>,
+    /// Pods with the time when their ADD or DEL began, oldest first.
+    changing: VecDeque<(Instant, LocalPod)>,
+}
+
+impl LocalPods {
+    /// Adds a pod whose ADD has begun, or that an earlier agent has added.
+    pub fn add(&self, pod: LocalPod) {
+        let mut pods = self.lock();
+        pods.by_address.extend(pod.addresses.iter().map(|address| (*address, pod.name.clone())));
+        pods.all.insert(pod.name.clone(), pod.clone());
+        pods.note_change(pod);
+    }
+
+    /// Removes a pod whose DEL has begun. Succeeds if it does not exist.
+    pub fn remove(&self, name: &IfName) {
+        let mut pods = self.lock();
+        let Some(pod) = pods.all.remove(name) else { return };
+        // Another pod may have an address of it already, if its entry was out of date.
+        pods.by_address.retain(|address, of| of != name || !pod.addresses.contains(address));
+        pods.note_change(pod);
+    }
+
+    /// The pod with that address.
+    pub fn with_address(&self, address: IpAddr) -> Option<LocalPod> {
+        let pods = self.lock();
+        pods.by_address.get(&address).and_then(|name| pods.all.get(name)).cloned()
+    }
+
+    /// The pod with that interface on the host.
+    pub fn with_interface(&self, name: &IfName) -> Option<LocalPod> {
+        self.lock().all.get(name).cloned()
+    }
+
+    /// The pods whose ADD or DEL may be in progress or has just ended: their kernel entries may be incomplete.
+    pub fn changing(&self) -> Vec<LocalPod> {
+        let mut pods = self.lock();
+        pods.forget_old_changes();
+        pods.changing.iter().map(|(_, pod)| pod.clone()).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pods> {
+        // The monitor reads notifications also after a panic elsewhere; at worst a pass finds no difference.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pods {
+    fn note_change(&mut self, pod: LocalPod) {
+        self.forget_old_changes();
+        self.changing.push_back((Instant::now(), pod));
+    }
+
+    fn forget_old_changes(&mut self) {
+        while self.changing.front().is_some_and(|(began, _)| began.elapsed() > CHANGING) {
+            self.changing.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn pod(name: &str, addresses: &[&str]) -> LocalPod {
+        let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        LocalPod { name: name.parse().unwrap(), mac: Mac([2, 0, 0, 0, 0, 1]), addresses }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_is_found_by_interface_and_address_until_its_del() {
+        let pods = LocalPods::default();
+        let first = pod("pld1", &["10.0.0.1", "fd00::1"]);
+        pods.add(first.clone());
+        assert_eq!(pods.with_interface(&first.name), Some(first.clone()));
+        assert_eq!(pods.with_address(first.addresses[1]), Some(first.clone()));
+        pods.remove(&first.name);
+        assert_eq!(pods.with_interface(&first.name), None);
+        assert_eq!(pods.with_address(first.addresses[0]), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_address_of_a_released_pod_belongs_to_the_next_one() {
+        let pods = LocalPods::default();
+        let (old, new) = (pod("pld1", &["10.0.0.1"]), pod("pld2", &["10.0.0.1"]));
+        pods.add(old.clone());
+        pods.add(new.clone());
+        pods.remove(&old.name);
+        assert_eq!(pods.with_address(new.addresses[0]), Some(new));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_counts_as_changing_for_some_seconds_after_its_add_and_its_del() {
+        let pods = LocalPods::default();
+        let first = pod("pld1", &["10.0.0.1"]);
+        pods.add(first.clone());
+        assert_eq!(pods.changing(), [first.clone()]);
+        advance(CHANGING * 2).await;
+        assert_eq!(pods.changing(), []);
+        pods.remove(&first.name);
+        assert_eq!(pods.changing(), [first]);
+    }
+}
