@@ -158,10 +158,10 @@ lab_packages=(etcd-server:etcd etcd-client:etcdctl iproute2:ip iputils-ping:ping
     procps:sysctl)
 
 # What the tests need besides: a container runtime, what an image is made of, other software that looks after interfaces, a name
-# server, a tunnel in user space, and pip, which gets helm.
+# server, a tunnel in user space, pip, which gets helm, and a counter of system calls.
 test_packages=(python3-pip:pip3 conntrack:conntrack iptables:iptables containerd:containerd runc:runc openssl:openssl
     containernetworking-plugins:/usr/lib/cni/portmap busybox-static:/bin/busybox systemd:/lib/systemd/systemd-networkd
-    udev:/lib/systemd/systemd-udevd dnsmasq-base:dnsmasq socat:socat)
+    udev:/lib/systemd/systemd-udevd dnsmasq-base:dnsmasq socat:socat strace:strace)
 
 # Looks for Rust, new enough, and for these subcommands of cargo.
 need_cargo() {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::caller::{Caller, feed, finish};
@@ -161,8 +162,12 @@ impl Worker {
 
     /// Runs a job while the agent's thread of that name is stopped. The other threads continue.
     pub fn with_stopped_thread<T>(&self, thread: &str, job: impl FnOnce() -> T) -> T {
-        let agent = self.agent.as_ref().and_then(Process::pid).expect("the agent runs");
-        stopped_thread::with_stopped_thread(agent, thread, job)
+        stopped_thread::with_stopped_thread(self.agent_id(), thread, job)
+    }
+
+    /// The process id of the agent, which runs.
+    pub fn agent_id(&self) -> Pid {
+        self.agent.as_ref().and_then(Process::pid).expect("the agent runs")
     }
 
     /// Powers the node off and boots it again, without network and agent.

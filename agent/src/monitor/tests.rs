@@ -1,7 +1,7 @@
 //! The events that cause a pass.
 
 use polder_api::{Attachment, BRIDGE};
-use polder_netlink::link::{Kind, Port};
+use polder_netlink::link::{LinkKind, Port};
 use polder_netlink::neighbour::{Destination, Neighbour};
 use tokio::time::timeout;
 
@@ -116,7 +116,7 @@ fn state(index: IfIndex, name: &str) -> Link {
         controller: None,
         peer: None,
         alias: None,
-        kind: Kind::Other,
+        kind: LinkKind::Other,
         filters_vlans: false,
         port: None,
         makes_link_local: None,
