@@ -58,8 +58,8 @@ const OUTSIDE: PerFamily<&str> = PerFamily::new("192.0.2.1", "2001:db8::1");
 /// How long state of lost records is kept: the nodes that own those records write them again.
 const LOSS_GRACE: Duration = Duration::from_secs(60);
 
-/// Interval between checks of the kernel settings (sysctls).
-const SETTINGS_EVERY: Duration = Duration::from_millis(400);
+/// Interval between checks of the kernel settings (sysctls), whose changes cause no notification.
+const SETTINGS_EVERY: Duration = Duration::from_millis(600);
 
 /// First pause after a failed pass; it doubles up to `resync`.
 const RETRY: Duration = Duration::from_millis(200);

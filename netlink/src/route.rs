@@ -1,5 +1,7 @@
 //! Routes: Polder's routes in the main table, and the default routes of pods.
 
+mod metric;
+
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -12,12 +14,9 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use polder_api::Family;
 use rtnetlink::RouteMessageBuilder;
 
+pub use self::metric::metric;
 use crate::address::family;
 use crate::{Error, IfIndex, Operation, ROUTE_PROTOCOL, RouteSocket};
-
-/// The metric of Polder's routes. Routes of other programs to the same destination almost certainly have another
-/// metric, so neither replaces the other: the kernel replaces by destination and metric, not by protocol.
-const PRIORITY: u32 = 84;
 
 /// Base of the table numbers of interfaces: the table is this plus the interface index. Few programs use numbers this
 /// high.
@@ -159,7 +158,7 @@ pub fn onlink(index: IfIndex, gateway: IpAddr, route: &OnlinkRoute) -> Operation
 
 /// Deletes Polder's route to the destination. Routes of other programs to it stay.
 pub fn delete(destination: IpNetwork) -> Operation {
-    delete_with(destination, PRIORITY)
+    delete_with(destination, metric(destination))
 }
 
 fn delete_with(destination: IpNetwork, priority: u32) -> Operation {
@@ -174,7 +173,7 @@ fn builder(destination: IpNetwork) -> RouteMessageBuilder {
         .destination_prefix(destination.ip(), destination.prefix())
         .expect("the prefix length of a network is in range")
         .protocol(RouteProtocol::from(ROUTE_PROTOCOL))
-        .priority(PRIORITY)
+        .priority(metric(destination))
 }
 
 fn message(route: &Route) -> RouteMessage {
@@ -310,9 +309,10 @@ impl RouteSocket {
             filter.header.table = RouteHeader::RT_TABLE_MAIN;
             filter.header.protocol = RouteProtocol::from(ROUTE_PROTOCOL);
             for (route, priority) in self.route_dump(filter, marked)? {
-                match priority {
-                    PRIORITY => routes.push(route),
-                    _ => conflicting.push(ConflictingRoute { destination: route.destination, priority }),
+                if priority == metric(route.destination) {
+                    routes.push(route);
+                } else {
+                    conflicting.push(ConflictingRoute { destination: route.destination, priority });
                 }
             }
         }

@@ -21,8 +21,8 @@ pub const REPAIRED_CHANGES: [Change; 35] = [
     ),
     (
         "bends a route",
-        "ip -$F route change $(ip -$F route show proto 84 | sed 's/^unreachable //' | pick | cut -d' ' -f1) dev \
-         polder0 proto 84 metric 84",
+        "set -- $(ip -$F route show proto 84 | sed 's/^unreachable //' | pick | sed -E 's/ .*metric ([0-9]+).*/ \\1/')
+         ip -$F route change $1 dev polder0 proto 84 metric $2",
     ),
     ("adds a route of ours to nowhere", "ip -$F route add $(net 7) dev polder0 proto 84"),
     (

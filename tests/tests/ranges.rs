@@ -155,11 +155,14 @@ fn etcd_with_a_dns_name_stays_reachable_too() {
 #[test]
 fn an_old_route_that_hides_etcd_is_deleted_at_the_start() {
     let mut lab = Lab::start(Topology::two_segments());
-    // With the snapshot, and without.
-    for forget in ["true", "rm -f /var/lib/polder/cluster.json"] {
+    // With the snapshot, and without; with the metric of this release, and with another one.
+    let forgets = ["true", "rm -f /var/lib/polder/cluster.json"];
+    for (forget, metric) in forgets.into_iter().flat_map(|forget| [(forget, 91), (forget, 84)]) {
         let worker = &mut lab.workers[2];
         worker.kill();
-        worker.node.shell(&format!("{forget}; ip route add unreachable 10.10.1.192/26 metric 84 proto 84"));
+        worker
+            .node
+            .shell(&format!("{forget}; ip route add unreachable 10.10.1.192/26 metric {metric} proto 84"));
         assert!(!route_to(worker, ETCD).contains("dev eth0"), "etcd is not taken away");
         worker.start();
         wait_until_well(worker);

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use polder_api::{Family, is_host_interface};
 use polder_ipam::Cidr;
+use polder_netlink::route::metric;
 use polder_netlink::routing::{AnyRoute, AnyRule, LOCAL, MAIN, RouteAction, RuleCoverage, RuleTarget};
 
 use crate::kernel::state::Device;
@@ -15,9 +16,6 @@ use crate::kernel::surroundings::Routing;
 
 /// Maximum number of reported routes, and of reported rules.
 const NAMED: usize = 8;
-
-/// The metric of Polder's routes. The kernel prefers a foreign route to the same destination with a lower metric.
-const OUR_METRIC: u32 = 84;
 
 /// Default priority of the rule for the main table.
 const USUAL_PRIORITY: u32 = 32766;
@@ -78,7 +76,7 @@ impl Routing {
         let within = |(pool, _): &&(Cidr, u8)| contains((*pool).into(), to);
         let (pool, block) = pods.pools.iter().find(within)?;
         let is_taken = if self.own.contains(&to) {
-            route.priority < OUR_METRIC
+            route.priority < metric(to)
         } else {
             // A route less specific than a block has no effect: Polder's routes are preferred.
             to.prefix() > *block

@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use polder_api::Family;
 use polder_ipam::Cidr;
 use polder_ipam::needed::{RequiredFor, RequiredRange, reached_by};
-use polder_netlink::{Error, route};
+use polder_netlink::{Error, Operation, route};
 
 use super::Kernel;
 use super::state::{OwnRoute, RouteTarget};
@@ -50,6 +50,12 @@ impl Guard {
             // A pod of this node: Polder or another IPAM plugin allocated its address on this node.
             return self.is_host(range.first());
         }
+        self.is_captured(destination)
+    }
+
+    /// Whether the kernel would use any route to this destination for a guarded destination.
+    pub fn is_captured(&self, destination: &IpNetwork) -> bool {
+        let range = Cidr::around(destination.ip(), destination.prefix());
         let mut inside = self.nodes.range(range.first()..=range.last());
         let is_nodes = |address: &IpAddr| {
             let host = Cidr::around(*address, Family::of(*address).bits());
@@ -71,19 +77,18 @@ impl Kernel {
     /// known: these routes may be the cause.
     pub fn free(&mut self, store: &[RequiredRange]) -> Result<Vec<IpNetwork>, Error> {
         let guard = Guard::new(store, std::iter::empty());
-        let (routes, _) = self.routes.routes()?;
-        let captured = routes.into_iter().map(|route| route.destination).filter(|destination| {
-            let way = OwnRoute { target: RouteTarget::Unreachable, source: None, mtu: None };
-            guard.is_captured_by(destination, &way)
-        });
-        let captured: Vec<IpNetwork> = captured.collect();
-        for outcome in self.routes.execute(captured.iter().map(|destination| route::delete(*destination)))? {
+        let (routes, conflicting) = self.routes.routes()?;
+        let routes = routes.into_iter().map(|route| (route.destination, route::delete(route.destination)));
+        let conflicting = conflicting.into_iter().map(|route| (route.destination, route.delete()));
+        let captured = routes.chain(conflicting).filter(|(destination, _)| guard.is_captured(destination));
+        let (destinations, deletions): (Vec<IpNetwork>, Vec<Operation>) = captured.unzip();
+        for outcome in self.routes.execute(deletions)? {
             match outcome {
                 Err(error) if !error.is_missing() => return Err(error),
                 _ => {}
             }
         }
-        Ok(captured)
+        Ok(destinations)
     }
 }
 

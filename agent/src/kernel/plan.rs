@@ -138,6 +138,9 @@ pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<KernelChang
             !want.routes.contains_key(*destination) && desired.guard.is_captured_by(destination, way)
         });
         changes.extend(captured.map(|(destination, _)| KernelChange::DeleteRoute(*destination)));
+        let conflicting = have.conflicting_routes.iter();
+        let captured = conflicting.filter(|route| desired.guard.is_captured(&route.destination));
+        changes.extend(captured.map(|conflicting| KernelChange::DeleteConflicting(*conflicting)));
     }
     if prune == Prune::Yes {
         garbage(want, actual, gone, forgot_forwards, &mut changes);

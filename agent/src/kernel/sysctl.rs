@@ -1,8 +1,8 @@
 //! Kernel settings under `/proc/sys`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::PathBuf;
 
 use nix::errno::Errno;
@@ -125,6 +125,9 @@ pub struct NoSysctls {
     pub folder: PathBuf,
 }
 
+/// Largest length of a value, in bytes: each is one number.
+const LONGEST: usize = 64;
+
 impl Sysctls {
     /// The settings in that folder: `/proc/sys/net`, or another mount of it. In an unprivileged container, `/proc/sys`
     /// is read-only, and nothing can be mounted there.
@@ -150,7 +153,12 @@ impl Sysctls {
 
     /// Reads one setting, by its path under `/proc/sys`, without surrounding white space.
     pub fn get(&self, path: &str) -> io::Result<String> {
-        Ok(fs::read_to_string(self.full(path))?.trim().to_owned())
+        let mut value = [0; LONGEST];
+        // The kernel returns the complete value to the first read.
+        let length = File::open(self.full(path))?.read(&mut value)?;
+        let value =
+            str::from_utf8(&value[..length]).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+        Ok(value.trim().to_owned())
     }
 
     /// Writes one setting, by its path under `/proc/sys`.
