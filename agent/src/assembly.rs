@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use polder_ipam::ledger::AttachmentKind;
+use polder_ipam::ledger::{AttachmentEntry, AttachmentKind};
 use polder_ipam::needed::RequiredRange;
 use polder_ipam::record::LeaseRecord;
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::tasks::OwnNode;
 use polder_ipam::view::View;
+use polder_netlink::Error;
 use polder_netlink::nft::FilterSocket;
 use polder_store::{NodeIpam, Store};
 use tokio::sync::{mpsc, watch};
@@ -77,6 +78,19 @@ pub(crate) struct Sockets {
     pub(crate) connections: FilterSocket,
     /// Netlink port ids of the sockets that change the kernel.
     pub(crate) ports: BTreeSet<u32>,
+}
+
+impl Sockets {
+    /// Read-only sockets. No changes are made, so no notifications are received.
+    pub(crate) fn read_only(kernel: Kernel, sysctls: &Sysctls) -> Result<Self, Error> {
+        Ok(Self {
+            kernel,
+            pods: Kernel::open_to_read(sysctls)?,
+            filter: FilterSocket::open_to_read()?,
+            connections: FilterSocket::open_to_read()?,
+            ports: BTreeSet::new(),
+        })
+    }
 }
 
 /// All tasks with their state, not started yet.
@@ -200,18 +214,27 @@ struct Lines {
     underlay_changed: Bell,
 }
 
+/// The pods of the ledger.
+fn local_pods(ipam: &NodeIpam) -> Arc<LocalPods> {
+    let pods = Arc::<LocalPods>::default();
+    let is_pod = |held: &&AttachmentEntry| held.kind == AttachmentKind::Pod && !held.leaving;
+    ipam.attachments().filter(is_pod).for_each(|held| pods.add(local_pod(held)));
+    pods
+}
+
+/// Starts with the released addresses of the ledger: an earlier agent may have ended before it deleted their
+/// connections.
+fn released(cooling_down: &[IpAddr]) -> Arc<ReleasedAddresses> {
+    let released = Arc::<ReleasedAddresses>::default();
+    released.add(cooling_down);
+    released
+}
+
 /// Creates the channels, and moves blocking state to threads of its own.
 pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
     let Parts { machine, features, sysctls, store, ipam, cooling_down, sockets, reaper, in_flight } = parts;
     let (records, addresses, datapath) = entries();
     let config = Arc::new(config);
-    let released = Arc::new(ReleasedAddresses::default());
-    let local = Arc::new(LocalPods::default());
-    ipam.attachments()
-        .filter(|held| held.kind == AttachmentKind::Pod && !held.leaving)
-        .for_each(|held| local.add(local_pod(held)));
-    // An earlier agent may have ended before it deleted their connections.
-    released.add(&cooling_down);
     let kernel = Owner::spawn("kernel", sockets.kernel)?;
     let (claims, claims_asked) = mpsc::channel(CLAIMS_WAITING);
     let (reservations, reservations_asked) = mpsc::channel(CLAIMS_WAITING);
@@ -247,14 +270,14 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
         config,
         features,
         store,
-        ipam: Owner::spawn("ledger", ipam)?,
         pods: Pods {
             kernel: Owner::spawn("pods", sockets.pods)?,
             filter: Owner::spawn("filter", sockets.filter)?,
-            released: Arc::clone(&released),
-            local,
+            released: released(&cooling_down),
+            local: local_pods(&ipam),
             reaper,
         },
+        ipam: Owner::spawn("ledger", ipam)?,
         board,
         in_flight: Arc::new(in_flight),
         calls: Calls {
@@ -301,7 +324,7 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
             registrar,
             publisher: publisher::Task { node: Arc::clone(&node), wake: publisher_wake },
             connections: connections::Task {
-                released,
+                released: Arc::clone(&node.pods.released),
                 connections: Owner::spawn("connections", sockets.connections)?,
             },
         },

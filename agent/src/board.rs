@@ -18,7 +18,7 @@ use polder_ipam::view::{View, ViewSource};
 use polder_ipam::{publication, readiness};
 use tokio::sync::watch;
 
-use crate::kernel::desired::Reached;
+use crate::kernel::desired::PeerPath;
 use crate::probe::schedule::Key;
 use crate::underlay::{NotChosen, Underlay};
 
@@ -203,11 +203,11 @@ pub struct Pass {
     /// Records that were not applied, and why.
     pub problems: Vec<RecordProblem>,
     /// The path to each peer's blocks, by peer and family.
-    pub paths: BTreeMap<Key, Reached>,
+    pub paths: BTreeMap<Key, PeerPath>,
     /// Number of underlay neighbours through which peers are reached, by family.
     pub next_hops: PerFamily<usize>,
     /// Foreign interfaces on which pods' packets arrive.
-    pub carriers: BTreeSet<String>,
+    pub ingress_interfaces: BTreeSet<String>,
 }
 
 /// Publishes the value if it differs, and wakes its receivers. Returns whether it differed.

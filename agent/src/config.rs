@@ -294,15 +294,15 @@ impl Config {
     /// Warnings about a usable configuration, each with a remedy.
     pub fn warnings(&self) -> Vec<String> {
         let pools = self.bootstrap.iter().flat_map(|bootstrap| &bootstrap.pools);
-        let doubts = pools.flat_map(|pool| special::doubts(pool.cidr()));
-        let doubts = doubts.map(|doubt| format!("bootstrap.pools: {doubt}"));
+        let warnings = pools.flat_map(|pool| special::warnings(pool.cidr()));
+        let warnings = warnings.map(|warning| format!("bootstrap.pools: {warning}"));
         let in_clear = match &self.store {
             StoreConfig::Etcd(etcd) => etcd.credentials.is_some() && !etcd.is_secure(),
             StoreConfig::Embedded => false,
         };
         let words = "etcd.user: the password is sent without encryption: enable TLS in etcd and use https:// endpoints \
                      (with etcd.discovery_srv: set etcd.ca)";
-        doubts.chain(in_clear.then(|| words.to_owned())).collect()
+        warnings.chain(in_clear.then(|| words.to_owned())).collect()
     }
 }
 

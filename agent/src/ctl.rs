@@ -41,7 +41,7 @@ macro_rules! commands {
         }
 
         impl Run for Command {
-            fn run(&self, session: &Session<'_>) -> anyhow::Result<Printed> {
+            fn run(&self, session: &Session<'_>) -> anyhow::Result<CommandOutput> {
                 match self {
                     $(Self::$name(command) => command.run(session),)+
                 }
@@ -59,7 +59,7 @@ commands! {
     Plan(plan),
     /// Remove everything that the agent created on this machine, and restore the previous kernel settings
     Uninstall(uninstall),
-    /// List, remove and adopt nodes of the cluster
+    /// List and remove nodes, or let this machine continue as an existing node
     #[command(subcommand)]
     Node(node),
     /// Show and change the settings that all nodes share
@@ -79,7 +79,7 @@ commands! {
 /// A command that can be executed.
 pub trait Run {
     /// Executes the command and returns its output and exit code.
-    fn run(&self, session: &Session<'_>) -> anyhow::Result<Printed>;
+    fn run(&self, session: &Session<'_>) -> anyhow::Result<CommandOutput>;
 }
 
 /// An answer that can be printed as a table or as JSON.
@@ -112,21 +112,24 @@ impl Render for String {
 
 /// Output format.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-#[expect(missing_docs, reason = "clap would print them, and every --help a line for each argument")]
-pub enum Output {
+#[expect(
+    missing_docs,
+    reason = "clap prints doc comments of values in every --help, with extra lines for each argument"
+)]
+pub enum OutputFormat {
     Table,
     Json,
 }
 
 /// Output and exit code of a command.
 #[derive(Debug)]
-pub struct Printed {
+pub struct CommandOutput {
     /// Text for standard output.
     pub text: String,
     /// Exit code.
     pub exit: Exit,
     /// Whether the program waits for SIGTERM after printing.
-    pub stays: bool,
+    pub waits_for_sigterm: bool,
 }
 
 /// An invalid argument, independent of the state of the cluster.
@@ -149,13 +152,13 @@ pub fn exit_of(error: &anyhow::Error) -> Exit {
 }
 
 /// Timeout for an answer of the agent. A check takes longest: the agent asks all nodes.
-const PATIENCE: Duration = Duration::from_secs(60);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Connection and output settings of one `polderctl` call.
 #[derive(Debug)]
 pub struct Session<'a> {
     socket: Option<&'a Path>,
-    output: Output,
+    output: OutputFormat,
     arguments: &'a CredentialArguments,
     /// Read only once, because a password can come from standard input.
     credentials: OnceCell<Option<EtcdCredentials>>,
@@ -163,15 +166,15 @@ pub struct Session<'a> {
 
 impl<'a> Session<'a> {
     /// A session with these arguments.
-    pub fn new(socket: Option<&'a Path>, output: Output, arguments: &'a CredentialArguments) -> Self {
+    pub fn new(socket: Option<&'a Path>, output: OutputFormat, arguments: &'a CredentialArguments) -> Self {
         Self { socket, output, arguments, credentials: OnceCell::new() }
     }
 
     /// Sends a request to the agent. Each request has its own connection, so that none stays open while a user types.
     fn ask<A: Ask>(&self, ask: A) -> anyhow::Result<A::Answer> {
-        let credentials = if A::BY_OPERATOR { self.credentials()? } else { None };
+        let credentials = if A::NEEDS_CREDENTIALS { self.credentials()? } else { None };
         let socket = self.socket.unwrap_or(Path::new(DEFAULT_SOCKET));
-        let client = Client::connect(socket, PATIENCE)?;
+        let client = Client::connect(socket, ANSWER_TIMEOUT)?;
         Ok(client.with_credentials(credentials).get(ask)?)
     }
 
@@ -187,23 +190,23 @@ impl<'a> Session<'a> {
     }
 
     /// Formats the answer.
-    fn print(&self, answer: &impl Render) -> anyhow::Result<Printed> {
+    fn render(&self, answer: &impl Render) -> anyhow::Result<CommandOutput> {
         let text = match self.output {
-            Output::Table => answer.table(),
-            Output::Json => serde_json::to_string_pretty(answer)? + "\n",
+            OutputFormat::Table => answer.table(),
+            OutputFormat::Json => serde_json::to_string_pretty(answer)? + "\n",
         };
-        Ok(Printed { text, exit: answer.exit(), stays: false })
+        Ok(CommandOutput { text, exit: answer.exit(), waits_for_sigterm: false })
     }
 
     /// Sends a request to the agent and formats its answer.
-    fn show<A: Ask<Answer: Render>>(&self, ask: A) -> anyhow::Result<Printed> {
-        self.print(&self.ask(ask)?)
+    fn show<A: Ask<Answer: Render>>(&self, ask: A) -> anyhow::Result<CommandOutput> {
+        self.render(&self.ask(ask)?)
     }
 }
 
-/// One item per line.
-fn lines(lines: &[String]) -> String {
-    if lines.is_empty() { "nothing to do\n".to_owned() } else { lines.join("\n") + "\n" }
+/// One change per line, or `nothing to do`.
+fn changes_as_text(changes: &[String]) -> String {
+    if changes.is_empty() { "nothing to do\n".to_owned() } else { changes.join("\n") + "\n" }
 }
 
 /// A table without borders.
@@ -214,7 +217,7 @@ fn table<const COLUMNS: usize>(header: [&str; COLUMNS]) -> Table {
 }
 
 /// The table as text.
-fn print(mut table: Table) -> String {
+fn table_text(mut table: Table) -> String {
     table.column_iter_mut().for_each(|column| {
         column.set_padding((0, 2));
     });
@@ -241,7 +244,7 @@ mod tests {
     }
 
     /// Executes a command against an agent that answers its only request with `reply`.
-    fn run(arguments: &[&str], reply: Reply) -> anyhow::Result<Printed> {
+    fn run(arguments: &[&str], reply: Reply) -> anyhow::Result<CommandOutput> {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("agent.sock");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -254,7 +257,7 @@ mod tests {
             }
         });
         let line = Line::parse_from([&["polderctl"], arguments].concat());
-        let printed = line.command.run(&Session::new(Some(&socket), Output::Table, &line.credentials));
+        let printed = line.command.run(&Session::new(Some(&socket), OutputFormat::Table, &line.credentials));
         // Unblocks an agent that got no request.
         drop(std::os::unix::net::UnixStream::connect(&socket));
         agent.join().unwrap();
@@ -277,10 +280,13 @@ mod tests {
 
     #[test]
     fn credential_files_are_read_for_changes_but_not_for_queries() {
-        let shown = ["--etcd-cert", "/nowhere", "--etcd-key", "/nowhere"];
-        let with = |command: &[&str], reply| run(&[&shown, command].concat(), reply);
-        assert_eq!(with(&["pool", "list"], Reply::Pools(Vec::new())).unwrap().exit, Exit::Fine);
-        let unread = with(&["pool", "drain", "p"], Reply::Done("drained".to_owned())).unwrap_err();
+        let credential_arguments = ["--etcd-cert", "/nowhere", "--etcd-key", "/nowhere"];
+        let run_with_credentials =
+            |command: &[&str], reply| run(&[&credential_arguments, command].concat(), reply);
+        let listed = run_with_credentials(&["pool", "list"], Reply::Pools(Vec::new())).unwrap();
+        assert_eq!(listed.exit, Exit::Fine);
+        let unread =
+            run_with_credentials(&["pool", "drain", "p"], Reply::Done("drained".to_owned())).unwrap_err();
         assert_eq!(exit_of(&unread), Exit::Failed);
         assert!(format!("{unread:#}").contains("/nowhere"), "{unread:#}");
     }

@@ -85,9 +85,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         StoreConfig::Embedded => Store::Embedded(Embedded::open(&config.state_dir.join(STORE))?),
     };
     let (pods, filter, reaper) = (Kernel::open(&sysctls)?, FilterSocket::open()?, Reaper::start()?);
-    let mut ports: BTreeSet<u32> = reaper.ports().collect();
-    ports.extend(kernel.ports()?.into_iter().chain(pods.ports()?).chain([filter.port()?]));
-    let sockets = Sockets { kernel, pods, filter, connections: FilterSocket::open()?, ports };
+    let mut own_ports: BTreeSet<u32> = reaper.ports().collect();
+    own_ports.extend(kernel.ports()?.into_iter().chain(pods.ports()?).chain([filter.port()?]));
+    let sockets = Sockets { kernel, pods, filter, connections: FilterSocket::open()?, ports: own_ports };
     let in_flight = InFlight::found(&config.socket).map_err(NotRunning::Marks)?;
     let cooling_down = ipam.ledger().resting()?.into_iter().map(|(address, _)| address).collect();
     let parts = Parts { machine, features, sysctls, store, ipam, cooling_down, sockets, reaper, in_flight };

@@ -1,7 +1,7 @@
 //! `polder-agent --plan`: runs the agent's tasks on copies of the records and of the ledger, with read-only access to
 //! the kernel.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +11,6 @@ use std::{fs, io};
 use polder_ipam::key::{Key, Range};
 use polder_ipam::registration::Registration;
 use polder_ipam::store::{Contents, StoreError};
-use polder_netlink::nft::FilterSocket;
 use polder_store::{Embedded, Etcd, Store, open_node};
 use tempfile::TempDir;
 use tokio::time::timeout;
@@ -22,7 +21,7 @@ use crate::config::{Config, StoreConfig};
 use crate::engine::Engine;
 use crate::in_flight::InFlight;
 use crate::kernel::Kernel;
-use crate::kernel::desired::{Path as PeerPath, Reached};
+use crate::kernel::desired::{Path as NetworkPath, PeerPath};
 use crate::kernel::features::Features;
 use crate::kernel::reaper::Reaper;
 use crate::kernel::sysctl::Sysctls;
@@ -33,10 +32,10 @@ use crate::underlay::Uplink;
 use crate::{container, engine, recovery, server, watcher};
 
 /// Timeout for reading the records from etcd. A login takes seconds, or longer when many nodes log in.
-const STORE_PATIENCE: Duration = Duration::from_secs(60);
+const STORE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Timeout of the tasks, once the records are read.
-const PATIENCE: Duration = Duration::from_secs(15);
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The plan cannot be computed.
 #[derive(Debug, thiserror::Error)]
@@ -121,10 +120,13 @@ impl DryRun {
 impl fmt::Display for DryRun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (store, records) = &self.records;
-        let peers = self.peers.iter().map(|(way, nodes)| {
+        let peers = self.peers.iter().map(|(path, nodes)| {
             let more = nodes.len().saturating_sub(NODES_NAMED);
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            format!("{way}: {}{more}", nodes.iter().take(NODES_NAMED).cloned().collect::<Vec<_>>().join(", "))
+            format!(
+                "{path}: {}{more}",
+                nodes.iter().take(NODES_NAMED).cloned().collect::<Vec<_>>().join(", ")
+            )
         });
         let peers: Vec<_> = peers.collect();
         // An empty list of changes is printed, an empty list of problems is not.
@@ -188,9 +190,9 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
         StoreConfig::Etcd(etcd) => {
             let etcd = Store::Etcd(Etcd::new(etcd).await?);
             let name = etcd.name();
-            before = match timeout(STORE_PATIENCE, read(&etcd, &config)).await {
+            before = match timeout(STORE_TIMEOUT, read(&etcd, &config)).await {
                 Ok(read) => read.map_err(RecordsNotRead::Store),
-                Err(_) => Err(RecordsNotRead::NoAnswer { seconds: STORE_PATIENCE.as_secs() }),
+                Err(_) => Err(RecordsNotRead::NoAnswer { seconds: STORE_TIMEOUT.as_secs() }),
             }
             .map_err(|source| PlanNotMade::Records { store: name.clone(), source })?;
             store.fill(&before)?;
@@ -214,17 +216,10 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
         ipam,
         cooling_down: Vec::new(),
         store,
-        sockets: Sockets {
-            kernel,
-            pods: Kernel::open_to_read(&sysctls)?,
-            filter: FilterSocket::open_to_read()?,
-            connections: FilterSocket::open_to_read()?,
-            // No changes are made, so no notifications are received.
-            ports: BTreeSet::new(),
-        },
+        sockets: Sockets::read_only(kernel, &sysctls)?,
         reaper: Reaper::idle(),
         in_flight: InFlight::default(),
-        sysctls: sysctls.to_read(),
+        sysctls: sysctls.read_only(),
     };
     // The tasks that are not run are kept until the end, because their entries are read.
     let tasks = assemble(config, parts)?;
@@ -236,7 +231,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
     let board = reporter.board();
     let engine::Task { tools, entries, announcer, .. } = tasks.datapath.engine;
     let mut engine = Engine::new(tools, entries, announcer);
-    match engine::rehearse(&mut engine, PATIENCE).await {
+    match engine::rehearse(&mut engine, TIMEOUT).await {
         Ok(changes) => dry.kernel = changes,
         Err(_) if matches!(board.registration(), Registration::Removed(_)) => {
             dry.obstacles.push(format!(
@@ -256,8 +251,8 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
 
     let pass = board.pass().unwrap_or_default();
     dry.underlay = underlay(board, pass.mtu);
-    for ((node, family), reached) in &pass.paths {
-        dry.peers.entry(describe(reached)).or_default().push(format!("{node} ({family})"));
+    for ((node, family), peer_path) in &pass.paths {
+        dry.peers.entry(describe(peer_path)).or_default().push(format!("{node} ({family})"));
     }
     dry.problems.extend(pass.problems.iter().map(ToString::to_string));
     dry.records.1 = differences(&before, &read(&reporter.store, &reporter.config).await?);
@@ -276,11 +271,11 @@ fn underlay(board: &Board, mtu: u32) -> Vec<String> {
 }
 
 /// Text for the path to a peer.
-fn describe(reached: &Reached) -> String {
-    match &reached.path {
-        PeerPath::Direct { .. } => "direct route".to_owned(),
-        PeerPath::Tunnel { encapsulation, over, .. } => format!("{encapsulation} tunnel over {over}"),
-        PeerPath::Unreachable(reason) => format!("unreachable ({reason})"),
+fn describe(peer_path: &PeerPath) -> String {
+    match &peer_path.path {
+        NetworkPath::Direct { .. } => "direct route".to_owned(),
+        NetworkPath::Tunnel { encapsulation, over, .. } => format!("{encapsulation} tunnel over {over}"),
+        NetworkPath::Unreachable(reason) => format!("unreachable ({reason})"),
     }
 }
 

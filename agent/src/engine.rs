@@ -238,7 +238,7 @@ impl<D: Datapath> Engine<D> {
         self.repairing.rung = None;
         let view = self.board().view();
         if view.source == ViewSource::Nowhere {
-            return self.free_store().await;
+            return self.delete_routes_that_capture_etcd().await;
         }
         self.dead.clone_from(self.tools.leases.borrow().dead());
         let validated = validate(&view, &self.tools.config.node, &self.dead);
@@ -256,7 +256,7 @@ impl<D: Datapath> Engine<D> {
                 self.entries.pass.send_replace(None);
                 self.announcer.withdraw();
             }
-            return self.free_store().await;
+            return self.delete_routes_that_capture_etcd().await;
         };
         let mut by = self.tools.drift_signal.take();
         for number in 0..PASSES {
@@ -308,8 +308,11 @@ impl<D: Datapath> Engine<D> {
             by.dedup();
         }
         self.keep_previous(&changes, &sysctls).await;
-        let wanted =
-            if is_repair { repair::of_others(&changes, &self.tools.pods.changing()) } else { Vec::new() };
+        let wanted = if is_repair {
+            repair::foreign_repairs(&changes, &self.tools.pods.changing())
+        } else {
+            Vec::new()
+        };
         let applied = self.tools.datapath.apply(changes, desired, indexes).await;
         let failures = match applied {
             Ok(failures) => failures,
@@ -335,7 +338,7 @@ impl<D: Datapath> Engine<D> {
         for change in changes {
             let KernelChange::SetSysctl { path, .. } = change else { continue };
             // Restored in reverse order: dependent settings follow the setting that changes them.
-            previous.extend(self.tools.sysctls.dragged_along(path));
+            previous.extend(self.tools.sysctls.changed_with(path));
             previous.extend(found.get(path).map(|value| (path.clone(), value.clone())));
         }
         if previous.is_empty() {
@@ -362,11 +365,11 @@ impl<D: Datapath> Engine<D> {
     }
 
     /// Deletes Polder's leftover routes that make etcd unreachable.
-    async fn free_store(&self) {
+    async fn delete_routes_that_capture_etcd(&self) {
         let Some(store) = self.tools.store_at.borrow().clone() else { return };
-        match self.tools.datapath.free(store).await {
-            Ok(freed) => {
-                for route in &freed {
+        match self.tools.datapath.delete_routes_that_capture(store).await {
+            Ok(deleted) => {
+                for route in &deleted {
                     warn!(%route, "deleted a route of Polder that made etcd unreachable from this node");
                 }
             }
@@ -465,9 +468,10 @@ impl<D: Datapath> Engine<D> {
     async fn look_for(&mut self, peers: &[Peer], anew: bool) {
         let addresses: BTreeSet<IpAddr> =
             peers.iter().flat_map(|peer| peer.record.underlay.iter().copied()).collect();
-        self.network.reach.retain(|address, _| addresses.contains(address));
-        let unknown =
-            |address: &IpAddr| anew || self.network.doubt || !self.network.reach.contains_key(address);
+        self.network.underlay_routes.retain(|address, _| addresses.contains(address));
+        let unknown = |address: &IpAddr| {
+            anew || self.network.doubt || !self.network.underlay_routes.contains_key(address)
+        };
         let asked: Vec<IpAddr> = addresses.into_iter().filter(unknown).collect();
         if asked.is_empty() {
             return;
@@ -475,7 +479,7 @@ impl<D: Datapath> Engine<D> {
         let found = self.tools.datapath.look_up(asked).await;
         self.network.doubt = found.is_err();
         match found {
-            Ok(found) => self.network.reach.extend(found),
+            Ok(found) => self.network.underlay_routes.extend(found),
             Err(error) => warn!(%error, "cannot look up the routes to peers"),
         }
     }

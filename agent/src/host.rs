@@ -28,7 +28,7 @@ use self::managers::Gap;
 use self::routing::Pods;
 use crate::board::{Passes, Records};
 use crate::kernel::Kernel;
-use crate::kernel::desired::{self, Reached};
+use crate::kernel::desired::{self, PeerPath};
 use crate::kernel::surroundings::{Filter, Surroundings};
 use crate::kernel::tunnel::Encapsulation;
 use crate::owner::Owner;
@@ -208,7 +208,11 @@ impl<S: HostChecks> Task<S> {
         let pools = view.every_pool().map(|pool| (pool.record.cidr(), pool.record.block_length()));
         let leases = self.survey.leases().await;
         let addresses = leases.iter().flat_map(|held| held.addresses.iter().copied()).collect();
-        let pods = Pods { pools: pools.collect(), leased: addresses, carriers: pass.carriers.clone() };
+        let pods = Pods {
+            pools: pools.collect(),
+            leased: addresses,
+            ingress_interfaces: pass.ingress_interfaces.clone(),
+        };
         // One borrow in the statement: with two, a writer that waits between them blocks the second one, and both hang.
         let verdicts = Arc::clone(&self.verdicts.borrow());
         let needs = Needs {
@@ -257,10 +261,10 @@ fn closed(verdicts: &BTreeMap<Key, Verdict>) -> BTreeSet<Family> {
 }
 
 /// Underlay families with tunnels, none of which leads to a peer that answers.
-fn closed_tunnels(paths: &BTreeMap<Key, Reached>, verdicts: &BTreeMap<Key, Verdict>) -> BTreeSet<Family> {
+fn closed_tunnels(paths: &BTreeMap<Key, PeerPath>, verdicts: &BTreeMap<Key, Verdict>) -> BTreeSet<Family> {
     let (mut closed, mut open) = (BTreeSet::new(), BTreeSet::new());
-    for (key, reached) in paths {
-        let desired::Path::Tunnel { over, .. } = reached.path else { continue };
+    for (key, peer_path) in paths {
+        let desired::Path::Tunnel { over, .. } = peer_path.path else { continue };
         match verdicts.get(key) {
             Some(Verdict::Silent) => drop(closed.insert(over)),
             Some(verdict) if verdict.is_open() => drop(open.insert(over)),

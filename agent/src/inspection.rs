@@ -36,12 +36,12 @@ use crate::machine::{MachineError, random_name};
 pub use answer::Task;
 
 /// Timeout for the answers of the nodes; doubled for a check with repair.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-fn patience(repairs: RepairMode) -> Duration {
+fn answer_timeout(repairs: RepairMode) -> Duration {
     match repairs {
-        RepairMode::None => PATIENCE,
-        RepairMode::Safe => PATIENCE * 2,
+        RepairMode::None => TIMEOUT,
+        RepairMode::Safe => TIMEOUT * 2,
     }
 }
 
@@ -105,19 +105,19 @@ async fn ask(
     let members: BTreeSet<NodeName> = view.nodes.keys().cloned().collect();
     let unregistered = membership.own_revision(&view).is_none().then(|| membership.me().name.clone());
     let mut among = look(&view, store).await?;
-    let patience = patience(repairs);
+    let answer_timeout = answer_timeout(repairs);
     let mut answers = BTreeMap::new();
     loop {
         let (silent, absent) = unanswered(&members, &alive, &answers);
         // An agent without a lease can answer, too: the datastore may have refused the lease.
         let is_over = silent.is_empty() && (absent.is_empty() || started.elapsed() >= answer::CERTAIN);
-        if is_over || started.elapsed() >= patience {
+        if is_over || started.elapsed() >= answer_timeout {
             break;
         }
         sleep(PAUSE).await;
         match read_answers(store, id, &members).await {
             Ok(read) => answers = read,
-            Err(error) if started.elapsed() >= patience => return Err(error.into()),
+            Err(error) if started.elapsed() >= answer_timeout => return Err(error.into()),
             Err(error) => debug!(%error, "cannot read the answers to a check yet"),
         }
     }
@@ -198,8 +198,9 @@ async fn look(view: &View, store: &Store) -> Result<Vec<Found>, StoreError> {
         .map(|deviation| Found { record: revision(&deviation), deviation })
         .collect();
     found.extend(view.refused.iter().map(|(key, reason)| unreadable(key, reason, None)));
-    let strays = addresses.unreadable.iter();
-    found.extend(strays.map(|(key, reason, revision)| unreadable(key, reason, Some(*revision))));
+    let unreadable_addresses = addresses.unreadable.iter();
+    found
+        .extend(unreadable_addresses.map(|(key, reason, revision)| unreadable(key, reason, Some(*revision))));
     Ok(found)
 }
 

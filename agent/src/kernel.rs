@@ -50,7 +50,7 @@ impl Kernel {
     /// Opens read-only sockets: every change is refused.
     pub fn open_to_read(sysctls: &Sysctls) -> Result<Self, Error> {
         let (routes, filter) = (RouteSocket::open_to_read()?, FilterSocket::open_to_read()?);
-        Ok(Self { routes, filter, sysctls: sysctls.to_read() })
+        Ok(Self { routes, filter, sysctls: sysctls.read_only() })
     }
 
     /// The netlink port IDs of the sockets. The kernel's notifications contain the ID of the socket that made the

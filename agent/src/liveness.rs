@@ -10,7 +10,7 @@ use crate::owner::Owner;
 
 /// Time without a finished job after which a thread of the agent counts as stuck. The longest job is a pass over kernel
 /// state, which takes a second with 5,000 peers.
-const PATIENCE: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The threads that the agent depends on.
 #[derive(Debug, Clone)]
@@ -30,18 +30,15 @@ impl Threads {
     /// because a restart of the agent would not help.
     pub async fn standstills(&self) -> Vec<String> {
         let (ledger, kernel, pods, filter) = tokio::join!(
-            self.ledger.works(PATIENCE),
-            self.kernel.works(PATIENCE),
-            self.pods.works(PATIENCE),
-            self.filter.works(PATIENCE)
+            self.ledger.works(TIMEOUT),
+            self.kernel.works(TIMEOUT),
+            self.pods.works(TIMEOUT),
+            self.filter.works(TIMEOUT)
         );
         let parts = [("ledger", ledger), ("kernel", kernel), ("pods", pods), ("filter", filter)];
         let still = parts.into_iter().filter(|(_, works)| !works);
         let words = |(name, _)| {
-            format!(
-                "agent thread {name} has made no progress for {} s: restart the agent",
-                PATIENCE.as_secs()
-            )
+            format!("agent thread {name} has made no progress for {} s: restart the agent", TIMEOUT.as_secs())
         };
         still.map(words).collect()
     }

@@ -128,7 +128,7 @@ mod tests {
         let pods = LocalPods::default();
         let first = pod("pld1", &["10.0.0.1"]);
         pods.add(first.clone());
-        assert_eq!(pods.changing(), [first.clone()]);
+        assert_eq!(pods.changing(), std::slice::from_ref(&first));
         advance(CHANGING * 2).await;
         assert_eq!(pods.changing(), []);
         pods.remove(&first.name);

@@ -58,9 +58,9 @@ impl<T: Send + 'static> Owner<T> {
     }
 
     /// Whether the thread finishes any job within that time, so that a long queue does not count as stuck.
-    pub async fn works(&self, patience: Duration) -> bool {
+    pub async fn works(&self, max_wait: Duration) -> bool {
         let before = self.finished.load(Ordering::Relaxed);
-        timeout(patience, self.run(|_| ())).await.is_ok() || self.finished.load(Ordering::Relaxed) != before
+        timeout(max_wait, self.run(|_| ())).await.is_ok() || self.finished.load(Ordering::Relaxed) != before
     }
 }
 
@@ -93,7 +93,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_thread_that_completes_jobs_works_and_a_blocked_thread_does_not() {
-        let patience = Duration::from_secs(1);
+        let max_wait = Duration::from_secs(1);
         // Each job ends on a signal of the test, so that the speed of the machine does not matter.
         let owner = Owner::spawn("owner", ()).unwrap();
         let (next, told) = std::sync::mpsc::channel::<()>();
@@ -105,8 +105,8 @@ mod tests {
         while owner.jobs.capacity() == QUEUE {
             tokio::task::yield_now().await;
         }
-        assert!(!owner.works(patience).await, "it stands still");
-        let (works, sent) = tokio::join!(owner.works(patience), async { next.send(()) });
+        assert!(!owner.works(max_wait).await, "it stands still");
+        let (works, sent) = tokio::join!(owner.works(max_wait), async { next.send(()) });
         sent.unwrap();
         assert!(works, "it has finished one of several");
         drop(next);

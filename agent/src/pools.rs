@@ -65,7 +65,7 @@ pub fn claims(
     blocks.sort();
     for address in used.into_iter().flat_map(PublishedAddresses::all) {
         // Valid blocks do not overlap: only the last block that begins at or before the address can contain it.
-        let behind = blocks.partition_point(|block| *block <= Cidr::around(address, u8::MAX));
+        let behind = blocks.partition_point(|block| *block <= Cidr::containing(address, u8::MAX));
         if let Some(block) =
             behind.checked_sub(1).map(|index| blocks[index]).filter(|block| block.has(address))
         {

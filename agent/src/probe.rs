@@ -35,7 +35,7 @@ use self::verdict::{ENDPOINT_FAILURES, Living, combine, is_suspect};
 pub use self::words::{problem, state};
 use crate::board::{Pass, Passes, set_if_changed};
 use crate::endpoint::{Endpoint, Open};
-use crate::kernel::desired::Reached;
+use crate::kernel::desired::PeerPath;
 use crate::leases;
 
 /// Pause between two volleys.
@@ -51,13 +51,13 @@ const SETTLE: Duration = Duration::from_millis(20);
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Timeout for a reply while the datastore is unreachable and it is unknown whether any peer is alive.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a lease state that was read stays valid.
 const BELIEF: Duration = Duration::from_secs(30);
 
 /// Timeout of a lease read, so that it does not delay probes.
-const STORE_PATIENCE: Duration = Duration::from_secs(1);
+const STORE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The inputs of the prober, and the values that it publishes.
 #[derive(Debug)]
@@ -220,18 +220,20 @@ impl<P: Pings> Prober<P> {
                 self.open(family, own);
             }
         }
-        let endpoint = |family: &Family, reached: &Reached| {
+        let endpoint = |family: &Family, peer_path: &PeerPath| {
             let can_forward = self.forwarded.echoes[*family].is_some();
-            can_forward.then(|| ProbeTarget::endpoint(reached)).flatten()
+            can_forward.then(|| ProbeTarget::endpoint(peer_path)).flatten()
         };
-        let hosts = pass.paths.iter().filter_map(|(key, reached)| {
+        let hosts = pass.paths.iter().filter_map(|(key, peer_path)| {
             // Full-length probes use the forwarded path, if it exists.
-            let sizes = if endpoint(&key.1, reached).is_some() { Sizes::Small } else { Sizes::Both };
-            let target = self.host.echoes[key.1].is_some().then(|| ProbeTarget::host(reached, sizes));
+            let sizes = if endpoint(&key.1, peer_path).is_some() { Sizes::Small } else { Sizes::Both };
+            let target = self.host.echoes[key.1].is_some().then(|| ProbeTarget::host(peer_path, sizes));
             Some((key.clone(), target.flatten()?))
         });
-        let endpoints =
-            pass.paths.iter().filter_map(|(key, reached)| Some((key.clone(), endpoint(&key.1, reached)?)));
+        let endpoints = pass
+            .paths
+            .iter()
+            .filter_map(|(key, peer_path)| Some((key.clone(), endpoint(&key.1, peer_path)?)));
         let now = Instant::now();
         self.host.schedule.set_targets(hosts, now);
         self.forwarded.schedule.set_targets(endpoints, now);
@@ -320,7 +322,7 @@ impl<P: Pings> Prober<P> {
         let next = [self.host.schedule.next(), self.forwarded.schedule.next(), self.direct.next()];
         let next = next.into_iter().flatten().min();
         let next = next.map(|next| next.max(now + BATCH_INTERVAL));
-        let far = now + PATIENCE;
+        let far = now + TIMEOUT;
         [next, self.tell_at, self.ask_at].into_iter().flatten().fold(far, Instant::min)
     }
 
@@ -408,7 +410,7 @@ impl<P: Pings> Prober<P> {
             return;
         }
         let names: Vec<NodeName> = suspects.into_keys().collect();
-        let living = timeout(STORE_PATIENCE, leases::with_lease_among(&self.task.store, &names))
+        let living = timeout(STORE_TIMEOUT, leases::with_lease_among(&self.task.store, &names))
             .await
             .ok()
             .and_then(Result::ok);
@@ -435,7 +437,8 @@ impl<P: Pings> Prober<P> {
         }
         let (mut silent, mut dropped) = (Vec::new(), BTreeSet::new());
         for family in self.host.echoes.families() {
-            let has_pods = |((_, of), reached): &(&Key, &Reached)| *of == family && reached.gateway.is_some();
+            let has_pods =
+                |((_, of), peer_path): &(&Key, &PeerPath)| *of == family && peer_path.gateway.is_some();
             let peers: Vec<&Key> = pass.paths.iter().filter(has_pods).map(|(key, _)| key).collect();
             let known = || peers.iter().filter_map(|key| verdicts.get(*key));
             if known().any(|verdict| verdict.is_open()) {
@@ -456,7 +459,7 @@ impl<P: Pings> Prober<P> {
         self.ask_at = Some(now + ASK_AGAIN);
         let living = match leases::with_lease(&self.task.store).await {
             Ok(living) => living,
-            Err(_) if now - since < PATIENCE => return Err(NotProbed::Unasked),
+            Err(_) if now - since < TIMEOUT => return Err(NotProbed::Unasked),
             Err(_) => return Ok(()),
         };
         silent.retain(|name| living.contains(name));

@@ -70,19 +70,19 @@ pub fn process(id: u32, name: Option<&str>) -> String {
 
 /// The changes that repair what another program changed: all but those of pods whose ADD or DEL may be in progress, for
 /// the kernel state of those may be incomplete.
-pub fn of_others(changes: &[KernelChange], changing: &[LocalPod]) -> Vec<KernelChange> {
+pub fn foreign_repairs(changes: &[KernelChange], changing: &[LocalPod]) -> Vec<KernelChange> {
     let has_name = |name: &IfName| changing.iter().any(|pod| pod.name == *name);
     let has_address = |address: &IpAddr| changing.iter().any(|pod| pod.addresses.contains(address));
     let elements: BTreeSet<Element> = changing.iter().flat_map(senders).collect();
     let without = |all: &[Element]| -> Vec<Element> {
         all.iter().filter(|element| !elements.contains(element)).cloned().collect()
     };
-    let of_others = changes.iter().filter_map(|change| {
+    let foreign_repairs = changes.iter().filter_map(|change| {
         let is_of_pod = match change {
             KernelChange::SetPod(name, _)
             | KernelChange::DeletePod(name, _)
-            | KernelChange::SetForward(Device::Pod(name), ..)
-            | KernelChange::DeleteForward(Device::Pod(name), ..) => has_name(name),
+            | KernelChange::SetFdbEntry(Device::Pod(name), ..)
+            | KernelChange::DeleteFdbEntry(Device::Pod(name), ..) => has_name(name),
             KernelChange::SetNeighbour(_, address, _) | KernelChange::DeleteNeighbour(_, address, _) => {
                 has_address(address)
             }
@@ -99,7 +99,7 @@ pub fn of_others(changes: &[KernelChange], changing: &[LocalPod]) -> Vec<KernelC
         };
         (!is_of_pod).then(|| change.clone())
     });
-    of_others.collect()
+    foreign_repairs.collect()
 }
 
 fn senders(pod: &LocalPod) -> impl Iterator<Item = Element> {

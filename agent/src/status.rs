@@ -173,7 +173,7 @@ fn problems(reporter: &Reporter, view: &View, pass: Option<&Pass>) -> Vec<String
             .map(|(key, reason)| format!("record {key} of the datastore is ignored: {reason}"))
             .collect();
     };
-    let unreachable = pass.paths.iter().filter_map(|((node, family), reached)| match &reached.path {
+    let unreachable = pass.paths.iter().filter_map(|((node, family), peer_path)| match &peer_path.path {
         Path::Unreachable(reason) => Some(format!("{family} pods of node {node} are unreachable: {reason}")),
         _ => None,
     });
@@ -259,7 +259,7 @@ fn paths(reporter: &Reporter, pass: Option<&Pass>, name: &NodeName) -> Vec<PathS
     let path = |family: Family| {
         let (path, via) = match &pass?.paths.get(&(name.clone(), family))?.path {
             Path::Direct { via, .. } => (PathKind::Direct, via.to_string()),
-            Path::Tunnel { encapsulation, remote, .. } => (encapsulation.path(), remote.to_string()),
+            Path::Tunnel { encapsulation, remote, .. } => (encapsulation.path_kind(), remote.to_string()),
             Path::Unreachable(reason) => (PathKind::Unreachable, reason.to_string()),
         };
         let probe = probe::state(reporter.told.verdicts.borrow().get(&(name.clone(), family)));

@@ -170,7 +170,7 @@ impl UnderlayInputs {
             if route.index.is_some_and(|index| self.network.own.contains(&index)) {
                 continue;
             }
-            let range = Cidr::around(route.destination.ip(), route.destination.prefix());
+            let range = Cidr::containing(route.destination.ip(), route.destination.prefix());
             let gateways = route.gateways.iter().copied().filter(is_elsewhere);
             needed.extend(gateways.map(|gateway| RequiredRange::host(gateway, RequiredFor::Gateway)));
             let is_network = route.gateways.is_empty() && range.length() > 0 && is_elsewhere(&range.first());
@@ -179,7 +179,7 @@ impl UnderlayInputs {
             }
         }
         let routers =
-            self.network.routes.iter().filter_map(|(_, way)| way.next_hop.router()).filter(is_elsewhere);
+            self.network.routes.iter().filter_map(|(_, route)| route.next_hop.router()).filter(is_elsewhere);
         needed.extend(routers.map(|router| RequiredRange::host(router, RequiredFor::Gateway)));
         let in_a_network = |range: Cidr| {
             needed
@@ -202,14 +202,14 @@ impl UnderlayInputs {
     /// The source address for a route. The kernel prefers a host address (/32, /128) to an address with a network
     /// prefix, but a host address may be virtual and move to another node. It also prefers temporary addresses to
     /// permanent ones (`use_tempaddr`).
-    fn source(&self, family: Family, way: &RouteLookup) -> Option<IpAddr> {
+    fn source(&self, family: Family, route: &RouteLookup) -> Option<IpAddr> {
         let preferred = self.preferred(family);
         let on_it: Vec<&Address> =
-            preferred.iter().copied().filter(|found| found.index == way.index).collect();
+            preferred.iter().copied().filter(|found| found.index == route.index).collect();
         let of_network = on_it.iter().find(|found| found.address.prefix() < family.bits());
-        let chosen = preferred.iter().copied().find(|found| Some(found.address.ip()) == way.source);
+        let chosen = preferred.iter().copied().find(|found| Some(found.address.ip()) == route.source);
         let found = match chosen {
-            Some(chosen) if chosen.address.prefix() < family.bits() || chosen.index != way.index => {
+            Some(chosen) if chosen.address.prefix() < family.bits() || chosen.index != route.index => {
                 Some(chosen)
             }
             Some(whole) => of_network.copied().or(Some(whole)),
@@ -223,11 +223,14 @@ impl UnderlayInputs {
     /// address was down. Without this check it would stay in use.
     fn is_astray(&self, uplink: &Uplink) -> bool {
         let family = Family::of(uplink.address);
-        let is_of_family =
-            |way: &RouteLookup| !way.local && way.source.is_some_and(|source| Family::of(source) == family);
-        let ways = || self.network.routes.iter().filter(|(_, way)| is_of_family(way));
-        let is_from_it = |way: &RouteLookup| way.index == uplink.index || way.source == Some(uplink.address);
-        ways().any(|(what, _)| matches!(what, RouteTo::Node(_))) && !ways().any(|(_, way)| is_from_it(way))
+        let is_of_family = |route: &RouteLookup| {
+            !route.local && route.source.is_some_and(|source| Family::of(source) == family)
+        };
+        let routes = || self.network.routes.iter().filter(|(_, route)| is_of_family(route));
+        let is_from_it =
+            |route: &RouteLookup| route.index == uplink.index || route.source == Some(uplink.address);
+        routes().any(|(what, _)| matches!(what, RouteTo::Node(_)))
+            && !routes().any(|(_, route)| is_from_it(route))
     }
 
     fn uplink(&self, address: IpAddr, chosen_by: String) -> Option<Uplink> {
@@ -241,14 +244,15 @@ impl UnderlayInputs {
     fn mtu(&self, of: &Address) -> Option<u32> {
         let (interface, own) = self.network.interfaces.get(&of.index)?;
         let family = Family::of(of.address.ip());
-        let ways = || self.network.routes.iter().map(|(_, way)| way).filter(|way| !way.local);
+        let routes = || self.network.routes.iter().map(|(_, route)| route).filter(|route| !route.local);
         let from_it: Vec<IfIndex> =
-            ways().filter(|way| way.source == Some(of.address.ip())).map(|way| way.index).collect();
+            routes().filter(|route| route.source == Some(of.address.ip())).map(|route| route.index).collect();
         let leave_by: Vec<IfIndex> = match from_it.as_slice() {
             // No route has this source, and packets do not leave through loopback.
-            [] if interface == LOOPBACK => {
-                ways().filter(|way| way.source.map(Family::of) == Some(family)).map(|way| way.index).collect()
-            }
+            [] if interface == LOOPBACK => routes()
+                .filter(|route| route.source.map(Family::of) == Some(family))
+                .map(|route| route.index)
+                .collect(),
             known if known.contains(&of.index) => Vec::new(),
             known => known.to_vec(),
         };

@@ -26,7 +26,7 @@ pub const SNAPSHOT: &str = "cluster.json";
 pub const SNAPSHOT_BEFORE: &str = "cluster.new";
 
 /// Time that a starting agent waits for the datastore before it uses the snapshot.
-const STORE_PATIENCE: Duration = Duration::from_secs(1);
+const STORE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Pause between a change and the snapshot, so that a burst is written once.
 const WRITE_DELAY: Duration = Duration::from_secs(2);
@@ -52,7 +52,7 @@ impl Task {
         let mut records = Records::default();
         // The snapshot of an earlier agent, until newer records are loaded.
         let mut earlier = Some(read(&file));
-        let fall_back = Instant::now() + STORE_PATIENCE;
+        let fall_back = Instant::now() + STORE_TIMEOUT;
         let mut write_at: Option<Instant> = None;
         loop {
             tokio::select! {
@@ -287,7 +287,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_view_has_the_records_of_the_datastore_and_the_nodes_own_addresses() {
-        let patience = Duration::from_secs(30);
+        let max_wait = Duration::from_secs(30);
         let folder = tempfile::tempdir().unwrap();
         let store = Store::Embedded(Embedded::open(&folder.path().join("store")).unwrap());
         let (engine, underlay) = watch::channel(Err(NotChosen::NotYet));
@@ -295,7 +295,7 @@ mod tests {
         let task = Task { store, state_dir: folder.path().to_owned(), underlay, view };
         let running = tokio::spawn(task.run());
         drop(
-            timeout(patience, told.wait_for(|view| view.source == ViewSource::Store)).await.unwrap().unwrap(),
+            timeout(max_wait, told.wait_for(|view| view.source == ViewSource::Store)).await.unwrap().unwrap(),
         );
         let uplink = Uplink {
             address: "10.0.0.1".parse().unwrap(),
@@ -307,7 +307,7 @@ mod tests {
         let own = vec![uplink.address];
         let chosen = Underlay { uplinks: PerFamily::new(Some(uplink), None), ..Underlay::default() };
         drop(engine.send_replace(Ok(Arc::new(chosen))));
-        drop(timeout(patience, told.wait_for(|view| view.own_addresses == own)).await.unwrap().unwrap());
+        drop(timeout(max_wait, told.wait_for(|view| view.own_addresses == own)).await.unwrap().unwrap());
         running.abort();
     }
 }

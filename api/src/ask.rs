@@ -13,7 +13,7 @@ pub trait Ask {
 
     /// Whether the request can change records that the etcd user of a node may not write. The caller can then pass its
     /// own etcd credentials.
-    const BY_OPERATOR: bool;
+    const NEEDS_CREDENTIALS: bool;
 
     /// The request as sent over the socket.
     fn request(self) -> Request;
@@ -35,7 +35,7 @@ macro_rules! asks {
             impl Ask for $name {
                 type Answer = $answer;
 
-                const BY_OPERATOR: bool = asks!(@is $($who)?);
+                const NEEDS_CREDENTIALS: bool = asks!(@is $($who)?);
 
                 fn request(self) -> Request {
                     let Self $(($field))? = self;
@@ -101,7 +101,7 @@ pub enum RemovalAnswer {
 impl Ask for RemoveNode {
     type Answer = RemovalAnswer;
 
-    const BY_OPERATOR: bool = true;
+    const NEEDS_CREDENTIALS: bool = true;
 
     fn request(self) -> Request {
         Request::RemoveNode(self.0)
@@ -153,11 +153,17 @@ mod tests {
 
     #[test]
     fn only_requests_that_change_the_cluster_use_operator_credentials() {
-        const { assert!(RemoveNode::BY_OPERATOR && ChangePool::BY_OPERATOR && ChangeSettings::BY_OPERATOR) };
-        const { assert!(Inspect::BY_OPERATOR && Release::BY_OPERATOR) };
-        const { assert!(!Status::BY_OPERATOR && !Plan::BY_OPERATOR && !AdoptNode::BY_OPERATOR) };
-        const { assert!(!Nodes::BY_OPERATOR && !Pools::BY_OPERATOR && !Blocks::BY_OPERATOR) };
-        const { assert!(!Show::BY_OPERATOR) };
+        const {
+            assert!(
+                RemoveNode::NEEDS_CREDENTIALS
+                    && ChangePool::NEEDS_CREDENTIALS
+                    && ChangeSettings::NEEDS_CREDENTIALS
+            );
+        };
+        const { assert!(Inspect::NEEDS_CREDENTIALS && Release::NEEDS_CREDENTIALS) };
+        const { assert!(!Status::NEEDS_CREDENTIALS && !Plan::NEEDS_CREDENTIALS && !AdoptNode::NEEDS_CREDENTIALS) };
+        const { assert!(!Nodes::NEEDS_CREDENTIALS && !Pools::NEEDS_CREDENTIALS && !Blocks::NEEDS_CREDENTIALS) };
+        const { assert!(!Show::NEEDS_CREDENTIALS) };
     }
 
     #[test]

@@ -296,7 +296,7 @@ pub struct PathStatus {
 }
 
 words! {
-    /// Which way packets take to the pods of a node.
+    /// Which path packets take to the pods of a node.
     PathKind {
         /// None: they are on this node.
         Local = "local",
@@ -304,7 +304,7 @@ words! {
         Direct = "direct",
         /// Through a VXLAN tunnel to the peer.
         Vxlan = "vxlan",
-        /// There is no way.
+        /// There is no path.
         Unreachable = "unreachable",
     }
 }

@@ -243,7 +243,7 @@ fn check_port(host: &mut RouteSocket, link: &Link, locked: bool, wiring: &Wiring
         return differs(AttachmentDifference::OtherPort { host: name.clone() });
     }
     let forward = FdbEntry { index: link.index, mac: wiring.mac, to: Destination::Port };
-    if !host.forwards().map_err(read())?.contains(&forward) {
+    if !host.fdb().map_err(read())?.contains(&forward) {
         return differs(AttachmentDifference::NoFdbEntry { mac: wiring.mac, host: name.clone() });
     }
     Ok(bridge)
@@ -251,7 +251,7 @@ fn check_port(host: &mut RouteSocket, link: &Link, locked: bool, wiring: &Wiring
 
 /// Checks forwarding and routes of a routed pod. Returns the interface that has the pod's neighbour entries.
 fn check_routes(host: &mut RouteSocket, link: &Link, wiring: &Wiring) -> Result<IfIndex, Error> {
-    if !link.forwards && wiring.addresses.iter().any(|own| own.address.is_ipv4()) {
+    if !link.ipv4_forwarding && wiring.addresses.iter().any(|own| own.address.is_ipv4()) {
         return differs(AttachmentDifference::NotForwarding { host: link.name.clone() });
     }
     let (routes, _) = host.routes().map_err(Error::kernel(KernelAction::ReadRoutes))?;

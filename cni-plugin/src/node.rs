@@ -69,7 +69,7 @@ mod tests {
             filters_vlans: false,
             port: None,
             makes_link_local: None,
-            forwards: true,
+            ipv4_forwarding: true,
         };
         (name.to_owned(), link)
     }

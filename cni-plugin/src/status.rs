@@ -1,7 +1,8 @@
 //! STATUS: whether the runtime should report the node's network as ready.
 //!
 //! Kubernetes evicts the running pods of a node whose STATUS fails for five minutes. So STATUS succeeds as long as pods
-//! of this boot are connected in the kernel, even if an ADD would fail: docs/architecture.md explains why.
+//! that were connected since the machine booted are connected in the kernel, even if an ADD would fail:
+//! docs/architecture.md explains why.
 
 use std::time::Duration;
 

@@ -37,7 +37,7 @@ pub enum ParseCidrError {
 impl Cidr {
     /// The range with this prefix length that contains `address`. A length above that of the address is reduced to
     /// it.
-    pub fn around(address: IpAddr, length: u8) -> Self {
+    pub fn containing(address: IpAddr, length: u8) -> Self {
         let family = Family::of(address);
         let length = length.min(family.bits());
         let base = to_bits(address) & !host_mask(family, length);
@@ -71,7 +71,7 @@ impl Cidr {
 
     /// Whether it contains the address.
     pub fn has(self, address: IpAddr) -> bool {
-        Family::of(address) == self.family && Self::around(address, self.length).base == self.base
+        Family::of(address) == self.family && Self::containing(address, self.length).base == self.base
     }
 
     /// Whether it contains all of `other`.
@@ -141,7 +141,7 @@ impl FromStr for Cidr {
             return Err(malformed());
         }
         let given: IpNetwork = text.parse().map_err(|_| malformed())?;
-        let meant = Self::around(given.ip(), given.prefix());
+        let meant = Self::containing(given.ip(), given.prefix());
         if meant.first() == given.ip() { Ok(meant) } else { Err(ParseCidrError::HostBits { given, meant }) }
     }
 }

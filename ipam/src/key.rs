@@ -189,7 +189,7 @@ fn parse(text: &str) -> Option<Key> {
                 "6" => std::net::Ipv6Addr::from_bits(u128::from_str_radix(hex, 16).ok()?).into(),
                 _ => return None,
             };
-            Some(Key::Block(Block::new(Cidr::around(base, length.parse().ok()?))))
+            Some(Key::Block(Block::new(Cidr::containing(base, length.parse().ok()?))))
         }
         _ => None,
     }

@@ -273,8 +273,9 @@ fn reconcile(
 fn put_back_pools(facts: &MembershipInputs<'_>, me: &Member) -> Result<(), Step> {
     for (name, pool) in &facts.view.lost_pools {
         let of_block = facts.holdings.blocks.iter().any(|owned| !owned.leaving && owned.pool == *name);
-        let of_stray = || facts.holdings.strays.iter().any(|stray| pool.cidr().has(stray.address));
-        if !of_block && !of_stray() {
+        let is_held_outside =
+            || facts.holdings.addresses_outside_blocks.iter().any(|outside| pool.cidr().has(outside.address));
+        if !of_block && !is_held_outside() {
             continue;
         }
         if let Ok(Decision::Commit { change, .. }) = pools::add(facts.view, pool)
@@ -356,36 +357,42 @@ fn reservations(facts: &MembershipInputs<'_>, identity: &NodeIdentity, me: &Memb
     let mine = |holder: &&Holder| holder.incarnation == identity.incarnation;
     for (address, known) in &facts.view.reservations {
         let Some(holder) = known.record.holder.as_ref().filter(mine) else { continue };
-        let held = facts.holdings.strays.iter().any(|stray| stray.address == *address);
+        let held = facts.holdings.addresses_outside_blocks.iter().any(|outside| outside.address == *address);
         let wanted = held || facts.holdings.expected.contains(address);
         if !wanted || holder.boot_id != *facts.boot.boot_id {
             let released = reservation::released(*address, known);
             return Err(commit(Change::ReleaseAddress { by: me.clone(), released }));
         }
     }
-    for stray in &facts.holdings.strays {
-        let Some(owner) = &stray.owner else { continue };
-        let known = facts.view.reservations.get(&stray.address);
+    for outside in &facts.holdings.addresses_outside_blocks {
+        let Some(owner) = &outside.owner else { continue };
+        let known = facts.view.reservations.get(&outside.address);
         // A datastore that was restored from a backup has an earlier holder, or none. If the holder is another node, it
         // must release the address first.
         let is_right = known.and_then(|known| Some((known, known.record.holder.as_ref()?)));
         let is_right = is_right.is_some_and(|(known, holder)| {
-            let lives = || facts.holdings.strays.iter().any(|stray| stray.attachment == holder.attachment);
+            let lives = || {
+                facts
+                    .holdings
+                    .addresses_outside_blocks
+                    .iter()
+                    .any(|outside| outside.attachment == holder.attachment)
+            };
             !mine(&holder) || known.record.owner == *owner || lives()
         });
-        if is_right || reservation::pool_of(facts.view, stray.address).is_none() {
+        if is_right || reservation::pool_of(facts.view, outside.address).is_none() {
             continue;
         }
         let holder = Holder {
             node: facts.me.clone(),
             incarnation: identity.incarnation.clone(),
             boot_id: facts.boot.boot_id.clone(),
-            attachment: stray.attachment.clone(),
+            attachment: outside.attachment.clone(),
         };
         let generation = known.map_or(1, |known| known.record.generation + 1);
         let record = ReservationRecord { owner: owner.clone(), holder: Some(holder), generation };
         let before = known.map(|known| known.revision);
-        let again = HandOver { by: me.clone(), address: stray.address, record, before, source_pool: None };
+        let again = HandOver { by: me.clone(), address: outside.address, record, before, source_pool: None };
         return Err(commit(again));
     }
     Ok(())

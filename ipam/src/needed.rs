@@ -34,7 +34,7 @@ pub enum RequiredFor {
 impl RequiredRange {
     /// A single host.
     pub fn host(address: IpAddr, what: RequiredFor) -> Self {
-        Self { range: Cidr::around(address, Family::of(address).bits()), what }
+        Self { range: Cidr::containing(address, Family::of(address).bits()), what }
     }
 
     /// Whether it is a single host: packets to it use the most specific route.
@@ -68,7 +68,7 @@ pub fn overlapping(needed: &[RequiredRange], range: Cidr) -> Option<&RequiredRan
 
 /// The prefix length of the most specific network of the node that contains the range. 0 if there is no such network:
 /// the range is then reached by a route that may be as wide as the default route.
-pub fn reached_by(needed: &[RequiredRange], range: Cidr) -> u8 {
+pub fn connected_length(needed: &[RequiredRange], range: Cidr) -> u8 {
     let networks = needed.iter().filter(|network| !network.is_host());
     let around = networks.filter(|network| network.range.covers(range));
     around.map(|network| network.range.length()).max().unwrap_or(0)
@@ -117,7 +117,7 @@ mod tests {
     fn a_range_is_reached_by_the_narrowest_needed_network() {
         let needed = needed();
         for (range, length) in [("10.10.1.200/32", 24), ("10.10.1.0/24", 24), ("10.99.0.5/32", 0)] {
-            assert_eq!(reached_by(&needed, cidr(range)), length, "{range}");
+            assert_eq!(connected_length(&needed, cidr(range)), length, "{range}");
         }
     }
 }

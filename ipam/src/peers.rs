@@ -253,7 +253,7 @@ fn held_addresses(view: &View, problems: &mut Vec<RecordProblem>) -> BTreeMap<In
             let key = Key::Reservation(*address).to_string();
             problems.push(RecordProblem { key, fault: RecordFault::StrayReservation });
         } else if let Some(holder) = &known.record.holder {
-            let block = Block::new(Cidr::around(*address, Family::of(*address).bits()));
+            let block = Block::new(Cidr::containing(*address, Family::of(*address).bits()));
             held.entry(holder.incarnation.clone()).or_default().push(block);
         }
     }

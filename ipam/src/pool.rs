@@ -205,7 +205,7 @@ impl Pool {
 
     /// The block that contains an address of the pool.
     pub fn block_of(&self, address: IpAddr) -> Block {
-        Block(Cidr::around(address, self.block_length))
+        Block(Cidr::containing(address, self.block_length))
     }
 
     /// Whether the address is never allocated: the first and the last of the pool, which older software treats as the

@@ -21,7 +21,7 @@ pub struct Publication {
     /// The owner of each address; `None` if the record is not encoded as in this release.
     records: BTreeMap<IpAddr, Option<AddressRecord>>,
     /// Names of records that do not belong there.
-    strays: Vec<Name>,
+    unexpected: Vec<Name>,
 }
 
 rule! {
@@ -87,7 +87,7 @@ pub fn wanted<'a>(attachments: impl Iterator<Item = &'a AttachmentEntry>) -> Pub
         let record = AddressRecord { attachment: held.attachment.clone(), pod: held.pod.clone() };
         records.extend(held.addresses.iter().map(|address| (*address, Some(record.clone()))));
     }
-    Publication { records, strays: Vec::new() }
+    Publication { records, unexpected: Vec::new() }
 }
 
 /// Decodes the published addresses of a node.
@@ -99,7 +99,7 @@ pub fn read(node: &NodeName, contents: &Contents) -> Publication {
                 let record = serde_json::from_slice(value).ok().filter(|record| encode(record) == *value);
                 published.records.insert(address, record);
             }
-            stray => published.strays.push(stray),
+            unexpected => published.unexpected.push(unexpected),
         }
     }
     published
@@ -114,7 +114,7 @@ pub fn publish(by: &Member, published: &Publication, wanted: &Publication, most:
     let gone = published.records.keys().filter(|address| !wanted.records.contains_key(*address));
     let gone = gone.map(|address| Name::Key(Key::Address(by.node.clone(), *address)));
     let mut parts: Vec<PublicationPart> =
-        published.strays.iter().cloned().chain(gone).map(PublicationPart::Withdraw).collect();
+        published.unexpected.iter().cloned().chain(gone).map(PublicationPart::Withdraw).collect();
     let new =
         wanted.records.iter().filter(|(address, record)| published.records.get(address) != Some(record));
     parts.extend(
@@ -220,7 +220,7 @@ mod tests {
         let address = |number: usize| IpAddr::from([10, 0, 0, u8::try_from(number).unwrap()]);
         Publication {
             records: addresses.map(|number| (address(number), Some(record("a")))).collect(),
-            strays: Vec::new(),
+            unexpected: Vec::new(),
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The table is that of IANA's special-purpose registries (IPv4 and IPv6, RFC 6890 and RFC 8190) as of 2025, with the
 //! multicast ranges. Ranges that a registry marks as "not forwardable" are refused: hosts and routers drop packets to
-//! them. Pure.
+//! them. This module does no I/O.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -106,7 +106,7 @@ const TABLE: &[Special] = &[
 impl Special {
     /// The range.
     pub fn range(&self) -> Cidr {
-        Cidr::around(self.base, self.length)
+        Cidr::containing(self.base, self.length)
     }
 }
 
@@ -117,24 +117,24 @@ impl fmt::Display for Special {
 }
 
 /// The most specific entry that contains the whole range.
-fn around(range: Cidr) -> Option<&'static Special> {
+fn most_specific_entry(range: Cidr) -> Option<&'static Special> {
     TABLE.iter().filter(|entry| entry.range().covers(range)).max_by_key(|entry| entry.length)
 }
 
 /// The entry that excludes pods from the range: one that contains the range, or is inside it.
 pub fn refused(range: Cidr) -> Option<&'static Special> {
-    let of_all = around(range).filter(|entry| entry.verdict == Refused);
+    let containing = most_specific_entry(range).filter(|entry| entry.verdict == Refused);
     let inside = || {
         let mut entries = TABLE.iter().filter(|entry| entry.verdict == Refused);
         entries.find(|entry| range.covers(entry.range()))
     };
-    of_all.or_else(inside)
+    containing.or_else(inside)
 }
 
 /// Other possible uses of a range that is not refused: warnings for the operator who adds a pool.
-pub fn doubts(range: Cidr) -> Vec<String> {
+pub fn warnings(range: Cidr) -> Vec<String> {
     let doubtful = TABLE.iter().filter(|entry| entry.verdict == Doubtful && entry.range().overlaps(range));
-    let mut doubts: Vec<String> = doubtful
+    let mut warnings: Vec<String> = doubtful
         .map(|entry| {
             format!(
                 "{range} overlaps {entry}: pods cannot reach anything else that uses these addresses; choose \
@@ -142,13 +142,13 @@ pub fn doubts(range: Cidr) -> Vec<String> {
             )
         })
         .collect();
-    if around(range).is_none() {
-        doubts.push(format!(
+    if most_specific_entry(range).is_none() {
+        warnings.push(format!(
             "{range} is public address space: pods cannot reach the hosts on the Internet that own these addresses; \
              choose a private range (RFC 1918, RFC 4193) unless the range is yours"
         ));
     }
-    doubts
+    warnings
 }
 
 #[cfg(test)]
@@ -194,7 +194,8 @@ mod tests {
             ("fe80::/64", "link-local"),
             ("ff02::/64", "multicast"),
         ] {
-            let found = refused(cidr(range)).unwrap_or_else(|| panic!("{range} was taken"));
+            let found =
+                refused(cidr(range)).unwrap_or_else(|| panic!("{range} was accepted, expected: refused"));
             assert!(found.to_string().contains(expected), "{range}: {found}");
         }
     }
@@ -213,7 +214,7 @@ mod tests {
             "2001:2::/48",
         ] {
             assert_eq!(refused(cidr(range)), None, "{range}");
-            assert_eq!(doubts(cidr(range)), Vec::<String>::new(), "{range}");
+            assert_eq!(warnings(cidr(range)), Vec::<String>::new(), "{range}");
         }
     }
 
@@ -231,8 +232,8 @@ mod tests {
             ("64:ff9b:1::/64", "RFC 8215"),
         ] {
             assert_eq!(refused(cidr(range)), None, "{range}");
-            let doubts = doubts(cidr(range));
-            assert!(doubts.len() == 1 && doubts[0].contains(expected), "{range}: {doubts:?}");
+            let warnings = warnings(cidr(range));
+            assert!(warnings.len() == 1 && warnings[0].contains(expected), "{range}: {warnings:?}");
         }
     }
 }

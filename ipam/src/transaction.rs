@@ -249,15 +249,15 @@ fn nothing_claimed_of(pool: Cidr) -> Option<Compare> {
 /// No claim of a larger range around the block. If it starts with the block, `nothing_claimed_inside` finds it.
 fn nothing_claimed_around(claim: &Claim) -> Option<Vec<Compare>> {
     let absent = |larger| Compare::absent(&Key::Block(larger));
-    unless(Mutant::ClaimIgnoresLargerClaims, around(claim.pool, claim.block).map(absent).collect())
+    unless(Mutant::ClaimIgnoresLargerClaims, larger_ranges(claim.pool, claim.block).map(absent).collect())
 }
 
 /// The larger ranges of the pool that contain `block` and start before it. Claims of these sizes exist only if they
 /// were written by hand, or the pool had another block length earlier.
-fn around(pool: Cidr, block: Block) -> impl Iterator<Item = Block> {
+fn larger_ranges(pool: Cidr, block: Block) -> impl Iterator<Item = Block> {
     let first = block.cidr().first();
     (pool.length()..block.cidr().length())
-        .map(move |length| Block::new(Cidr::around(first, length)))
+        .map(move |length| Block::new(Cidr::containing(first, length)))
         .filter(move |larger| larger.cidr().first() != first)
 }
 

@@ -34,7 +34,7 @@ pub struct Link {
     pub index: IfIndex,
     /// The name.
     pub name: String,
-    /// `IFF_UP`: whether it was set up.
+    /// `IFF_UP`: administratively up.
     pub up: bool,
     /// `IFF_RUNNING`: whether it has a carrier. The kernel sets it.
     pub running: bool,
@@ -60,7 +60,7 @@ pub struct Link {
     /// Whether it generates an IPv6 link-local address. `None` if the kernel has no IPv6.
     pub makes_link_local: Option<bool>,
     /// Whether IPv4 packets received on it are forwarded. IPv6 forwarding is set for the whole namespace.
-    pub forwards: bool,
+    pub ipv4_forwarding: bool,
 }
 
 /// The kind of an interface.
@@ -284,7 +284,7 @@ impl From<LinkMessage> for Link {
             filters_vlans: false,
             port: None,
             makes_link_local: None,
-            forwards: false,
+            ipv4_forwarding: false,
         };
         for attribute in message.attributes {
             match attribute {
@@ -297,7 +297,7 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::LinkInfo(infos) => link.take_info(infos),
                 LinkAttribute::AfSpecUnspec(families) => {
                     link.makes_link_local = families.iter().find_map(makes_link_local);
-                    link.forwards = families.iter().any(forwards);
+                    link.ipv4_forwarding = families.iter().any(ipv4_forwarding);
                 }
                 _ => {}
             }
@@ -335,7 +335,7 @@ fn makes_link_local(family: &AfSpecUnspec) -> Option<bool> {
     })
 }
 
-fn forwards(family: &AfSpecUnspec) -> bool {
+fn ipv4_forwarding(family: &AfSpecUnspec) -> bool {
     let AfSpecUnspec::Inet(attributes) = family else { return false };
     attributes.iter().any(|attribute| matches!(attribute, AfSpecInet::DevConf(conf) if conf.forwarding != 0))
 }

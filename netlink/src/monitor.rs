@@ -77,10 +77,10 @@ pub enum EventKind {
         /// The permanent entry after the change; `None` if there is none.
         entry: Option<Neighbour>,
     },
-    /// An FDB entry was added, removed or changed. Entries of other kinds than [`RouteSocket::forwards`] reads are no
+    /// An FDB entry was added, removed or changed. Entries of other kinds than [`RouteSocket::fdb`] reads are no
     /// event.
     ///
-    /// [`RouteSocket::forwards`]: crate::RouteSocket::forwards
+    /// [`RouteSocket::fdb`]: crate::RouteSocket::fdb
     Forward {
         /// The entry.
         entry: FdbEntry,

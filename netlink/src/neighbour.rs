@@ -140,7 +140,7 @@ impl RouteSocket {
 
     /// The FDB entries of all bridge ports and tunnels, except learned ones, the ports' own addresses, and entries of
     /// VLANs other than 0.
-    pub fn forwards(&mut self) -> Result<Vec<FdbEntry>, Error> {
+    pub fn fdb(&mut self) -> Result<Vec<FdbEntry>, Error> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
         self.dump(RouteNetlinkMessage::GetNeighbour(message), |message| match &message {
@@ -165,7 +165,7 @@ pub(crate) fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
     Some(Neighbour { index, address: address(message)?, mac: mac(message)? })
 }
 
-/// The FDB entry, if [`RouteSocket::forwards`] reads entries of its kind.
+/// The FDB entry, if [`RouteSocket::fdb`] reads entries of its kind.
 pub(crate) fn forward(message: &NeighbourMessage) -> Option<FdbEntry> {
     if vlan(message) != 0 {
         return None;

@@ -226,7 +226,7 @@ pub enum NextHop {
     Router(IpAddr),
     /// Unknown: there are several next hops, or the route has an attribute that is not decoded here. Treated as not
     /// on the link, to be safe.
-    Unclear,
+    Unsupported,
 }
 
 impl NextHop {
@@ -272,7 +272,7 @@ impl NextHop {
         match router {
             Some(router) => Self::Router(router),
             None if attributes.iter().all(is_irrelevant) => Self::Destination,
-            None => Self::Unclear,
+            None => Self::Unsupported,
         }
     }
 
@@ -280,7 +280,7 @@ impl NextHop {
     pub fn router(self) -> Option<IpAddr> {
         match self {
             Self::Router(router) => Some(router),
-            Self::Destination | Self::Unclear => None,
+            Self::Destination | Self::Unsupported => None,
         }
     }
 }

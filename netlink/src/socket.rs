@@ -87,6 +87,9 @@ impl<M> Operation<M> {
     }
 }
 
+/// The outcome of an operation, and the objects that the kernel echoed.
+type Executed<M> = (Result<(), Error>, Vec<M>);
+
 /// A blocking socket of one protocol. It belongs to the network namespace in which it was opened, also when another
 /// thread uses it.
 #[derive(Debug)]
@@ -145,7 +148,7 @@ impl<M: Protocol> Socket<M> {
     pub(crate) fn execute_echoed(
         &mut self,
         operations: impl IntoIterator<Item = Operation<M>>,
-    ) -> Result<Vec<(Result<(), Error>, Vec<M>)>, Error> {
+    ) -> Result<Vec<Executed<M>>, Error> {
         let mut outcomes = Vec::new();
         let mut operations = operations.into_iter().peekable();
         if self.read_only && operations.peek().is_some() {

@@ -281,8 +281,8 @@ fn an_interface_has_its_own_table_with_a_default_route() {
             let route = DefaultRoute { index: Some(index), gateway: Some(ip(gateway)) };
             let rule = RoutingRule { source: ip(address), table: own };
             let address = IpNetwork::from(ip(address));
-            let way = route::onlink(index, ip(gateway), &OnlinkRoute::to_everywhere(own));
-            socket.execute_all([address::add(index, address), way, rule.add(), rule.add()]).unwrap();
+            let add_route = route::onlink(index, ip(gateway), &OnlinkRoute::to_everywhere(own));
+            socket.execute_all([address::add(index, address), add_route, rule.add(), rule.add()]).unwrap();
             assert_eq!(socket.default_routes(family, own).unwrap(), [route]);
             assert_eq!(socket.default_routes(family, RouteTable::MAIN).unwrap(), []);
             assert!(socket.rules().unwrap().contains(&rule));
@@ -309,19 +309,19 @@ fn neighbours_and_fdb_entries_are_read_back_as_they_were_made() {
             address: ip(address),
             mac: POD_MAC,
         });
-        let forwards = [
+        let fdb = [
             FdbEntry { index: port, mac: POD_MAC, to: Destination::Port },
             FdbEntry { index: tunnel, mac: POD_MAC, to: Destination::Remote(ip("10.9.0.2")) },
         ];
         for _ in 0..2 {
-            let all = neighbours.iter().map(Neighbour::replace).chain(forwards.iter().map(FdbEntry::replace));
+            let all = neighbours.iter().map(Neighbour::replace).chain(fdb.iter().map(FdbEntry::replace));
             socket.execute_all(all).unwrap();
             assert_eq!(socket.neighbours().unwrap(), neighbours);
-            assert_eq!(sorted(socket.forwards().unwrap()), sorted(forwards.to_vec()));
+            assert_eq!(sorted(socket.fdb().unwrap()), sorted(fdb.to_vec()));
         }
-        let moved = FdbEntry { to: Destination::Remote(ip("10.9.0.3")), ..forwards[1] };
+        let moved = FdbEntry { to: Destination::Remote(ip("10.9.0.3")), ..fdb[1] };
         socket.execute_all([moved.replace()]).unwrap();
-        assert_eq!(sorted(socket.forwards().unwrap()), sorted(vec![forwards[0], moved]));
+        assert_eq!(sorted(socket.fdb().unwrap()), sorted(vec![fdb[0], moved]));
         // Entries of any other kind, created by other programs, are listed and can be deleted.
         socket.execute_all([moved.delete()]).unwrap();
         run("sh", &["-ec", "ip nexthop add id 1 via 10.9.0.3 fdb; ip nexthop add id 2 group 1 fdb"]);
@@ -333,13 +333,13 @@ fn neighbours_and_fdb_entries_are_read_back_as_they_were_made() {
         ] {
             run("sh", &["-ec", &format!("bridge fdb add {POD_MAC} dev vx {odd} self")]);
             let odd = FdbEntry { to: Destination::Unsupported, ..moved };
-            assert_eq!(sorted(socket.forwards().unwrap()), sorted(vec![forwards[0], odd]));
+            assert_eq!(sorted(socket.fdb().unwrap()), sorted(vec![fdb[0], odd]));
             socket.execute_all([odd.delete()]).unwrap();
-            assert_eq!(socket.forwards().unwrap(), forwards[..1]);
+            assert_eq!(socket.fdb().unwrap(), fdb[..1]);
         }
         socket.execute_all([moved.replace()]).unwrap();
-        socket.execute_all([moved.delete(), forwards[0].delete(), neighbours[0].delete()]).unwrap();
-        assert_eq!(socket.forwards().unwrap(), []);
+        socket.execute_all([moved.delete(), fdb[0].delete(), neighbours[0].delete()]).unwrap();
+        assert_eq!(socket.fdb().unwrap(), []);
         assert_eq!(socket.neighbours().unwrap(), neighbours[1..]);
     });
 }
@@ -364,21 +364,21 @@ fn an_fdb_entry_of_another_vlan_does_not_replace_ours() {
             println!(
                 "this kernel's bridges know no VLANs (CONFIG_BRIDGE_VLAN_FILTERING): there is one entry, and no other"
             );
-            assert_eq!(socket.forwards().unwrap(), [ours]);
+            assert_eq!(socket.fdb().unwrap(), [ours]);
             assert!(!table().contains("vlan"), "{}", table());
             return;
         }
         assert!(table().contains(&entry), "the kernel has not repeated it in VLAN 1: {}", table());
-        assert_eq!(socket.forwards().unwrap(), [ours]);
+        assert_eq!(socket.fdb().unwrap(), [ours]);
         // `bridge` cannot delete the entry of VLAN 0 only: it treats 0 as no VLAN, which means all VLANs. So both
         // entries are deleted, and one is added in VLAN 1.
         socket.execute_all([ours.delete()]).unwrap();
         assert!(!table().contains("static"), "one is left: {}", table());
         run("bridge", &["fdb", "add", &POD_MAC.to_string(), "dev", "host", "master", "static", "vlan", "1"]);
         assert!(table().contains(&entry), "{}", table());
-        assert_eq!(socket.forwards().unwrap(), [], "the entry of another VLAN was reported as ours");
+        assert_eq!(socket.fdb().unwrap(), [], "the entry of another VLAN was reported as ours");
         socket.execute_all([ours.replace()]).unwrap();
-        assert_eq!(socket.forwards().unwrap(), [ours]);
+        assert_eq!(socket.fdb().unwrap(), [ours]);
     });
 }
 
@@ -400,9 +400,9 @@ fn vlan_filtering_of_a_bridge_is_detected_and_switched_off() {
     });
 }
 
-fn sorted(mut forwards: Vec<FdbEntry>) -> Vec<FdbEntry> {
-    forwards.sort_by_key(|forward| forward.index);
-    forwards
+fn sorted(mut fdb: Vec<FdbEntry>) -> Vec<FdbEntry> {
+    fdb.sort_by_key(|forward| forward.index);
+    fdb
 }
 
 #[test]

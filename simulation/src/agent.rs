@@ -186,7 +186,7 @@ impl Drop for PendingRequest<'_> {
 }
 
 /// Maximum delay of a plugin that is ready, in milliseconds.
-pub const PATIENCE_MS: u64 = 4_000;
+pub const TIMEOUT_MS: u64 = 4_000;
 
 /// Starts a task of the agent.
 pub fn spawn<F: Future<Output = ()> + 'static>(
@@ -211,7 +211,7 @@ pub fn spawn_plugin<F: Future<Output = ()> + 'static>(
 ) -> u64 {
     let (number, deadline) = {
         let mut world = world.borrow_mut();
-        (world.number(), world.now + PATIENCE_MS)
+        (world.number(), world.now + TIMEOUT_MS)
     };
     let host = SimHost::new(world, machine, 0);
     let waiting = Rc::clone(&host.waiting);

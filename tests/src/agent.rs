@@ -366,8 +366,8 @@ impl Worker {
     }
 
     /// Creates a pod and attaches it. Repeats that with another namespace, like a runtime, until the timeout.
-    pub fn pod_within(&self, patience: Duration, name: &str, conf: &Value) -> Pod {
-        wait::within(patience, &format!("ADD of {name} on {}", self.name()), || {
+    pub fn pod_within(&self, max_wait: Duration, name: &str, conf: &Value) -> Pod {
+        wait::within(max_wait, &format!("ADD of {name} on {}", self.name()), || {
             self.try_pod(name, conf).map_err(|error| {
                 self.node.run("ip", &["netns", "delete", name]);
                 error.to_string()

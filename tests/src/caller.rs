@@ -13,10 +13,10 @@ use serde_json::Value;
 
 use crate::agent::{Worker, program};
 use crate::node::Node;
-use crate::wait::{self, PATIENCE};
+use crate::wait::{self, TIMEOUT};
 
 /// Longer than any timeout of Polder's programs.
-const UNTIL_IT_HANGS: Duration = PATIENCE.saturating_mul(4);
+const UNTIL_IT_HANGS: Duration = TIMEOUT.saturating_mul(4);
 
 /// Holds the namespaces of a node in its current boot. After a reboot all commands fail, even if process ids of the
 /// node are used again.

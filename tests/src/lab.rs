@@ -130,7 +130,7 @@ impl Lab {
                 for pool in &self.topology.pools {
                     let family = if pool.contains(':') { "ipv6" } else { "ipv4" };
                     let what =
-                        format!("{} to know the way to the {family} pods of {}", worker.name(), peer.name());
+                        format!("{} to have a route to the {family} pods of {}", worker.name(), peer.name());
                     wait::until_true(&what, || worker.has_path_to(peer.name(), family));
                 }
             }

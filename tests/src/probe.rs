@@ -19,7 +19,7 @@ use crate::wait;
 pub const PORT: u16 = 7007;
 
 /// Timeout of a probe.
-fn patience() -> Duration {
+fn max_wait() -> Duration {
     wait::scaled(Duration::from_secs(3))
 }
 
@@ -87,7 +87,7 @@ fn answer(from: SocketAddr, sent: &[u8]) -> Vec<u8> {
 }
 
 fn serve(mut stream: TcpStream, from: SocketAddr) {
-    let _ = stream.set_read_timeout(Some(patience()));
+    let _ = stream.set_read_timeout(Some(max_wait()));
     let mut sent = Vec::new();
     // The client closes its side when it has sent everything.
     if stream.read_to_end(&mut sent).is_ok() {
@@ -119,7 +119,7 @@ impl Dialogue {
     pub fn start(client: &Pod, server: &Node, address: IpAddr) -> Self {
         let listener = server.within(|| TcpListener::bind((address, PORT))).expect("a free port");
         let to = SocketAddr::new(address, PORT);
-        let ours = client.within(|| TcpStream::connect_timeout(&to, patience())).expect("a connection");
+        let ours = client.within(|| TcpStream::connect_timeout(&to, max_wait())).expect("a connection");
         let (theirs, _) = listener.accept().expect("the connection");
         let wanted = Arc::new(AtomicBool::new(true));
         let ends = [ours, theirs].map(|stream| {
@@ -171,7 +171,7 @@ pub fn udp(from: IpAddr, to: IpAddr, bytes: usize) -> Result<(IpAddr, Duration),
     let error = |error: std::io::Error| format!("udp {from} to {to}: {error}");
     let socket = UdpSocket::bind((from, 0)).map_err(error)?;
     socket.connect((to, PORT)).map_err(error)?;
-    socket.set_read_timeout(Some(patience())).map_err(error)?;
+    socket.set_read_timeout(Some(max_wait())).map_err(error)?;
     let mut buffer = vec![0; 65536];
     let start = Instant::now();
     socket.send(&vec![b'.'; bytes]).map_err(error)?;
@@ -187,8 +187,8 @@ pub fn tcp(to: IpAddr, bytes: usize) -> Result<IpAddr, String> {
 /// Like [`tcp`], to a port that leads to the echo server.
 pub fn tcp_at(to: IpAddr, port: u16, bytes: usize) -> Result<IpAddr, String> {
     let error = |error: std::io::Error| format!("tcp to {to}: {error}");
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(to, port), patience()).map_err(error)?;
-    stream.set_read_timeout(Some(patience())).map_err(error)?;
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(to, port), max_wait()).map_err(error)?;
+    stream.set_read_timeout(Some(max_wait())).map_err(error)?;
     stream.write_all(&vec![b'.'; bytes]).map_err(error)?;
     stream.shutdown(std::net::Shutdown::Write).map_err(error)?;
     let mut answer = Vec::new();
@@ -202,8 +202,8 @@ pub fn tcp_at(to: IpAddr, port: u16, bytes: usize) -> Result<IpAddr, String> {
 /// Pings once with that many bytes of data, without fragmentation. Returns the round-trip time as printed by `ping`, or
 /// its complete output as the error.
 pub fn ping(mut command: Command, to: IpAddr, bytes: usize) -> Result<String, String> {
-    let patience = patience().as_secs().to_string();
-    command.args(["-n", "-c", "1", "-W", &patience, "-M", "do", "-s", &bytes.to_string(), &to.to_string()]);
+    let max_wait = max_wait().as_secs().to_string();
+    command.args(["-n", "-c", "1", "-W", &max_wait, "-M", "do", "-s", &bytes.to_string(), &to.to_string()]);
     let output = command.output().map_err(|error| error.to_string())?;
     let text =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
@@ -269,7 +269,7 @@ impl Stream {
                 }
                 left -= u32::from(!flag.load(Ordering::Relaxed));
             }
-            let deadline = Instant::now() + patience();
+            let deadline = Instant::now() + max_wait();
             while receive(Instant::now() + PACE) < sent && Instant::now() < deadline {}
             (sent, receive(Instant::now()))
         });

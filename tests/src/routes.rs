@@ -21,8 +21,8 @@ fn claimed(worker: &Worker) -> Result<BTreeSet<String>, String> {
 }
 
 /// Waits until every node has routes to all claimed blocks, and to no other.
-pub fn wait_for_routes(lab: &Lab, patience: Duration) {
-    wait::within(patience, "all nodes to know all blocks and no other", || {
+pub fn wait_for_routes(lab: &Lab, max_wait: Duration) {
+    wait::within(max_wait, "all nodes to know all blocks and no other", || {
         let claimed = claimed(&lab.workers[0])?;
         let mut all = lab.workers.iter().map(|worker| (worker, routed(worker)));
         match all.find(|(_, routed)| *routed != claimed) {

@@ -99,8 +99,8 @@ impl Runtime {
     pub fn start(worker: &Worker, release: &Release) -> Self {
         worker.node.shell("mkdir -p /run/cni/bin");
         // Plugins of other software, which the agent's install command would replace by a link to Polder's.
-        let of_others = ["tuning", "loopback"].map(|name| Path::new(CNI_PLUGINS).join(name));
-        for plugin in of_others.into_iter().chain([dist().join("polder")]) {
+        let foreign = ["tuning", "loopback"].map(|name| Path::new(CNI_PLUGINS).join(name));
+        for plugin in foreign.into_iter().chain([dist().join("polder")]) {
             worker.node.shell(&format!("ln -s {} /run/cni/bin/", plugin.display()));
         }
         let runtime = Self::start_without_network(&worker.node, release, LAB_FOLDERS);

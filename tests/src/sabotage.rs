@@ -134,7 +134,7 @@ pub const REPORTED_CHANGES: [ReportedChange; 5] = [
         revert: "nft delete table inet harm6",
     },
     ReportedChange {
-        change: ("takes a pod's way out", "ip -n a -$F route del default"),
+        change: ("deletes a pod's default route", "ip -n a -$F route del default"),
         named: "no default route",
         revert: "ip -n a -$F route replace default dev eth0 onlink \
                via $(ip -n a -$F neigh show nud permanent | head -n1 | cut -d' ' -f1)",

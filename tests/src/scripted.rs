@@ -58,7 +58,7 @@ impl<'a> ScriptedIpam<'a> {
     }
 
     /// The requests since the last call, in order.
-    pub fn asked(&self) -> String {
+    pub fn take_calls(&self) -> String {
         let asked = self.0.read(&path("asked")).unwrap_or_default();
         self.0.run("rm", &["-f", &path("asked")]);
         asked.replace('\n', " ").trim().to_owned()

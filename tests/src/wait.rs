@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 /// Timeout of most waits: longer than any operation on a slow and busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Pause between two checks.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -25,13 +25,13 @@ pub fn scaled(deadline: Duration) -> Duration {
 /// Waits until `attempt` returns `Ok`, and returns the value. After the timeout it panics with `what` and the last
 /// error.
 pub fn until<T>(what: &str, attempt: impl FnMut() -> Result<T, String>) -> T {
-    within(PATIENCE, what, attempt)
+    within(TIMEOUT, what, attempt)
 }
 
 /// Like [`until`], with another timeout.
-pub fn within<T>(patience: Duration, what: &str, mut attempt: impl FnMut() -> Result<T, String>) -> T {
-    let patience = scaled(patience);
-    let deadline = Instant::now() + patience;
+pub fn within<T>(max_wait: Duration, what: &str, mut attempt: impl FnMut() -> Result<T, String>) -> T {
+    let max_wait = scaled(max_wait);
+    let deadline = Instant::now() + max_wait;
     loop {
         // A check that started before the deadline but ended after it is not the last: the condition may hold in the
         // next check.
@@ -39,7 +39,7 @@ pub fn within<T>(patience: Duration, what: &str, mut attempt: impl FnMut() -> Re
         match attempt() {
             Ok(found) => return found,
             Err(seen) if begun > deadline => {
-                panic!("waited {patience:?} for {what}, and the last attempt returned: {seen}")
+                panic!("waited {max_wait:?} for {what}, and the last attempt returned: {seen}")
             }
             Err(_) => pause(),
         }

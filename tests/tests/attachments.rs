@@ -283,7 +283,7 @@ fn a_late_del_does_not_affect_the_new_user_of_the_address() {
     // All other addresses of the only block are used, so the released one must be allocated again.
     let mut pods: Vec<_> = (0..60).map(|number| worker.pod(&format!("p{number}"))).collect();
     // It is in cool-down first.
-    let new = worker.pod_within(wait::PATIENCE * 2, "new", &Worker::netconf("1.1.0"));
+    let new = worker.pod_within(wait::TIMEOUT * 2, "new", &Worker::netconf("1.1.0"));
     assert_eq!(new.v4(), old.v4());
     for version in VERSIONS {
         worker.del("old", old.netns(), &conf(version, &json!({ "prevResult": old.result() })));

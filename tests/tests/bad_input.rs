@@ -296,7 +296,7 @@ fn an_unreadable_record_is_reported_and_affects_no_other_record() {
         lab.etcd.ctl(&["del", key]);
     }
     for worker in &lab.workers {
-        worker.wait_for_status("all to be well", |status| {
+        worker.wait_for_status("the node to be ready without problems", |status| {
             (status["ready"] == true && status["problems"] == json!([])).then_some(())
         });
     }

@@ -32,7 +32,7 @@ const RUNTIMES: usize = 3;
 const DISK: u32 = 16;
 
 /// Longest time until all counts are exact: lost DELs are detected, and connections to disconnected members time out.
-const PATIENCE: Duration = Duration::from_secs(90);
+const TIMEOUT: Duration = Duration::from_secs(90);
 
 fn lab() -> Lab {
     let families = Topology::one_segment(3).families(Families::DUAL);
@@ -52,10 +52,10 @@ fn lab() -> Lab {
 /// Waits until all counts equal those of the test. Returns the time that it took.
 fn assert_exact(lab: &Lab, truth: &Truth, when: &str) -> Duration {
     let begin = Instant::now();
-    wait::within(PATIENCE, "etcd to be healthy", || {
+    wait::within(TIMEOUT, "etcd to be healthy", || {
         if lab.etcd.is_healthy() { Ok(()) } else { Err("it is not".to_owned()) }
     });
-    wait::within(PATIENCE, &format!("all counts to be exact {when}"), || {
+    wait::within(TIMEOUT, &format!("all counts to be exact {when}"), || {
         let differences = Census::take(lab)?.differences(&truth.live());
         if differences.is_empty() { Ok(()) } else { Err(format!("{differences:#?}")) }
     });
@@ -123,13 +123,13 @@ fn every_used_address_has_exactly_one_live_interface_after_random_faults() {
     let repaired = assert_exact(&lab, &truth, "after the last fault");
 
     let pods: Vec<Pod> = running.iter().map(|pod| pod_of(&lab, pod)).collect();
-    wait_for_routes(&lab, PATIENCE);
+    wait_for_routes(&lab, TIMEOUT);
     assert_reachable(&pods, Families::DUAL);
     // The node may need a new block, and may detect only then that its connection to the datastore is dead.
-    let last = |worker: &Worker| worker.pod_within(PATIENCE, "last", &Worker::netconf("1.1.0"));
+    let last = |worker: &Worker| worker.pod_within(TIMEOUT, "last", &Worker::netconf("1.1.0"));
     let one_each: Vec<Pod> = lab.workers.iter().map(last).collect();
     // The pods may have needed new blocks, which the other nodes learn a moment later.
-    wait_for_routes(&lab, PATIENCE);
+    wait_for_routes(&lab, TIMEOUT);
     assert_flat(&one_each, 1450);
     for pod in pods.iter().chain(&one_each) {
         let worker = lab.workers.iter().find(|worker| worker.name() == pod.node()).unwrap();

@@ -129,7 +129,7 @@ fn gc_is_forwarded_to_the_ipam_plugin_whether_or_not_either_side_fails() {
             worker.pod_with(name, &conf(WITH_GC, &other))
         });
     let own = worker.pod("own");
-    assert_eq!(scripted.asked(), "ADD ADD ADD");
+    assert_eq!(scripted.take_calls(), "ADD ADD ADD");
 
     // Both fail independently: both are reported, and everything else is deleted.
     scripted.fails(r#"{"code": 5, "msg": "no way", "details": "today"}"#);
@@ -137,7 +137,7 @@ fn gc_is_forwarded_to_the_ipam_plugin_whether_or_not_either_side_fails() {
     let error = message(gc(worker, &other, Some(&[&c])));
     assert_names(&error, "other", &[&a], &[&b, &c]);
     assert!(error.contains("scripted-ipam: no way: today"), "{error}");
-    assert_eq!(scripted.asked(), "GC");
+    assert_eq!(scripted.take_calls(), "GC");
     assert_eq!(worker.status()["pods"], 3);
 
     // Only the IPAM plugin fails.
@@ -153,10 +153,10 @@ fn gc_is_forwarded_to_the_ipam_plugin_whether_or_not_either_side_fails() {
     assert_names(&message(gc(worker, &other, Some(&[]))), "other", &[&c], &[&own]);
     unblock_deletion(worker, &[&c]);
     assert_eq!(gc(worker, &other, Some(&[])), Ok(Value::Null));
-    assert_eq!(scripted.asked(), "GC GC GC");
+    assert_eq!(scripted.take_calls(), "GC GC GC");
     assert_eq!(worker.status()["pods"], 1);
     // Without a list, Polder deletes nothing; the IPAM plugin decides for itself.
     assert_eq!(gc(worker, &other, None), Ok(Value::Null));
-    assert_eq!(scripted.asked(), "GC");
+    assert_eq!(scripted.take_calls(), "GC");
     probe::ping(worker.node.command("ping"), own.v4(), 56).unwrap();
 }

@@ -11,7 +11,7 @@ use polder_tests::cni::{VERSIONS, WITH_CHECK, WITH_GC, WITH_RESULTS, code, conf,
 use polder_tests::matrix::assert_flat;
 use polder_tests::probe::{self, Echo};
 use polder_tests::routes::wait_for_routes;
-use polder_tests::wait::PATIENCE;
+use polder_tests::wait::TIMEOUT;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::{Value, json};
 
@@ -152,7 +152,7 @@ fn an_address_is_granted_in_an_unclaimed_block_and_refused_in_a_claimed_one() {
     let asking = |address: &str| conf("1.1.0", &json!({ "runtimeConfig": { "ips": [address] } }));
     let pod = lab.workers[0].pod_with("a", &asking("10.244.255.77"));
     let other = lab.workers[1].pod("b");
-    wait_for_routes(&lab, PATIENCE);
+    wait_for_routes(&lab, TIMEOUT);
     assert_flat(&[pod, other], 1450);
     lab.workers[1].namespace("c");
     let refused = message(lab.workers[1].cni("ADD", "c", "/run/netns/c", &asking("10.244.255.78")));

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use polder_api::AddMark;
 use polder_tests::agent::{Worker, dist};
 use polder_tests::steps::{End, kill_after};
-use polder_tests::wait::PATIENCE;
+use polder_tests::wait::TIMEOUT;
 use polder_tests::{Lab, Topology, wait};
 
 /// More system calls than a plugin makes.
@@ -44,7 +44,7 @@ fn call(worker: &Worker, verb: &str, container: &str) {
 fn assert_nothing_left(lab: &Lab, context: &str) {
     let worker = &lab.workers[0];
     // The kernel may still be deleting more than a hundred network namespaces.
-    wait::within(PATIENCE * 3, &format!("nothing to be left {context}"), || {
+    wait::within(TIMEOUT * 3, &format!("nothing to be left {context}"), || {
         let (status, links) = (worker.try_status()?, worker.node.run("ip", &["-o", "link"]));
         let used: u64 =
             status["blocks"].as_array().unwrap().iter().map(|block| block["used"].as_u64().unwrap()).sum();

@@ -198,7 +198,7 @@ fn every_verb_is_forwarded_to_the_ipam_plugin_and_its_reply_is_returned() {
         }
         call("DEL", &json!({ "prevResult": result })).unwrap();
         expected.push("DEL");
-        assert_eq!(scripted.asked(), expected.join(" "));
+        assert_eq!(scripted.take_calls(), expected.join(" "));
 
         scripted.fails(r#"{"code": 50, "msg": "no more", "details": "at all"}"#);
         let mut verbs = vec!["ADD", "DEL"];
@@ -212,10 +212,10 @@ fn every_verb_is_forwarded_to_the_ipam_plugin_and_its_reply_is_returned() {
             );
         }
         // A failed ADD is undone.
-        assert_eq!(scripted.asked(), format!("ADD DEL {}", verbs[1..].join(" ")));
+        assert_eq!(scripted.take_calls(), format!("ADD DEL {}", verbs[1..].join(" ")));
         scripted.fails("Segmentation fault");
         assert!(message(call("ADD", &json!({}))).contains("printed \"Segmentation fault\""));
-        assert_eq!(scripted.asked(), "ADD DEL");
+        assert_eq!(scripted.take_calls(), "ADD DEL");
         scripted.recovers();
         assert_eq!(worker.status()["pods"], 0);
     }
@@ -232,7 +232,7 @@ fn several_addresses_of_a_family_are_refused_in_old_result_formats() {
         scripted.gives(WITH_GC, &["192.168.7.8/24", "192.168.8.8/24"]);
         let old = message(worker.cni("ADD", "old", &netns, &conf(version, &ScriptedIpam::conf())));
         assert!(old.contains("more than one IPv4 address"), "{old}");
-        assert_eq!(scripted.asked(), "ADD DEL");
+        assert_eq!(scripted.take_calls(), "ADD DEL");
     }
     for version in since(WITH_RESULTS) {
         scripted.gives(version, &["192.168.7.8/24", "192.168.8.8/24"]);
@@ -243,7 +243,7 @@ fn several_addresses_of_a_family_are_refused_in_old_result_formats() {
             probe::ping(worker.node.command("ping"), address, 56).unwrap();
         }
         worker.delete(&pod);
-        assert_eq!(scripted.asked(), "ADD DEL");
+        assert_eq!(scripted.take_calls(), "ADD DEL");
     }
     assert_eq!(worker.status()["pods"], 0);
 }

@@ -29,7 +29,7 @@ const MEMBERS: usize = 3;
 const CROWD: usize = 14;
 
 /// Longest time until the state is correct.
-const PATIENCE: Duration = Duration::from_secs(90);
+const TIMEOUT: Duration = Duration::from_secs(90);
 
 /// The event of a step, and its probability in percent.
 const EVENTS: [(usize, Event); 10] = [
@@ -342,7 +342,7 @@ impl Site {
         self.foreign[number] = foreign(&self.lab.workers[number]);
         self.start(number);
         let worker = &self.lab.workers[number];
-        let pod = worker.pod_within(PATIENCE, "a", &Worker::netconf("1.1.0"));
+        let pod = worker.pod_within(TIMEOUT, "a", &Worker::netconf("1.1.0"));
         self.servers[number] = listen(std::slice::from_ref(&pod));
         self.pods[number] = pod;
         self.start_streams(number);
@@ -436,7 +436,7 @@ fn the_kernel_state_is_correct_after_random_damage_and_node_failures() {
     site.end_all();
     let workers = &site.lab.workers;
     for worker in workers {
-        wait::within(PATIENCE, &format!("{} to be ready", worker.name()), || {
+        wait::within(TIMEOUT, &format!("{} to be ready", worker.name()), || {
             let status = worker.try_status()?;
             let is_well = status["ready"] == true && status["problems"] == json!([]);
             let last = &status["last_pass"];
@@ -444,9 +444,9 @@ fn the_kernel_state_is_correct_after_random_damage_and_node_failures() {
             if is_well { Ok(()) } else { Err(seen()) }
         });
     }
-    wait_for_routes(&site.lab, PATIENCE);
+    wait_for_routes(&site.lab, TIMEOUT);
     for worker in workers {
-        wait::within(PATIENCE, &format!("{} to find nothing to do", worker.name()), || finds_nothing(worker));
+        wait::within(TIMEOUT, &format!("{} to find nothing to do", worker.name()), || finds_nothing(worker));
     }
     site.servers.clear();
     let counts = Stream::finish(std::mem::take(&mut site.streams));

@@ -16,7 +16,7 @@ fn add_pool(worker: &Worker, name: &str, cidr: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn wait_until_well(worker: &Worker) {
+fn wait_until_ready_without_problems(worker: &Worker) {
     worker.wait_for_status("no problem", |status| {
         let is_connected = status["store"].to_string().contains("revision");
         (status["problems"] == json!([]) && status["ready"] == json!(true) && is_connected).then_some(())
@@ -52,7 +52,7 @@ fn an_agent_with_a_password_survives_changes_of_authentication_and_member_restar
     // One member does not run, and the others have no authentication yet.
     lab.etcd.kill_member(0);
     lab.workers[0].start_and_wait();
-    wait_until_well(&lab.workers[0]);
+    wait_until_ready_without_problems(&lab.workers[0]);
     add_pool(&lab.workers[0], "before", "10.245.0.0/16").unwrap();
     lab.etcd.start_member(0);
 
@@ -62,7 +62,7 @@ fn an_agent_with_a_password_survives_changes_of_authentication_and_member_restar
     lab.etcd.log_in(Some(ROOT));
     let add = |lab: &Lab, name: &str, cidr: &str| {
         wait::until(&format!("pool {name} to be added"), || add_pool(&lab.workers[0], name, cidr));
-        wait_until_well(&lab.workers[0]);
+        wait_until_ready_without_problems(&lab.workers[0]);
     };
     add(&lab, "enabled", "10.246.0.0/16");
 

@@ -39,7 +39,7 @@ fn a_new_node_is_reachable_from_all_others_without_a_periodic_pass() {
         let new = blocks(lab.workers.last().unwrap());
         for worker in &lab.workers {
             for block in &new {
-                wait::until_true("the way to the new node", || routes(worker).contains(block));
+                wait::until_true("the route to the new node", || routes(worker).contains(block));
             }
         }
     }

@@ -1,5 +1,5 @@
 //! STATUS of the plugins. Kubernetes evicts the running pods of a node whose STATUS fails: it must not fail while pods
-//! of this boot are connected, even if an ADD would fail.
+//! that were connected since the machine booted are running, even if an ADD would fail.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -10,7 +10,7 @@ use polder_tests::scripted::ScriptedIpam;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::{Value, json};
 
-const WELL: Result<Value, Value> = Ok(Value::Null);
+const STATUS_OK: Result<Value, Value> = Ok(Value::Null);
 
 fn status(worker: &Worker) -> Result<Value, Value> {
     worker.cni("STATUS", "", "", &Worker::netconf("1.1.0"))
@@ -28,7 +28,7 @@ fn ipam_conf() -> Value {
 }
 
 /// Allocates addresses for an interface of another plugin.
-fn lease(worker: &Worker, name: &str) {
+fn allocate(worker: &Worker, name: &str) {
     let netns = worker.namespace(name);
     let variables = [
         ("CNI_COMMAND", "ADD"),
@@ -49,13 +49,13 @@ fn wait_for_problem(worker: &Worker, words: &str) -> String {
     })
 }
 
-fn answers(worker: &Worker, pod: &Pod) {
+fn assert_pod_answers_ping(worker: &Worker, pod: &Pod) {
     probe::ping(worker.node.command("ping"), pod.v4(), 56).unwrap();
 }
 
 /// Waits until STATUS succeeds on a node without pods. The timeout for the agent's answer is 500 ms, which is not
 /// always enough on a busy machine. With pods, STATUS succeeds even after that timeout.
-fn wait_until_well(worker: &Worker) {
+fn wait_until_status_succeeds(worker: &Worker) {
     wait::until("STATUS to succeed", || status(worker).map_err(|error| error.to_string()));
 }
 
@@ -68,7 +68,7 @@ fn wait_until_fails(ask: impl Fn() -> Result<Value, Value>, code: u64, words: &s
 }
 
 /// Asserts that STATUS failed with this error code and these words.
-fn fails(outcome: Result<Value, Value>, code: u64, words: &str) {
+fn assert_failed(outcome: Result<Value, Value>, code: u64, words: &str) {
     let error = outcome.unwrap_err();
     assert!(error["code"] == code && error["msg"].to_string().contains(words), "{error}");
 }
@@ -77,71 +77,71 @@ fn fails(outcome: Result<Value, Value>, code: u64, words: &str) {
 fn status_succeeds_on_a_node_with_pods_although_no_address_is_left() {
     let lab = Lab::start(Topology { pools: vec!["10.244.0.0/26"], ..Topology::one_segment(1) });
     let worker = &lab.workers[0];
-    wait_until_well(worker);
+    wait_until_status_succeeds(worker);
     let (mut pods, mut refused) = (Vec::new(), None);
     while refused.is_none() {
-        assert!(pods.len() < 64, "the pool has no more addresses than that");
+        assert!(pods.len() < 64, "64 pods got an address from a pool of 64 addresses (expected fewer)");
         match worker.try_pod(&format!("p{}", pods.len()), &Worker::netconf("1.1.0")) {
             Ok(pod) => pods.push(pod),
             Err(error) => refused = Some(error),
         }
     }
     assert!(refused.as_ref().is_some_and(|error| error["code"] == 100) && !pods.is_empty(), "{refused:?}");
-    assert_eq!(status(worker), WELL);
+    assert_eq!(status(worker), STATUS_OK);
     let problem = wait_for_problem(worker, "new pods get no address");
     assert!(problem.contains("pool ipv4 (10.244.0.0/26) has no free block"), "{problem}");
     assert_eq!(worker.status()["ready"], true);
-    answers(worker, &pods[0]);
+    assert_pod_answers_ping(worker, &pods[0]);
 }
 
 #[test]
 fn status_fails_for_a_drained_pool_only_on_a_node_without_pods() {
     let lab = Lab::start(Topology::one_segment(2));
-    let [with, without] = lab.workers.as_slice() else { panic!("two nodes") };
-    let pod = with.pod("a");
-    with.ctl(&["pool", "drain", "ipv4"]);
-    for worker in [with, without] {
+    let [with_pod, without_pod] = lab.workers.as_slice() else { panic!("two nodes") };
+    let pod = with_pod.pod("a");
+    with_pod.ctl(&["pool", "drain", "ipv4"]);
+    for worker in [with_pod, without_pod] {
         wait_for_problem(worker, "new pods get no address");
     }
-    assert_eq!(status(with), WELL);
-    wait_until_fails(|| status(without), 50, "drain");
-    assert_eq!(with.try_pod("b", &Worker::netconf("1.1.0")).unwrap_err()["code"], 100);
-    answers(with, &pod);
-    with.ctl(&["pool", "add", "next", "10.245.0.0/24"]);
-    wait::until("an ADD to be possible again", || status(without).map_err(|error| error.to_string()));
+    assert_eq!(status(with_pod), STATUS_OK);
+    wait_until_fails(|| status(without_pod), 50, "drain");
+    assert_eq!(with_pod.try_pod("b", &Worker::netconf("1.1.0")).unwrap_err()["code"], 100);
+    assert_pod_answers_ping(with_pod, &pod);
+    with_pod.ctl(&["pool", "add", "next", "10.245.0.0/24"]);
+    wait::until("an ADD to be possible again", || status(without_pod).map_err(|error| error.to_string()));
 }
 
-/// Freezes, then kills the agents of a node with a pod and of a node without: STATUS still succeeds on the first.
-fn assert_well_without_an_agent(attach: &str) {
+/// Freezes, then kills the agents of two nodes: STATUS still succeeds on the node with a pod, not on the other.
+fn assert_status_without_an_agent(attach: &str) {
     let mut lab = Lab::start(Topology::one_segment(2).bootstrap(&format!("attach = \"{attach}\"")));
     let pod = lab.workers[0].pod("a");
     for worker in &lab.workers {
         worker.freeze(true);
     }
-    assert_eq!(status(&lab.workers[0]), WELL, "{attach}: the agent hangs");
-    fails(status(&lab.workers[1]), 50, "/run/polder/agent.sock did not answer");
+    assert_eq!(status(&lab.workers[0]), STATUS_OK, "{attach}: the agent hangs");
+    assert_failed(status(&lab.workers[1]), 50, "/run/polder/agent.sock did not answer");
     lab.workers.iter_mut().for_each(Worker::kill);
-    assert_eq!(status(&lab.workers[0]), WELL, "{attach}: the agent was killed");
+    assert_eq!(status(&lab.workers[0]), STATUS_OK, "{attach}: the agent was killed");
     // This node has no pods to evict, and new pods could not start on it.
-    fails(status(&lab.workers[1]), 50, "/run/polder/agent.sock");
-    answers(&lab.workers[0], &pod);
+    assert_failed(status(&lab.workers[1]), 50, "/run/polder/agent.sock");
+    assert_pod_answers_ping(&lab.workers[0], &pod);
 
     // STATUS fails if the pods' kernel state is missing.
     let worker = &mut lab.workers[0];
     worker.flush_routes();
-    fails(status(worker), 51, "1 pods have no route");
+    assert_failed(status(worker), 51, "1 pods have no route");
     worker.reboot();
-    fails(status(worker), 50, "has not been set up since it was booted");
+    assert_failed(status(worker), 50, "has not been set up since it was booted");
 }
 
 #[test]
-fn status_needs_no_agent_while_pods_of_this_boot_are_connected_by_the_bridge() {
-    assert_well_without_an_agent("bridge");
+fn status_needs_no_agent_while_pods_connected_since_boot_use_the_bridge() {
+    assert_status_without_an_agent("bridge");
 }
 
 #[test]
-fn status_needs_no_agent_while_pods_of_this_boot_are_connected_by_routes() {
-    assert_well_without_an_agent("routed");
+fn status_needs_no_agent_while_pods_connected_since_boot_use_routes() {
+    assert_status_without_an_agent("routed");
 }
 
 #[test]
@@ -149,31 +149,31 @@ fn status_does_not_depend_on_peers() {
     let mut lab = Lab::build(Topology::one_segment(2));
     lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
     lab.start_agents();
-    let (survivor, peer) = (0, 1);
-    let pod = lab.workers[survivor].pod("a");
+    let (node_with_pod, peer) = (0, 1);
+    let pod = lab.workers[node_with_pod].pod("a");
     // A firewall drops ICMP.
     lab.fabric.node().shell(
         "nft 'add table bridge f; add chain bridge f c { type filter hook forward priority 0; }; \
          add rule bridge f c ip protocol icmp drop'",
     );
-    wait_for_problem(&lab.workers[survivor], "does not answer");
-    assert_eq!(status(&lab.workers[survivor]), WELL);
-    wait_until_well(&lab.workers[peer]);
+    wait_for_problem(&lab.workers[node_with_pod], "does not answer");
+    assert_eq!(status(&lab.workers[node_with_pod]), STATUS_OK);
+    wait_until_status_succeeds(&lab.workers[peer]);
     lab.fabric.node().shell("nft delete table bridge f");
 
-    // The peer dies, and then the survivor has no pods either.
+    // The peer fails. Then the last pod of the other node is deleted, too.
     lab.workers[peer].kill();
     lab.workers[peer].node.run("ip", &["link", "set", "eth0", "down"]);
-    let worker = &lab.workers[survivor];
+    let worker = &lab.workers[node_with_pod];
     wait_for_problem(worker, "does not answer");
-    assert_eq!(status(worker), WELL);
+    assert_eq!(status(worker), STATUS_OK);
     worker.delete(&pod);
-    wait_until_well(worker);
+    wait_until_status_succeeds(worker);
     worker.pod("b");
 }
 
 #[test]
-fn status_of_a_node_in_conflict_fails_only_when_its_pods_are_gone() {
+fn status_of_a_node_whose_block_another_node_claimed_fails_only_without_pods() {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
     let pod = worker.pod("a");
@@ -183,14 +183,14 @@ fn status_of_a_node_in_conflict_fails_only_when_its_pods_are_gone() {
     worker.wait_for_status("the loss of the block", |status| {
         status["reasons"].to_string().contains("which node n9 has claimed").then_some(())
     });
-    assert_eq!(status(worker), WELL, "its pod is connected");
+    assert_eq!(status(worker), STATUS_OK, "its pod is connected");
     assert!(message(worker.try_pod("b", &Worker::netconf("1.1.0")).map(|_| Value::Null)).contains("node n9"));
     worker.delete(&pod);
     wait_until_fails(|| status(worker), 51, "which node n9 has claimed");
 }
 
 #[test]
-fn a_failing_delegated_status_fails_only_on_a_node_without_pods() {
+fn failure_of_the_ipam_status_is_reported_only_on_a_node_without_pods() {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
     let scripted = ScriptedIpam::new(&worker.node);
@@ -198,9 +198,10 @@ fn a_failing_delegated_status_fails_only_on_a_node_without_pods() {
     scripted.gives("1.1.0", &["192.168.7.7/24"]);
     let pod = worker.pod_with("a", &delegating);
     scripted.fails(r#"{"code": 50, "msg": "no more"}"#);
-    scripted.asked();
-    assert_eq!(worker.cni("STATUS", "", "", &delegating), WELL);
-    assert_eq!(scripted.asked(), "STATUS");
+    // Clears the recorded calls.
+    scripted.take_calls();
+    assert_eq!(worker.cni("STATUS", "", "", &delegating), STATUS_OK);
+    assert_eq!(scripted.take_calls(), "STATUS");
     scripted.recovers();
     worker.delete(&pod);
     scripted.fails(r#"{"code": 50, "msg": "no more"}"#);
@@ -208,18 +209,18 @@ fn a_failing_delegated_status_fails_only_on_a_node_without_pods() {
 }
 
 #[test]
-fn status_of_polder_ipam_succeeds_while_a_leased_address_may_be_in_use() {
+fn status_of_polder_ipam_succeeds_while_an_allocated_address_may_be_in_use() {
     let mut lab = Lab::start(Topology::one_segment(2));
-    let [with, without] = lab.workers.as_slice() else { panic!("two nodes") };
-    lease(with, "leased");
-    with.ctl(&["pool", "drain", "ipv4"]);
-    for worker in [with, without] {
+    let [with_pod, without_pod] = lab.workers.as_slice() else { panic!("two nodes") };
+    allocate(with_pod, "allocated");
+    with_pod.ctl(&["pool", "drain", "ipv4"]);
+    for worker in [with_pod, without_pod] {
         wait_for_problem(worker, "new pods get no address");
     }
-    assert_eq!(ipam_status(with), Ok(()), "a pod has an address");
-    wait_until_fails(|| ipam_status(without).map(|()| Value::Null), 50, "drain");
+    assert_eq!(ipam_status(with_pod), Ok(()), "a pod has an address");
+    wait_until_fails(|| ipam_status(without_pod).map(|()| Value::Null), 50, "drain");
 
-    // Only the agent knows which interfaces have the addresses.
+    // Without the agent, polder-ipam cannot check whether an address is in use, and assumes that it is.
     let worker = &mut lab.workers[0];
     worker.kill();
     assert_eq!(ipam_status(worker), Ok(()));

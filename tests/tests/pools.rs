@@ -11,7 +11,7 @@ use polder_tests::matrix::{assert_flat, assert_flat_over};
 use polder_tests::pod::Pod;
 use polder_tests::routes::wait_for_routes;
 use polder_tests::traffic::without_packet_loss;
-use polder_tests::wait::PATIENCE;
+use polder_tests::wait::TIMEOUT;
 use polder_tests::{Lab, Topology, wait};
 use serde_json::{Value, json};
 
@@ -119,7 +119,7 @@ fn nodes_use_the_pools_for_their_labels_and_pods_the_pools_that_they_name() {
     let unasked = lab.workers[2].pod("unasked");
     assert!(is_in(unasked.v4(), "10.245.0."), "{}", unasked.v4());
     let other = lab.workers[1].pod("another");
-    wait_for_routes(&lab, PATIENCE);
+    wait_for_routes(&lab, TIMEOUT);
     assert_flat(&[named, annotated, unasked, other], 1450);
 }
 
@@ -225,7 +225,7 @@ fn a_pool_is_drained_while_its_pods_run_and_removed_when_they_are_gone() {
     assert_flat(&[old.clone(), new.clone()].concat(), 1450);
     without_packet_loss(&new, || {
         lab.workers.iter().zip(&old).for_each(|(worker, pod)| worker.delete(pod));
-        wait::within(PATIENCE * 3, "all blocks to go back", || {
+        wait::within(TIMEOUT * 3, "all blocks to go back", || {
             let pool = pool(worker, "ipv4");
             if pool["blocks_owned"] == 0 { Ok(()) } else { Err(pool.to_string()) }
         });
@@ -276,7 +276,7 @@ fn a_pool_that_was_drained_by_mistake_is_active_again_when_it_is_added_again() {
         other => Err(undo(worker, "refused", other)),
     });
     assert!(worker.ctl(&add).as_str().unwrap().contains("pool p is active again"));
-    let after = worker.pod_within(PATIENCE, "after", &of_pool("p"));
+    let after = worker.pod_within(TIMEOUT, "after", &of_pool("p"));
     assert_flat(&[before, after], 1450);
 }
 
@@ -369,7 +369,7 @@ fn a_shortage_of_addresses_is_announced_and_reported_until_a_del() {
     let freed = pods.pop().unwrap();
     worker.delete(&freed);
     // The address is in cool-down first.
-    let next = worker.pod_within(PATIENCE * 2, "next", &conf);
+    let next = worker.pod_within(TIMEOUT * 2, "next", &conf);
     assert_eq!(next.v4(), freed.v4());
     pods.push(next);
     let addresses: BTreeSet<IpAddr> = pods.iter().map(Pod::v4).collect();

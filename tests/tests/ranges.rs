@@ -5,7 +5,7 @@
 use polder_tests::agent::Worker;
 use polder_tests::matrix::assert_flat;
 use polder_tests::routes::wait_for_routes;
-use polder_tests::wait::PATIENCE;
+use polder_tests::wait::TIMEOUT;
 use polder_tests::{Lab, Topology, wait};
 use serde_json::{Value, json};
 
@@ -32,10 +32,10 @@ fn problem(worker: &Worker, pool: &str) -> String {
 }
 
 /// Waits until the node is ready, is connected to etcd, and has no problem.
-fn wait_until_well(worker: &Worker) {
-    worker.wait_for_status("all to be well", |status| {
-        let is_well = status["ready"] == true && status["problems"] == json!([]);
-        (is_well && status["store"]["state"] == "connected").then_some(())
+fn wait_until_ready_without_problems(worker: &Worker) {
+    worker.wait_for_status("the node to be ready without problems", |status| {
+        let has_no_problem = status["ready"] == true && status["problems"] == json!([]);
+        (has_no_problem && status["store"]["state"] == "connected").then_some(())
     });
 }
 
@@ -107,7 +107,7 @@ fn etcd_stays_reachable_with_a_pool_record_that_contains_it() {
     let done = lab.workers[2].ctl(&["pool", "remove", "oops"]);
     assert!(done.as_str().unwrap().contains("pool oops is removed"), "{done}");
     for worker in &lab.workers {
-        wait_until_well(worker);
+        wait_until_ready_without_problems(worker);
         assert_reaches_etcd(worker);
     }
 }
@@ -129,7 +129,7 @@ fn etcd_stays_reachable_with_a_claimed_block_in_a_pool_that_contains_it() {
     }
     lab.etcd.ctl(&["del", block]);
     lab.workers[1].ctl(&["pool", "remove", "oops"]);
-    lab.workers.iter().for_each(wait_until_well);
+    lab.workers.iter().for_each(wait_until_ready_without_problems);
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn etcd_with_a_dns_name_stays_reachable_too() {
     assert!(message.contains("10.10.1.200, the address of etcd"), "{message}");
     lab.workers.iter().for_each(assert_reaches_etcd);
     worker.ctl(&["pool", "remove", "oops"]);
-    lab.workers.iter().for_each(wait_until_well);
+    lab.workers.iter().for_each(wait_until_ready_without_problems);
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn an_old_route_that_hides_etcd_is_deleted_at_the_start() {
             .shell(&format!("{forget}; ip route add unreachable 10.10.1.192/26 metric {metric} proto 84"));
         assert!(!route_to(worker, ETCD).contains("dev eth0"), "etcd is not taken away");
         worker.start();
-        wait_until_well(worker);
+        wait_until_ready_without_problems(worker);
         assert_reaches_etcd(worker);
     }
 }
@@ -189,9 +189,9 @@ fn first_pools_that_contain_etcd_are_not_created_until_they_are_corrected() {
         worker.configure(&worker.configuration().replace("\"10.10.1.0/24\"", "\"10.244.0.0/16\""));
         worker.start();
     }
-    lab.workers.iter().for_each(wait_until_well);
+    lab.workers.iter().for_each(wait_until_ready_without_problems);
     let pods: Vec<_> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
-    wait_for_routes(&lab, PATIENCE);
+    wait_for_routes(&lab, TIMEOUT);
     assert_flat(&pods, 1450);
 }
 
@@ -226,9 +226,9 @@ fn a_network_known_to_one_node_stays_reachable_and_the_overlap_is_reported() {
         assert!(route_to(second, address).contains("dev other0"), "{address}: {}", route_to(second, address));
     }
     second.node.run("ip", &["link", "delete", "other0"]);
-    wait_until_well(second);
+    wait_until_ready_without_problems(second);
     let here = second.pod_with("here", &conf);
-    wait_for_routes(&lab, PATIENCE);
+    wait_for_routes(&lab, TIMEOUT);
     assert_flat(&[pod, here], 1450);
 }
 
@@ -300,7 +300,7 @@ fn a_pool_record_that_pods_cannot_use_affects_nothing_and_can_be_removed() {
         let done = lab.workers[0].ctl(&["pool", "remove", pool]);
         assert!(done.as_str().unwrap().contains(&format!("pool {pool} is removed")), "{done}");
     }
-    lab.workers.iter().for_each(wait_until_well);
+    lab.workers.iter().for_each(wait_until_ready_without_problems);
 }
 
 #[test]

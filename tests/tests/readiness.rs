@@ -4,7 +4,7 @@
 
 use polder_tests::agent::{CNI_CONF, Worker};
 use polder_tests::matrix::assert_flat;
-use polder_tests::wait::PATIENCE;
+use polder_tests::wait::TIMEOUT;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::Value;
 
@@ -213,7 +213,7 @@ fn a_dead_agent_is_reported_and_counted_until_it_returns_or_is_removed() {
     wait::until_true("all nodes to be counted", || counted(&lab.workers[0], 3, 0));
     lab.workers[2].kill();
     for worker in &lab.workers[..2] {
-        wait::within(PATIENCE * 2, "the dead agent to be named", || {
+        wait::within(TIMEOUT * 2, "the dead agent to be named", || {
             let problems = worker.status()["problems"].to_string();
             let parts = ["node n3: its agent is not alive", "polderctl node remove n3 --dead"];
             if parts.iter().all(|part| problems.contains(part)) { Ok(()) } else { Err(problems) }
@@ -249,7 +249,7 @@ fn a_dead_agent_is_reported_and_counted_until_it_returns_or_is_removed() {
 
     lab.workers[2].kill();
     let worker = &lab.workers[0];
-    wait::within(PATIENCE * 2, "the dead agent to be counted", || {
+    wait::within(TIMEOUT * 2, "the dead agent to be counted", || {
         if counted(worker, 2, 1) { Ok(()) } else { Err(worker.http("/metrics").1) }
     });
     worker.ctl(&["node", "remove", "n3", "--dead"]);
@@ -282,7 +282,7 @@ fn a_path_that_loses_long_packets_is_reported() {
         worker.start_and_wait();
     }
     lab.workers.iter().for_each(wait_for_no_problem);
-    wait::until_true("the way to be wide enough", || probed(&lab.workers[0], "n2") == "answers");
+    wait::until_true("the path to carry large packets", || probed(&lab.workers[0], "n2") == "answers");
 }
 
 #[test]

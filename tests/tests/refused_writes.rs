@@ -46,11 +46,11 @@ fn wait_for_problem(worker: &Worker, words: &[&str]) -> String {
     })
 }
 
-fn wait_until_well(worker: &Worker) {
+fn wait_until_no_problem(worker: &Worker) {
     wait::within(NOTICE_TIMEOUT, &format!("{} to have no problem", worker.name()), || {
         let status = worker.try_status()?;
-        let is_well = status["problems"] == json!([]) && status["refused_writes"] == json!([]);
-        if is_well { Ok(()) } else { Err(status.to_string()) }
+        let has_no_problem = status["problems"] == json!([]) && status["refused_writes"] == json!([]);
+        if has_no_problem { Ok(()) } else { Err(status.to_string()) }
     });
 }
 
@@ -150,7 +150,7 @@ fn etcd_without_space_is_reported_by_all_nodes_and_by_an_add() {
     assert!(!is_alive(&lab.workers[1], "n1"));
 
     lab.etcd.have_space_again();
-    lab.workers.iter().for_each(wait_until_well);
+    lab.workers.iter().for_each(wait_until_no_problem);
     wait::until_true("the node to be alive", || is_alive(&lab.workers[1], "n1"));
     lab.workers[0].pod_with("last", &of_small_pool());
     for worker in &lab.workers {
@@ -241,7 +241,7 @@ fn a_read_only_role_is_reported_with_the_refused_writes_and_the_missing_grant() 
     wait_for_problem(&lab.workers[1], &[NO_PERMISSION]);
 
     permit(&lab, "readwrite", PREFIX);
-    lab.workers.iter().for_each(wait_until_well);
+    lab.workers.iter().for_each(wait_until_no_problem);
     wait::until_true("the node to be alive", || is_alive(&lab.workers[1], "n1"));
     lab.workers[0].pod_with("last", &of_small_pool());
 }

@@ -8,7 +8,7 @@ use polder_api::AddMark;
 use polder_tests::agent::{CNI_CONF, Worker};
 use polder_tests::etcd::Etcd;
 use polder_tests::matrix::assert_flat;
-use polder_tests::wait::PATIENCE;
+use polder_tests::wait::TIMEOUT;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::{Value, json};
 
@@ -165,7 +165,7 @@ fn a_removed_node_without_its_ledger_joins_again_and_confirms_nothing() {
     lab.workers[1].node.shell("rm /var/lib/polder/ledger.db*");
     lab.workers[1].start();
     // A record that was deleted while the agent did not run could be a loss: the node claims no block for 60 s.
-    wait::within(PATIENCE * 4, "the node to be ready", || match lab.workers[1].try_status()? {
+    wait::within(TIMEOUT * 4, "the node to be ready", || match lab.workers[1].try_status()? {
         status if status["ready"] == true => Ok(()),
         status => Err(status["reasons"].to_string()),
     });
@@ -320,7 +320,7 @@ fn a_clone_of_a_live_machine_does_not_serve_and_reports_the_reason() {
     assert!(lab.workers[0].stop());
     lab.workers[0].node.shell(&format!("ip link del {}", pod.host_interface()));
     // The original's lease must expire first, and then its addresses are in cool-down.
-    wait::within(PATIENCE * 2, "the second to be ready", || match lab.workers[1].try_status()? {
+    wait::within(TIMEOUT * 2, "the second to be ready", || match lab.workers[1].try_status()? {
         status if status["ready"] == true => Ok(()),
         status => Err(status["reasons"].to_string()),
     });
@@ -339,7 +339,7 @@ fn spare_blocks_are_released() {
     wait::until_true("the block to go back", || claims_of(&lab, "n1") == 1);
     assert_eq!(worker.status()["blocks"].as_array().unwrap().len(), 1);
     let route = |worker: &Worker| worker.node.run("ip", &["route", "show", "proto", "84"]);
-    wait::until_true("the way to it to be gone", || {
+    wait::until_true("the route to it to be deleted", || {
         route(worker).matches("dev polder0").count() == 1
             && route(&lab.workers[1]).matches(" via ").count() == 1
     });

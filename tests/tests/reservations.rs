@@ -8,7 +8,7 @@ use polder_tests::agent::Worker;
 use polder_tests::fabric::Families;
 use polder_tests::matrix::assert_flat_over;
 use polder_tests::probe::{self, Echo};
-use polder_tests::wait::PATIENCE;
+use polder_tests::wait::TIMEOUT;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::{Value, json};
 
@@ -92,7 +92,7 @@ fn a_workload_keeps_its_address_on_every_node() {
     wait::until_true("the address to be let go", || holder(&lab, own)["holder"].is_null());
     assert_eq!(holder(&lab, own)["owner"], "lab/web-0", "the workload keeps it");
     // The other node may not know of the release yet.
-    let pod = there.pod_within(PATIENCE, "web-0", &by_name());
+    let pod = there.pod_within(TIMEOUT, "web-0", &by_name());
     assert_eq!(pod.v4(), own);
     others.iter().for_each(|other| assert_reachable(other, &pod));
 

@@ -90,7 +90,7 @@ fn a_node_with_its_own_user_works_and_cannot_write_another_nodes_records() {
     // Writes to other keys are refused, writes to the node's own keys are not.
     lab.etcd.identify(&n1.0, &n1.1);
     let put = |key: &str| lab.etcd.try_ctl(&["put", &format!("/polder/v1/{key}"), "{}"]);
-    for of_others in [
+    for foreign_key in [
         "nodes/n2",
         "nodes/n11",
         "alive/n2",
@@ -101,8 +101,8 @@ fn a_node_with_its_own_user_works_and_cannot_write_another_nodes_records() {
         "pools/ipv4",
         "inspection",
     ] {
-        let message = put(of_others).expect_err(of_others);
-        assert!(message.contains("permission denied"), "{of_others}: {message}");
+        let message = put(foreign_key).expect_err(foreign_key);
+        assert!(message.contains("permission denied"), "{foreign_key}: {message}");
     }
     for own in ["addresses/n1/10.244.0.9", "answers/n1"] {
         put(own).unwrap();

@@ -7,7 +7,7 @@ use polder_tests::kernel_state::{assert_unchanged, kernel_state};
 use polder_tests::matrix::assert_flat;
 use polder_tests::routes::wait_for_routes;
 use polder_tests::traffic::without_packet_loss;
-use polder_tests::wait::PATIENCE;
+use polder_tests::wait::TIMEOUT;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::json;
 
@@ -166,7 +166,7 @@ fn a_lost_ledger_is_rebuilt_before_an_address_is_allocated() {
     assert_ne!(new.v4(), pods[0].v4(), "an address was handed out that is in use");
     assert_eq!(new.gateway(new.v4()), gateway, "the gateway of running pods has changed");
     pods.push(new);
-    wait_for_routes(&lab, PATIENCE);
+    wait_for_routes(&lab, TIMEOUT);
     assert_flat(&pods, 1450);
     lab.workers[0].delete(&pods[0]);
     assert_eq!(lab.workers[0].status()["pods"], 1);

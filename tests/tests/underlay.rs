@@ -6,7 +6,7 @@ use polder_tests::agent::Worker;
 use polder_tests::fabric::Families;
 use polder_tests::lab::{POOL4, POOL6};
 use polder_tests::matrix::{assert_flat, assert_flat_over};
-use polder_tests::wait::PATIENCE;
+use polder_tests::wait::TIMEOUT;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::Value;
 
@@ -97,7 +97,7 @@ fn auto_uses_the_tunnel_while_the_network_drops_pod_addresses() {
     });
     assert_eq!(paths(&lab.workers[0]), tunnels);
     lab.fabric.carry_sources(&lab.workers[0].node);
-    wait::within(PATIENCE * 3, "direct paths from n1", || match paths(&lab.workers[0]) {
+    wait::within(TIMEOUT * 3, "direct paths from n1", || match paths(&lab.workers[0]) {
         paths if paths.iter().all(|path| path.ends_with("direct")) => Ok(()),
         paths => Err(paths.join(", ")),
     });
@@ -122,14 +122,14 @@ fn a_node_with_a_dead_nodes_address_serves_after_that_nodes_lease_expired() {
     ));
     lab.workers[0].start();
     // Each wait can last until the lease has expired and has been missing long enough to treat the agent as dead.
-    let patience = PATIENCE * 3;
-    wait::within(patience, "the node to be ready", || {
+    let max_wait = TIMEOUT * 3;
+    wait::within(max_wait, "the node to be ready", || {
         let status = lab.workers[0].try_status()?;
         if status["ready"] == true { Ok(()) } else { Err(status["reasons"].to_string()) }
     });
     assert_eq!(underlay(&lab.workers[0]), [second.to_string()]);
     let third = &lab.workers[2];
-    wait::within(patience, "n3 to reach the node that is alive", || {
+    wait::within(max_wait, "n3 to reach the node that is alive", || {
         let nodes = third.ctl(&["node", "list"]);
         let node = nodes.as_array().unwrap().iter().find(|node| node["name"] == "n1").unwrap();
         let path = &node["paths"][0];

@@ -7,7 +7,7 @@ use polder_tests::fabric::Families;
 use polder_tests::kernel_state::{assert_unchanged, kernel_state};
 use polder_tests::matrix::assert_flat;
 use polder_tests::routes::wait_for_routes;
-use polder_tests::wait::PATIENCE;
+use polder_tests::wait::TIMEOUT;
 use polder_tests::{Lab, Pod, Topology};
 use serde_json::{Value, json};
 
@@ -53,7 +53,7 @@ fn an_uninstall_leaves_the_kernel_and_the_folders_as_they_were_before_the_agent(
     lab.start_agents();
     let pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("again")).collect();
     // The earlier addresses are in cool-down, so the nodes use other ones.
-    wait_for_routes(&lab, PATIENCE);
+    wait_for_routes(&lab, TIMEOUT);
     assert_flat(&pods, 1450);
 }
 

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use polder_agent::ctl::credentials::CredentialArguments;
-use polder_agent::ctl::{Command, Output, Printed, Run, Session, exit_of};
+use polder_agent::ctl::{Command, CommandOutput, OutputFormat, Run, Session, exit_of};
 use polder_agent::exit::{self, Exit};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -19,8 +19,8 @@ struct Arguments {
     #[arg(long, value_name = "PATH", global = true, help_heading = "Global options")]
     socket: Option<PathBuf>,
     /// Output format
-    #[arg(short, value_enum, default_value_t = Output::Table, global = true, help_heading = "Global options")]
-    output: Output,
+    #[arg(short, value_enum, default_value_t = OutputFormat::Table, global = true, help_heading = "Global options")]
+    output: OutputFormat,
     #[command(flatten)]
     credentials: CredentialArguments,
     #[command(subcommand)]
@@ -39,16 +39,18 @@ enum NotPrinted {
 fn main() -> ExitCode {
     let Arguments { socket, output, credentials, command } = Arguments::parse();
     let exit = match command.run(&Session::new(socket.as_deref(), output, &credentials)) {
-        Ok(Printed { text, exit, stays }) => match io::stdout().write_all(text.as_bytes()) {
-            Ok(()) if stays => stay().map_or(Exit::Failed, |()| exit),
-            Ok(()) => exit,
-            // The reader closed the pipe (for example `head`): not an error.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => exit,
-            Err(error) => {
-                eprintln!("polderctl: {}", NotPrinted::Output(error));
-                Exit::Failed
+        Ok(CommandOutput { text, exit, waits_for_sigterm }) => {
+            match io::stdout().write_all(text.as_bytes()) {
+                Ok(()) if waits_for_sigterm => stay().map_or(Exit::Failed, |()| exit),
+                Ok(()) => exit,
+                // The reader closed the pipe (for example `head`): not an error.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => exit,
+                Err(error) => {
+                    eprintln!("polderctl: {}", NotPrinted::Output(error));
+                    Exit::Failed
+                }
             }
-        },
+        }
         Err(error) => match exit_of(&error) {
             Exit::Usage => end_with_usage(&error),
             exit => {

@@ -4,7 +4,7 @@ use clap::Subcommand;
 use polder_api::ask;
 use polder_api::pool::ClaimStatus;
 
-use super::{Printed, Render, Run, Session, print, table};
+use super::{CommandOutput, Render, Run, Session, table, table_text};
 
 /// Subcommands of `polderctl block`.
 #[derive(Debug, Clone, Copy, Subcommand)]
@@ -14,7 +14,7 @@ pub enum Command {
 }
 
 impl Run for Command {
-    fn run(&self, session: &Session<'_>) -> anyhow::Result<Printed> {
+    fn run(&self, session: &Session<'_>) -> anyhow::Result<CommandOutput> {
         match self {
             Self::List => session.show(ask::Blocks),
         }
@@ -40,5 +40,5 @@ pub(super) fn blocks(blocks: &[ClaimStatus]) -> String {
             claim.standing.to_string(),
         ]);
     }
-    print(table)
+    table_text(table)
 }

@@ -5,7 +5,7 @@ use ipnetwork::{IpNetwork, IpNetworkError};
 use polder_api::status::{AttachMode, ClusterStatus, SettingsChange};
 use polder_api::{Backend, ask};
 
-use super::{Printed, Render, Run, Session};
+use super::{CommandOutput, Render, Run, Session};
 
 /// Subcommands of `polderctl cluster`.
 #[derive(Debug, Subcommand)]
@@ -98,10 +98,10 @@ fn ranges(text: &str) -> Result<Ranges, InvalidSetting> {
 }
 
 impl Run for Command {
-    fn run(&self, session: &Session<'_>) -> anyhow::Result<Printed> {
+    fn run(&self, session: &Session<'_>) -> anyhow::Result<CommandOutput> {
         match self {
             Self::Show => match session.ask(ask::Status)?.cluster {
-                Some(cluster) => session.print(&cluster),
+                Some(cluster) => session.render(&cluster),
                 None => Err(SettingsUnknown::Unknown.into()),
             },
             Self::Set(changes) => session.show(ask::ChangeSettings(SettingsChange {

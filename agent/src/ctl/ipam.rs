@@ -9,7 +9,7 @@ use polder_api::ipam::{AddressStanding, AddressStatus, Checked, Release, RepairM
 use polder_ipam::Cidr;
 use polder_ipam::cidr::ParseCidrError;
 
-use super::{Printed, Render, Run, Session, Usage, block, pool, print, table};
+use super::{CommandOutput, Render, Run, Session, Usage, block, pool, table, table_text};
 use crate::exit::Exit;
 
 /// Subcommands of `polderctl ipam`.
@@ -38,7 +38,7 @@ pub enum Command {
 }
 
 impl Run for Command {
-    fn run(&self, session: &Session<'_>) -> anyhow::Result<Printed> {
+    fn run(&self, session: &Session<'_>) -> anyhow::Result<CommandOutput> {
         match self {
             Self::Show { subject } => session.show(ask::Show(parse(subject).map_err(Usage::Subject)?)),
             Self::Check { repair } => {
@@ -127,7 +127,7 @@ fn shown(shown: &Shown) -> String {
                 node.addresses_used.map_or("?".to_owned(), |used| used.to_string()),
             ]);
         }
-        parts.push(print(table));
+        parts.push(table_text(table));
     }
     if !shown.blocks.is_empty() {
         parts.push(block::blocks(&shown.blocks));
@@ -147,7 +147,7 @@ fn shown(shown: &Shown) -> String {
                 or_dash(address.since.clone()),
             ]);
         }
-        parts.push(print(table));
+        parts.push(table_text(table));
     }
     parts.join("\n")
 }

@@ -4,7 +4,7 @@ use clap::Args;
 use polder_api::ask;
 use serde::Serialize;
 
-use super::{Printed, Render, Run, Session};
+use super::{CommandOutput, Render, Run, Session};
 use crate::exit::Exit;
 
 /// Takes no arguments.
@@ -17,8 +17,8 @@ pub struct Command {}
 struct Standstills(Vec<String>);
 
 impl Run for Command {
-    fn run(&self, session: &Session<'_>) -> anyhow::Result<Printed> {
-        session.print(&Standstills(session.ask(ask::Live)?))
+    fn run(&self, session: &Session<'_>) -> anyhow::Result<CommandOutput> {
+        session.render(&Standstills(session.ask(ask::Live)?))
     }
 }
 

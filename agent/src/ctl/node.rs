@@ -8,7 +8,7 @@ use polder_api::ask::{self, RemovalAnswer};
 use polder_api::message::{Refusal, RefusalKind, Removal};
 use polder_api::status::NodeStatus;
 
-use super::{Printed, Render, Run, Session, print, table};
+use super::{CommandOutput, Render, Run, Session, table, table_text};
 
 /// Subcommands of `polderctl node`.
 #[derive(Debug, Subcommand)]
@@ -46,7 +46,7 @@ pub enum Command {
 }
 
 impl Run for Command {
-    fn run(&self, session: &Session<'_>) -> anyhow::Result<Printed> {
+    fn run(&self, session: &Session<'_>) -> anyhow::Result<CommandOutput> {
         match self {
             Self::List => session.show(ask::Nodes),
             Self::Remove { name, dead, disconnect_pods, earlier } => {
@@ -59,7 +59,7 @@ impl Run for Command {
 }
 
 /// Removes a node. If it is alive and has pods, only after the operator has confirmed their number.
-fn remove(session: &Session<'_>, removal: Removal) -> anyhow::Result<Printed> {
+fn remove(session: &Session<'_>, removal: Removal) -> anyhow::Result<CommandOutput> {
     let removed = match session.ask(ask::RemoveNode(removal.clone()))? {
         RemovalAnswer::Unconfirmed { message, pods } if confirms(&message, pods)? => {
             session.ask(ask::RemoveNode(Removal { disconnect_pods: Some(pods), ..removal }))?
@@ -67,7 +67,7 @@ fn remove(session: &Session<'_>, removal: Removal) -> anyhow::Result<Printed> {
         removed => removed,
     };
     match removed {
-        RemovalAnswer::Done(what) => session.print(&what),
+        RemovalAnswer::Done(what) => session.render(&what),
         // The text of the agent, as in its other refusals.
         RemovalAnswer::Unconfirmed { message, .. } => {
             Err(Refusal { kind: RefusalKind::Invalid, message }.into())
@@ -116,5 +116,5 @@ fn nodes(nodes: &[NodeStatus]) -> String {
             node.version.clone(),
         ]);
     }
-    print(table)
+    table_text(table)
 }

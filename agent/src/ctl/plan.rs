@@ -4,7 +4,7 @@ use clap::Args;
 use polder_api::ask;
 use serde::Serialize;
 
-use super::{Printed, Render, Run, Session, lines};
+use super::{CommandOutput, Render, Run, Session, changes_as_text};
 use crate::exit::Exit;
 
 /// Takes no arguments.
@@ -17,14 +17,14 @@ pub struct Command {}
 struct Changes(Vec<String>);
 
 impl Run for Command {
-    fn run(&self, session: &Session<'_>) -> anyhow::Result<Printed> {
-        session.print(&Changes(session.ask(ask::Plan)?))
+    fn run(&self, session: &Session<'_>) -> anyhow::Result<CommandOutput> {
+        session.render(&Changes(session.ask(ask::Plan)?))
     }
 }
 
 impl Render for Changes {
     fn table(&self) -> String {
-        lines(&self.0)
+        changes_as_text(&self.0)
     }
 
     fn exit(&self) -> Exit {

@@ -7,7 +7,7 @@ use polder_ipam::Cidr;
 use polder_ipam::pool::format_labels;
 use polder_ipam::tasks::operator;
 
-use super::{Printed, Render, Run, Session, Usage, print, table};
+use super::{CommandOutput, Render, Run, Session, Usage, table, table_text};
 
 /// Subcommands of `polderctl pool`.
 #[derive(Debug, Subcommand)]
@@ -38,8 +38,8 @@ pub struct PoolArguments {
     /// Prefix length of the blocks [default: 26 for IPv4, 122 for IPv6]
     #[arg(long, value_name = "BITS")]
     block_length: Option<u8>,
-    /// Use the pool only on nodes with all of these labels in section `[labels]` of agent.toml (not Kubernetes labels),
-    /// separated by commas [default: all nodes]
+    /// Use the pool only on nodes that have all these labels, comma-separated. Labels are set in section `[labels]` of
+    /// agent.toml, not in Kubernetes [default: all nodes]
     #[arg(long, value_name = "LABEL=VALUE", value_delimiter = ',', value_parser = label)]
     nodes: Vec<(String, String)>,
     /// Use the pool only for reservations (addresses kept for one pod name): no node claims blocks of it
@@ -64,7 +64,7 @@ fn label(text: &str) -> Result<(String, String), InvalidLabel> {
 }
 
 impl Run for Command {
-    fn run(&self, session: &Session<'_>) -> anyhow::Result<Printed> {
+    fn run(&self, session: &Session<'_>) -> anyhow::Result<CommandOutput> {
         let change = match self {
             Self::List => return session.show(ask::Pools),
             Self::Add(pool) => PoolChange::Add(pool.new_pool()?),
@@ -76,7 +76,7 @@ impl Run for Command {
 }
 
 impl PoolArguments {
-    /// The pool, or why it is invalid independent of the state of the cluster.
+    /// Returns the pool, or the error that can be found without the cluster's state.
     fn new_pool(&self) -> Result<NewPool, Usage> {
         let new = NewPool {
             name: self.name.clone(),
@@ -113,7 +113,7 @@ pub(super) fn pools(pools: &[PoolStatus]) -> String {
         let claimed = pool.blocks_owned + pool.blocks_resting;
         let resting = match pool.blocks_resting {
             0 => String::new(),
-            resting => format!(" ({resting} of removed nodes)"),
+            resting => format!(" ({resting} in cool-down after node removal)"),
         };
         table.add_row([
             pool.name.to_string(),
@@ -122,7 +122,11 @@ pub(super) fn pools(pools: &[PoolStatus]) -> String {
             pool.purpose.to_string(),
             pool.state.to_string(),
             if pool.nodes.is_empty() { "all".to_owned() } else { format_labels(&pool.nodes) },
-            if for_blocks { format!("{claimed} of {}{resting}", many(pool)) } else { "-".to_owned() },
+            if for_blocks {
+                format!("{claimed} of {}{resting}", format_block_count(pool))
+            } else {
+                "-".to_owned()
+            },
             match (for_blocks, pool.addresses_used) {
                 (_, None) => "?".to_owned(),
                 (true, Some(used)) => used.to_string(),
@@ -130,11 +134,11 @@ pub(super) fn pools(pools: &[PoolStatus]) -> String {
             },
         ]);
     }
-    print(table)
+    table_text(table)
 }
 
 /// Number of blocks of the pool, as a power of two if it is large.
-fn many(pool: &PoolStatus) -> String {
+fn format_block_count(pool: &PoolStatus) -> String {
     match pool.block_length - pool.cidr.prefix() {
         bits @ 32.. => format!("2^{bits}"),
         _ => pool.blocks_total.to_string(),
@@ -163,6 +167,9 @@ mod tests {
             addresses_used: Some(7),
         };
         let text = pools(&[pool]);
-        assert!(text.contains("4 of 2^66 (1 of removed nodes)") && text.contains("zone=a"), "{text}");
+        assert!(
+            text.contains("4 of 2^66 (1 in cool-down after node removal)") && text.contains("zone=a"),
+            "{text}"
+        );
     }
 }

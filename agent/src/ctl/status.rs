@@ -6,7 +6,7 @@ use clap::Args;
 use polder_api::ask;
 use polder_api::status::{Status, StoreStatus};
 
-use super::{Printed, Render, Run, Session};
+use super::{CommandOutput, Render, Run, Session};
 use crate::exit::Exit;
 
 /// Takes no arguments.
@@ -14,7 +14,7 @@ use crate::exit::Exit;
 pub struct Command {}
 
 impl Run for Command {
-    fn run(&self, session: &Session<'_>) -> anyhow::Result<Printed> {
+    fn run(&self, session: &Session<'_>) -> anyhow::Result<CommandOutput> {
         session.show(ask::Status)
     }
 }

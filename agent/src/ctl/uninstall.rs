@@ -7,7 +7,7 @@ use clap::Args;
 use polder_api::NodeName;
 use serde::Serialize;
 
-use super::{Printed, Render, Run, Session, lines};
+use super::{CommandOutput, Render, Run, Session, changes_as_text};
 use crate::config::{Flags, NodePaths};
 use crate::plugins;
 use crate::uninstall::{Attached, uninstall};
@@ -61,12 +61,12 @@ struct Steps(Vec<String>);
 
 impl Render for Steps {
     fn table(&self) -> String {
-        lines(&self.0)
+        changes_as_text(&self.0)
     }
 }
 
 impl Run for Command {
-    fn run(&self, session: &Session<'_>) -> anyhow::Result<Printed> {
+    fn run(&self, session: &Session<'_>) -> anyhow::Result<CommandOutput> {
         let places = NodePaths::load(&Flags {
             config: self.config.clone(),
             node: self.node.clone(),
@@ -82,6 +82,6 @@ impl Run for Command {
                 .map_err(|source| PluginsNotDeleted::File { folder: folder.clone(), source })?;
             done.extend(deleted.iter().map(|path| format!("{} is deleted", path.display())));
         }
-        Ok(Printed { stays: self.stay, ..session.print(&Steps(done))? })
+        Ok(CommandOutput { waits_for_sigterm: self.stay, ..session.render(&Steps(done))? })
     }
 }

@@ -57,7 +57,10 @@ pub trait Datapath {
     ) -> impl Future<Output = Result<Vec<(IpAddr, Option<RouteLookup>)>, Error>> + Send;
 
     /// Deletes Polder's routes that make the datastore unreachable; returns them.
-    fn free(&self, store: Vec<RequiredRange>) -> impl Future<Output = Result<Vec<IpNetwork>, Error>> + Send;
+    fn delete_routes_that_capture(
+        &self,
+        store: Vec<RequiredRange>,
+    ) -> impl Future<Output = Result<Vec<IpNetwork>, Error>> + Send;
 
     /// Reads the ranges of this node's own blocks, and the addresses of its attachments.
     fn own_ranges(&self) -> impl Future<Output = Vec<Cidr>> + Send;
@@ -103,15 +106,15 @@ impl Datapath for OnNode {
         self.kernel.run(move |kernel| kernel.look_up(&addresses)).await
     }
 
-    async fn free(&self, store: Vec<RequiredRange>) -> Result<Vec<IpNetwork>, Error> {
-        self.kernel.run(move |kernel| kernel.free(&store)).await
+    async fn delete_routes_that_capture(&self, store: Vec<RequiredRange>) -> Result<Vec<IpNetwork>, Error> {
+        self.kernel.run(move |kernel| kernel.delete_routes_that_capture(&store)).await
     }
 
     async fn own_ranges(&self) -> Vec<Cidr> {
         let ranges = |ipam: &mut NodeIpam| {
             let blocks = ipam.blocks().iter().map(|owned| owned.block.cidr());
             let held = ipam.attachments().flat_map(|held| &held.addresses);
-            blocks.chain(held.map(|address| Cidr::around(*address, u8::MAX))).collect()
+            blocks.chain(held.map(|address| Cidr::containing(*address, u8::MAX))).collect()
         };
         self.ipam.run(ranges).await
     }

@@ -18,7 +18,7 @@ use crate::underlay::Underlay;
 #[derive(Debug, Default)]
 pub(super) struct Network {
     /// The host's routes to the peers' underlay addresses; `None` if the host has no route.
-    pub(super) reach: BTreeMap<IpAddr, Option<RouteLookup>>,
+    pub(super) underlay_routes: BTreeMap<IpAddr, Option<RouteLookup>>,
     /// Whether the last lookup of these routes failed.
     pub(super) doubt: bool,
     /// The addresses of all interfaces of the host.
@@ -35,7 +35,7 @@ impl Network {
     /// The interfaces on the paths to peers, to etcd and out of the cluster.
     pub(super) fn paths(&self, underlay: &Underlay) -> BTreeSet<IfIndex> {
         let uplinks = underlay.uplinks.values().map(|uplink| uplink.index);
-        let peers = self.reach.values().flatten().map(|way| way.index);
+        let peers = self.underlay_routes.values().flatten().map(|route| route.index);
         uplinks.chain(peers).chain(self.outward.asked.iter().copied()).collect()
     }
 }
@@ -46,7 +46,7 @@ pub(super) struct Outward {
     /// Names, by index.
     pub(super) interfaces: BTreeMap<IfIndex, String>,
     /// Interfaces that deliver a packet by its IP addresses, without link-layer addresses (e.g. `WireGuard`).
-    pub(super) meshes: BTreeSet<IfIndex>,
+    pub(super) layer3_interfaces: BTreeSet<IfIndex>,
     /// Interfaces with a route out of the cluster.
     pub(super) world: BTreeSet<IfIndex>,
     /// Interfaces with a route to a peer, to etcd or out of the cluster.
@@ -56,12 +56,12 @@ pub(super) struct Outward {
 impl Outward {
     pub(super) fn of(network: &HostNetwork) -> Self {
         let interfaces = network.interfaces.iter().map(|(index, (name, _))| (*index, name.clone())).collect();
-        let world = network.routes.iter().filter(|(what, way)| *what == RouteTo::World && !way.local);
+        let world = network.routes.iter().filter(|(what, route)| *what == RouteTo::World && !route.local);
         Self {
             interfaces,
-            meshes: network.meshes.clone(),
-            world: world.map(|(_, way)| way.index).collect(),
-            asked: network.routes.iter().map(|(_, way)| way.index).collect(),
+            layer3_interfaces: network.layer3_interfaces.clone(),
+            world: world.map(|(_, route)| route.index).collect(),
+            asked: network.routes.iter().map(|(_, route)| route.index).collect(),
         }
     }
 }

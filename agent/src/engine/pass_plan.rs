@@ -17,7 +17,7 @@ use tracing::warn;
 use super::datapath::{Datapath, Wired};
 use super::{Engine, LOSS_GRACE};
 use crate::board::Pass;
-use crate::kernel::desired::{Desired, Inputs, Path, Reached, desired, pod_mtu};
+use crate::kernel::desired::{Desired, Inputs, Path, PeerPath, desired, pod_mtu};
 use crate::kernel::plan::{KernelChange, Prune, plan};
 use crate::kernel::ruleset;
 use crate::kernel::state::{Device, RouteTarget, State};
@@ -131,7 +131,7 @@ impl<D: Datapath> Engine<D> {
         families.extend(gateways.iter().map(|gateway| Family::of(*gateway)));
         let is_open = *is_cut_off || self.is_in_dispute(validated);
         let prune = if is_open { Prune::No } else { self.prune(view, &validated.own_blocks, &blocks) };
-        let reach = self.network.reach.clone();
+        let underlay_routes = self.network.underlay_routes.clone();
         let registered =
             view.nodes.get(&self.tools.config.node).map(|known| known.record.underlay.as_slice());
         let sources = self.transitions.sources(
@@ -140,7 +140,7 @@ impl<D: Datapath> Engine<D> {
             &self.network.own,
             Instant::now(),
         );
-        let carriers = self.carriers(underlay);
+        let ingress_interfaces = self.ingress_interfaces(underlay);
         let inputs = Inputs {
             cluster,
             pools: &pools,
@@ -151,29 +151,40 @@ impl<D: Datapath> Engine<D> {
             underlay: &sources,
             mtu,
             peers: &validated.peers,
-            left: &self.transitions.left(),
-            reach: &reach,
+            previous_underlay: &self.transitions.previous_underlay(),
+            underlay_routes: &underlay_routes,
             pods: &pods,
             families: &families,
             features: self.tools.features,
-            carriers: &carriers,
-            meshes: &self.network.outward.meshes,
-            detours: &self.detours(cluster, &validated.peers, &actual.state),
+            ingress_interfaces: &ingress_interfaces,
+            layer3_interfaces: &self.network.outward.layer3_interfaces,
+            tunnel_instead_of_direct: &self.tunnel_instead_of_direct(
+                cluster,
+                &validated.peers,
+                &actual.state,
+            ),
         };
         let present: BTreeSet<_> = actual.state.pods.keys().cloned().collect();
-        let desired = desired(&inputs, &present, &actual.advertised_to);
+        let desired = desired(&inputs, &present, &actual.accept_ra_paths);
         actual.sysctls = self.tools.sysctls.read(desired.sysctls.iter().map(|(path, _)| path));
         let changes = plan(&desired, &actual, prune);
-        let paths = inputs.reached();
-        let next_hops = next_hops(&paths, &reach);
-        let pass =
-            Pass { writes: changes.len(), gateways, mtu, paths, next_hops, carriers, ..Pass::default() };
+        let paths = inputs.peer_paths();
+        let next_hops = next_hops(&paths, &underlay_routes);
+        let pass = Pass {
+            writes: changes.len(),
+            gateways,
+            mtu,
+            paths,
+            next_hops,
+            ingress_interfaces,
+            ..Pass::default()
+        };
         Ok(PassPlan { desired, changes, indexes: actual.indexes, sysctls: actual.sysctls, pass })
     }
 
     /// The peers on the same link for whose pods a tunnel is used. A path without a test result keeps its current type,
     /// which a starting agent reads from the kernel.
-    fn detours(
+    fn tunnel_instead_of_direct(
         &self,
         cluster: &ClusterRecord,
         peers: &[Peer],
@@ -186,27 +197,33 @@ impl<D: Datapath> Engine<D> {
         let goes_through_tunnel = |peer: &Peer, family| {
             let mut blocks = peer.blocks.iter().filter(|block| block.family() == family);
             blocks.any(|block| {
-                let way = actual.routes.get(&block.cidr().into());
-                way.is_some_and(|way| matches!(way.target, RouteTarget::Tunnel(..)))
+                let route = actual.routes.get(&block.cidr().into());
+                route.is_some_and(|route| matches!(route.target, RouteTarget::Tunnel(..)))
             })
         };
         let families = peers.iter().flat_map(|peer| Family::BOTH.map(|family| (peer, family)));
-        let detours = families.filter_map(|(peer, family)| {
+        let tunnel_instead_of_direct = families.filter_map(|(peer, family)| {
             let key = (peer.name.clone(), family);
-            let is_detour = match direct.get(&key) {
+            let uses_tunnel = match direct.get(&key) {
                 Some(Direct::Drops) => true,
                 Some(Direct::Carries) => false,
                 None => goes_through_tunnel(peer, family),
             };
-            is_detour.then_some(key)
+            uses_tunnel.then_some(key)
         });
-        detours.collect()
+        tunnel_instead_of_direct.collect()
     }
 
     /// Foreign interfaces on which pods' packets arrive: from peers on any path, and from outside the cluster.
-    fn carriers(&self, underlay: &Underlay) -> BTreeSet<String> {
+    fn ingress_interfaces(&self, underlay: &Underlay) -> BTreeSet<String> {
         let uplinks = underlay.uplinks.values().map(|uplink| uplink.index);
-        let peers = self.network.reach.values().flatten().filter(|way| !way.local).map(|way| way.index);
+        let peers = self
+            .network
+            .underlay_routes
+            .values()
+            .flatten()
+            .filter(|route| !route.local)
+            .map(|route| route.index);
         let all = uplinks.chain(peers).chain(self.network.outward.world.iter().copied());
         let names = all.filter_map(|index| self.network.outward.interfaces.get(&index));
         names.filter(|name| *name != LOOPBACK).cloned().collect()
@@ -243,13 +260,14 @@ impl<D: Datapath> Engine<D> {
 
 /// Number of underlay neighbours on the paths to all peers, by family.
 fn next_hops(
-    paths: &BTreeMap<(NodeName, Family), Reached>,
-    reach: &BTreeMap<IpAddr, Option<RouteLookup>>,
+    paths: &BTreeMap<(NodeName, Family), PeerPath>,
+    underlay_routes: &BTreeMap<IpAddr, Option<RouteLookup>>,
 ) -> PerFamily<usize> {
-    let next_hop = |reached: &Reached| match &reached.path {
+    let next_hop = |peer_path: &PeerPath| match &peer_path.path {
         Path::Direct { via, .. } => Some(*via),
         Path::Tunnel { remote, .. } => {
-            let router = reach.get(remote).copied().flatten().and_then(|lookup| lookup.next_hop.router());
+            let router =
+                underlay_routes.get(remote).copied().flatten().and_then(|lookup| lookup.next_hop.router());
             Some(router.unwrap_or(*remote))
         }
         Path::Unreachable(_) => None,

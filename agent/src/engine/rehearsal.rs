@@ -10,13 +10,13 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{Datapath, Engine};
 
-/// Computes the first pass and publishes its results as if it were applied. Waits up to `patience` for the
+/// Computes the first pass and publishes its results as if it were applied. Waits up to `max_wait` for the
 /// registration; after that, returns the remaining obstacles.
 pub async fn rehearse<D: Datapath>(
     engine: &mut Engine<D>,
-    patience: Duration,
+    max_wait: Duration,
 ) -> Result<Vec<String>, Vec<String>> {
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + max_wait;
     let board = engine.board().clone();
     let mut view = board.records.changes();
     let mut holdings = board.membership.changes();

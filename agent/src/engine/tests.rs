@@ -48,7 +48,7 @@ struct State {
     model: Model,
     is_unreadable: bool,
     snapshots: usize,
-    freed: usize,
+    route_deletions: usize,
     /// Rung at the next read.
     bell: Option<Bell>,
     sysctls: std::path::PathBuf,
@@ -60,7 +60,7 @@ impl Fake {
     }
 }
 
-fn way() -> RouteLookup {
+fn route() -> RouteLookup {
     RouteLookup {
         index: IfIndex::new(2),
         next_hop: NextHop::Destination,
@@ -102,17 +102,17 @@ impl Datapath for Fake {
         Ok(HostNetwork {
             interfaces: [(IfIndex::new(2), ("eth0".to_owned(), 1500))].into(),
             addresses: vec![Address { index: IfIndex::new(2), address, global: true, temporary: false }],
-            routes: vec![(RouteTo::World, way())],
+            routes: vec![(RouteTo::World, route())],
             ..HostNetwork::default()
         })
     }
 
     async fn look_up(&self, addresses: Vec<IpAddr>) -> Result<Vec<(IpAddr, Option<RouteLookup>)>, Error> {
-        Ok(addresses.into_iter().map(|address| (address, Some(way()))).collect())
+        Ok(addresses.into_iter().map(|address| (address, Some(route()))).collect())
     }
 
-    async fn free(&self, _: Vec<RequiredRange>) -> Result<Vec<IpNetwork>, Error> {
-        self.with(|state| state.freed += 1);
+    async fn delete_routes_that_capture(&self, _: Vec<RequiredRange>) -> Result<Vec<IpNetwork>, Error> {
+        self.with(|state| state.route_deletions += 1);
         Ok(Vec::new())
     }
 
@@ -281,7 +281,7 @@ async fn the_kernel_is_left_alone_until_the_node_is_known_to_be_itself() {
     fixture.registration.send_replace(Registration::Unproven(UnprovenReason::Started));
     let mut harness = Harness::new(fixture);
     harness.pass(Duration::from_secs(60)).await;
-    assert_eq!(harness.kernel.with(|state| (state.snapshots, state.freed > 0)), (0, true));
+    assert_eq!(harness.kernel.with(|state| (state.snapshots, state.route_deletions > 0)), (0, true));
     let (reply, planned) = oneshot::channel();
     harness.plans.try_send(reply).unwrap();
     harness.pass(Duration::from_secs(1)).await;

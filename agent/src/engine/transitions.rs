@@ -25,7 +25,7 @@ pub(super) struct Transitions {
     /// The peers' records in the last pass.
     peers: BTreeMap<NodeName, Arc<NodeRecord>>,
     /// Their previous addresses, with the node and the end of validity.
-    left: BTreeMap<IpAddr, (NodeName, Instant)>,
+    previous_underlay: BTreeMap<IpAddr, (NodeName, Instant)>,
     /// This node's previous addresses. The end of use is set once the node's record has the new address.
     leaving: PerFamily<Option<(IpAddr, Option<Instant>)>>,
 }
@@ -39,12 +39,13 @@ impl Transitions {
             // A new incarnation is another node.
             let before = before.filter(|before| before.incarnation == peer.record.incarnation);
             let before = before.iter().flat_map(|before| before.underlay.iter().copied());
-            let left = before.filter(|address| !peer.record.underlay.contains(address));
-            self.left.extend(left.map(|address| (address, (peer.name.clone(), now + GRACE))));
+            let previous_underlay = before.filter(|address| !peer.record.underlay.contains(address));
+            self.previous_underlay
+                .extend(previous_underlay.map(|address| (address, (peer.name.clone(), now + GRACE))));
             still_there.insert(peer.name.clone(), Arc::clone(&peer.record));
         }
         self.peers = still_there;
-        self.left.retain(|_, (name, until)| *until > now && self.peers.contains_key(name));
+        self.previous_underlay.retain(|_, (name, until)| *until > now && self.peers.contains_key(name));
         for family in Family::BOTH {
             let leaving = &mut self.leaving[family];
             *leaving = leaving.take().filter(|(_, until)| until.is_none_or(|until| until > now));
@@ -52,12 +53,12 @@ impl Transitions {
     }
 
     /// The peers' previous addresses that are still valid.
-    pub(super) fn left(&self) -> BTreeMap<NodeName, Vec<IpAddr>> {
-        let mut left: BTreeMap<NodeName, Vec<IpAddr>> = BTreeMap::new();
-        for (address, (name, _)) in &self.left {
-            left.entry(name.clone()).or_default().push(*address);
+    pub(super) fn previous_underlay(&self) -> BTreeMap<NodeName, Vec<IpAddr>> {
+        let mut previous_underlay: BTreeMap<NodeName, Vec<IpAddr>> = BTreeMap::new();
+        for (address, (name, _)) in &self.previous_underlay {
+            previous_underlay.entry(name.clone()).or_default().push(*address);
         }
-        left
+        previous_underlay
     }
 
     /// The underlay with the source addresses for tunnels: the addresses that the peers know, while this node has them.
@@ -95,7 +96,7 @@ impl Transitions {
     /// When the next of these addresses expires.
     pub(super) fn next(&self) -> Option<Instant> {
         let leaving = self.leaving.values().filter_map(|(_, until)| *until);
-        leaving.chain(self.left.values().map(|(_, until)| *until)).min()
+        leaving.chain(self.previous_underlay.values().map(|(_, until)| *until)).min()
     }
 }
 
@@ -127,8 +128,8 @@ mod tests {
         Peer { name: "n2".parse().unwrap(), record: Arc::new(record), blocks: Vec::new() }
     }
 
-    fn left(transitions: &Transitions) -> Vec<IpAddr> {
-        transitions.left().into_values().flatten().collect()
+    fn previous_underlay(transitions: &Transitions) -> Vec<IpAddr> {
+        transitions.previous_underlay().into_values().flatten().collect()
     }
 
     #[test]
@@ -136,9 +137,12 @@ mod tests {
         let (mut transitions, now) = (Transitions::default(), Instant::now());
         transitions.observe(&[peer("a", "10.0.0.2")], now);
         transitions.observe(&[peer("a", "10.0.0.3")], now);
-        assert_eq!((left(&transitions), transitions.next()), (vec![ip("10.0.0.2")], Some(now + GRACE)));
+        assert_eq!(
+            (previous_underlay(&transitions), transitions.next()),
+            (vec![ip("10.0.0.2")], Some(now + GRACE))
+        );
         transitions.observe(&[peer("a", "10.0.0.3")], now + GRACE);
-        assert_eq!((left(&transitions), transitions.next()), (vec![], None));
+        assert_eq!((previous_underlay(&transitions), transitions.next()), (vec![], None));
     }
 
     #[test]
@@ -146,11 +150,11 @@ mod tests {
         let (mut transitions, now) = (Transitions::default(), Instant::now());
         transitions.observe(&[peer("a", "10.0.0.2")], now);
         transitions.observe(&[peer("b", "10.0.0.3")], now);
-        assert!(left(&transitions).is_empty());
+        assert!(previous_underlay(&transitions).is_empty());
         transitions.observe(&[peer("b", "10.0.0.4")], now);
-        assert_eq!(left(&transitions), [ip("10.0.0.3")]);
+        assert_eq!(previous_underlay(&transitions), [ip("10.0.0.3")]);
         transitions.observe(&[], now);
-        assert!(left(&transitions).is_empty());
+        assert!(previous_underlay(&transitions).is_empty());
     }
 
     #[test]

@@ -113,7 +113,8 @@ impl Filter {
     pub fn problem_between(&self, base_hook: BaseHook, attach: AttachMode, pods: &Pods) -> Option<String> {
         let mut classes =
             pods.pools.iter().filter(|(pool, _)| self.judges(pool.family())).flat_map(|(pool, block)| {
-                let outside = pods.carriers.iter().map(String::as_str).chain(Family::BOTH.map(tunnel::name));
+                let outside =
+                    pods.ingress_interfaces.iter().map(String::as_str).chain(Family::BOTH.map(tunnel::name));
                 outside.flat_map(move |outside| {
                     [Direction::FromPods, Direction::ToPods].map(|direction| Class {
                         direction,

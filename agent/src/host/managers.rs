@@ -191,7 +191,7 @@ mod tests {
             ("etc/systemd/networkd.conf", "[Network]\nManageForeignRoutes=false\n"),
         ]);
         assert_eq!(gaps(own.path()), []);
-        let of_others = root(&[
+        let foreign = root(&[
             ("run/systemd/netif/state", ""),
             ("run/NetworkManager/state", ""),
             ("etc/systemd/network/all.network", "[Match]\nName=*\n[Network]\nDHCP=yes\n"),
@@ -200,6 +200,6 @@ mod tests {
             ("etc/systemd/networkd.conf", "[Network]\n#ManageForeignRoutes=no\n"),
             ("etc/NetworkManager/NetworkManager.conf", "[keyfile]\nunmanaged-devices=interface-name:cali*\n"),
         ]);
-        assert_eq!(gaps(of_others.path()).len(), 3);
+        assert_eq!(gaps(foreign.path()).len(), 3);
     }
 }

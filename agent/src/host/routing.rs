@@ -28,7 +28,7 @@ pub struct Pods {
     /// Addresses that another plugin has assigned to its own interfaces on this node, and routes itself.
     pub leased: Vec<IpAddr>,
     /// Foreign interfaces on which pod packets arrive.
-    pub carriers: BTreeSet<String>,
+    pub ingress_interfaces: BTreeSet<String>,
 }
 
 /// The problems found, each with the command that removes its cause.
@@ -203,7 +203,7 @@ fn applies(rule: &AnyRule, source: IpNetwork, destination: IpNetwork, pods: &Pod
     let input = match rule.input.as_deref() {
         None => RuleCoverage::Always,
         Some(name) if Device::named(name).is_some() || is_host_interface(name) => RuleCoverage::Perhaps,
-        Some(name) if pods.carriers.contains(name) => RuleCoverage::Perhaps,
+        Some(name) if pods.ingress_interfaces.contains(name) => RuleCoverage::Perhaps,
         Some(_) => RuleCoverage::Never,
     };
     let all = [among(rule.source, source), among(rule.destination, destination), input, rule.otherwise];

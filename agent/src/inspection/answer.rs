@@ -13,8 +13,8 @@ use polder_ipam::view::{Versioned, ViewSource};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
+use super::answer_timeout;
 use super::own::{Finding, NotExamined, OwnRepair, OwnReport, examine};
-use super::patience;
 use super::repair::carry_out;
 use crate::board::Board;
 use crate::host::insides::Looker;
@@ -146,7 +146,7 @@ async fn check<E: SelfExamination>(
     repairs: RepairMode,
     is_restoring: bool,
 ) -> Result<(Vec<DeviationStatus>, OwnReport), NotExamined> {
-    let looking = Looking { node, is_restoring, until: Instant::now() + patience(repairs) };
+    let looking = Looking { node, is_restoring, until: Instant::now() + answer_timeout(repairs) };
     let (findings, last) = looking.settle().await?;
     if findings.is_empty() || repairs == RepairMode::None || Instant::now() >= looking.until {
         return Ok((findings.iter().map(|finding| status(finding, false)).collect(), last));

@@ -11,7 +11,7 @@ use polder_netlink::{Error, IfIndex, Operation, address};
 use super::Kernel;
 use super::desired::Desired;
 use super::plan::KernelChange;
-use super::state::{Device, OwnKind, OwnRoute, RouteTarget};
+use super::state::{Device, DeviceKind, OwnRoute, RouteTarget};
 use super::sysctl;
 
 /// A change that failed.
@@ -72,7 +72,7 @@ impl Kernel {
             else {
                 continue;
             };
-            let (OwnKind::Tunnel(tunnel), Ok(links)) = (&own.kind, self.routes.links()) else { continue };
+            let (DeviceKind::Tunnel(tunnel), Ok(links)) = (&own.kind, self.routes.links()) else { continue };
             if let Some(remedy) = links.values().find_map(|link| tunnel.conflict_remedy(link)) {
                 failure.reason = format!("{}. {remedy}", failure.reason);
             }
@@ -105,9 +105,9 @@ impl Kernel {
             KernelChange::CreateLink(device, own) => {
                 let name = device.name().ok_or(Problem::NotOurs)?;
                 let operations = match &own.kind {
-                    OwnKind::Bridge { .. } => create_bridge(name, own.mac, own.mtu),
-                    OwnKind::Tunnel(tunnel) => tunnel.create(name, own.mac, own.mtu),
-                    OwnKind::Foreign => return Err(Problem::NotOurs),
+                    DeviceKind::Bridge { .. } => create_bridge(name, own.mac, own.mtu),
+                    DeviceKind::Tunnel(tunnel) => tunnel.create(name, own.mac, own.mtu),
+                    DeviceKind::Foreign => return Err(Problem::NotOurs),
                 };
                 let mark = device.mark().map(|mark| link::change(name).alias(&mark).into());
                 self.routes.execute_all(operations.into_iter().chain(mark))?;
@@ -171,14 +171,14 @@ fn may_be_gone(change: &KernelChange) -> bool {
         | KernelChange::DeleteLink(..)
         | KernelChange::DeleteRoute(_)
         | KernelChange::DeleteConflicting(_)
-        | KernelChange::DeleteForward(..)
+        | KernelChange::DeleteFdbEntry(..)
         | KernelChange::DeleteNeighbour(..)
         | KernelChange::DeleteAddress(..)
         | KernelChange::DeletePod(..)
         | KernelChange::SetPod(..)
-        | KernelChange::SetForward(Device::Pod(_), ..)
+        | KernelChange::SetFdbEntry(Device::Pod(_), ..)
         | KernelChange::SetNeighbour(Device::Pod(_), ..) => true,
-        KernelChange::SetRoute(_, way) => matches!(way.target, RouteTarget::Device(Device::Pod(_))),
+        KernelChange::SetRoute(_, route) => matches!(route.target, RouteTarget::Device(Device::Pod(_))),
         KernelChange::SetSysctl { path, .. } => sysctl::may_be_missing(path),
         _ => false,
     }
@@ -230,8 +230,8 @@ fn operations(change: &KernelChange, indexes: &BTreeMap<Device, IfIndex>) -> Opt
             let adjusted = link::change_index(index).mac(own.mac).mtu(own.mtu);
             let mut operations = vec![adjusted.alias(&device.mark()?).up().into()];
             match &own.kind {
-                OwnKind::Tunnel(tunnel) => operations.extend(tunnel.adjust(index)),
-                OwnKind::Bridge { filters_vlans: false } => operations.push(link::without_vlans(index)),
+                DeviceKind::Tunnel(tunnel) => operations.extend(tunnel.adjust(index)),
+                DeviceKind::Bridge { filters_vlans: false } => operations.push(link::without_vlans(index)),
                 _ => {}
             }
             Some(operations)
@@ -259,17 +259,17 @@ fn operations(change: &KernelChange, indexes: &BTreeMap<Device, IfIndex>) -> Opt
         KernelChange::DeleteNeighbour(device, address, mac) => {
             one(Neighbour { index: index(device)?, address: *address, mac: *mac }.delete())
         }
-        KernelChange::SetForward(device, mac, to) => {
+        KernelChange::SetFdbEntry(device, mac, to) => {
             one(FdbEntry { index: index(device)?, mac: *mac, to: *to }.replace())
         }
-        KernelChange::DeleteForward(device, mac, to) => {
+        KernelChange::DeleteFdbEntry(device, mac, to) => {
             one(FdbEntry { index: index(device)?, mac: *mac, to: *to }.delete())
         }
-        KernelChange::SetRoute(destination, way) => one(route::replace(&Route {
+        KernelChange::SetRoute(destination, route) => one(route::replace(&Route {
             destination: *destination,
-            target: kernel_target(way, &index)?,
-            source: way.source,
-            mtu: way.mtu,
+            target: kernel_target(route, &index)?,
+            source: route.source,
+            mtu: route.mtu,
         })),
         KernelChange::DeleteRoute(destination) => one(route::delete(*destination)),
         KernelChange::DeleteConflicting(conflicting) => one(conflicting.delete()),
@@ -283,8 +283,8 @@ fn operations(change: &KernelChange, indexes: &BTreeMap<Device, IfIndex>) -> Opt
     }
 }
 
-fn kernel_target(way: &OwnRoute, index: &impl Fn(&Device) -> Option<IfIndex>) -> Option<KernelTarget> {
-    Some(match &way.target {
+fn kernel_target(route: &OwnRoute, index: &impl Fn(&Device) -> Option<IfIndex>) -> Option<KernelTarget> {
+    Some(match &route.target {
         RouteTarget::Device(device) => KernelTarget::Link { index: index(device)? },
         RouteTarget::Unreachable => KernelTarget::Unreachable,
         RouteTarget::Direct(device, via) => {

@@ -19,10 +19,10 @@ use super::endpoint;
 use super::features::Features;
 use super::guard::Guard;
 use super::ruleset::{self, Lengths, Members};
-use super::state::{Device, DeviceIdentity, OwnKind, OwnLink, OwnRoute, PodLink, RouteTarget, State};
+use super::state::{Device, DeviceIdentity, DeviceKind, OwnLink, OwnRoute, PodLink, RouteTarget, State};
 use super::sysctl;
 use super::tunnel::{Encapsulation, Entries};
-use super::unreachable::{NoTunnel, OffLink, Unreachable};
+use super::unreachable::{OffLink, TunnelObstacle, Unreachable};
 use crate::underlay::Underlay;
 use polder_ipam::peers::Peer;
 
@@ -83,10 +83,10 @@ pub struct Inputs<'a> {
     pub mtu: u32,
     /// The other nodes.
     pub peers: &'a [Peer],
-    /// Previous underlay addresses of the peers that are still valid.
-    pub left: &'a BTreeMap<NodeName, Vec<IpAddr>>,
+    /// Former underlay addresses of peers. Tunnel packets from these addresses are still accepted.
+    pub previous_underlay: &'a BTreeMap<NodeName, Vec<IpAddr>>,
     /// The host's routes to the peers' underlay addresses.
-    pub reach: &'a BTreeMap<IpAddr, Option<RouteLookup>>,
+    pub underlay_routes: &'a BTreeMap<IpAddr, Option<RouteLookup>>,
     /// The attachments of the ledger.
     pub pods: &'a [AttachmentEntry],
     /// The families in which every pod has an address.
@@ -94,11 +94,11 @@ pub struct Inputs<'a> {
     /// The features of this kernel.
     pub features: Features,
     /// Foreign interfaces on which pods' packets arrive.
-    pub carriers: &'a BTreeSet<String>,
+    pub ingress_interfaces: &'a BTreeSet<String>,
     /// Interfaces that deliver a packet by its IP addresses, without link-layer addresses.
-    pub meshes: &'a BTreeSet<IfIndex>,
+    pub layer3_interfaces: &'a BTreeSet<IfIndex>,
     /// The peers on the same link for whose pods a tunnel is used, because the link drops the packets.
-    pub detours: &'a BTreeSet<(NodeName, Family)>,
+    pub tunnel_instead_of_direct: &'a BTreeSet<(NodeName, Family)>,
 }
 
 /// The path to a peer's blocks of one family.
@@ -137,7 +137,7 @@ pub struct OnLink {
 
 /// The path to a peer's pods of one family, and its properties.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reached {
+pub struct PeerPath {
     /// The path.
     pub path: Path,
     /// The next hop if the peer is on the same link and the backend uses direct routes; also if the path is a tunnel.
@@ -152,28 +152,31 @@ pub struct Reached {
 
 impl Inputs<'_> {
     /// The paths to the pods of all peers, for each family in which the peer has blocks.
-    pub fn reached(&self) -> BTreeMap<(NodeName, Family), Reached> {
+    pub fn peer_paths(&self) -> BTreeMap<(NodeName, Family), PeerPath> {
         let families = self.peers.iter().flat_map(|peer| Family::BOTH.map(|family| (peer, family)));
-        let reached = families.filter_map(|(peer, family)| {
+        let peer_paths = families.filter_map(|(peer, family)| {
             peer.blocks.iter().find(|block| block.family() == family)?;
-            let reached = Reached {
+            let peer_path = PeerPath {
                 path: self.path(peer, family),
                 on_link: self.direct(peer, family).and_then(Result::ok),
                 gateway: peer.gateway(family),
                 probe: peer.probe(family),
                 mtu: self.mtu.min(peer.record.mtu),
             };
-            Some(((peer.name.clone(), family), reached))
+            Some(((peer.name.clone(), family), peer_path))
         });
-        // Uses `collect`: inserting ascending keys one by one leaves the nodes of the map half full.
-        reached.collect()
+        // Uses `collect`: inserting ascending keys one by one leaves the B-tree nodes half full (more memory).
+        peer_paths.collect()
     }
 
     /// The addresses of a pod that are in none of the node's blocks. Each needs its own route.
-    fn strays<'p>(&self, pod: &'p AttachmentEntry) -> impl Iterator<Item = IpAddr> + use<'p, '_> {
+    fn addresses_outside_blocks<'p>(
+        &self,
+        pod: &'p AttachmentEntry,
+    ) -> impl Iterator<Item = IpAddr> + use<'p, '_> {
         let blocks = self.blocks;
-        let stray = |address: &IpAddr| !blocks.iter().any(|block| block.cidr().has(*address));
-        pod.addresses.iter().copied().filter(stray)
+        let is_outside = |address: &IpAddr| !blocks.iter().any(|block| block.cidr().has(*address));
+        pod.addresses.iter().copied().filter(is_outside)
     }
 
     /// The path to the peer's blocks of that family.
@@ -182,7 +185,7 @@ impl Inputs<'_> {
         match self.direct(peer, family) {
             Some(Ok(OnLink { via, index })) => {
                 let direct = Path::Direct { via, index };
-                if !backend.uses_tunnels() || !self.takes_detour(peer, family) {
+                if !backend.uses_tunnels() || !self.uses_tunnel_on_link(peer, family) {
                     return direct;
                 }
                 match self.tunnelled(peer, family) {
@@ -197,8 +200,9 @@ impl Inputs<'_> {
         }
     }
 
-    fn takes_detour(&self, peer: &Peer, family: Family) -> bool {
-        !self.detours.is_empty() && self.detours.contains(&(peer.name.clone(), family))
+    fn uses_tunnel_on_link(&self, peer: &Peer, family: Family) -> bool {
+        let peers = self.tunnel_instead_of_direct;
+        !peers.is_empty() && peers.contains(&(peer.name.clone(), family))
     }
 
     /// The direct next hop, or why there is no direct path; `None` if the backend does not use direct routes.
@@ -208,18 +212,19 @@ impl Inputs<'_> {
 
     fn on_link(&self, peer: &Peer, family: Family) -> Result<OnLink, OffLink> {
         let via = peer.underlay(family).ok_or(OffLink::NoAddress(family))?;
-        match self.reach.get(&via).copied().flatten() {
+        match self.underlay_routes.get(&via).copied().flatten() {
             None => Err(OffLink::NoRoute(via)),
             Some(RouteLookup { local: true, .. }) => Err(OffLink::OwnAddress(via)),
             Some(RouteLookup { next_hop: NextHop::Router(router), .. }) => {
                 Err(OffLink::Behind { address: via, router })
             }
-            Some(RouteLookup { next_hop: NextHop::Unclear, .. }) => Err(OffLink::Unclear(via)),
-            // The link may drop packets with pod addresses. With the backend `direct`, it is used all the same.
+            Some(RouteLookup { next_hop: NextHop::Unsupported, .. }) => Err(OffLink::Unsupported(via)),
+            // The link may drop packets with pod addresses. With the backend `direct`, the link is used nevertheless,
+            // because there is no tunnel.
             Some(RouteLookup { index, .. })
-                if self.cluster.backend.uses_tunnels() && self.meshes.contains(&index) =>
+                if self.cluster.backend.uses_tunnels() && self.layer3_interfaces.contains(&index) =>
             {
-                Err(OffLink::Mesh(via))
+                Err(OffLink::NoLinkLayer(via))
             }
             Some(RouteLookup { index, .. }) => Ok(OnLink { via, index }),
         }
@@ -228,7 +233,7 @@ impl Inputs<'_> {
     fn tunnelled(&self, peer: &Peer, family: Family) -> Path {
         let encapsulation = Encapsulation::of(self.cluster);
         if !self.features.tunnels {
-            return Path::Unreachable(Unreachable::NoTunnels(encapsulation.path()));
+            return Path::Unreachable(Unreachable::TunnelsUnsupported(encapsulation.path_kind()));
         }
         let Some(gateway) = peer.gateway(family) else {
             return Path::Unreachable(Unreachable::NoGateway(family));
@@ -237,30 +242,30 @@ impl Inputs<'_> {
         let mut reasons = Vec::new();
         for over in self.underlay.tunnel_families() {
             let Some(remote) = peer.underlay(over) else {
-                reasons.push(NoTunnel::NoAddress(over));
+                reasons.push(TunnelObstacle::NoAddress(over));
                 continue;
             };
-            match self.reach.get(&remote).copied().flatten() {
+            match self.underlay_routes.get(&remote).copied().flatten() {
                 Some(lookup) if !lookup.local => {
                     return Path::Tunnel { encapsulation, over, remote, next_hop };
                 }
-                Some(_) => reasons.push(NoTunnel::OwnAddress(OffLink::OwnAddress(remote))),
-                None => reasons.push(NoTunnel::NoRoute(remote)),
+                Some(_) => reasons.push(TunnelObstacle::OwnAddress(OffLink::OwnAddress(remote))),
+                None => reasons.push(TunnelObstacle::NoRoute(remote)),
             }
         }
-        Path::Unreachable(Unreachable::NoTunnel(reasons))
+        Path::Unreachable(Unreachable::NoTunnelPath(reasons))
     }
 }
 
 /// The MTU of pods on a node without an underlay, in bytes: the MTU of Ethernet.
-const WITHOUT_UNDERLAY: u32 = 1500;
+const MTU_WITHOUT_UNDERLAY: u32 = 1500;
 
 /// The MTU of pods on this underlay, in bytes: the smallest MTU of the uplinks, minus the overhead of a tunnel, or the
 /// configured MTU if that is smaller.
 pub fn pod_mtu(underlay: &Underlay, cluster: &ClusterRecord, configured: Option<u32>) -> u32 {
     let narrowest = underlay.uplinks.values().map(|uplink| uplink.mtu).min();
     let Some((over, narrowest)) = underlay.tunnel_families().next().zip(narrowest) else {
-        return configured.unwrap_or(WITHOUT_UNDERLAY);
+        return configured.unwrap_or(MTU_WITHOUT_UNDERLAY);
     };
     let overhead = if cluster.backend.uses_tunnels() { Encapsulation::of(cluster).overhead(over) } else { 0 };
     let carried = narrowest.saturating_sub(overhead);
@@ -273,13 +278,13 @@ pub fn bridge_mac(node: &NodeName) -> Mac {
     Mac::hashed(0x06, &[b"bridge", node.as_str().as_bytes()])
 }
 
-/// Computes the desired kernel state. `present` are the existing pod interfaces, `advertised_to` the settings of
-/// foreign interfaces that depend on router advertisements: only other programs create these.
-pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &[String]) -> Desired {
+/// Computes the desired kernel state. `present` are the existing pod interfaces, `accept_ra_paths` the `accept_ra`
+/// settings of foreign interfaces: they are inputs because the agent does not create these interfaces.
+pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, accept_ra_paths: &[String]) -> Desired {
     let mut state = State::default();
     devices(inputs, &mut state);
-    // Tunnel devices get them, too: a packet that is masqueraded into a tunnel gets an address of its device as source
-    // address, which the peers must accept.
+    // Tunnel devices also get the gateway addresses: masquerading uses an address of the outgoing device as source, and
+    // peers accept only gateway addresses.
     for device in state.links.keys() {
         let usable = inputs.gateways.iter().filter(|gateway| state.has_family(device, Family::of(**gateway)));
         state
@@ -308,19 +313,19 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
         ..Members::default()
     };
     for peer in inputs.peers {
-        let left = inputs.left.get(&peer.name).into_iter().flatten();
-        for underlay in peer.record.underlay.iter().chain(left) {
+        let previous_underlay = inputs.previous_underlay.get(&peer.name).into_iter().flatten();
+        for underlay in peer.record.underlay.iter().chain(previous_underlay) {
             members.peers.push(*underlay);
             let pods = peer.blocks.iter().map(|block| block.cidr().into());
             // Packets that the peer itself sends.
             let own = peer.record.underlay.iter().map(|own| host_prefix(*own));
             members.tunnel_sources.extend(pods.chain(own).map(|network| (*underlay, network)));
         }
-        reach_peer(inputs, peer, &mut state, &mut members);
+        add_peer_routes(inputs, peer, &mut state, &mut members);
     }
     let pods = || inputs.pods.iter().filter(|pod| !pod.leaving && pod.kind == AttachmentKind::Pod);
-    // For an address outside the node's blocks, too, packets that leave the cluster are masqueraded.
-    members.local.extend(pods().flat_map(|pod| inputs.strays(pod)).map(host_prefix));
+    // Packets from a pod address outside the node's blocks are also masqueraded when they leave the cluster.
+    members.local.extend(pods().flat_map(|pod| inputs.addresses_outside_blocks(pod)).map(host_prefix));
     let nodes = inputs.peers.iter().flat_map(|peer| peer.record.underlay.iter().copied());
     let guard = Guard::new(&inputs.underlay.needed, nodes);
     let table = ruleset::table(inputs.cluster, inputs.lengths);
@@ -346,16 +351,16 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
             state.neighbours.extend(neighbours);
         }
     }
-    state.routes.retain(|destination, way| !guard.is_captured_by(destination, way));
-    state.addresses.retain(|(_, address)| !guard.is_host(address.ip()));
+    state.routes.retain(|destination, route| !guard.is_captured_by(destination, route));
+    state.addresses.retain(|(_, address)| !guard.protects(address.ip()));
     Desired {
         guard,
-        sysctls: sysctl::desired(sysctl::Needs {
+        sysctls: sysctl::desired(sysctl::Inputs {
             families: inputs.families,
             attach: inputs.cluster.attach,
             state: &state,
-            advertised_to,
-            carriers: inputs.carriers,
+            accept_ra_paths,
+            ingress_interfaces: inputs.ingress_interfaces,
         }),
         state,
         table,
@@ -367,27 +372,27 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
 
 fn devices(inputs: &Inputs<'_>, state: &mut State) {
     let bridge = OwnLink {
-        kind: OwnKind::Bridge { filters_vlans: false },
+        kind: DeviceKind::Bridge { filters_vlans: false },
         mac: bridge_mac(inputs.node),
         mtu: inputs.mtu,
         up: true,
-        identity: DeviceIdentity::Whole,
+        identity: DeviceIdentity::Correct,
     };
     state.links.insert(Device::Bridge, bridge);
     let encapsulation = Encapsulation::of(inputs.cluster);
     for (family, uplink) in inputs.underlay.uplinks.iter().filter(|_| inputs.features.tunnels) {
         let tunnel = OwnLink {
-            kind: OwnKind::Tunnel(encapsulation.device(inputs.cluster, Some(uplink.address))),
+            kind: DeviceKind::Tunnel(encapsulation.device(inputs.cluster, Some(uplink.address))),
             mac: encapsulation.mac(inputs.cluster, inputs.node),
             mtu: uplink.mtu.saturating_sub(encapsulation.overhead(family)),
             up: true,
-            identity: DeviceIdentity::Whole,
+            identity: DeviceIdentity::Correct,
         };
         state.links.insert(Device::Tunnel(family), tunnel);
     }
 }
 
-fn reach_peer(inputs: &Inputs<'_>, peer: &Peer, state: &mut State, members: &mut Members) {
+fn add_peer_routes(inputs: &Inputs<'_>, peer: &Peer, state: &mut State, members: &mut Members) {
     // Packets that are too large for the peer's pods are rejected here, where the sender can be notified.
     let mtu = (peer.record.mtu < inputs.mtu).then_some(peer.record.mtu);
     for family in Family::BOTH {
@@ -395,7 +400,7 @@ fn reach_peer(inputs: &Inputs<'_>, peer: &Peer, state: &mut State, members: &mut
         if blocks.peek().is_none() {
             continue;
         }
-        let way = match inputs.path(peer, family) {
+        let route = match inputs.path(peer, family) {
             Path::Unreachable(_) => continue,
             Path::Direct { via, index } => {
                 members.unmasqueraded.push(host_prefix(via));
@@ -405,7 +410,7 @@ fn reach_peer(inputs: &Inputs<'_>, peer: &Peer, state: &mut State, members: &mut
                 let device = Device::Tunnel(over);
                 let Entries { mac, to } = encapsulation.entries(&peer.record, remote);
                 state.neighbours.insert((device.clone(), next_hop), mac);
-                state.forwards.insert((device, mac), to);
+                state.fdb.insert((device, mac), to);
                 // Replies to the node's own packets return through the tunnel only if the source address is in the pod
                 // network.
                 let source = inputs.gateways.iter().copied().find(|own| Family::of(*own) == family);
@@ -413,7 +418,7 @@ fn reach_peer(inputs: &Inputs<'_>, peer: &Peer, state: &mut State, members: &mut
             }
         };
         for block in blocks {
-            state.routes.insert(block.cidr().into(), way.clone());
+            state.routes.insert(block.cidr().into(), route.clone());
         }
     }
 }
@@ -424,35 +429,36 @@ fn pod_link(inputs: &Inputs<'_>) -> PodLink {
     PodLink {
         port: (!is_routed).then(|| Port::of_pod(inputs.features.locked_ports)),
         up: true,
-        forwards: is_routed && inputs.families.contains(&Family::V4),
+        ipv4_forwarding: is_routed && inputs.families.contains(&Family::V4),
     }
 }
 
 fn wire_pod(inputs: &Inputs<'_>, pod: &AttachmentEntry, name: IfName, link: PodLink, state: &mut State) {
     let device = Device::Pod(name.clone());
-    let behind = match inputs.cluster.attach {
+    let neighbour_device = match inputs.cluster.attach {
         AttachMode::Bridge => {
-            state.forwards.insert((device, pod.mac), Destination::Port);
+            state.fdb.insert((device, pod.mac), Destination::Port);
             Device::Bridge
         }
         AttachMode::Routed => {
             for address in &pod.addresses {
-                let way = OwnRoute { target: RouteTarget::Device(device.clone()), source: None, mtu: None };
-                state.routes.insert(host_prefix(*address), way);
+                let route = OwnRoute { target: RouteTarget::Device(device.clone()), source: None, mtu: None };
+                state.routes.insert(host_prefix(*address), route);
             }
             device
         }
     };
-    for address in inputs.strays(pod) {
-        let way = OwnRoute { target: RouteTarget::Device(behind.clone()), source: None, mtu: None };
-        state.routes.insert(host_prefix(address), way);
+    for address in inputs.addresses_outside_blocks(pod) {
+        let route =
+            OwnRoute { target: RouteTarget::Device(neighbour_device.clone()), source: None, mtu: None };
+        state.routes.insert(host_prefix(address), route);
     }
     for address in &pod.addresses {
-        state.neighbours.insert((behind.clone(), *address), pod.mac);
+        state.neighbours.insert((neighbour_device.clone(), *address), pod.mac);
     }
     state.pods.insert(name, link);
 }
 
 fn host_prefix(address: IpAddr) -> IpNetwork {
-    IpNetwork::new(address, Family::of(address).bits()).expect("the length of a whole address")
+    IpNetwork::new(address, Family::of(address).bits()).expect("prefix length 32 or 128 is valid")
 }

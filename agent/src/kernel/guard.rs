@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use polder_api::Family;
 use polder_ipam::Cidr;
-use polder_ipam::needed::{RequiredFor, RequiredRange, reached_by};
+use polder_ipam::needed::{RequiredFor, RequiredRange, connected_length};
 use polder_netlink::{Error, Operation, route};
 
 use super::Kernel;
@@ -16,8 +16,8 @@ use super::state::{OwnRoute, RouteTarget};
 /// The guarded destinations.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Hash)]
 pub struct Guard {
-    /// Ranges that the node needs, each with the prefix length of the node's most specific network around it; 0 if none
-    /// contains it.
+    /// Ranges that the node needs, each with the prefix length of the smallest connected network that contains the
+    /// range, or 0 if there is none. A route with a shorter prefix does not capture the range.
     ranges: Vec<(Cidr, u8)>,
     /// The single addresses among the needed ranges.
     hosts: BTreeSet<IpAddr>,
@@ -29,45 +29,44 @@ pub struct Guard {
 
 impl Guard {
     /// Guards the needed ranges and the underlay addresses of other nodes.
-    pub fn new(needed: &[RequiredRange], nodes: impl Iterator<Item = IpAddr>) -> Self {
-        // The kernel looks up its own addresses before all routes of Polder.
-        let needed_all = needed;
-        let routed = || needed_all.iter().filter(|needed| !matches!(needed.what, RequiredFor::Own(_)));
+    pub fn new(required: &[RequiredRange], nodes: impl Iterator<Item = IpAddr>) -> Self {
+        // The node's own addresses need no guard: the kernel looks up its local table first.
+        let routed = || required.iter().filter(|entry| !matches!(entry.what, RequiredFor::Own(_)));
         Self {
-            ranges: routed().map(|needed| (needed.range, reached_by(needed_all, needed.range))).collect(),
-            hosts: routed().filter(|needed| needed.is_host()).map(|needed| needed.range.first()).collect(),
+            ranges: routed().map(|entry| (entry.range, connected_length(required, entry.range))).collect(),
+            hosts: routed().filter(|entry| entry.is_host()).map(|entry| entry.range.first()).collect(),
             nodes: nodes.collect(),
-            networks: routed().filter(|needed| !needed.is_host()).map(|needed| needed.range).collect(),
+            networks: routed().filter(|entry| !entry.is_host()).map(|entry| entry.range).collect(),
         }
     }
 
     /// Whether the kernel would use this route for a guarded destination. The most specific route wins: a route that is
     /// wider than the network of an interface captures nothing from that network.
-    pub fn is_captured_by(&self, destination: &IpNetwork, way: &OwnRoute) -> bool {
-        let range = Cidr::around(destination.ip(), destination.prefix());
+    pub fn is_captured_by(&self, destination: &IpNetwork, route: &OwnRoute) -> bool {
+        let range = Cidr::containing(destination.ip(), destination.prefix());
         let is_single = range.length() == range.family().bits();
-        if is_single && matches!(way.target, RouteTarget::Device(_)) {
+        if is_single && matches!(route.target, RouteTarget::Device(_)) {
             // A pod of this node: Polder or another IPAM plugin allocated its address on this node.
-            return self.is_host(range.first());
+            return self.protects(range.first());
         }
         self.is_captured(destination)
     }
 
     /// Whether the kernel would use any route to this destination for a guarded destination.
     pub fn is_captured(&self, destination: &IpNetwork) -> bool {
-        let range = Cidr::around(destination.ip(), destination.prefix());
+        let range = Cidr::containing(destination.ip(), destination.prefix());
         let mut inside = self.nodes.range(range.first()..=range.last());
-        let is_nodes = |address: &IpAddr| {
-            let host = Cidr::around(*address, Family::of(*address).bits());
-            let around = self.networks.iter().filter(|network| network.covers(host));
-            range.length() >= around.map(|network| network.length()).max().unwrap_or(0)
+        let captures_node = |address: &IpAddr| {
+            let host = Cidr::containing(*address, Family::of(*address).bits());
+            let containing = self.networks.iter().filter(|network| network.covers(host));
+            range.length() >= containing.map(|network| network.length()).max().unwrap_or(0)
         };
-        self.ranges.iter().any(|(needed, reached_by)| needed.overlaps(range) && range.length() >= *reached_by)
-            || inside.any(is_nodes)
+        self.ranges.iter().any(|(needed, connected)| needed.overlaps(range) && range.length() >= *connected)
+            || inside.any(captures_node)
     }
 
-    /// Whether the address is a guarded host. No device of Polder may have this address.
-    pub fn is_host(&self, address: IpAddr) -> bool {
+    /// Whether the address is a guarded address. No device of Polder may have this address.
+    pub fn protects(&self, address: IpAddr) -> bool {
         self.hosts.contains(&address) || self.nodes.contains(&address)
     }
 }
@@ -75,8 +74,8 @@ impl Guard {
 impl Kernel {
     /// Deletes Polder's routes that make etcd unreachable, and returns their destinations. Used while no records are
     /// known: these routes may be the cause.
-    pub fn free(&mut self, store: &[RequiredRange]) -> Result<Vec<IpNetwork>, Error> {
-        let guard = Guard::new(store, std::iter::empty());
+    pub fn delete_routes_that_capture(&mut self, etcd: &[RequiredRange]) -> Result<Vec<IpNetwork>, Error> {
+        let guard = Guard::new(etcd, std::iter::empty());
         let (routes, conflicting) = self.routes.routes()?;
         let routes = routes.into_iter().map(|route| (route.destination, route::delete(route.destination)));
         let conflicting = conflicting.into_iter().map(|route| (route.destination, route.delete()));
@@ -124,8 +123,8 @@ mod tests {
     }
 
     fn is_captured(guard: &Guard, destination: &str, target: RouteTarget) -> bool {
-        let way = OwnRoute { target, source: None, mtu: None };
-        guard.is_captured_by(&destination.parse().unwrap(), &way)
+        let route = OwnRoute { target, source: None, mtu: None };
+        guard.is_captured_by(&destination.parse().unwrap(), &route)
     }
 
     #[test]
@@ -169,7 +168,7 @@ mod tests {
         assert!(is_captured(&guard, "10.10.1.200/32", pod()));
         assert!(is_captured(&guard, "10.10.2.3/32", pod()));
         assert!(is_captured(&guard, "10.10.1.77/32", RouteTarget::Unreachable), "a pod of another node");
-        assert!(guard.is_host("10.10.1.254".parse().unwrap()));
-        assert!(!guard.is_host("10.10.1.77".parse().unwrap()));
+        assert!(guard.protects("10.10.1.254".parse().unwrap()));
+        assert!(!guard.protects("10.10.1.77".parse().unwrap()));
     }
 }

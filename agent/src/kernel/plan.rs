@@ -17,7 +17,7 @@ use polder_netlink::nft::{Element, ElementKey, Elements, TableState, union};
 use polder_netlink::route::ConflictingRoute;
 
 use super::desired::Desired;
-use super::state::{Actual, Device, DeviceIdentity, OwnKind, OwnLink, OwnRoute, RouteTarget, State};
+use super::state::{Actual, Device, DeviceIdentity, DeviceKind, OwnLink, OwnRoute, RouteTarget, State};
 use super::sysctl;
 
 /// One change to the kernel.
@@ -63,7 +63,7 @@ pub enum KernelChange {
     /// Creates or replaces a neighbour entry.
     SetNeighbour(Device, IpAddr, Mac),
     /// Creates or replaces an FDB entry.
-    SetForward(Device, Mac, Destination),
+    SetFdbEntry(Device, Mac, Destination),
     /// Creates or replaces a route.
     SetRoute(IpNetwork, OwnRoute),
     /// Deletes a route.
@@ -71,7 +71,7 @@ pub enum KernelChange {
     /// Deletes a route that has Polder's protocol number, but was not created by Polder.
     DeleteConflicting(ConflictingRoute),
     /// Deletes an FDB entry.
-    DeleteForward(Device, Mac, Destination),
+    DeleteFdbEntry(Device, Mac, Destination),
     /// Deletes a neighbour entry.
     DeleteNeighbour(Device, IpAddr, Mac),
     /// Deletes an address of a device.
@@ -97,7 +97,7 @@ pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<KernelChang
     let remade = links(want, actual, &mut changes);
     // The kernel deletes the addresses, routes and entries of a device that is created again.
     let gone = |device: &Device| remade.contains(device);
-    let forgot_forwards =
+    let forgot_fdb =
         |device: &Device| gone(device) || (matches!(device, Device::Pod(_)) && gone(&Device::Bridge));
     sysctls(desired, actual, &mut changes);
 
@@ -112,13 +112,13 @@ pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<KernelChang
             changes.push(KernelChange::SetPod(name.clone(), link.port));
         }
     }
-    for ((device, mac), to) in &want.forwards {
-        let found = have.forwards.get(&(device.clone(), *mac)).filter(|_| !forgot_forwards(device));
+    for ((device, mac), to) in &want.fdb {
+        let found = have.fdb.get(&(device.clone(), *mac)).filter(|_| !forgot_fdb(device));
         if let Some(odd @ Destination::Unsupported) = found {
-            changes.push(KernelChange::DeleteForward(device.clone(), *mac, *odd));
+            changes.push(KernelChange::DeleteFdbEntry(device.clone(), *mac, *odd));
         }
         if found != Some(to) {
-            changes.push(KernelChange::SetForward(device.clone(), *mac, *to));
+            changes.push(KernelChange::SetFdbEntry(device.clone(), *mac, *to));
         }
     }
     for ((device, address), mac) in &want.neighbours {
@@ -126,16 +126,17 @@ pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<KernelChang
             changes.push(KernelChange::SetNeighbour(device.clone(), *address, *mac));
         }
     }
-    for (destination, way) in &want.routes {
-        if device_of(way).is_some_and(|device| gone(&device)) || have.routes.get(destination) != Some(way) {
-            changes.push(KernelChange::SetRoute(*destination, way.clone()));
+    for (destination, route) in &want.routes {
+        if device_of(route).is_some_and(|device| gone(&device)) || have.routes.get(destination) != Some(route)
+        {
+            changes.push(KernelChange::SetRoute(*destination, route.clone()));
         }
     }
     if prune == Prune::No {
         // A captured route can make etcd, and with it all records, unreachable: it is deleted even if records may be
         // missing.
-        let captured = have.routes.iter().filter(|(destination, way)| {
-            !want.routes.contains_key(*destination) && desired.guard.is_captured_by(destination, way)
+        let captured = have.routes.iter().filter(|(destination, route)| {
+            !want.routes.contains_key(*destination) && desired.guard.is_captured_by(destination, route)
         });
         changes.extend(captured.map(|(destination, _)| KernelChange::DeleteRoute(*destination)));
         let conflicting = have.conflicting_routes.iter();
@@ -143,7 +144,7 @@ pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<KernelChang
         changes.extend(captured.map(|conflicting| KernelChange::DeleteConflicting(*conflicting)));
     }
     if prune == Prune::Yes {
-        garbage(want, actual, gone, forgot_forwards, &mut changes);
+        garbage(want, actual, gone, forgot_fdb, &mut changes);
     }
     changes
 }
@@ -221,7 +222,7 @@ fn garbage(
     want: &State,
     actual: &Actual,
     gone: impl Fn(&Device) -> bool,
-    forgot_forwards: impl Fn(&Device) -> bool,
+    forgot_fdb: impl Fn(&Device) -> bool,
     changes: &mut Vec<KernelChange>,
 ) {
     let have = &actual.state;
@@ -230,8 +231,8 @@ fn garbage(
             .difference(&want.conflicting_routes)
             .map(|conflicting| KernelChange::DeleteConflicting(*conflicting)),
     );
-    for (destination, way) in have.routes.iter().filter(|(key, _)| !want.routes.contains_key(key)) {
-        if !device_of(way).is_some_and(|device| gone(&device)) {
+    for (destination, route) in have.routes.iter().filter(|(key, _)| !want.routes.contains_key(key)) {
+        if !device_of(route).is_some_and(|device| gone(&device)) {
             changes.push(KernelChange::DeleteRoute(*destination));
         }
     }
@@ -240,9 +241,9 @@ fn garbage(
             changes.push(KernelChange::DeleteNeighbour(key.0.clone(), key.1, *mac));
         }
     }
-    for (key, to) in have.forwards.iter().filter(|(key, _)| !want.forwards.contains_key(key)) {
-        if !forgot_forwards(&key.0) {
-            changes.push(KernelChange::DeleteForward(key.0.clone(), key.1, *to));
+    for (key, to) in have.fdb.iter().filter(|(key, _)| !want.fdb.contains_key(key)) {
+        if !forgot_fdb(&key.0) {
+            changes.push(KernelChange::DeleteFdbEntry(key.0.clone(), key.1, *to));
         }
     }
     for (device, address) in have.addresses.difference(&want.addresses) {
@@ -262,8 +263,8 @@ fn garbage(
     }
 }
 
-fn device_of(way: &OwnRoute) -> Option<Device> {
-    match &way.target {
+fn device_of(route: &OwnRoute) -> Option<Device> {
+    match &route.target {
         RouteTarget::Device(device) | RouteTarget::Direct(device, _) => Some(device.clone()),
         RouteTarget::Tunnel(family, _) => Some(Device::Tunnel(*family)),
         RouteTarget::Unreachable => None,
@@ -274,15 +275,15 @@ impl KernelChange {
     /// Whether the node needs the change to serve its own pods. False for paths to peers and for most deletions.
     pub fn is_local(&self) -> bool {
         match self {
-            Self::SetRoute(_, way) => {
-                !matches!(way.target, RouteTarget::Tunnel(..) | RouteTarget::Direct(..))
+            Self::SetRoute(_, route) => {
+                !matches!(route.target, RouteTarget::Tunnel(..) | RouteTarget::Direct(..))
             }
-            Self::SetNeighbour(device, ..) | Self::SetForward(device, ..) => {
+            Self::SetNeighbour(device, ..) | Self::SetFdbEntry(device, ..) => {
                 !matches!(device, Device::Tunnel(_))
             }
             Self::DeleteRoute(_)
             | Self::DeleteConflicting(_)
-            | Self::DeleteForward(..)
+            | Self::DeleteFdbEntry(..)
             | Self::DeleteNeighbour(..)
             | Self::DeleteAddress(..)
             | Self::DeletePod(..) => false,
@@ -310,16 +311,16 @@ impl fmt::Display for KernelChange {
             Self::SetNeighbour(device, address, mac) => {
                 write!(f, "set neighbour {address} to {mac} on {device}")
             }
-            Self::SetForward(device, mac, Destination::Remote(remote)) => {
+            Self::SetFdbEntry(device, mac, Destination::Remote(remote)) => {
                 write!(f, "set FDB entry {mac} on {device} to {remote}")
             }
-            Self::SetForward(device, mac, _) => write!(f, "set FDB entry {mac} on port {device}"),
-            Self::SetRoute(destination, way) => write!(f, "set route {destination} {way}"),
+            Self::SetFdbEntry(device, mac, _) => write!(f, "set FDB entry {mac} on port {device}"),
+            Self::SetRoute(destination, route) => write!(f, "set route {destination} {route}"),
             Self::DeleteRoute(destination) => write!(f, "delete route {destination}"),
             Self::DeleteConflicting(ConflictingRoute { destination, priority }) => {
                 write!(f, "delete route {destination} metric {priority}, which Polder did not create")
             }
-            Self::DeleteForward(device, mac, _) => write!(f, "delete FDB entry {mac} on {device}"),
+            Self::DeleteFdbEntry(device, mac, _) => write!(f, "delete FDB entry {mac} on {device}"),
             Self::DeleteNeighbour(device, address, _) => write!(f, "delete neighbour {address} on {device}"),
             Self::DeleteAddress(device, address) => write!(f, "delete address {address} from {device}"),
             Self::DeletePod(name, _) => write!(f, "delete {name}, which belongs to no attachment"),
@@ -330,10 +331,10 @@ impl fmt::Display for KernelChange {
 impl fmt::Display for OwnLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
-            OwnKind::Bridge { filters_vlans: false } => write!(f, "bridge")?,
-            OwnKind::Bridge { filters_vlans: true } => write!(f, "bridge with VLAN filtering")?,
-            OwnKind::Tunnel(tunnel) => write!(f, "{tunnel}")?,
-            OwnKind::Foreign => write!(f, "not a device of Polder")?,
+            DeviceKind::Bridge { filters_vlans: false } => write!(f, "bridge")?,
+            DeviceKind::Bridge { filters_vlans: true } => write!(f, "bridge with VLAN filtering")?,
+            DeviceKind::Tunnel(tunnel) => write!(f, "{tunnel}")?,
+            DeviceKind::Foreign => write!(f, "not a device of Polder")?,
         }
         write!(f, ", {}, mtu {}", self.mac, self.mtu)
     }
@@ -369,7 +370,7 @@ pub fn summary(changes: &[KernelChange]) -> String {
             KernelChange::AddAddress(..) | KernelChange::DeleteAddress(..) => "addresses",
             KernelChange::SetPod(..) | KernelChange::DeletePod(..) => "pod interfaces",
             KernelChange::SetNeighbour(..) | KernelChange::DeleteNeighbour(..) => "neighbours",
-            KernelChange::SetForward(..) | KernelChange::DeleteForward(..) => "FDB entries",
+            KernelChange::SetFdbEntry(..) | KernelChange::DeleteFdbEntry(..) => "FDB entries",
             KernelChange::SetRoute(..)
             | KernelChange::DeleteRoute(_)
             | KernelChange::DeleteConflicting(_) => "routes",

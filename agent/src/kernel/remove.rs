@@ -35,8 +35,8 @@ impl Kernel {
 
     fn remove_routes(&mut self) -> Result<Vec<Result<(), Error>>, Error> {
         let (routes, conflicting_routes) = self.routes.routes()?;
-        let ways = routes.iter().map(|route| route::delete(route.destination));
-        self.routes.execute(ways.chain(conflicting_routes.iter().map(ConflictingRoute::delete)))
+        let deletions = routes.iter().map(|route| route::delete(route.destination));
+        self.routes.execute(deletions.chain(conflicting_routes.iter().map(ConflictingRoute::delete)))
     }
 
     fn remove_devices(&mut self) -> Result<Vec<Result<(), Error>>, Error> {

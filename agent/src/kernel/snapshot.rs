@@ -13,7 +13,9 @@ use polder_netlink::route::{ForeignRoute, KernelTarget, RouteLookup};
 use polder_netlink::{Error, IfIndex};
 
 use super::Kernel;
-use super::state::{Actual, Device, DeviceIdentity, OwnKind, OwnLink, OwnRoute, PodLink, RouteTarget, State};
+use super::state::{
+    Actual, Device, DeviceIdentity, DeviceKind, OwnLink, OwnRoute, PodLink, RouteTarget, State,
+};
 use super::tunnel::Tunnel;
 
 /// The interfaces, addresses and routes of the host.
@@ -23,7 +25,7 @@ pub struct HostNetwork {
     pub interfaces: BTreeMap<IfIndex, (String, u32)>,
     /// Interfaces that deliver a packet by its IP addresses ([`Link::has_neighbours`] is false). Includes interfaces
     /// that are down.
-    pub meshes: BTreeSet<IfIndex>,
+    pub layer3_interfaces: BTreeSet<IfIndex>,
     /// Polder's interfaces.
     pub own: BTreeSet<IfIndex>,
     /// The addresses of all interfaces.
@@ -64,7 +66,7 @@ impl Kernel {
         let addresses = self.routes.addresses()?;
         let (routes, conflicting_routes) = self.routes.routes()?;
         let neighbours = self.routes.neighbours()?;
-        let forwards = self.routes.forwards()?;
+        let fdb = self.routes.fdb()?;
         let links = self.routes.links()?;
         let mut state =
             State { conflicting_routes: conflicting_routes.into_iter().collect(), ..State::default() };
@@ -93,18 +95,18 @@ impl Kernel {
             }
         }
         for route in routes {
-            let way =
+            let own_route =
                 OwnRoute { target: target(route.target, &devices), source: route.source, mtu: route.mtu };
-            state.routes.insert(route.destination, way);
+            state.routes.insert(route.destination, own_route);
         }
         for neighbour in neighbours {
             if let Some(device) = ours(neighbour.index) {
                 state.neighbours.insert((device, neighbour.address), neighbour.mac);
             }
         }
-        for forward in forwards {
-            if let Some(device) = ours(forward.index) {
-                state.forwards.insert((device, forward.mac), forward.to);
+        for entry in fdb {
+            if let Some(device) = ours(entry.index) {
+                state.fdb.insert((device, entry.mac), entry.to);
             }
         }
         let filter = self.filter.find(table)?;
@@ -113,7 +115,7 @@ impl Kernel {
             sysctls: BTreeMap::new(),
             filter,
             indexes,
-            advertised_to: self.sysctls.advertised_to(),
+            accept_ra_paths: self.sysctls.accept_ra_paths(),
         })
     }
 
@@ -123,7 +125,11 @@ impl Kernel {
         let usable = links.values().filter(|link| link.up && device(link).is_none());
         let mut network = HostNetwork {
             interfaces: usable.map(|link| (link.index, (link.name.clone(), link.mtu))).collect(),
-            meshes: links.values().filter(|link| !link.has_neighbours).map(|link| link.index).collect(),
+            layer3_interfaces: links
+                .values()
+                .filter(|link| !link.has_neighbours)
+                .map(|link| link.index)
+                .collect(),
             own: links.values().filter(|link| device(link).is_some()).map(|link| link.index).collect(),
             addresses: self.routes.addresses()?,
             configured: self.routes.foreign_routes()?,
@@ -166,15 +172,14 @@ impl Kernel {
     /// Interfaces without an alias or a neighbour entry are left out.
     pub fn attached(&mut self) -> Result<Vec<LivingPod>, Error> {
         let links = self.routes.links()?;
-        let forwards = self.routes.forwards()?;
+        let fdb = self.routes.fdb()?;
         let neighbours = self.routes.neighbours()?;
         let mut pods = Vec::new();
         for link in links.values() {
             let (Some(name), Some(alias)) = (pod(link), &link.alias) else { continue };
             // Neighbour entries are on the interface itself, or on the bridge with a MAC address of the port's FDB
             // entries.
-            let macs: BTreeSet<_> =
-                forwards.iter().filter(|f| f.index == link.index).map(|f| f.mac).collect();
+            let macs: BTreeSet<_> = fdb.iter().filter(|f| f.index == link.index).map(|f| f.mac).collect();
             let behind = neighbours.iter().filter(|n| n.index == link.index || macs.contains(&n.mac));
             let found: Vec<_> = behind.collect();
             let Some(mac) = found.first().map(|neighbour| neighbour.mac) else { continue };
@@ -189,7 +194,7 @@ impl Kernel {
 /// The settings of a pod's interface on the host. A port of another bridge is no port.
 pub(crate) fn pod_link(link: &Link, bridge: Option<IfIndex>) -> PodLink {
     let port = link.port.filter(|_| link.controller == bridge);
-    PodLink { port, up: link.up, forwards: link.forwards }
+    PodLink { port, up: link.up, ipv4_forwarding: link.ipv4_forwarding }
 }
 
 /// The name of the interface, if it is a pod interface.
@@ -219,11 +224,11 @@ fn renamed(link: &Link, links: &BTreeMap<String, Link>) -> Option<Device> {
 
 fn own_link(link: &Link, device: &Device) -> OwnLink {
     let kind = match &link.kind {
-        LinkKind::Bridge => OwnKind::Bridge { filters_vlans: link.filters_vlans },
-        kind => Tunnel::of(kind).map_or(OwnKind::Foreign, OwnKind::Tunnel),
+        LinkKind::Bridge => DeviceKind::Bridge { filters_vlans: link.filters_vlans },
+        kind => Tunnel::of(kind).map_or(DeviceKind::Foreign, DeviceKind::Tunnel),
     };
     let identity = match (device.name() == Some(&link.name), device.mark() == link.alias) {
-        (true, true) => DeviceIdentity::Whole,
+        (true, true) => DeviceIdentity::Correct,
         (true, false) => DeviceIdentity::Unmarked,
         (false, _) => DeviceIdentity::Renamed,
     };

@@ -73,12 +73,12 @@ impl fmt::Display for Device {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct OwnLink {
     /// Its type, with the settings of that type.
-    pub kind: OwnKind,
+    pub kind: DeviceKind,
     /// MAC address; all zero if the kernel reports none.
     pub mac: Mac,
     /// Its MTU, in bytes.
     pub mtu: u32,
-    /// `IFF_UP`: whether it is set up.
+    /// `IFF_UP`: administratively up.
     pub up: bool,
     /// Which of its identifiers are correct.
     pub identity: DeviceIdentity,
@@ -88,7 +88,7 @@ pub struct OwnLink {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DeviceIdentity {
     /// Name and mark are correct.
-    Whole,
+    Correct,
     /// Only the name is correct.
     Unmarked,
     /// Only the mark is correct: another program has renamed the device.
@@ -97,7 +97,7 @@ pub enum DeviceIdentity {
 
 /// The type of a device of Polder.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum OwnKind {
+pub enum DeviceKind {
     /// The bridge of the pods.
     Bridge {
         /// Whether FDB lookups use the VLAN. Polder's FDB entries have VLAN 0.
@@ -109,11 +109,11 @@ pub enum OwnKind {
     Foreign,
 }
 
-impl OwnKind {
+impl DeviceKind {
     /// Whether an existing device of this kind can be changed into the other kind.
     pub fn can_become(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Tunnel(is), Self::Tunnel(other)) => is.can_become(other),
+            (Self::Tunnel(current), Self::Tunnel(other)) => current.can_become(other),
             (Self::Bridge { .. }, Self::Bridge { .. }) => true,
             _ => self == other,
         }
@@ -125,10 +125,10 @@ impl OwnKind {
 pub struct PodLink {
     /// Its settings as a port of the bridge, if it is a port.
     pub port: Option<Port>,
-    /// `IFF_UP`: whether it is set up.
+    /// `IFF_UP`: administratively up.
     pub up: bool,
     /// Whether IPv4 packets that arrive on this interface are forwarded. Packets of a bridge port arrive on the bridge.
-    pub forwards: bool,
+    pub ipv4_forwarding: bool,
 }
 
 impl PodLink {
@@ -138,7 +138,7 @@ impl PodLink {
             (Some(wanted), Some(found)) => found.is_set_like(&wanted),
             (wanted, found) => wanted.is_none() && found.is_none(),
         };
-        is_port_like && self.up == wanted.up && (self.forwards || !wanted.forwards)
+        is_port_like && self.up == wanted.up && (self.ipv4_forwarding || !wanted.ipv4_forwarding)
     }
 }
 
@@ -182,7 +182,7 @@ pub struct State {
     /// Permanent neighbour entries on Polder's devices.
     pub neighbours: BTreeMap<(Device, IpAddr), Mac>,
     /// FDB entries of Polder's devices.
-    pub forwards: BTreeMap<(Device, Mac), Destination>,
+    pub fdb: BTreeMap<(Device, Mac), Destination>,
 }
 
 /// The smallest MTU of an interface with IPv6, in bytes (`IPV6_MIN_MTU`, RFC 8200 section 5).
@@ -210,5 +210,5 @@ pub struct Actual {
     pub indexes: BTreeMap<Device, IfIndex>,
     /// The `accept_ra` settings of foreign interfaces that accept router advertisements only while the host does not
     /// forward IPv6. Empty if the host forwards IPv6 already.
-    pub advertised_to: Vec<String>,
+    pub accept_ra_paths: Vec<String>,
 }

@@ -143,10 +143,10 @@ impl Kernel {
 
     fn foreign_filters(&mut self, base_hook: BaseHook) -> Result<Vec<Filter>, Error> {
         let chains = self.filter.base_chains(base_hook)?;
-        let of_others = chains
+        let foreign = chains
             .into_iter()
             .filter(|chain| ![ruleset::NAME, ruleset::ANCHOR].contains(&chain.table.as_str()));
-        of_others.map(|base| self.foreign_filter(base)).collect()
+        foreign.map(|base| self.foreign_filter(base)).collect()
     }
 
     /// Foreign chains that pods' packets pass before and after they are forwarded.
@@ -194,6 +194,6 @@ fn has_legacy_filter(family: Family) -> bool {
 
 /// Whether the destination overlaps a pool.
 fn is_wanted(pools: &[(Cidr, u8)], destination: IpNetwork) -> bool {
-    let range = Cidr::around(destination.ip(), destination.prefix());
+    let range = Cidr::containing(destination.ip(), destination.prefix());
     pools.iter().any(|(pool, _)| pool.overlaps(range))
 }

@@ -14,7 +14,7 @@ use super::state::{Device, State};
 /// The directory of the kernel's network settings. All settings of Polder are in it.
 pub const USUAL_FOLDER: &str = "/proc/sys/net";
 
-/// The kernel settings at their mount point: those of the network namespace of the thread that reads or writes them.
+/// The kernel's network settings. Each read or write affects the network namespace of the calling thread.
 #[derive(Debug, Clone)]
 pub struct Sysctls {
     folder: PathBuf,
@@ -23,7 +23,7 @@ pub struct Sysctls {
 
 /// The inputs of the settings.
 #[derive(Debug, Clone, Copy)]
-pub struct Needs<'a> {
+pub struct Inputs<'a> {
     /// The families in which every pod has an address.
     pub families: &'a BTreeSet<Family>,
     /// How pods are attached.
@@ -31,14 +31,14 @@ pub struct Needs<'a> {
     /// The desired state with the devices that the agent creates.
     pub state: &'a State,
     /// The `accept_ra` settings of foreign interfaces that would lose their router advertisements.
-    pub advertised_to: &'a [String],
+    pub accept_ra_paths: &'a [String],
     /// Foreign interfaces on which pods' packets arrive: from peers, and from outside the cluster.
-    pub carriers: &'a BTreeSet<String>,
+    pub ingress_interfaces: &'a BTreeSet<String>,
 }
 
 /// The desired settings, in the order of writing.
-pub fn desired(needs: Needs<'_>) -> Vec<(String, String)> {
-    let Needs { families, attach, state, advertised_to, carriers } = needs;
+pub fn desired(inputs: Inputs<'_>) -> Vec<(String, String)> {
+    let Inputs { families, attach, state, accept_ra_paths, ingress_interfaces } = inputs;
     let mut settings = Vec::new();
     let mut set = |path: &str, value: &str| settings.push((path.to_owned(), value.to_owned()));
     if families.contains(&Family::V4) {
@@ -48,7 +48,7 @@ pub fn desired(needs: Needs<'_>) -> Vec<(String, String)> {
         // `ip_route_input_slow`, net/ipv4/route.c). In IPv6, only the setting of "all" decides (`ip6_forward` in
         // net/ipv6/ip6_output.c); the setting of an interface controls whether it accepts router advertisements, so it
         // is not changed.
-        carriers.iter().for_each(|name| set(&forwarding(name), "1"));
+        ingress_interfaces.iter().for_each(|name| set(&forwarding(name), "1"));
         // A pod's packet to another pod of its node leaves through the bridge on which it arrived, so the host would
         // send the pod a redirect. It would be wrong: ports are isolated. The kernel combines the settings of "all" and
         // of the bridge by OR.
@@ -57,14 +57,14 @@ pub fn desired(needs: Needs<'_>) -> Vec<(String, String)> {
     if families.contains(&Family::V6) {
         // A host that forwards ignores router advertisements and loses its default route, unless this setting is
         // written first.
-        advertised_to.iter().for_each(|path| set(path, "2"));
+        accept_ra_paths.iter().for_each(|path| set(path, "2"));
         set("net/ipv6/conf/all/forwarding", "1");
     }
     if attach == AttachMode::Bridge {
-        // With br_netfilter, rules of the IP stack see a frame when it enters the bridge. If a rule redirects it to
-        // another pod on the same bridge, as for a service, the bridge forwards it past the IP stack
-        // (br_nf_pre_routing_finish in net/bridge/br_netfilter_hooks.c), and drops it because its ports are isolated.
-        // Every packet of a pod passes the IP stack anyway.
+        // With br_netfilter, iptables rules are applied to bridged frames. A frame that a rule redirects to a pod on
+        // the same bridge, as for a service, stays in the bridge (br_nf_pre_routing_finish in
+        // net/bridge/br_netfilter_hooks.c), which drops it because its ports are isolated. This setting is not needed:
+        // every packet of a pod passes the IP stack anyway.
         families.iter().for_each(|family| set(bridge_calls(*family), "0"));
     }
     for (device, name) in state.links.keys().filter_map(|device| Some((device, device.name()?))) {
@@ -96,7 +96,7 @@ pub fn command(path: &str, value: &str) -> String {
     format!("sysctl -w {path}={value}")
 }
 
-/// The setting: whether rules of the IP stack see frames on bridges.
+/// The setting: whether iptables rules are applied to bridged frames.
 const fn bridge_calls(family: Family) -> &'static str {
     match family {
         Family::V4 => "net/bridge/bridge-nf-call-iptables",
@@ -104,20 +104,20 @@ const fn bridge_calls(family: Family) -> &'static str {
     }
 }
 
-/// Whether the setting may be missing: without the module `br_netfilter`, no rules see frames on bridges, and foreign
-/// interfaces appear and disappear.
+/// Whether the setting may be missing: the module `br_netfilter` may not be loaded, and foreign interfaces appear and
+/// disappear.
 pub fn may_be_missing(path: &str) -> bool {
     let interface = path.strip_prefix("net/ipv4/conf/").and_then(|rest| rest.strip_suffix("/forwarding"));
-    let is_of_others = interface.is_some_and(|name| Device::named(name).is_none());
-    is_of_others || Family::BOTH.map(bridge_calls).contains(&path)
+    let is_foreign = interface.is_some_and(|name| Device::named(name).is_none());
+    is_foreign || Family::BOTH.map(bridge_calls).contains(&path)
 }
 
 /// The directory does not contain the kernel's network settings: `/proc` is not mounted, or the configuration names
 /// another directory.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "proc_sys_net {}: the kernel's network settings are not there. In a container, mount the host's {USUAL_FOLDER} \
-     there",
+    "proc_sys_net {}: this directory does not contain the kernel's network settings. In a container, mount the host's \
+     {USUAL_FOLDER} at this path",
     folder.display()
 )]
 pub struct NoSysctls {
@@ -132,8 +132,8 @@ impl Sysctls {
     /// The settings in that folder: `/proc/sys/net`, or another mount of it. In an unprivileged container, `/proc/sys`
     /// is read-only, and nothing can be mounted there.
     pub fn at(folder: PathBuf) -> Result<Self, NoSysctls> {
-        let there = folder.join("ipv4");
-        if !there.is_dir() {
+        let ipv4 = folder.join("ipv4");
+        if !ipv4.is_dir() {
             return Err(NoSysctls { folder });
         }
         Ok(Self { folder, read_only: false })
@@ -141,7 +141,7 @@ impl Sysctls {
 
     /// The same settings, read-only.
     #[must_use]
-    pub fn to_read(&self) -> Self {
+    pub fn read_only(&self) -> Self {
         Self { read_only: true, ..self.clone() }
     }
 
@@ -169,10 +169,10 @@ impl Sysctls {
         fs::write(self.full(path), value)
     }
 
-    /// The settings that the kernel changes together with this setting, with their current values. Left out are those
-    /// that already have the value that the kernel assigns when the setting is restored to 0: `inet_forward_change` in
+    /// The settings that the kernel changes together with this setting, with their current values. Settings
+    /// that will get their current value back when this setting returns to 0 are omitted: see `inet_forward_change` in
     /// `net/ipv4/devinet.c`, and `addrconf_fixup_forwarding` in `net/ipv6/addrconf.c`.
-    pub fn dragged_along(&self, path: &str) -> Vec<(String, String)> {
+    pub fn changed_with(&self, path: &str) -> Vec<(String, String)> {
         let folder = match path {
             "net/ipv4/ip_forward" => "net/ipv4/conf",
             "net/ipv6/conf/all/forwarding" => "net/ipv6/conf",
@@ -182,10 +182,10 @@ impl Sysctls {
         let forwarding = names.filter(|name| name != "all").map(|name| format!("{folder}/{name}/forwarding"));
         let redirects = "net/ipv4/conf/all/accept_redirects".to_owned();
         let all = forwarding.map(|path| (path, "1")).chain([(redirects, "0")]);
-        let is_so = |(path, value): &(String, &str)| {
+        let has_that_value = |(path, value): &(String, &str)| {
             path.starts_with(folder) && self.get(path).is_ok_and(|now| now == *value)
         };
-        all.filter(is_so).map(|(path, value)| (path, value.to_owned())).collect()
+        all.filter(has_that_value).map(|(path, value)| (path, value.to_owned())).collect()
     }
 
     /// Whether this kernel supports that family.
@@ -199,12 +199,12 @@ impl Sysctls {
 
     /// The `accept_ra` settings of foreign interfaces that accept router advertisements only while the host does not
     /// forward IPv6. Empty if the host forwards IPv6 already.
-    pub fn advertised_to(&self) -> Vec<String> {
+    pub fn accept_ra_paths(&self) -> Vec<String> {
         if self.get("net/ipv6/conf/all/forwarding").is_ok_and(|value| value != "0") {
             return Vec::new();
         }
-        let of_others = self.interfaces("net/ipv6/conf").filter(|name| Device::named(name).is_none());
-        let paths = of_others.filter(|name| !["all", "default", "lo"].contains(&name.as_str()));
+        let foreign = self.interfaces("net/ipv6/conf").filter(|name| Device::named(name).is_none());
+        let paths = foreign.filter(|name| !["all", "default", "lo"].contains(&name.as_str()));
         let paths = paths.map(|name| format!("net/ipv6/conf/{name}/accept_ra"));
         paths.filter(|path| self.get(path).is_ok_and(|value| value == "1")).collect()
     }
@@ -254,11 +254,11 @@ mod tests {
         fs::write(folder.path().join("ipv6/conf/eth0/accept_ra"), "1\n").unwrap();
         let sysctls = Sysctls::at(folder.path().to_owned()).unwrap();
         assert!(sysctls.has_family(Family::V6) && sysctls.has_family(Family::V4));
-        assert_eq!(sysctls.advertised_to(), ["net/ipv6/conf/eth0/accept_ra"]);
+        assert_eq!(sysctls.accept_ra_paths(), ["net/ipv6/conf/eth0/accept_ra"]);
         sysctls.set("net/ipv6/conf/all/forwarding", "1").unwrap();
         assert_eq!(fs::read_to_string(all.join("forwarding")).unwrap(), "1");
         assert_eq!(sysctls.get("net/ipv6/conf/all/forwarding").unwrap(), "1");
-        let refused = sysctls.to_read().set("net/ipv6/conf/all/forwarding", "0").unwrap_err();
+        let refused = sysctls.read_only().set("net/ipv6/conf/all/forwarding", "0").unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::ReadOnlyFilesystem);
         assert_eq!(sysctls.get("net/ipv6/conf/all/forwarding").unwrap(), "1");
     }
@@ -272,16 +272,16 @@ mod tests {
     }
 
     #[test]
-    fn settings_of_single_interfaces_follow_the_setting_for_all_interfaces() {
-        let (families, carriers) = (Family::BOTH.into(), BTreeSet::from(["eth0.7".to_owned()]));
-        let needs = Needs {
+    fn settings_of_single_interfaces_are_written_after_the_setting_for_all_interfaces() {
+        let (families, ingress_interfaces) = (Family::BOTH.into(), BTreeSet::from(["eth0.7".to_owned()]));
+        let inputs = Inputs {
             families: &families,
             attach: AttachMode::Routed,
             state: &State::default(),
-            advertised_to: &[],
-            carriers: &carriers,
+            accept_ra_paths: &[],
+            ingress_interfaces: &ingress_interfaces,
         };
-        let settings = desired(needs);
+        let settings = desired(inputs);
         let at = |path: &str| settings.iter().position(|(found, _)| found == path);
         let (all, one) = (at("net/ipv4/ip_forward"), at("net/ipv4/conf/eth0.7/forwarding"));
         assert!(all.is_some() && all < one, "{settings:?}");

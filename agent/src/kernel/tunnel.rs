@@ -1,5 +1,5 @@
-//! Tunnels to peers. Code for a single encapsulation is in the module of that name, and each property has one `match`
-//! here. Other modules use the term "tunnel" only.
+//! Tunnels to peers. Each encapsulation has its own submodule, such as `vxlan`. Each method here selects the submodule
+//! with one `match`. Other modules use the term "tunnel" only.
 
 mod vxlan;
 
@@ -16,14 +16,14 @@ use polder_netlink::{IfIndex, Operation};
 
 use super::ruleset::sets::TunnelSources;
 
-/// The prefix of the names of all tunnel devices.
+/// The prefix of the names of all tunnel devices: the name over IPv4 is the prefix itself.
 pub const PREFIX: &str = "polder.vx";
 
 /// The name of the tunnel device over an underlay of that family. It does not depend on the encapsulation: a device of
 /// another kind with this name is replaced.
 pub const fn name(over: Family) -> &'static str {
     match over {
-        Family::V4 => PREFIX,
+        Family::V4 => "polder.vx",
         Family::V6 => "polder.vx6",
     }
 }
@@ -54,13 +54,13 @@ impl Encapsulation {
     }
 
     /// The kind of the path, for the status.
-    pub const fn path(self) -> PathKind {
+    pub const fn path_kind(self) -> PathKind {
         match self {
             Self::Vxlan => vxlan::PATH,
         }
     }
 
-    /// The message if the kernel does not support it: the consequence.
+    /// The text of the problem if the kernel does not support this encapsulation: it states what does not work.
     pub const fn unsupported_message(self) -> &'static str {
         match self {
             Self::Vxlan => vxlan::UNSUPPORTED,
@@ -148,7 +148,7 @@ impl Tunnel {
         }
     }
 
-    /// Creates the device and sets it up.
+    /// Creates the device with this MAC address and MTU, and sets its link state to up.
     pub fn create(&self, name: &str, mac: Mac, mtu: u32) -> [Operation; 3] {
         match self {
             Self::Vxlan(vxlan) => create_vxlan(name, vxlan, mac, mtu),

@@ -29,14 +29,14 @@ pub enum OffLink {
         "cannot determine whether {0} is on the same link, because the route to it has several next hops or an unknown \
          type"
     )]
-    Unclear(IpAddr),
+    Unsupported(IpAddr),
     /// The link carries only packets between the nodes' own addresses.
     ///
     /// Remedy: none, a tunnel is used.
     #[error(
         "the link to {0} has no link-layer addresses (e.g. WireGuard) and may drop packets with pod addresses"
     )]
-    Mesh(IpAddr),
+    NoLinkLayer(IpAddr),
     /// The peer is behind a router.
     ///
     /// Remedy: use a tunnel: `polderctl cluster set --backend auto`. Or connect the nodes to one link.
@@ -67,7 +67,7 @@ pub enum Unreachable {
     #[error(
         "the path to the peer needs {0}, which this kernel does not have: load module {0}, and restart polder-agent"
     )]
-    NoTunnels(PathKind),
+    TunnelsUnsupported(PathKind),
     /// The peer has no gateway address, which is the next hop in the tunnel. It publishes one with its first block.
     #[error(
         "the peer has no usable {0} gateway address yet: it gets one with its first {0} block; if this persists, run \
@@ -78,12 +78,12 @@ pub enum Unreachable {
     ///
     /// Remedy: see the reasons in the text, one for each address family of the underlay.
     #[error("{reasons}", reasons = joined(.0))]
-    NoTunnel(Vec<NoTunnel>),
+    NoTunnelPath(Vec<TunnelObstacle>),
 }
 
 /// Why no tunnel to a peer is possible over an underlay of one family.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NoTunnel {
+pub enum TunnelObstacle {
     /// The peer has no underlay address of the family.
     #[error(
         "the peer has no {0} underlay address: add one to its underlay interface, or to underlay.addresses in its \
@@ -102,7 +102,10 @@ pub enum NoTunnel {
 fn remedy(why: &OffLink, backend: Backend) -> String {
     match why {
         OffLink::NoRoute(_) | OffLink::OwnAddress(_) => String::new(),
-        OffLink::NoAddress(_) | OffLink::Unclear(_) | OffLink::Mesh(_) | OffLink::Behind { .. } => {
+        OffLink::NoAddress(_)
+        | OffLink::Unsupported(_)
+        | OffLink::NoLinkLayer(_)
+        | OffLink::Behind { .. } => {
             format!(
                 ", and the backend is {backend}: run `polderctl cluster set --backend auto` to permit tunnels"
             )
@@ -110,7 +113,7 @@ fn remedy(why: &OffLink, backend: Backend) -> String {
     }
 }
 
-fn joined(reasons: &[NoTunnel]) -> String {
+fn joined(reasons: &[TunnelObstacle]) -> String {
     let all: Vec<String> = reasons.iter().map(ToString::to_string).collect();
     all.join("; ")
 }

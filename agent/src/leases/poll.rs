@@ -137,7 +137,7 @@ mod tests {
 
     #[tokio::test]
     async fn while_the_datastore_is_unreachable_leases_are_unknown() {
-        let patience = Duration::from_secs(30);
+        let max_wait = Duration::from_secs(30);
         let folder = tempfile::tempdir().unwrap();
         let store = Store::Embedded(Embedded::open(&folder.path().join("store")).unwrap());
         let mut current = View::default();
@@ -147,9 +147,9 @@ mod tests {
         let (node, resync) = ("n1".parse().unwrap(), Duration::from_millis(1));
         let task = Task { node, resync, store, records: Records::new(view), leases };
         let running = tokio::spawn(task.run());
-        drop(timeout(patience, told.wait_for(|leases| leases.are_known())).await.unwrap().unwrap());
+        drop(timeout(max_wait, told.wait_for(|leases| leases.are_known())).await.unwrap().unwrap());
         watcher.send_modify(|view| Arc::make_mut(view).lost = Some("no answer".to_owned()));
-        drop(timeout(patience, told.wait_for(|leases| !leases.are_known())).await.unwrap().unwrap());
+        drop(timeout(max_wait, told.wait_for(|leases| !leases.are_known())).await.unwrap().unwrap());
         running.abort();
     }
 

@@ -59,7 +59,7 @@ fn fixture() -> Fixture {
     let name = attachment().host_interface();
     let addresses = vec![POD_ADDRESS.parse().unwrap()];
     pods.add(LocalPod { name: name.clone(), mac: POD_MAC, addresses });
-    let pod_link = Some(PodLink { port: Some(Port::of_pod(true)), up: true, forwards: false });
+    let pod_link = Some(PodLink { port: Some(Port::of_pod(true)), up: true, ipv4_forwarding: false });
     let expected = watch::Sender::new(Expected { pod_link, paths: Some([UPLINK].into()) });
     let task = Task {
         own: [OWN].into(),
@@ -120,7 +120,7 @@ fn state(index: IfIndex, name: &str) -> Link {
         filters_vlans: false,
         port: None,
         makes_link_local: None,
-        forwards: true,
+        ipv4_forwarding: true,
     }
 }
 

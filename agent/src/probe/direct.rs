@@ -23,7 +23,7 @@ use super::closed::Peers;
 use super::pings::{Pings, send};
 use super::schedule::{BATCH, Key, ProbeTarget, Schedule, Token, Verdict};
 use super::verdict::Living;
-use crate::kernel::desired::{Path, Reached};
+use crate::kernel::desired::{Path, PeerPath};
 
 /// The test result of the direct path to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,7 +170,7 @@ impl<E: Sync> Tests<E> {
     pub(super) fn set_targets<P: Pings<Echo = E>>(
         &mut self,
         pings: &P,
-        paths: &BTreeMap<Key, Reached>,
+        paths: &BTreeMap<Key, PeerPath>,
         host: &PerFamily<Option<E>>,
         underlay: &[IpAddr],
         now: Instant,
@@ -189,9 +189,9 @@ impl<E: Sync> Tests<E> {
             }
         }
         let targets = paths.iter().filter(|((_, family), _)| host[*family].is_some());
-        let on_link = targets.filter_map(|(key, reached)| {
-            let is_direct = matches!(reached.path, Path::Direct { .. });
-            Some((key.clone(), (ProbeTarget::direct(reached)?, is_direct)))
+        let on_link = targets.filter_map(|(key, peer_path)| {
+            let is_direct = matches!(peer_path.path, Path::Direct { .. });
+            Some((key.clone(), (ProbeTarget::direct(peer_path)?, is_direct)))
         });
         self.on_link = on_link.collect();
         let tunnelled = self.on_link.iter().filter(|(_, (_, is_direct))| !is_direct);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use polder_api::{Family, NodeName};
 use tokio::time::Instant;
 
-use crate::kernel::desired::{OnLink, Path, Reached};
+use crate::kernel::desired::{OnLink, Path, PeerPath};
 
 /// Maximum number of targets that are probed at once.
 pub(super) const BATCH: usize = 20;
@@ -39,24 +39,29 @@ pub enum Sizes {
 
 impl ProbeTarget {
     /// The target at the peer's host, if the peer is reachable.
-    pub fn host(reached: &Reached, sizes: Sizes) -> Option<Self> {
-        Self::at(reached.gateway, reached, sizes)
+    pub fn host(peer_path: &PeerPath, sizes: Sizes) -> Option<Self> {
+        Self::at(peer_path.gateway, peer_path, sizes)
     }
 
     /// The target at the peer's probe endpoint, if it has one.
-    pub fn endpoint(reached: &Reached) -> Option<Self> {
-        Self::at(reached.probe, reached, Sizes::Both)
+    pub fn endpoint(peer_path: &PeerPath) -> Option<Self> {
+        Self::at(peer_path.probe, peer_path, Sizes::Both)
     }
 
     /// The target for tests of the direct path to a peer on the same link, whether or not pods use that path.
-    pub(super) fn direct(reached: &Reached) -> Option<Self> {
-        let OnLink { via, index } = reached.on_link?;
-        Some(Self { address: via, path: Path::Direct { via, index }, mtu: reached.mtu, sizes: Sizes::Small })
+    pub(super) fn direct(peer_path: &PeerPath) -> Option<Self> {
+        let OnLink { via, index } = peer_path.on_link?;
+        Some(Self {
+            address: via,
+            path: Path::Direct { via, index },
+            mtu: peer_path.mtu,
+            sizes: Sizes::Small,
+        })
     }
 
-    fn at(address: Option<IpAddr>, reached: &Reached, sizes: Sizes) -> Option<Self> {
-        let address = address.filter(|_| !matches!(reached.path, Path::Unreachable(_)))?;
-        Some(Self { address, path: reached.path.clone(), mtu: reached.mtu, sizes })
+    fn at(address: Option<IpAddr>, peer_path: &PeerPath, sizes: Sizes) -> Option<Self> {
+        let address = address.filter(|_| !matches!(peer_path.path, Path::Unreachable(_)))?;
+        Some(Self { address, path: peer_path.path.clone(), mtu: peer_path.mtu, sizes })
     }
 }
 

@@ -145,7 +145,7 @@ fn fixture(probe: Option<&str>) -> Fixture {
         verdicts,
         direct,
     };
-    let reached = Reached {
+    let peer_path = PeerPath {
         path: Path::Direct { via: PEER.parse().unwrap(), index: IfIndex::new(2) },
         gateway: Some(HOST.parse().unwrap()),
         probe: probe.map(|address| address.parse().unwrap()),
@@ -154,7 +154,7 @@ fn fixture(probe: Option<&str>) -> Fixture {
     };
     pass.send_replace(Some(Arc::new(Pass {
         gateways: vec![GATEWAY.parse().unwrap()],
-        paths: [(key(), reached)].into(),
+        paths: [(key(), peer_path)].into(),
         ..Pass::default()
     })));
     let wire = Fake::default();

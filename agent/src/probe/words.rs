@@ -7,7 +7,7 @@ use polder_ipam::record::ClusterRecord;
 use tracing::{info, warn};
 
 use super::schedule::{Key, Verdict};
-use crate::kernel::desired::{Path, Reached};
+use crate::kernel::desired::{Path, PeerPath};
 
 /// Logs the verdicts that changed.
 pub(super) fn log(before: &BTreeMap<Key, Verdict>, now: &BTreeMap<Key, Verdict>) {
@@ -55,10 +55,10 @@ pub fn state(verdict: Option<&Verdict>) -> ProbeState {
 pub fn problem(
     (node, family): &Key,
     verdict: Verdict,
-    reached: &Reached,
+    peer_path: &PeerPath,
     cluster: Option<&ClusterRecord>,
 ) -> Option<String> {
-    let (path, needed) = match &reached.path {
+    let (path, needed) = match &peer_path.path {
         Path::Direct { via, .. } => {
             (format!("directly to {via}"), "ICMP and packets with pod addresses".to_owned())
         }

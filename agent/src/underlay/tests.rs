@@ -17,7 +17,7 @@ fn facts() -> UnderlayInputs {
     let interface = |index, name: &str, mtu| (IfIndex::new(index), (name.to_owned(), mtu));
     let network = HostNetwork {
         interfaces: [interface(2, "eth0", 1500), interface(3, "eth1", 9000)].into(),
-        meshes: BTreeSet::new(),
+        layer3_interfaces: BTreeSet::new(),
         own: [IfIndex::new(5)].into(),
         addresses: vec![
             address(5, "10.244.0.1/32"),

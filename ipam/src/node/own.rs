@@ -27,7 +27,7 @@ pub struct NodeHoldings {
     /// Number of attachments, including the probe endpoint.
     pub attachments: usize,
     /// Addresses of attachments outside the node's blocks.
-    pub strays: Vec<Stray>,
+    pub addresses_outside_blocks: Vec<OutsideAddress>,
     /// Reserved addresses that are being handed over to this node, and addresses of attachments whose ADD may still
     /// create an interface.
     pub expected: BTreeSet<IpAddr>,
@@ -44,7 +44,7 @@ pub struct NodeHoldings {
 
 /// An address of an attachment outside the node's blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stray {
+pub struct OutsideAddress {
     /// An address in no block of this node.
     pub address: IpAddr,
     /// The attachment that uses it.
@@ -103,14 +103,14 @@ impl<L: Ledger> NodeIpam<L> {
     /// The node's blocks, addresses and attachments at `now`.
     pub fn holdings(&self, now: Moment) -> Result<NodeHoldings, LedgerError> {
         let in_a_block = |address: &IpAddr| self.blocks.iter().any(|owned| owned.block.cidr().has(*address));
-        let stray = |address: &IpAddr, held: &crate::ledger::AttachmentEntry| Stray {
+        let outside_address = |address: &IpAddr, held: &crate::ledger::AttachmentEntry| OutsideAddress {
             address: *address,
             attachment: held.attachment.clone(),
             owner: held.pod.as_ref().map(ToString::to_string),
         };
-        let strays = self.attachments.values().flat_map(|held| {
+        let addresses_outside_blocks = self.attachments.values().flat_map(|held| {
             let outside = held.addresses.iter().filter(|address| !in_a_block(address));
-            outside.map(|address| stray(address, held)).collect::<Vec<_>>()
+            outside.map(|address| outside_address(address, held)).collect::<Vec<_>>()
         });
         let has_next = |family: Family| self.allocator.next(family, None, CoolDown::Shortest, now).is_some();
         let has_gateway = |family: &Family| self.gateways.iter().any(|own| Family::of(*own) == *family);
@@ -124,7 +124,7 @@ impl<L: Ledger> NodeIpam<L> {
                 .map(|held| held.addresses.clone())
                 .unwrap_or_default(),
             attachments: self.attachments.len(),
-            strays: strays.collect(),
+            addresses_outside_blocks: addresses_outside_blocks.collect(),
             expected: {
                 let expected = self.expected.iter().map(|(address, _)| address);
                 expected.chain(self.deleted_meanwhile.values().flatten()).copied().collect()
@@ -179,7 +179,7 @@ impl<L: Ledger> NodeIpam<L> {
             let alone = blocks.any(|(block, pool, counts)| {
                 block.cidr().has(**gateway) && counts.used == 1 && self.allocator.is_closed(pool)
             });
-            (alone || self.is_stray(**gateway)) && self.next_gateway(**gateway, now).is_some()
+            (alone || self.is_outside_blocks(**gateway)) && self.next_gateway(**gateway, now).is_some()
         };
         self.gateways.iter().filter(idle).copied().collect()
     }
@@ -207,14 +207,14 @@ impl<L: Ledger> NodeIpam<L> {
 
     /// Whether the address is outside the node's blocks. A gateway address found in the kernel can be that of an
     /// earlier node with this name.
-    fn is_stray(&self, gateway: IpAddr) -> bool {
+    fn is_outside_blocks(&self, gateway: IpAddr) -> bool {
         !self.blocks.iter().any(|owned| owned.block.cidr().has(gateway))
     }
 
-    /// The address that would replace this gateway address. Another node can get a stray one at any time, so the
-    /// shortest cool-down is enough for its replacement.
+    /// The address that would replace this gateway address. Another node can get a gateway address outside this node's
+    /// blocks at any time, so the shortest cool-down is enough for its replacement.
     fn next_gateway(&self, old: IpAddr, now: Moment) -> Option<IpAddr> {
-        let cool_down = if self.is_stray(old) { CoolDown::Shortest } else { CoolDown::Full };
+        let cool_down = if self.is_outside_blocks(old) { CoolDown::Shortest } else { CoolDown::Full };
         self.allocator.next(Family::of(old), None, cool_down, now)
     }
 

@@ -31,7 +31,7 @@ struct Arguments {
 const AT_ONCE: usize = 8;
 
 /// Longer than any request to the agent takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 fn main() -> anyhow::Result<()> {
     let Arguments { pods, lives } = Arguments::parse();
@@ -43,7 +43,7 @@ fn main() -> anyhow::Result<()> {
     writes(&lab, pods)?;
     // Blocks are claimed as long as possible.
     hold_at_once(&lab.workers[0], 3 * pods)?;
-    wait::within(PATIENCE, "addresses to have rested", || {
+    wait::within(TIMEOUT, "addresses to have rested", || {
         let free = sum(&lab.workers[0].status(), "free");
         // Free addresses of both families, one of each for every pod of two rounds.
         if free > 4 * u64::from(pods) { Ok(()) } else { Err(format!("{free} are free")) }
@@ -126,7 +126,7 @@ fn writes(lab: &Lab, pods: u32) -> anyhow::Result<()> {
 
 fn client(worker: &Worker) -> anyhow::Result<Client> {
     let socket = worker.node.outside(Path::new(polder_api::DEFAULT_SOCKET));
-    Ok(Client::connect(&socket, PATIENCE)?)
+    Ok(Client::connect(&socket, TIMEOUT)?)
 }
 
 /// Adds and deletes attachments without interfaces, one after the other.

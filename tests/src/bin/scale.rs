@@ -46,7 +46,7 @@ const BLOCK: u32 = 64;
 const AT_ONCE: usize = 60;
 
 /// Longer than any measured operation takes.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
@@ -66,7 +66,7 @@ fn main() -> anyhow::Result<()> {
 
     lab.workers[0].node.shell("rm -f /var/lib/polder/cluster.json");
     measure_start(&mut lab.workers[0], routes, "cold load from etcd");
-    wait::within(PATIENCE, "the records to be written down", || {
+    wait::within(TIMEOUT, "the records to be written down", || {
         let written = lab.workers[0].node.read("/var/lib/polder/cluster.json").unwrap_or_default();
         let blocks = written.matches("/blocks/").count();
         if blocks > peers.len() { Ok(()) } else { Err(format!("{blocks} blocks")) }
@@ -175,7 +175,7 @@ fn own_routes(worker: &Worker) -> usize {
 fn measure_start(worker: &mut Worker, routes: usize, what: &str) {
     let begin = Instant::now();
     worker.start();
-    wait::within(PATIENCE, "all routes to be in the kernel", || {
+    wait::within(TIMEOUT, "all routes to be in the kernel", || {
         let found = own_routes(worker);
         if found >= routes { Ok(()) } else { Err(format!("{found} of {routes} routes")) }
     });
@@ -240,7 +240,7 @@ fn churn(lab: &Lab, peers: &[Peer], arguments: &Arguments) -> anyhow::Result<()>
                 newest = newer;
             }
             let (at, block, gateway) = newest;
-            wait::within(PATIENCE, "the kernel to follow", || {
+            wait::within(TIMEOUT, "the kernel to follow", || {
                 let route = worker.node.run("ip", &["route", "show", &block.to_string()]);
                 if route.contains(&format!("via {gateway} ")) { Ok(()) } else { Err(route) }
             });

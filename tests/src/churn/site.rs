@@ -3,7 +3,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::caller::Caller;
-use crate::wait::{self, PATIENCE};
+use crate::wait::{self, TIMEOUT};
 
 /// A node that may be rebooted while runtimes use it.
 #[derive(Debug)]
@@ -41,8 +41,8 @@ impl Site {
             if let Some(boot) = &*boot {
                 return boot.clone();
             }
-            let patience = wait::scaled(PATIENCE);
-            let waited = self.changed.wait_timeout(boot, patience).unwrap_or_else(PoisonError::into_inner);
+            let max_wait = wait::scaled(TIMEOUT);
+            let waited = self.changed.wait_timeout(boot, max_wait).unwrap_or_else(PoisonError::into_inner);
             assert!(!waited.1.timed_out(), "{} does not come back", self.node);
             boot = waited.0;
         }

@@ -20,7 +20,7 @@ use super::super::{Answer, LEASE};
 use super::chance::Step;
 
 /// Timeout of a step and of a watch message: longer than any operation of etcd takes.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) struct Real {
     client: Client,
@@ -53,7 +53,7 @@ impl Real {
     /// Applies the step. An error is etcd's own text.
     pub(crate) async fn carry_out(&mut self, step: &Step) -> Result<Answer, String> {
         let doing = self.carry_out_at_length(step);
-        tokio::time::timeout(PATIENCE, doing).await.map_err(|_| "no answer".to_owned())?
+        tokio::time::timeout(TIMEOUT, doing).await.map_err(|_| "no answer".to_owned())?
     }
 
     async fn carry_out_at_length(&mut self, step: &Step) -> Result<Answer, String> {
@@ -145,7 +145,7 @@ impl Stream {
     pub(crate) async fn receive(&mut self, expected: usize) -> Result<WatchMessage, String> {
         let mut received = Vec::new();
         loop {
-            let message = tokio::time::timeout(PATIENCE, self.0.message()).await;
+            let message = tokio::time::timeout(TIMEOUT, self.0.message()).await;
             let message = message.map_err(|_| format!("silence after {received:?}"))?;
             let message = message.map_err(text)?.ok_or("the stream has ended")?;
             let revision = message.header().unwrap().revision();

@@ -175,7 +175,7 @@ fn an_input_chain_that_drops_is_reported_with_the_command_that_accepts_tunnels()
 fn pods() -> Pods {
     Pods {
         pools: vec![("10.244.0.0/16".parse().unwrap(), 26)],
-        carriers: BTreeSet::from(["eth0".to_owned()]),
+        ingress_interfaces: BTreeSet::from(["eth0".to_owned()]),
         ..Pods::default()
     }
 }

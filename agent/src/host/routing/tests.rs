@@ -39,7 +39,7 @@ fn pods() -> Pods {
     Pods {
         pools: vec![("10.244.0.0/16".parse().unwrap(), 26)],
         leased: vec!["10.244.9.5".parse().unwrap()],
-        carriers: BTreeSet::from(["eth0".to_owned()]),
+        ingress_interfaces: BTreeSet::from(["eth0".to_owned()]),
     }
 }
 

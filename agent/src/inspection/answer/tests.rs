@@ -104,7 +104,7 @@ impl Harness {
     async fn answer(&mut self, repairs: RepairMode) -> Option<Said> {
         self.pass(Duration::ZERO).await;
         self.ask("x", repairs);
-        self.pass(patience(repairs) + CERTAIN).await;
+        self.pass(answer_timeout(repairs) + CERTAIN).await;
         let (record, asked) = self.node.with(|state| state.answers.pop())?;
         assert_eq!(
             (record.id.as_str(), asked.number(), record.attachments, record.interfaces),

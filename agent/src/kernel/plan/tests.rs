@@ -62,7 +62,7 @@ fn underlay(node: u8, dual: bool) -> Vec<IpAddr> {
 /// The prefix lengths of blocks and of single addresses.
 const LENGTHS: [(Family, u8); 4] = [(Family::V4, 26), (Family::V4, 32), (Family::V6, 120), (Family::V6, 128)];
 
-/// The blocks of a node, and its own addresses: the first of the first block of each family.
+/// The blocks of a node, and its gateway addresses: for each family, the first address of its first block.
 fn blocks(node: u8, count: u8, dual: bool) -> (Vec<Block>, Vec<IpAddr>) {
     let block = |text: String| Block::new(text.parse().unwrap());
     let v4 = (0..count).map(|number| block(format!("10.244.{node}.{}/26", number * 64)));
@@ -87,7 +87,7 @@ fn pod(number: u8) -> AttachmentEntry {
 }
 
 /// A node without peers, with these pods.
-fn lone(pods: &[u8]) -> World {
+fn node_without_peers(pods: &[u8]) -> World {
     World {
         attach: AttachMode::Bridge,
         backend: Backend::Auto,
@@ -116,10 +116,10 @@ impl World {
         });
         let peers: Vec<_> =
             self.peers.iter().map(|(number, (_, count))| self.peer(*number, *count)).collect();
-        let reach = self.peers.iter().flat_map(|(number, (on_link, _))| {
+        let router = |address: IpAddr| underlay(254, true)[usize::from(address.is_ipv6())];
+        let underlay_routes = self.peers.iter().flat_map(|(number, (on_link, _))| {
             underlay(*number, self.dual).into_iter().map(move |address| {
-                let gateway = (!on_link).then(|| underlay(254, address.is_ipv6()).pop()).flatten();
-                let next_hop = gateway.map_or(NextHop::Destination, NextHop::Router);
+                let next_hop = if *on_link { NextHop::Destination } else { NextHop::Router(router(address)) };
                 (address, Some(RouteLookup { index: ETH0, next_hop, source: None, local: false }))
             })
         });
@@ -134,15 +134,15 @@ impl World {
             underlay: &Underlay { uplinks: uplinks.collect(), others: Vec::new(), needed: Vec::new() },
             mtu: self.mtu - 50,
             peers: &peers,
-            left: &BTreeMap::new(),
+            previous_underlay: &BTreeMap::new(),
             lengths: &LENGTHS.into(),
-            reach: &reach.collect(),
+            underlay_routes: &underlay_routes.collect(),
             pods: &self.pods.iter().map(|number| pod(*number)).collect::<Vec<_>>(),
             families: &Family::BOTH.into(),
             features: Features::ALL,
-            carriers: &BTreeSet::from(["eth0".to_owned()]),
-            meshes: &BTreeSet::new(),
-            detours: &BTreeSet::new(),
+            ingress_interfaces: &BTreeSet::from(["eth0".to_owned()]),
+            layer3_interfaces: &BTreeSet::new(),
+            tunnel_instead_of_direct: &BTreeSet::new(),
         };
         desired(&inputs, present, &[])
     }
@@ -179,15 +179,15 @@ impl Model {
     fn plug(&mut self, number: u8) {
         let name = pod(number).attachment.host_interface();
         if !self.state.pods.contains_key(&name) {
-            self.number(&Device::Pod(name.clone()));
-            self.state.pods.insert(name, PodLink { port: None, up: true, forwards: false });
+            self.assign_index(&Device::Pod(name.clone()));
+            self.state.pods.insert(name, PodLink { port: None, up: true, ipv4_forwarding: false });
         }
     }
 
-    fn number(&mut self, device: &Device) {
+    fn assign_index(&mut self, device: &Device) {
         self.last_index += 1;
         let index = IfIndex::new(self.last_index);
-        assert!(self.indexes.insert(device.clone(), index).is_none(), "{device} is there already");
+        assert!(self.indexes.insert(device.clone(), index).is_none(), "{device} exists already");
     }
 
     fn present(&self) -> BTreeSet<IfName> {
@@ -196,7 +196,7 @@ impl Model {
 
     pub(crate) fn actual(&self, table: &Table) -> Actual {
         let filter = match &self.filter {
-            Some((there, elements)) if there == table => TableState::Intact(elements.clone()),
+            Some((installed, elements)) if installed == table => TableState::Intact(elements.clone()),
             _ => TableState::Different("another".to_owned()),
         };
         Actual {
@@ -204,13 +204,13 @@ impl Model {
             sysctls: self.sysctls.clone(),
             filter,
             indexes: self.indexes.clone(),
-            advertised_to: Vec::new(),
+            accept_ra_paths: Vec::new(),
         }
     }
 
     /// Deletes a device, and everything that depends on it.
     fn unplug(&mut self, device: &Device) {
-        assert!(self.indexes.remove(device).is_some(), "{device} is not there");
+        assert!(self.indexes.remove(device).is_some(), "{device} does not exist");
         let state = &mut self.state;
         state.links.remove(device);
         if let Device::Pod(name) = device {
@@ -218,24 +218,25 @@ impl Model {
         }
         state.addresses.retain(|(on, _)| on != device);
         state.neighbours.retain(|(on, _), _| on != device);
-        state.routes.retain(|_, way| device_of(way).as_ref() != Some(device));
-        state.forwards.retain(|(on, _), _| on != device);
+        state.routes.retain(|_, route| device_of(route).as_ref() != Some(device));
+        state.fdb.retain(|(on, _), _| on != device);
         if *device == Device::Bridge {
             state.pods.values_mut().for_each(|pod| pod.port = None);
-            state.forwards.retain(|(on, _), _| !matches!(on, Device::Pod(_)));
+            state.fdb.retain(|(on, _), _| !matches!(on, Device::Pod(_)));
         }
     }
 
-    fn is_there(&self, device: &Device) -> bool {
+    fn exists(&self, device: &Device) -> bool {
         matches!(device, Device::Uplink(_)) || self.indexes.contains_key(device)
     }
 
     pub(crate) fn apply(&mut self, change: &KernelChange, desired: &Desired) {
-        let there = |device: &Device| assert!(self.is_there(device), "{change}: {device} is not there");
+        let assert_exists =
+            |device: &Device| assert!(self.exists(device), "{change}: {device} does not exist");
         match change.clone() {
             KernelChange::SetSysctl { path, value } => drop(self.sysctls.insert(path, value)),
             KernelChange::CreateLink(device, link) => {
-                self.number(&device);
+                self.assign_index(&device);
                 self.state.links.insert(device, link);
             }
             KernelChange::DeleteLink(device, index) => {
@@ -244,12 +245,12 @@ impl Model {
             }
             KernelChange::RenameLink(device, index) => {
                 assert_eq!(self.indexes.get(&device), Some(&index), "{change}");
-                self.state.links.get_mut(&device).unwrap().identity = DeviceIdentity::Whole;
+                self.state.links.get_mut(&device).unwrap().identity = DeviceIdentity::Correct;
             }
             KernelChange::AdjustLink(device, link) => {
-                there(&device);
+                assert_exists(&device);
                 let found = self.state.links.insert(device, link.clone()).unwrap();
-                assert!(found.kind.can_become(&link.kind), "what a device is cannot be changed");
+                assert!(found.kind.can_become(&link.kind), "the kind of a device cannot be changed");
             }
             KernelChange::InstallFilter(_) => {
                 self.filter = Some((desired.table.clone(), desired.elements.clone()));
@@ -259,38 +260,38 @@ impl Model {
             }
             KernelChange::UpdateSet { set, add, remove } => {
                 let elements = self.filter.as_mut().expect("a table").1.entry(set).or_default();
-                assert!(remove.iter().all(|element| elements.remove(element)), "{change}: it is not there");
+                assert!(remove.iter().all(|element| elements.remove(element)), "{change}: element missing");
                 elements.extend(add);
             }
             KernelChange::AddAddress(device, address) => {
-                there(&device);
-                assert!(self.state.addresses.insert((device, address)), "{change}: it is there already");
+                assert_exists(&device);
+                assert!(self.state.addresses.insert((device, address)), "{change}: the address exists");
             }
             KernelChange::SetPod(name, port) => {
-                there(&Device::Pod(name.clone()));
-                assert!(port.is_none() || self.is_there(&Device::Bridge), "{change}: no bridge");
-                self.state.pods.insert(name, PodLink { port, up: true, forwards: port.is_none() });
+                assert_exists(&Device::Pod(name.clone()));
+                assert!(port.is_none() || self.exists(&Device::Bridge), "{change}: no bridge");
+                self.state.pods.insert(name, PodLink { port, up: true, ipv4_forwarding: port.is_none() });
             }
             KernelChange::SetNeighbour(device, address, mac) => {
-                there(&device);
+                assert_exists(&device);
                 self.state.neighbours.insert((device, address), mac);
             }
-            KernelChange::SetForward(device, mac, to) => {
-                there(&device);
+            KernelChange::SetFdbEntry(device, mac, to) => {
+                assert_exists(&device);
                 if let Device::Pod(name) = &device {
-                    assert!(self.state.pods[name].port.is_some(), "{change}: it is no port");
+                    assert!(self.state.pods[name].port.is_some(), "{change}: the pod is not a bridge port");
                 }
-                self.state.forwards.insert((device, mac), to);
+                self.state.fdb.insert((device, mac), to);
             }
-            KernelChange::SetRoute(destination, way) => {
-                device_of(&way).iter().for_each(there);
-                if let RouteTarget::Tunnel(family, IpAddr::V6(next_hop)) = way.target {
-                    let elsewhere = self.state.routes.iter().any(|(there, leads)| {
-                        there.contains(next_hop.into()) && device_of(leads) != Some(Device::Tunnel(family))
+            KernelChange::SetRoute(destination, route) => {
+                device_of(&route).iter().for_each(assert_exists);
+                if let RouteTarget::Tunnel(family, IpAddr::V6(next_hop)) = route.target {
+                    let elsewhere = self.state.routes.iter().any(|(range, route)| {
+                        range.contains(next_hop.into()) && device_of(route) != Some(Device::Tunnel(family))
                     });
                     assert!(!elsewhere, "{change}: the kernel refuses a next hop that is routed elsewhere");
                 }
-                self.state.routes.insert(destination, way);
+                self.state.routes.insert(destination, route);
             }
             KernelChange::DeleteRoute(destination) => {
                 assert!(self.state.routes.remove(&destination).is_some());
@@ -298,8 +299,8 @@ impl Model {
             KernelChange::DeleteConflicting(conflicting) => {
                 assert!(self.state.conflicting_routes.remove(&conflicting));
             }
-            KernelChange::DeleteForward(device, mac, _) => {
-                assert!(self.state.forwards.remove(&(device, mac)).is_some(), "{change}");
+            KernelChange::DeleteFdbEntry(device, mac, _) => {
+                assert!(self.state.fdb.remove(&(device, mac)).is_some(), "{change}");
             }
             KernelChange::DeleteNeighbour(device, address, _) => {
                 assert!(self.state.neighbours.remove(&(device, address)).is_some(), "{change}");
@@ -315,22 +316,22 @@ impl Model {
         }
     }
 
-    /// The destinations that are lost in a tunnel: it has no entry for the peer.
+    /// Destinations routed into a tunnel that lacks the neighbour or FDB entry of the peer (packets are lost).
     fn holes(&self) -> BTreeSet<IpNetwork> {
-        let is_hole = |way: &OwnRoute| match way.target {
+        let is_hole = |route: &OwnRoute| match route.target {
             RouteTarget::Tunnel(family, gateway) => {
                 let device = Device::Tunnel(family);
                 let mac = self.state.neighbours.get(&(device.clone(), gateway));
-                !mac.is_some_and(|mac| self.state.forwards.contains_key(&(device, *mac)))
+                !mac.is_some_and(|mac| self.state.fdb.contains_key(&(device, *mac)))
             }
             _ => false,
         };
-        let ways = self.state.routes.iter();
-        ways.filter(|(_, way)| is_hole(way)).map(|(destination, _)| *destination).collect()
+        let routes = self.state.routes.iter();
+        routes.filter(|(_, route)| is_hole(route)).map(|(destination, _)| *destination).collect()
     }
 
     /// Applies the plan for that world, and returns its changes.
-    fn become_like(&mut self, world: &World, prune: Prune) -> Vec<KernelChange> {
+    fn apply_plan_for(&mut self, world: &World, prune: Prune) -> Vec<KernelChange> {
         let desired = world.desired(&self.present());
         let changes = plan(&desired, &self.actual(&desired.table), prune);
         changes.iter().for_each(|change| self.apply(change, &desired));
@@ -341,12 +342,12 @@ impl Model {
     fn of(world: &World) -> Self {
         let mut model = Self::default();
         world.pods.iter().for_each(|number| model.plug(*number));
-        model.become_like(world, Prune::Yes);
+        model.apply_plan_for(world, Prune::Yes);
         model
     }
 
     /// Deletes or changes one object, as another program might.
-    fn vandalise(&mut self, what: u8, which: &Index) {
+    fn damage(&mut self, what: u8, which: &Index) {
         fn pick<T>(all: impl IntoIterator<Item = T>, which: &Index) -> Option<T> {
             let mut all: Vec<T> = all.into_iter().collect();
             (!all.is_empty()).then(|| all.swap_remove(which.index(all.len())))
@@ -360,7 +361,7 @@ impl Model {
             }
             1 => drop(pick(state.routes.keys().copied(), which).map(|key| state.routes.remove(&key))),
             2 => drop(pick(state.neighbours.keys().cloned(), which).map(|key| state.neighbours.remove(&key))),
-            3 => drop(pick(state.forwards.keys().cloned(), which).map(|key| state.forwards.remove(&key))),
+            3 => drop(pick(state.fdb.keys().cloned(), which).map(|key| state.fdb.remove(&key))),
             4 => drop(pick(state.addresses.iter().cloned(), which).map(|key| state.addresses.remove(&key))),
             5 => self.filter = None,
             6 => {
@@ -368,24 +369,25 @@ impl Model {
                 self.sysctls.insert("net/bridge/bridge-nf-call-iptables".to_owned(), "1".to_owned());
             }
             7 => drop(pick(state.links.values_mut(), which).map(|link| link.mtu = 1280)),
-            8 => drop(pick(state.links.values_mut(), which).map(|link| link.kind = OwnKind::Foreign)),
+            8 => drop(pick(state.links.values_mut(), which).map(|link| link.kind = DeviceKind::Foreign)),
             _ => drop(pick(state.pods.values_mut(), which).map(|link| link.port = None)),
         }
     }
 }
 
-fn vandalism() -> impl Strategy<Value = Vec<(u8, Index)>> {
+/// Numbers that select a kind and an object.
+fn random_picks() -> impl Strategy<Value = Vec<(u8, Index)>> {
     prop::collection::vec((0..10_u8, any::<Index>()), 0..6)
 }
 
 proptest! {
     /// One plan leads from any state to any other, and leaves nothing to do.
     #[test]
-    fn a_plan_turns_any_state_into_the_desired_state(before in worlds(), after in worlds(), harm in vandalism()) {
+    fn a_plan_turns_any_state_into_the_desired_state(before in worlds(), after in worlds(), damage in random_picks()) {
         let mut model = Model::of(&before);
-        harm.iter().for_each(|(what, which)| model.vandalise(*what, which));
+        damage.iter().for_each(|(what, which)| model.damage(*what, which));
         after.pods.iter().for_each(|number| model.plug(*number));
-        model.become_like(&after, Prune::Yes);
+        model.apply_plan_for(&after, Prune::Yes);
 
         let desired = after.desired(&model.present());
         prop_assert_eq!(&model.state, &desired.state);
@@ -411,7 +413,7 @@ proptest! {
         }
     }
 
-    /// A pod's packets pass only while the filter has the pod, and no route is created before the filter.
+    /// The filter accepts a pod's packets only if its sets contain the pod. Filter changes come before routes.
     #[test]
     fn filter_changes_precede_changes_that_open_paths(before in worlds(), after in worlds()) {
         use KernelChange::{CreateLink, InstallFilter, RefillSet, SetPod, SetRoute, UpdateSet};
@@ -430,10 +432,10 @@ proptest! {
 
     /// While records may be missing, no object is deleted without a replacement.
     #[test]
-    fn without_all_records_no_kernel_state_is_deleted(known in worlds(), fewer in vandalism()) {
+    fn without_all_records_no_kernel_state_is_deleted(known in worlds(), missing in random_picks()) {
         let mut model = Model::of(&known);
         let mut partial = known.clone();
-        for (what, which) in &fewer {
+        for (what, which) in &missing {
             let pod = partial.pods.iter().nth(which.index(partial.pods.len().max(1))).copied();
             match what % 2 {
                 0 => drop(partial.peers.pop_first()),
@@ -441,7 +443,7 @@ proptest! {
             }
         }
         let before = model.clone();
-        model.become_like(&partial, Prune::No);
+        model.apply_plan_for(&partial, Prune::No);
         prop_assert_eq!(model.state, before.state);
         let (before, after) = (before.filter.unwrap().1, model.filter.unwrap().1);
         for (set, elements) in &before {
@@ -452,13 +454,10 @@ proptest! {
 
 #[test]
 fn a_recreated_device_gets_its_addresses_and_routes_back() {
-    let peers = BTreeMap::from([(1, (false, 1))]);
-    let attach = AttachMode::Bridge;
-    let world =
-        World { attach, backend: Backend::Auto, vni: 1, mtu: 1500, dual: false, peers, pods: [1].into() };
+    let world = World { peers: BTreeMap::from([(1, (false, 1))]), ..node_without_peers(&[1]) };
     let mut model = Model::of(&world);
-    model.state.links.get_mut(&Device::Bridge).unwrap().kind = OwnKind::Foreign;
-    let changes = model.become_like(&world, Prune::Yes);
+    model.state.links.get_mut(&Device::Bridge).unwrap().kind = DeviceKind::Foreign;
+    let changes = model.apply_plan_for(&world, Prune::Yes);
     let done: Vec<_> = changes.iter().map(ToString::to_string).collect();
     for part in
         ["delete polder0", "create polder0", "add address 10.244.0.0/32", "route 10.244.0.0/26 dev polder0"]
@@ -470,10 +469,10 @@ fn a_recreated_device_gets_its_addresses_and_routes_back() {
 
 #[test]
 fn a_bridge_that_filters_vlans_is_adjusted_and_not_recreated() {
-    let world = lone(&[1]);
+    let world = node_without_peers(&[1]);
     let mut model = Model::of(&world);
-    model.state.links.get_mut(&Device::Bridge).unwrap().kind = OwnKind::Bridge { filters_vlans: true };
-    let changes = model.become_like(&world, Prune::Yes);
+    model.state.links.get_mut(&Device::Bridge).unwrap().kind = DeviceKind::Bridge { filters_vlans: true };
+    let changes = model.apply_plan_for(&world, Prune::Yes);
     assert!(matches!(changes.as_slice(), [KernelChange::AdjustLink(Device::Bridge, _)]), "{changes:?}");
 }
 
@@ -483,7 +482,7 @@ fn a_route_that_captures_etcd_is_deleted_before_the_records_are_known() {
 
     use crate::kernel::guard::Guard;
 
-    let world = lone(&[]);
+    let world = node_without_peers(&[]);
     let model = Model::of(&world);
     let mut desired = world.desired(&BTreeSet::new());
     let etcd = RequiredRange::host(

@@ -81,7 +81,7 @@ pub async fn change_pools(
                 view.needed.clone_from(&known.needed);
                 pools::add(&view, &pool)
             };
-            with_warnings(carry_out(records, add).await?, &special::doubts(pool.cidr()))
+            with_warnings(carry_out(records, add).await?, &special::warnings(pool.cidr()))
         }
         PoolChange::Drain(name) => carry_out(records, |view| pools::drain(view, &name)).await?,
         PoolChange::Remove(name) => carry_out(records, |view| pools::remove(view, &name)).await?,
