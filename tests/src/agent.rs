@@ -38,6 +38,17 @@ pub struct Worker {
     pub segment: u8,
 }
 
+/// Memory of a process, in MiB.
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    /// Resident memory.
+    pub resident: f64,
+    /// The highest resident memory since the start.
+    pub highest: f64,
+    /// Resident memory that is no part of a file.
+    pub anonymous: f64,
+}
+
 /// A running plugin that waits for its configuration.
 #[derive(Debug)]
 pub struct Pending(std::process::Child);
@@ -158,6 +169,23 @@ impl Worker {
             let flush = flush.map_err(|error| error.to_string())?;
             flush.status.success().then_some(()).ok_or(String::from_utf8_lossy(&flush.stderr).into_owned())
         });
+    }
+
+    /// Process id of the agent on the host, if it runs.
+    pub fn agent_pid(&self) -> Option<Pid> {
+        self.agent.as_ref().and_then(Process::pid)
+    }
+
+    /// Memory of the agent. Panics if it does not run.
+    pub fn agent_memory(&self) -> Memory {
+        let pid = self.agent_pid().expect("the agent runs");
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the agent runs");
+        let of = |key: &str| {
+            let line = status.lines().find(|line| line.starts_with(key)).unwrap_or_default();
+            line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).unwrap_or_default()
+                / 1024.0
+        };
+        Memory { resident: of("VmRSS"), highest: of("VmHWM"), anonymous: of("RssAnon") }
     }
 
     /// Runs a job while the agent's thread of that name is stopped. The other threads continue.

@@ -208,6 +208,13 @@ impl Etcd {
         keys.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
     }
 
+    /// The current revision: the number of writes so far.
+    pub fn revision(&self) -> u64 {
+        let status = self.ctl(&["endpoint", "status", "-w", "json"]);
+        let status: serde_json::Value = serde_json::from_str(&status).expect("etcdctl writes JSON");
+        status[0]["Status"]["header"]["revision"].as_u64().expect("a revision")
+    }
+
     /// Whether every member answers.
     pub fn is_healthy(&self) -> bool {
         self.health().is_ok()
