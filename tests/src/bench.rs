@@ -1,8 +1,12 @@
 //! The benchmark: Polder beside other plugins, in interleaved rounds. It only reports figures; nothing passes or fails.
 
+pub mod agents;
 pub mod bars;
+pub mod cluster;
 pub mod contestant;
+pub mod follow;
 pub mod machine;
+pub mod peers;
 pub mod plot;
 pub mod pods;
 pub mod progress;

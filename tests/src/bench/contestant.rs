@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use clap::ValueEnum;
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -17,26 +18,31 @@ use crate::{Lab, Topology};
 /// Variable with the path of the floor program.
 const FLOOR: &str = "POLDER_FLOOR";
 
+/// The agents' cool-down: the shortest, so that what follows its end belongs to the measurement.
+pub const COOLDOWN: Duration = Duration::from_secs(10);
+
 /// The first host interface index and the first address of the floor's pods.
 const FIRST_INDEX: u32 = 100_000;
 const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 99, 1, 0);
 
 /// Who is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Kind {
-    /// Polder with pods on a bridge.
+    /// Polder with pods on a bridge
     Polder,
-    /// Polder with `attach = "routed"`.
+    /// Polder with `attach = "routed"`
     PolderRouted,
-    /// The floor program with a bridge.
+    /// The floor program with a bridge
     Floor,
-    /// The floor program without a bridge.
+    /// The floor program without a bridge
     FloorRouted,
-    /// The reference plugin `bridge` with `host-local`.
+    /// The reference plugin `bridge` with `host-local`
     Bridge,
-    /// The same with `ipMasq`.
+    /// The same with `ipMasq`
+    #[value(name = "bridge-masq")]
     BridgeMasquerade,
-    /// The reference plugin `ptp` with `host-local`.
+    /// The reference plugin `ptp` with `host-local`
+    #[value(name = "ptp")]
     PointToPoint,
 }
 
@@ -215,16 +221,14 @@ impl Contestant {
         const PAUSE: Duration = Duration::from_millis(100);
         const IDLE: f64 = 2.0;
         let deadline = Instant::now() + Duration::from_secs(3);
-        let mut before = self.agent_cpu()?;
-        loop {
+        while let Some(before) = self.agent_cpu()? {
             rest(PAUSE);
-            let now = self.agent_cpu()?;
-            let quiet = now.zip(before).is_none_or(|(now, before)| now - before < IDLE);
+            let quiet = self.agent_cpu()?.is_none_or(|now| now - before < IDLE);
             if quiet || Instant::now() > deadline {
-                return Ok(());
+                break;
             }
-            before = now;
         }
+        Ok(())
     }
 }
 
@@ -233,6 +237,7 @@ pub fn start_lab(topology: Topology) -> Lab {
     let mut lab = Lab::build(topology);
     lab.keep_failed = false;
     for worker in &mut lab.workers {
+        worker.configure_also(&format!("ipam.cooldown_seconds = {}", COOLDOWN.as_secs()));
         worker.variables.push(("RUST_LOG".to_owned(), "info".to_owned()));
     }
     lab.start_agents();

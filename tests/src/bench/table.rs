@@ -16,6 +16,9 @@ pub fn reference(part: &str) -> Option<&'static str> {
     }
 }
 
+/// Measurements that are part of another one: only the JSON has them.
+const DETAILS: [&str; 3] = ["add_cpu_plugin", "del_cpu_plugin", "memory_anonymous"];
+
 /// All results, as tables in Markdown.
 pub fn all(results: &Results, bars: &[Bar]) -> String {
     let mut text = String::new();
@@ -35,60 +38,74 @@ pub fn all(results: &Results, bars: &[Bar]) -> String {
     text
 }
 
+/// The largest number of columns for contestants.
+const FEW: usize = 5;
+
 fn new(header: Vec<String>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN).set_header(header);
     table
 }
 
-/// The rows of a part: circumstances and contestant, with the measurements.
-type Rows<'a> = BTreeMap<(usize, &'static str), BTreeMap<&'static str, (&'a Key, &'a Series)>>;
-
-/// A table of a part: a row for each contestant and condition, a column for each measurement.
+/// The tables of a part: measurements with the same kinds of conditions share one.
 fn table(results: &Results, part: &str, cell: impl Fn(&Key, &Series) -> Option<String>) -> String {
-    let of_part: Vec<_> = results.all().filter(|(key, _)| key.part == part).collect();
-    let mut text = String::new();
-    // Measurements with the same kinds of conditions share a table.
+    let all = results.all().filter(|(key, _)| key.part == part && !DETAILS.contains(&key.what));
+    let of_part: Vec<_> = all.collect();
     let kinds: BTreeSet<Vec<&str>> = of_part.iter().map(|(key, _)| names(key)).collect();
-    for kind in kinds {
-        let of_kind: Vec<_> = of_part.iter().filter(|(key, _)| names(key) == kind).collect();
-        let mut circumstances: Vec<Vec<String>> = of_kind.iter().map(|(key, _)| sortable(key)).collect();
-        circumstances.sort();
-        circumstances.dedup();
-        let mut rows = Rows::new();
-        for (key, series) in &of_kind {
-            let at = circumstances.binary_search(&sortable(key)).unwrap_or_default();
-            rows.entry((at, key.contestant)).or_default().insert(key.what, (key, series));
-        }
-        let columns: BTreeMap<&str, &str> =
-            of_kind.iter().map(|(key, series)| (key.what, series.unit)).collect();
-        let mut header: Vec<String> = kind.iter().map(|name| (*name).to_owned()).collect();
-        header.push("contestant".to_owned());
-        header.extend(columns.iter().map(|(what, unit)| format!("{what}, {unit}")));
-        let mut table = new(header);
-        let mut filled = 0;
-        for ((_, contestant), row) in &rows {
-            let some = row.values().next().map(|(key, _)| *key);
-            let mut line: Vec<String> = some
-                .into_iter()
-                .flat_map(|key| key.conditions.iter().map(|(_, value)| value.clone()))
-                .collect();
-            line.push((*contestant).to_owned());
-            let cells: Vec<_> = columns
-                .keys()
-                .map(|what| row.get(what).and_then(|(key, series)| cell(key, series)))
-                .collect();
-            if cells.iter().any(Option::is_some) {
-                filled += 1;
-                line.extend(cells.into_iter().map(Option::unwrap_or_default));
-                table.add_row(line);
-            }
-        }
-        if filled > 0 {
-            text += &format!("{table}\n\n");
+    let of_kind = |kind: Vec<&'static str>| {
+        let mut cells: Vec<Cell<'_>> = of_part
+            .iter()
+            .filter(|(key, _)| names(key) == kind)
+            .filter_map(|(key, series)| Some((*key, series.unit, cell(key, series)?)))
+            .collect();
+        cells.sort_by_key(|(key, ..)| (sortable(key), key.contestant, key.what));
+        (!cells.is_empty()).then(|| lay_out(&kind, &cells).to_string())
+    };
+    kinds.into_iter().filter_map(of_kind).collect::<Vec<_>>().join("\n\n")
+}
+
+/// What was measured, its unit, and the text of the cell.
+type Cell<'a> = (&'a Key, &'static str, String);
+
+/// A row for each contestant and condition and a column for each measurement; or the other way round, if there are few
+/// contestants.
+fn lay_out(kind: &[&'static str], cells: &[Cell<'_>]) -> Table {
+    let measurements: BTreeMap<&str, &str> = cells.iter().map(|(key, unit, _)| (key.what, *unit)).collect();
+    let mut subjects: Vec<(Vec<String>, &str)> = Vec::new();
+    for (key, ..) in cells {
+        let values = key.conditions.iter().map(|(_, value)| value.clone()).collect();
+        if !subjects.contains(&(values, key.contestant)) {
+            subjects.push((key.conditions.iter().map(|(_, value)| value.clone()).collect(), key.contestant));
         }
     }
-    text.trim_end().to_owned()
+    let text = |subject: &(Vec<String>, &str), what: &str| {
+        let found = cells.iter().find(|(key, ..)| {
+            let values = key.conditions.iter().map(|(_, value)| value);
+            key.what == what && key.contestant == subject.1 && values.eq(&subject.0)
+        });
+        found.map(|(_, _, text)| text.clone()).unwrap_or_default()
+    };
+    let names = measurements.iter().map(|(what, unit)| (*what, format!("{what}, {unit}")));
+    if subjects.len() < measurements.len() && subjects.len() <= FEW {
+        let header = subjects.iter().map(|(values, contestant)| {
+            let conditions = kind.iter().zip(values).map(|(name, value)| format!("{name} {value}, "));
+            format!("{}{contestant}", conditions.collect::<String>())
+        });
+        let mut table = new(std::iter::once(String::new()).chain(header).collect());
+        for (what, name) in names {
+            let row = subjects.iter().map(|subject| text(subject, what));
+            table.add_row(std::iter::once(name).chain(row));
+        }
+        return table;
+    }
+    let header = kind.iter().map(|name| (*name).to_owned()).chain(["contestant".to_owned()]);
+    let mut table = new(header.chain(names.map(|(_, name)| name)).collect());
+    for subject in &subjects {
+        let row = measurements.keys().map(|what| text(subject, what));
+        let head = subject.0.iter().cloned().chain([subject.1.to_owned()]);
+        table.add_row(head.chain(row));
+    }
+    table
 }
 
 fn names(key: &Key) -> Vec<&'static str> {

@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
+use polder_tests::bench::contestant::Kind;
 use polder_tests::bench::progress::Progress;
 use polder_tests::bench::results::Results;
-use polder_tests::bench::{bars, machine, plot, pods, runtime, table};
+use polder_tests::bench::{bars, machine, peers, plot, pods, runtime, table};
 use serde_json::json;
 
 /// Measures Polder beside other plugins. Prints figures only; nothing passes or fails.
@@ -18,6 +20,18 @@ struct Arguments {
     /// Measure only this part; can be repeated
     #[arg(long, value_enum)]
     only: Vec<Part>,
+    /// Measure only this contestant of part `pods`; can be repeated
+    #[arg(long, value_enum)]
+    contestant: Vec<Kind>,
+    /// Number of peers in part `peers`; can be repeated [default: 10, 1000, 5000 and 16000; 1000 with --quick]
+    #[arg(long)]
+    peers: Vec<u32>,
+    /// Blocks that move from one peer to another in part `peers`, per second
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: u32,
+    /// Duration of these moves, in seconds [default: 20; 8 with --quick]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: Option<u64>,
     /// Measure less, in less than five minutes
     #[arg(long)]
     quick: bool,
@@ -40,6 +54,8 @@ enum Mode {
 enum Part {
     /// Duration and processor time of ADD and DEL
     Pods,
+    /// The agent with thousands of peers
+    Peers,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -58,7 +74,12 @@ fn main() -> anyhow::Result<()> {
     let is_wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
     if is_wanted(Part::Pods) {
         let extent = if arguments.quick { pods::Extent::QUICK } else { pods::Extent::FULL };
-        pods::run(&extent, folder.path(), &mut results, &mut progress)?;
+        let all = Kind::ALL.to_vec();
+        let kinds = if arguments.contestant.is_empty() { &all } else { &arguments.contestant };
+        pods::run(kinds, &extent, folder.path(), &mut results, &mut progress)?;
+    }
+    if is_wanted(Part::Peers) {
+        peers::run(&peers_extent(&arguments), &mut results, &mut progress)?;
     }
     progress.clear();
     let bars = bars::all(&results);
@@ -79,4 +100,17 @@ fn main() -> anyhow::Result<()> {
         plot::write(&results, folder)?;
     }
     Ok(())
+}
+
+fn peers_extent(arguments: &Arguments) -> peers::Extent {
+    let (numbers, seconds, idle) =
+        if arguments.quick { (vec![1_000], 8, 5) } else { (vec![10, 1_000, 5_000, 16_000], 20, 60) };
+    peers::Extent {
+        peers: if arguments.peers.is_empty() { numbers } else { arguments.peers.clone() },
+        rate: arguments.rate,
+        duration: Duration::from_secs(arguments.seconds.unwrap_or(seconds)),
+        idle: Duration::from_secs(idle),
+        starts: if arguments.quick { 1 } else { 3 },
+        lives: 50,
+    }
 }
