@@ -8,11 +8,12 @@ use super::bars::{Bar, short};
 use super::results::{Key, Results, Series};
 use super::statistics::{Spread, Statistic};
 
-/// The contestant that others are compared with, and who is compared with whom in a part.
-pub fn reference(part: &str) -> Option<&'static str> {
+/// The contestants that all others of a part are compared with.
+fn references(part: &str) -> &'static [&'static str] {
     match part {
-        "pods" | "data" => Some("bridge"),
-        _ => None,
+        "pods" => &["bridge"],
+        "data" => &["bridge", "node"],
+        _ => &[],
     }
 }
 
@@ -24,7 +25,7 @@ pub fn all(results: &Results, bars: &[Bar]) -> String {
     let mut text = String::new();
     for part in results.parts() {
         text += &format!("\n## {part}\n\n{}\n", values(results, part));
-        if let Some(reference) = reference(part) {
+        for reference in references(part) {
             let ratios = ratios(results, part, reference);
             text += &format!(
                 "\nRatio to {reference}: median over the rounds [smallest - largest], of the medians of a round\n\n\

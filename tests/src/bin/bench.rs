@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use polder_tests::bench::contestant::Kind;
 use polder_tests::bench::progress::Progress;
 use polder_tests::bench::results::Results;
-use polder_tests::bench::{bars, machine, peers, plot, pods, runtime, table};
+use polder_tests::bench::{bars, data, machine, peers, plot, pods, runtime, table};
 use serde_json::json;
 
 /// Measures Polder beside other plugins. Prints figures only; nothing passes or fails.
@@ -56,6 +56,8 @@ enum Part {
     Pods,
     /// The agent with thousands of peers
     Peers,
+    /// Traffic between pods
+    Data,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -80,6 +82,10 @@ fn main() -> anyhow::Result<()> {
     }
     if is_wanted(Part::Peers) {
         peers::run(&peers_extent(&arguments), &mut results, &mut progress)?;
+    }
+    if is_wanted(Part::Data) {
+        let extent = if arguments.quick { data::Extent::QUICK } else { data::Extent::FULL };
+        data::run(&extent, folder.path(), &mut results, &mut progress)?;
     }
     progress.clear();
     let bars = bars::all(&results);

@@ -1,0 +1,150 @@
+//! Part `data`: throughput, round trip and packets per second between pods.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::contestant::rest;
+use super::progress::Progress;
+use super::results::{Key, Results};
+use super::services;
+use super::setups::{Route, Setup};
+use super::traffic::{self, Endpoint};
+
+/// Name of this part.
+pub const PART: &str = "data";
+
+/// Extent of the measurement.
+#[derive(Debug, Clone, Copy)]
+pub struct Extent {
+    /// Number of rounds without and with kube-proxy's rules.
+    pub rounds: u32,
+    /// Numbers of TCP connections at once.
+    pub streams: &'static [u32],
+    /// Duration of one TCP measurement, in seconds.
+    pub seconds: u32,
+    /// Duration of the other measurements.
+    pub short: Duration,
+    /// Whether routed pods are also measured through VXLAN.
+    pub routed_vxlan: bool,
+}
+
+impl Extent {
+    /// The whole measurement: about 12 minutes.
+    pub const FULL: Self =
+        Self { rounds: 6, streams: &[1, 4], seconds: 2, short: Duration::from_secs(1), routed_vxlan: true };
+    /// About one and a half minutes.
+    pub const QUICK: Self =
+        Self { rounds: 2, streams: &[1], seconds: 1, short: Duration::from_millis(300), routed_vxlan: false };
+}
+
+/// Time after the change of rules in which agents react.
+const REACTION: Duration = Duration::from_secs(3);
+
+/// The conditions of measurements without and with kube-proxy's rules.
+const RULES: [&str; 2] = ["none", "kube-proxy"];
+
+/// One measured pair.
+struct Pair<'a> {
+    contestant: &'static str,
+    route: Route,
+    from: &'a Endpoint,
+    to: &'a Endpoint,
+}
+
+/// Runs the part.
+pub fn run(
+    extent: &Extent,
+    folder: &Path,
+    results: &mut Results,
+    progress: &mut Progress,
+) -> anyhow::Result<()> {
+    let mut setups = Vec::new();
+    progress.step("data: preparing nodes");
+    for (contestant, attach) in [("polder", "bridge"), ("polder-routed", "routed")] {
+        setups.push(Setup::polder(contestant, attach, Route::Direct)?);
+        if attach == "bridge" || extent.routed_vxlan {
+            setups.push(Setup::polder(contestant, attach, Route::Vxlan)?);
+        }
+    }
+    for route in [Route::Direct, Route::Vxlan] {
+        setups.push(Setup::bridge(folder, route)?);
+    }
+    let reference = setups.last().context("a set-up")?;
+    let lo = Endpoint { address: Ipv4Addr::LOCALHOST.into(), ..reference.hosts[0].clone() };
+    let pairs = pairs(&setups, &lo, reference);
+    for rules in RULES {
+        for setup in &setups {
+            for node in setup.nodes() {
+                match rules {
+                    "none" if !setup.has_agent() => services::calls(node, false),
+                    "none" => {}
+                    _ => services::load(node),
+                }
+            }
+        }
+        rest(REACTION);
+        for round in 0..extent.rounds {
+            let begin = round as usize % pairs.len();
+            for pair in pairs[begin..].iter().chain(&pairs[..begin]) {
+                let route = pair.route.name();
+                progress.step(&format!(
+                    "data: rules {rules}, round {} of {}: {route}, {}",
+                    round + 1,
+                    extent.rounds,
+                    pair.contestant
+                ));
+                measure(extent, pair, rules, round, results)
+                    .with_context(|| format!("{} ({route}, rules {rules})", pair.contestant))?;
+            }
+        }
+    }
+    progress.step("data: removing the nodes");
+    Ok(())
+}
+
+fn pairs<'a>(setups: &'a [Setup], lo: &'a Endpoint, reference: &'a Setup) -> Vec<Pair<'a>> {
+    let hosts = &reference.hosts;
+    let mut pairs = vec![
+        Pair { contestant: "loopback", route: Route::SameNode, from: lo, to: lo },
+        Pair { contestant: "node", route: Route::Direct, from: &hosts[0], to: &hosts[1] },
+    ];
+    for Setup { contestant, route, pods: [a, b, c], .. } in setups {
+        // Pods of one node do not use the path to the other node.
+        if *route == Route::Direct {
+            pairs.push(Pair { contestant, route: Route::SameNode, from: a, to: b });
+        }
+        pairs.push(Pair { contestant, route: *route, from: a, to: c });
+    }
+    pairs
+}
+
+fn measure(
+    extent: &Extent,
+    pair: &Pair<'_>,
+    rules: &'static str,
+    round: u32,
+    results: &mut Results,
+) -> anyhow::Result<()> {
+    let Pair { contestant, from, to, .. } = *pair;
+    let mut add = |what: &'static str, unit: &'static str, value: f64| {
+        let key =
+            |route: Route| Key::new(PART, contestant, what).when("path", route.name()).when("rules", rules);
+        results.add(key(pair.route), unit, round, [value]);
+        if contestant == "node" {
+            // The same packets are the reference for tunnels.
+            results.add(key(Route::Vxlan), unit, round, [value]);
+        }
+    };
+    for streams in extent.streams {
+        let throughput = traffic::tcp(from, to, *streams, extent.seconds)?;
+        let (what, cpu) = if *streams == 1 { ("tcp_1", "tcp_1_cpu") } else { ("tcp_4", "tcp_4_cpu") };
+        add(what, "Gbit/s", throughput.gigabits);
+        add(cpu, "s/GB", throughput.cpu);
+    }
+    add("round_trip", "us", traffic::round_trip(from, to, extent.short)?);
+    add("datagrams", "1000/s", traffic::datagrams(from, to, extent.short)?);
+    Ok(())
+}
