@@ -41,7 +41,7 @@ impl Extent {
 }
 
 /// Time after the change of rules in which agents react.
-const REACTION: Duration = Duration::from_secs(3);
+const REACTION: Duration = Duration::from_secs(2);
 
 /// The conditions of measurements without and with kube-proxy's rules.
 const RULES: [&str; 2] = ["none", "kube-proxy"];

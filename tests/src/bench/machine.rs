@@ -37,6 +37,12 @@ pub fn describe() -> Vec<(&'static str, String)> {
     ]
 }
 
+/// The average number of processes that could run, in the last minute.
+pub fn load() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or_default()
+}
+
 /// The description for `--json`.
 pub fn to_json(machine: &[(&'static str, String)]) -> Value {
     let pairs = machine.iter().map(|(name, value)| ((*name).to_owned(), value.as_str().into()));

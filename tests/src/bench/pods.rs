@@ -24,8 +24,8 @@ pub struct Extent {
     pub lives: usize,
     /// Time of idle agents.
     pub idle: Duration,
-    /// Whether `bridge-masq` is also measured with other pods: its ADD takes 0.1 s then.
-    pub masquerade_with_pods: bool,
+    /// Number of rounds of `bridge-masq` without other pods, and with them: its calls take up to two seconds.
+    pub masquerade_rounds: [u32; 2],
 }
 
 impl Extent {
@@ -36,16 +36,16 @@ impl Extent {
         calls: [(1, 50), (10, 50), (50, 50)],
         lives: 100,
         idle: Duration::from_secs(30),
-        masquerade_with_pods: true,
+        masquerade_rounds: [4, 2],
     };
-    /// About two and a half minutes.
+    /// About three minutes.
     pub const QUICK: Self = Self {
         rounds: [3, 2],
         life_rounds: 1,
         calls: [(1, 25), (10, 20), (50, 50)],
-        lives: 50,
-        idle: Duration::from_secs(8),
-        masquerade_with_pods: false,
+        lives: 40,
+        idle: Duration::from_secs(6),
+        masquerade_rounds: [1, 0],
     };
 
     fn slots(&self) -> usize {
@@ -85,8 +85,8 @@ pub fn run(
     let mut measurement = Measurement { extent, pods: 0, results, progress };
     measurement.lives(&mut contestants)?;
     measurement.some_pods(&mut contestants, slots)?;
-    measurement.rounds(&mut contestants, extent.rounds[0])?;
-    if !extent.masquerade_with_pods {
+    measurement.rounds(&mut contestants, 0)?;
+    if extent.masquerade_rounds[1] == 0 {
         contestants.retain(|contestant| contestant.kind != Kind::BridgeMasquerade);
     }
     for contestant in &mut contestants {
@@ -96,7 +96,7 @@ pub fn run(
     }
     measurement.pods = MANY;
     measurement.lives(&mut contestants)?;
-    measurement.rounds(&mut contestants, extent.rounds[1])?;
+    measurement.rounds(&mut contestants, 1)?;
     measurement.progress.step("pods: removing the nodes");
     Ok(())
 }
@@ -152,7 +152,9 @@ impl Measurement<'_> {
         Ok(())
     }
 
-    fn rounds(&mut self, contestants: &mut [Contestant], rounds: u32) -> anyhow::Result<()> {
+    /// All rounds with that load: 0 without other pods, 1 with them.
+    fn rounds(&mut self, contestants: &mut [Contestant], load: usize) -> anyhow::Result<()> {
+        let rounds = self.extent.rounds[load];
         for round in 0..rounds {
             // Each is first as often as the others.
             let begin = round as usize % contestants.len().max(1);

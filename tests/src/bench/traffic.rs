@@ -65,7 +65,8 @@ pub struct Throughput {
     pub cpu: f64,
 }
 
-/// Sends data over this number of connections for that number of seconds.
+/// Sends data over this number of connections for that number of seconds. The scheduler chooses the processors: with
+/// fixed ones, another busy process on one of them costs much more than its share.
 pub fn tcp(from: &Endpoint, to: &Endpoint, streams: u32, seconds: u32) -> anyhow::Result<Throughput> {
     let mut server = to.command("iperf3");
     server.args(["--server", "--one-off", "--forceflush", "--bind", &to.address.to_string()]);
@@ -81,9 +82,6 @@ pub fn tcp(from: &Endpoint, to: &Endpoint, streams: u32, seconds: u32) -> anyhow
         client.args(["--client", &to.address.to_string(), "--congestion", CUBIC, "--json"]);
         client.args(["--connect-timeout", "3000"]);
         client.args(["--time", &seconds.to_string(), "--parallel", &streams.to_string()]);
-        if processors() > 1 {
-            client.args(["--affinity", "0,1"]);
-        }
         let client = client.stdin(Stdio::null()).output()?;
         let text = String::from_utf8_lossy(&client.stdout);
         ensure!(client.status.success(), "iperf3 to {}: {text}", to.address);

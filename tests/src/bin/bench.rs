@@ -60,6 +60,9 @@ enum Part {
     Data,
 }
 
+/// Load from which on the figures are noisy, in processes that could run.
+const BUSY: f64 = 0.5;
+
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     if let Some(Mode::Runtime) = arguments.command {
@@ -69,6 +72,12 @@ fn main() -> anyhow::Result<()> {
     let machine = machine::describe();
     for (name, value) in &machine {
         println!("{name}: {value}");
+    }
+    if machine::load() > BUSY {
+        eprintln!(
+            "other programs run (load {}): the figures are noisy, calls one at a time most of all",
+            machine::load()
+        );
     }
     let folder = tempfile::Builder::new().prefix("polder-bench-").tempdir()?;
     let mut results = Results::default();
