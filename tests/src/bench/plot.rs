@@ -1,6 +1,6 @@
 //! Bar charts in SVG.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -9,10 +9,11 @@ use anyhow::Context;
 use super::bars::short;
 use super::results::{Key, Results, Series};
 use super::statistics::Statistic;
+use super::table::DETAILS;
 
 /// Width of a chart, of its names and of its bars, in pixels.
-const WIDTH: f64 = 900.0;
-const NAMES: f64 = 330.0;
+const WIDTH: f64 = 700.0;
+const NAMES: f64 = 120.0;
 const BARS: f64 = 430.0;
 /// Height of a bar with its gap, of the title, and of the gap between two groups.
 const BAR: f64 = 18.0;
@@ -22,7 +23,8 @@ const GAP: f64 = 10.0;
 /// Writes a chart for each measurement of each part: `PART-WHAT.svg`.
 pub fn write(results: &Results, folder: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-    let charts: BTreeSet<_> = results.all().map(|(key, _)| (key.part, key.what)).collect();
+    let all = results.all().filter(|(key, _)| !DETAILS.contains(&key.what));
+    let charts: BTreeSet<_> = all.map(|(key, _)| (key.part, key.what)).collect();
     for (part, what) in charts {
         let mut bars: Vec<_> =
             results.all().filter(|(key, _)| (key.part, key.what) == (part, what)).collect();
@@ -36,41 +38,33 @@ pub fn write(results: &Results, folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One chart: a bar up to the median, and a line up to the 99th percentile. The scale begins at 0.
+/// One chart: a bar up to the median, and a line up to the 99th percentile, for each contestant. Each group has its own
+/// scale, which begins at 0.
 fn chart(title: &str, bars: &[(&Key, &Series)]) -> String {
     let unit = bars.first().map(|(_, series)| series.unit).unwrap_or_default();
     let several = bars.iter().any(|(_, series)| series.rounds.values().any(|values| values.len() > 2));
-    let of = |series: &Series, statistic| series.whole(statistic).unwrap_or_default();
-    let end = |series: &Series| of(series, if several { Statistic::P99 } else { Statistic::Median });
-    let largest = bars.iter().map(|(_, series)| end(series)).fold(f64::MIN_POSITIVE, f64::max);
-    let mut groups: BTreeMap<usize, String> = BTreeMap::new();
-    let (mut body, mut y, mut last) = (String::new(), TITLE, None);
-    for (number, (key, series)) in bars.iter().enumerate() {
-        let circumstances = key.circumstances();
-        if last.as_ref() != Some(&circumstances) {
-            y += GAP;
-            groups.insert(number, circumstances.clone());
-            last = Some(circumstances.clone());
-        }
-        let (median, high) = (of(series, Statistic::Median), end(series));
-        let (bar, line) = (median / largest * BARS, high / largest * BARS);
-        let colour = if key.contestant.starts_with("polder") { "#1f6f8b" } else { "#9aa5ab" };
-        let label = if several { format!("{} / {}", short(median), short(high)) } else { short(median) };
-        let (middle, text) = (y + BAR / 2.0 - 1.0, y + BAR - 5.0);
+    let end = if several { Statistic::P99 } else { Statistic::Median };
+    let (mut body, mut y) = (String::new(), TITLE);
+    for group in bars.chunk_by(|(one, _), (other, _)| one.conditions == other.conditions) {
+        let circumstances = group.first().map(|(key, _)| key.circumstances()).unwrap_or_default();
+        y += GAP + BAR;
         body += &format!(
-            "<text x=\"{:.0}\" y=\"{text:.0}\" text-anchor=\"end\">{}</text>\
-             <rect x=\"{NAMES}\" y=\"{y:.0}\" width=\"{bar:.1}\" height=\"{:.0}\" fill=\"{colour}\"/>\
-             <line x1=\"{NAMES}\" x2=\"{:.1}\" y1=\"{middle:.0}\" y2=\"{middle:.0}\" stroke=\"#333\"/>\
-             <text x=\"{:.1}\" y=\"{text:.0}\">{label}</text>\n",
-            NAMES - 6.0,
-            escaped(&name(&circumstances, key.contestant)),
-            BAR - 3.0,
-            NAMES + line,
-            NAMES + bar.max(line) + 6.0,
+            "<text x=\"10\" y=\"{:.0}\" font-weight=\"bold\">{}</text>\n",
+            y - 5.0,
+            escaped(&circumstances)
         );
-        y += BAR;
+        let ends = group.iter().map(|(_, series)| series.whole(end).unwrap_or_default());
+        let largest = ends.fold(f64::MIN_POSITIVE, f64::max);
+        for (key, series) in group {
+            body += &bar(key.contestant, series, end, largest, y);
+            y += BAR;
+        }
     }
-    let legend = if several { "bar: median, line: p99" } else { "median" };
+    let legend = if several {
+        "bar: median, line: p99; each group has its own scale"
+    } else {
+        "median; each group has its own scale"
+    };
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{:.0}\" \
          font-family=\"sans-serif\" font-size=\"12\">\n\
@@ -83,8 +77,28 @@ fn chart(title: &str, bars: &[(&Key, &Series)]) -> String {
     )
 }
 
-fn name(circumstances: &str, contestant: &str) -> String {
-    if circumstances.is_empty() { contestant.to_owned() } else { format!("{circumstances}: {contestant}") }
+/// The bar of a contestant at height `y`. A value of `largest` fills the width.
+fn bar(contestant: &str, series: &Series, end: Statistic, largest: f64, y: f64) -> String {
+    let of = |statistic| series.whole(statistic).unwrap_or_default();
+    let (median, high) = (of(Statistic::Median), of(end));
+    let (bar, line) = (median / largest * BARS, high / largest * BARS);
+    let colour = if contestant.starts_with("polder") { "#1f6f8b" } else { "#9aa5ab" };
+    let label = match end {
+        Statistic::P99 => format!("{} / {}", short(median), short(high)),
+        Statistic::Median => short(median),
+    };
+    let (middle, text) = (y + BAR / 2.0 - 1.0, y + BAR - 5.0);
+    format!(
+        "<text x=\"{:.0}\" y=\"{text:.0}\" text-anchor=\"end\">{}</text>\
+         <rect x=\"{NAMES}\" y=\"{y:.0}\" width=\"{bar:.1}\" height=\"{:.0}\" fill=\"{colour}\"/>\
+         <line x1=\"{NAMES}\" x2=\"{:.1}\" y1=\"{middle:.0}\" y2=\"{middle:.0}\" stroke=\"#333\"/>\
+         <text x=\"{:.1}\" y=\"{text:.0}\">{label}</text>\n",
+        NAMES - 6.0,
+        escaped(contestant),
+        BAR - 3.0,
+        NAMES + line,
+        NAMES + bar.max(line) + 6.0,
+    )
 }
 
 fn escaped(text: &str) -> String {

@@ -43,7 +43,7 @@ impl Extent {
         rounds: [3, 2],
         life_rounds: 1,
         calls: [(1, 25), (10, 20), (50, 50)],
-        lives: 40,
+        lives: 30,
         idle: Duration::from_secs(6),
         masquerade_rounds: [1, 0],
     };
@@ -160,6 +160,10 @@ impl Measurement<'_> {
             let begin = round as usize % contestants.len().max(1);
             let (head, tail) = contestants.split_at_mut(begin);
             for contestant in tail.iter_mut().chain(head) {
+                let is_slow = contestant.kind == Kind::BridgeMasquerade;
+                if is_slow && round >= self.extent.masquerade_rounds[load] {
+                    continue;
+                }
                 let name = contestant.kind.name();
                 self.progress.step(&format!(
                     "pods: {} pods, round {} of {rounds}: {name}",

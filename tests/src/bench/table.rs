@@ -18,7 +18,7 @@ fn references(part: &str) -> &'static [&'static str] {
 }
 
 /// Measurements that are part of another one: only the JSON has them.
-const DETAILS: [&str; 3] = ["add_cpu_plugin", "del_cpu_plugin", "memory_anonymous"];
+pub(crate) const DETAILS: [&str; 3] = ["add_cpu_plugin", "del_cpu_plugin", "memory_anonymous"];
 
 /// All results, as tables in Markdown.
 pub fn all(results: &Results, bars: &[Bar]) -> String {

@@ -29,7 +29,7 @@ struct Arguments {
     /// Blocks that move from one peer to another in part `peers`, per second
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
-    /// Duration of these moves, in seconds [default: 20; 8 with --quick]
+    /// Duration of these moves, in seconds [default: 20; 5 with --quick]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: Option<u64>,
     /// Measure less, in less than five minutes
@@ -119,7 +119,7 @@ fn main() -> anyhow::Result<()> {
 
 fn peers_extent(arguments: &Arguments) -> peers::Extent {
     let (numbers, seconds, idle) =
-        if arguments.quick { (vec![1_000], 8, 5) } else { (vec![10, 1_000, 5_000, 16_000], 20, 60) };
+        if arguments.quick { (vec![1_000], 5, 5) } else { (vec![10, 1_000, 5_000, 16_000], 20, 60) };
     peers::Extent {
         peers: if arguments.peers.is_empty() { numbers } else { arguments.peers.clone() },
         rate: arguments.rate,
