@@ -12,6 +12,7 @@ pub mod plot;
 pub mod pods;
 pub mod progress;
 pub mod results;
+pub mod rounds;
 pub mod runtime;
 pub mod services;
 pub mod setups;

@@ -9,6 +9,7 @@ use anyhow::Context;
 use super::contestant::rest;
 use super::progress::Progress;
 use super::results::{Key, Results};
+use super::rounds::order;
 use super::services;
 use super::setups::{Route, Setup};
 use super::traffic::{self, Endpoint};
@@ -87,8 +88,8 @@ pub fn run(
         }
         rest(REACTION);
         for round in 0..extent.rounds {
-            let begin = round as usize % pairs.len();
-            for pair in pairs[begin..].iter().chain(&pairs[..begin]) {
+            for at in order(pairs.len(), round) {
+                let pair = &pairs[at];
                 let route = pair.route.name();
                 progress.step(&format!(
                     "data: rules {rules}, round {} of {}: {route}, {}",

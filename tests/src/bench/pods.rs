@@ -7,6 +7,7 @@ use super::agents;
 use super::contestant::{Contestant, Kind, rest};
 use super::progress::Progress;
 use super::results::{Key, Results};
+use super::rounds::order;
 
 /// Name of this part.
 pub const PART: &str = "pods";
@@ -156,10 +157,8 @@ impl Measurement<'_> {
     fn rounds(&mut self, contestants: &mut [Contestant], load: usize) -> anyhow::Result<()> {
         let rounds = self.extent.rounds[load];
         for round in 0..rounds {
-            // Each is first as often as the others.
-            let begin = round as usize % contestants.len().max(1);
-            let (head, tail) = contestants.split_at_mut(begin);
-            for contestant in tail.iter_mut().chain(head) {
+            for at in order(contestants.len(), round) {
+                let contestant = &mut contestants[at];
                 let is_slow = contestant.kind == Kind::BridgeMasquerade;
                 if is_slow && round >= self.extent.masquerade_rounds[load] {
                     continue;
@@ -171,6 +170,8 @@ impl Measurement<'_> {
                     round + 1
                 ));
                 self.turn(contestant, round)?;
+                // What its agent has put off must not disturb the next one.
+                contestant.settle()?;
             }
         }
         Ok(())
