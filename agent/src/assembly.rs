@@ -226,7 +226,7 @@ fn local_pods(ipam: &NodeIpam) -> Arc<LocalPods> {
 /// connections.
 fn released(cooling_down: &[IpAddr]) -> Arc<ReleasedAddresses> {
     let released = Arc::<ReleasedAddresses>::default();
-    released.add(cooling_down);
+    released.add(cooling_down, None);
     released
 }
 
@@ -475,6 +475,7 @@ fn datapath_tasks(
             leases: lines.leases,
             drift_signal,
             pods: Arc::clone(&node.pods.local),
+            in_flight: Arc::clone(&node.in_flight),
         },
         entries: entries.engine,
         announcer: engine::Announcer::new(Arc::clone(config), readiness.clone(), entries.announced),

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::message::Refusal;
-use polder_api::{NodeName, PerFamily};
+use polder_api::{IfName, NodeName, PerFamily};
 use polder_ipam::cause::HostError;
 use polder_ipam::peers::{Peer, validate};
 use polder_ipam::registration::Registration;
@@ -195,7 +195,7 @@ impl<D: Datapath> Engine<D> {
         let resync = self.tools.config.resync;
         let until = |at: Instant| at.saturating_duration_since(Instant::now());
         let (prune, moved) = (self.losses.prune_from.map(until), self.transitions.next().map(until));
-        let again = (self.network.unread || self.network.doubt).then_some(RETRY);
+        let again = (self.network.unread || self.network.doubt || self.network.has_new_path).then_some(RETRY);
         [self.passes.retry, prune, moved, again].into_iter().flatten().fold(resync, Duration::min)
     }
 
@@ -285,15 +285,16 @@ impl<D: Datapath> Engine<D> {
     }
 
     async fn pass(&mut self, grounds: &PassInputs, by: &mut Vec<String>) -> Pass {
-        let PassPlan { desired, changes, indexes, sysctls, mut pass } = match self.pass_plan(grounds).await {
-            Ok(pass_plan) => pass_plan,
-            Err(reason) => return self.not_made(&reason),
-        };
+        let PassPlan { desired, prune, changes, indexes, sysctls, mut pass } =
+            match self.pass_plan(grounds).await {
+                Ok(pass_plan) => pass_plan,
+                Err(reason) => return self.not_made(&reason),
+            };
         self.entries.expected.send_if_modified(|expected| {
             let before = expected.pod_link.replace(desired.pod_link);
             before != expected.pod_link
         });
-        let digest = desired.digest();
+        let digest = desired.digest(prune);
         if changes.is_empty() {
             self.repairing.in_place = Some(digest);
             return pass;
@@ -309,7 +310,8 @@ impl<D: Datapath> Engine<D> {
         }
         self.keep_previous(&changes, &sysctls).await;
         let wanted = if is_repair {
-            repair::foreign_repairs(&changes, &self.tools.pods.changing())
+            let is_in_flight = |name: &IfName| self.tools.in_flight.has_interface(name);
+            repair::foreign_repairs(&changes, &self.tools.pods.changing(is_in_flight))
         } else {
             Vec::new()
         };
@@ -318,7 +320,8 @@ impl<D: Datapath> Engine<D> {
             Ok(failures) => failures,
             Err(error) => return self.not_made(&format_args!("cannot change kernel state: {error}")),
         };
-        let has_failed = |change: &KernelChange| failures.iter().any(|failure| failure.change == *change);
+        let has_failed =
+            |change: &KernelChange| failures.iter().any(|failure| failure.change.is_same_object(change));
         let repaired: Vec<&KernelChange> = wanted.iter().filter(|change| !has_failed(change)).collect();
         if !repaired.is_empty() {
             self.note_repair(&repaired, by.clone());
@@ -454,9 +457,13 @@ impl<D: Datapath> Engine<D> {
         }
     }
 
-    /// Publishes the interfaces whose changes may change the paths out of this node.
-    fn publish_paths(&self) {
+    /// Publishes the interfaces whose changes may change the paths out of this node. The monitor has ignored changes of
+    /// new ones: they are read again soon.
+    fn publish_paths(&mut self) {
         let paths = self.board().underlay().ok().map(|underlay| self.network.paths(&underlay));
+        let before = self.entries.expected.borrow().paths.clone();
+        self.network.has_new_path =
+            before.zip(paths.as_ref()).is_some_and(|(before, now)| !now.is_subset(&before));
         self.entries.expected.send_if_modified(|expected| {
             let is_new = expected.paths != paths;
             expected.paths = paths;

@@ -1,7 +1,7 @@
 //! The pods of this node with the addresses that their kernel entries should have: for the monitor, which compares
 //! notifications with them, and for the record of repairs.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,8 +9,11 @@ use std::time::Duration;
 use polder_api::{IfName, Mac};
 use tokio::time::Instant;
 
-/// How long a pod counts as changing after its ADD or DEL began: longer than an ADD or DEL and a pass take together.
+/// How long a pod counts as changing after its ADD or DEL has begun and was last in progress: longer than a pass takes.
 const CHANGING: Duration = Duration::from_secs(5);
+
+/// The longest time of an ADD or DEL: the agent closes a connection that is silent for longer.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// A pod whose interface exists or is being created.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,8 +34,8 @@ pub struct LocalPods(Mutex<Pods>);
 struct Pods {
     all: BTreeMap<IfName, LocalPod>,
     by_address: BTreeMap<IpAddr, IfName>,
-    /// Pods with the time when their ADD or DEL began, oldest first.
-    changing: VecDeque<(Instant, LocalPod)>,
+    /// Pods with the time when their ADD or DEL began or was last in progress.
+    changing: Vec<(Instant, LocalPod)>,
 }
 
 impl LocalPods {
@@ -45,12 +48,19 @@ impl LocalPods {
     }
 
     /// Removes a pod whose DEL has begun. Succeeds if it does not exist.
-    pub fn remove(&self, name: &IfName) {
+    pub fn remove(&self, pod: LocalPod) {
         let mut pods = self.lock();
-        let Some(pod) = pods.all.remove(name) else { return };
-        // Another pod may have an address of it already, if its entry was out of date.
-        pods.by_address.retain(|address, of| of != name || !pod.addresses.contains(address));
+        pods.all.remove(&pod.name);
+        // Another pod may have an address of it already.
+        pods.by_address.retain(|_, name| *name != pod.name);
         pods.note_change(pod);
+    }
+
+    /// Removes the pod with that interface. Succeeds if it does not exist.
+    pub fn remove_interface(&self, name: &IfName) {
+        if let Some(pod) = self.with_interface(name) {
+            self.remove(pod);
+        }
     }
 
     /// The pod with that address.
@@ -64,10 +74,15 @@ impl LocalPods {
         self.lock().all.get(name).cloned()
     }
 
-    /// The pods whose ADD or DEL may be in progress or has just ended: their kernel entries may be incomplete.
-    pub fn changing(&self) -> Vec<LocalPod> {
+    /// The pods whose ADD or DEL is in progress or has just ended: their kernel entries may be incomplete.
+    pub fn changing(&self, is_in_flight: impl Fn(&IfName) -> bool) -> Vec<LocalPod> {
         let mut pods = self.lock();
-        pods.forget_old_changes();
+        for (last, pod) in &mut pods.changing {
+            if is_in_flight(&pod.name) {
+                *last = Instant::now();
+            }
+        }
+        pods.changing.retain(|(last, _)| last.elapsed() <= CHANGING);
         pods.changing.iter().map(|(_, pod)| pod.clone()).collect()
     }
 
@@ -79,14 +94,8 @@ impl LocalPods {
 
 impl Pods {
     fn note_change(&mut self, pod: LocalPod) {
-        self.forget_old_changes();
-        self.changing.push_back((Instant::now(), pod));
-    }
-
-    fn forget_old_changes(&mut self) {
-        while self.changing.front().is_some_and(|(began, _)| began.elapsed() > CHANGING) {
-            self.changing.pop_front();
-        }
+        self.changing.retain(|(last, _)| last.elapsed() <= LONGEST);
+        self.changing.push((Instant::now(), pod));
     }
 }
 
@@ -108,7 +117,7 @@ mod tests {
         pods.add(first.clone());
         assert_eq!(pods.with_interface(&first.name), Some(first.clone()));
         assert_eq!(pods.with_address(first.addresses[1]), Some(first.clone()));
-        pods.remove(&first.name);
+        pods.remove(first.clone());
         assert_eq!(pods.with_interface(&first.name), None);
         assert_eq!(pods.with_address(first.addresses[0]), None);
     }
@@ -119,19 +128,23 @@ mod tests {
         let (old, new) = (pod("pld1", &["10.0.0.1"]), pod("pld2", &["10.0.0.1"]));
         pods.add(old.clone());
         pods.add(new.clone());
-        pods.remove(&old.name);
+        pods.remove(old);
         assert_eq!(pods.with_address(new.addresses[0]), Some(new));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pod_counts_as_changing_for_some_seconds_after_its_add_and_its_del() {
+    async fn a_pod_counts_as_changing_during_its_add_or_del_and_for_some_seconds_after() {
         let pods = LocalPods::default();
         let first = pod("pld1", &["10.0.0.1"]);
         pods.add(first.clone());
-        assert_eq!(pods.changing(), std::slice::from_ref(&first));
-        advance(CHANGING * 2).await;
-        assert_eq!(pods.changing(), []);
-        pods.remove(&first.name);
-        assert_eq!(pods.changing(), [first]);
+        assert_eq!(pods.changing(|_| false), std::slice::from_ref(&first));
+        advance(CHANGING / 2).await;
+        assert_eq!(pods.changing(|_| true), std::slice::from_ref(&first), "a slow ADD");
+        advance(CHANGING / 2 + CHANGING / 4).await;
+        assert_eq!(pods.changing(|_| false), std::slice::from_ref(&first), "it has just ended");
+        advance(CHANGING).await;
+        assert_eq!(pods.changing(|_| false), []);
+        pods.remove(first.clone());
+        assert_eq!(pods.changing(|_| false), [first]);
     }
 }

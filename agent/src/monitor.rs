@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use polder_api::{Family, IfName, Mac};
 use polder_netlink::link::Link;
 use polder_netlink::monitor::{Event, EventKind, Monitor};
-use polder_netlink::neighbour::FdbEntry;
+use polder_netlink::neighbour::Destination;
 use polder_netlink::nft::{Author, FilterMonitor};
 use polder_netlink::{Error, IfIndex, RouteSocket, SocketError};
 use tokio::sync::watch;
@@ -48,10 +48,9 @@ pub struct Task {
 pub fn start(task: Task) -> Result<(), Error> {
     let mut monitor = Monitor::open()?;
     let mut kernel = RouteSocket::open()?;
-    let links = kernel.links()?;
-    let ours = links.into_values().filter_map(|link| Some((link.index, Device::named(&link.name)?)));
+    let devices = kernel.devices()?;
     let (own, drift_signal) = (task.own.clone(), Arc::clone(&task.drift_signal));
-    let mut listener = Listener { task, devices: ours.collect(), kernel };
+    let mut listener = Listener { task, devices, kernel };
     let mut filter = FilterMonitor::open(ruleset::NAME)?;
     spawn("monitor", move || {
         loop {
@@ -94,11 +93,19 @@ fn of_filter(drift_signal: &DriftSignal, author: &Author) {
 trait Links {
     /// The interface with that index; `None` if it does not exist.
     fn link(&mut self, index: IfIndex) -> Result<Option<Link>, Error>;
+
+    /// Polder's devices.
+    fn devices(&mut self) -> Result<BTreeMap<IfIndex, Device>, Error>;
 }
 
 impl Links for RouteSocket {
     fn link(&mut self, index: IfIndex) -> Result<Option<Link>, Error> {
         self.link_by_index(index)
+    }
+
+    fn devices(&mut self) -> Result<BTreeMap<IfIndex, Device>, Error> {
+        let links = self.links()?.into_values();
+        Ok(links.filter_map(|link| Some((link.index, Device::named(&link.name)?))).collect())
     }
 }
 
@@ -144,10 +151,10 @@ impl<L: Links> Listener<L> {
                 };
                 self.drifted_unless(is_own || is_as_wanted, event);
             }
-            EventKind::Forward { entry, exists } => {
-                let is_as_wanted = match self.devices.get(&entry.index) {
-                    Some(Device::Pod(name)) => self.is_forward_as_wanted(name, entry, *exists),
-                    Some(_) => false,
+            EventKind::Forward { index, mac, to, exists } => {
+                let is_as_wanted = match self.devices.get(index) {
+                    Some(Device::Pod(name)) => self.is_forward_as_wanted(name, *mac, to.filter(|_| *exists)),
+                    Some(_) => to.is_none(),
                     None => true,
                 };
                 self.drifted_unless(is_own || is_as_wanted, event);
@@ -158,6 +165,7 @@ impl<L: Links> Listener<L> {
             }
             EventKind::ForeignRoute => self.underlay_changed(event),
             EventKind::Overrun => {
+                self.read_devices();
                 self.underlay_changed(event);
                 self.drifted_unless(false, event);
             }
@@ -166,7 +174,11 @@ impl<L: Links> Listener<L> {
 
     fn link_changed(&mut self, link: &Link, is_own: bool, event: &Event) {
         let before = match Device::named(&link.name) {
-            Some(device) => self.devices.insert(link.index, device),
+            Some(device) => {
+                // Two interfaces cannot have one name.
+                self.devices.retain(|index, other| *other != device || *index == link.index);
+                self.devices.insert(link.index, device)
+            }
             None => self.devices.remove(&link.index),
         };
         match (before, self.devices.get(&link.index).cloned()) {
@@ -208,13 +220,13 @@ impl<L: Links> Listener<L> {
         pod.is_none_or(|pod| mac == Some(pod.mac) || self.is_in_flight(&pod.name))
     }
 
-    /// Whether the change of an FDB entry on a pod's port is one that its plugin makes.
-    fn is_forward_as_wanted(&self, name: &IfName, entry: &FdbEntry, exists: bool) -> bool {
+    /// Whether an FDB entry on a pod's port is as its plugin makes it; `to` is its destination after the change.
+    fn is_forward_as_wanted(&self, name: &IfName, mac: Mac, to: Option<Destination>) -> bool {
         if self.is_in_flight(name) {
             return true;
         }
-        let is_wanted = self.task.pods.with_interface(name).is_some_and(|pod| pod.mac == entry.mac);
-        exists == is_wanted
+        let is_pods = self.task.pods.with_interface(name).is_some_and(|pod| pod.mac == mac);
+        to == is_pods.then_some(Destination::Port)
     }
 
     /// Whether the change of a route is one that the plugin of a pod makes, or the kernel when it deletes an interface.
@@ -223,7 +235,8 @@ impl<L: Links> Listener<L> {
             return false;
         }
         match self.task.pods.with_address(destination.ip()) {
-            None => !exists,
+            // The kernel deletes the routes of an interface with it. Any other route to one address leads to a peer.
+            None => !exists && index.is_some_and(|index| self.is_pods_or_gone(index)),
             Some(pod) if self.is_in_flight(&pod.name) => true,
             Some(pod) => {
                 let device = index.and_then(|index| self.devices.get(&index));
@@ -231,6 +244,22 @@ impl<L: Links> Listener<L> {
                     .is_some_and(|device| *device == Device::Bridge || *device == Device::Pod(pod.name));
                 exists && is_its
             }
+        }
+    }
+
+    /// Whether pods are or were behind that interface.
+    fn is_pods_or_gone(&self, index: IfIndex) -> bool {
+        match self.devices.get(&index) {
+            Some(device) => matches!(device, Device::Bridge | Device::Pod(_)),
+            None => self.task.expected.borrow().paths.as_ref().is_some_and(|paths| !paths.contains(&index)),
+        }
+    }
+
+    /// Reads Polder's devices, because notifications about them were lost.
+    fn read_devices(&mut self) {
+        match self.kernel.devices() {
+            Ok(devices) => self.devices = devices,
+            Err(error) => warn!(%error, "cannot list interfaces after lost notifications"),
         }
     }
 

@@ -210,11 +210,13 @@ impl PodHost for Node {
         attachment: &Attachment,
         held: Option<&AttachmentEntry>,
     ) -> Result<(), HostError> {
-        let (name, reaper) = (attachment.host_interface(), &self.pods.reaper);
-        self.pods.local.remove(&name);
         let deleted = match held {
-            Some(held) => reaper.delete_pod(name, held.mac, held.addresses.clone()).await,
-            None => reaper.delete(name).await,
+            Some(held) => {
+                let pod = local_pod(held);
+                self.pods.local.remove(pod.clone());
+                self.pods.reaper.delete_pod(pod.name, pod.mac, pod.addresses).await
+            }
+            None => self.pods.reaper.delete(attachment.host_interface()).await,
         };
         deleted.map_err(HostError::new)
     }
@@ -230,7 +232,7 @@ impl PodHost for Node {
                 warn!(%attachment, %error, "the packet filter still permits a released pod to send");
             }
         }
-        self.pods.released.add(&held.addresses);
+        self.pods.released.add(&held.addresses, Some(&held.attachment));
     }
 
     fn tombstones(&self) -> Vec<Attachment> {

@@ -54,7 +54,7 @@ pub async fn add(
 ) -> Result<(Wiring, AttachmentLock), Refusal> {
     let before = node.board.view();
     let (held, wired) = tasks::add(node, node.board.membership.me(), request, caller).await?;
-    node.pods.released.reuse(&held.addresses).await;
+    node.pods.released.reuse(&held.addresses, &held.attachment).await;
     let now = node.board.view();
     // If the datastore has just lost the settings, those from before the allocation are used.
     let Some(cluster) = now.cluster.as_ref().or(before.cluster.as_ref()) else {
@@ -80,7 +80,7 @@ pub async fn lease(
         request.netns.clear();
     }
     let (held, _lock) = tasks::lease(node, node.board.membership.me(), request, caller).await?;
-    node.pods.released.reuse(&held.addresses).await;
+    node.pods.released.reuse(&held.addresses, &held.attachment).await;
     leased(node, held.attachment).await
 }
 

@@ -90,6 +90,11 @@ impl Refuse for NotAttached {
 /// Attaches the container. Returns the result for the runtime.
 pub fn add(call: &Call) -> Result<String, Error> {
     let mut pod = PodNamespace::open(&call.environment)?;
+    // Otherwise a second ADD would request a DEL of the IPAM plugin, which would release the addresses of the running pod.
+    let interface = &call.environment.interface;
+    if pod.link(interface)?.is_some() {
+        return Err(Error::InterfaceExists(interface.clone()));
+    }
     let Some(plugin) = &call.network.conf.delegate else {
         return retry(Error::passes, || attach(call, &mut pod, None));
     };
@@ -208,7 +213,7 @@ fn wire(
     let created = match host.create_link(link::create_veth(&pair), settings) {
         Ok(Some(link)) => link,
         Ok(None) => find(&mut host, name)?,
-        Err(error) => return Err(not_created(error, pod, &call.environment.interface, wiring)),
+        Err(error) => return Err(not_created(error, &call.environment.interface, wiring)),
     };
     if bridge.is_none() && wiring.addresses.iter().any(|own| own.address.is_ipv6()) {
         allow_ipv6(name)?;
@@ -222,18 +227,10 @@ fn wire(
 }
 
 /// Why the pair was not created.
-fn not_created(
-    error: polder_netlink::Error,
-    pod: &mut PodNamespace,
-    interface: &IfName,
-    wiring: &Wiring,
-) -> Error {
+fn not_created(error: polder_netlink::Error, interface: &IfName, wiring: &Wiring) -> Error {
     match error.errno() {
         // `BR_MAX_PORTS` of net/bridge/br_private.h.
         Some(Errno::EXFULL) => Error::BridgeFull,
-        Some(Errno::EEXIST) if matches!(pod.link(interface), Ok(Some(_))) => {
-            Error::InterfaceExists(interface.clone())
-        }
         _ => {
             let (host, interface) = (wiring.host_interface.clone(), interface.clone());
             Error::kernel(KernelAction::CreatePair { host, interface })(error)

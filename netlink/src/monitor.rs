@@ -16,9 +16,10 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
+use polder_api::Mac;
 
 use crate::link::Link;
-use crate::neighbour::{self, FdbEntry, Neighbour};
+use crate::neighbour::{self, Destination, Neighbour};
 use crate::{Error, IfIndex, ROUTE_PROTOCOL, SocketError, route};
 
 /// `RTNLGRP_LINK` (`include/uapi/linux/rtnetlink.h`).
@@ -77,14 +78,17 @@ pub enum EventKind {
         /// The permanent entry after the change; `None` if there is none.
         entry: Option<Neighbour>,
     },
-    /// An FDB entry was added, removed or changed. Entries of other kinds than [`RouteSocket::fdb`] reads are no
-    /// event.
-    ///
-    /// [`RouteSocket::fdb`]: crate::RouteSocket::fdb
+    /// An FDB entry in VLAN 0 was added, removed or changed.
     Forward {
-        /// The entry.
-        entry: FdbEntry,
-        /// Whether it exists now.
+        /// The bridge port or tunnel that has or had it.
+        index: IfIndex,
+        /// The link-layer address.
+        mac: Mac,
+        /// The destination, if it is or was of a kind that [`RouteSocket::fdb`] reads.
+        ///
+        /// [`RouteSocket::fdb`]: crate::RouteSocket::fdb
+        to: Option<Destination>,
+        /// Whether the entry exists now.
         exists: bool,
     },
     /// IPv4 forwarding was turned off on an interface.
@@ -257,7 +261,9 @@ fn of_route(message: &RouteMessage, exists: bool) -> Option<EventKind> {
 
 fn of_neighbour(message: &NeighbourMessage, exists: bool) -> Option<EventKind> {
     if message.header.family == AddressFamily::Bridge {
-        return neighbour::forward(message).map(|entry| EventKind::Forward { entry, exists });
+        let (index, mac) = (IfIndex::new(message.header.ifindex), neighbour::mac(message)?);
+        let to = neighbour::forward(message).map(|entry| entry.to);
+        return (neighbour::vlan(message) == 0).then_some(EventKind::Forward { index, mac, to, exists });
     }
     let address = neighbour::address(message)?;
     let is_permanent = exists && message.header.state == NeighbourState::Permanent;

@@ -191,7 +191,7 @@ pub(crate) fn forward(message: &NeighbourMessage) -> Option<FdbEntry> {
 }
 
 /// The VLAN of a bridge's FDB entry. The kernel omits VLAN 0 (`fdb_fill_info`, `net/bridge/br_fdb.c`).
-fn vlan(message: &NeighbourMessage) -> u16 {
+pub(crate) fn vlan(message: &NeighbourMessage) -> u16 {
     let vlan = message.attributes.iter().find_map(|attribute| match attribute {
         NeighbourAttribute::Vlan(vlan) => Some(*vlan),
         _ => None,
@@ -199,7 +199,8 @@ fn vlan(message: &NeighbourMessage) -> u16 {
     vlan.unwrap_or(0)
 }
 
-fn mac(message: &NeighbourMessage) -> Option<Mac> {
+/// The link-layer address of an entry.
+pub(crate) fn mac(message: &NeighbourMessage) -> Option<Mac> {
     message.attributes.iter().find_map(|attribute| match attribute {
         NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok().map(Mac),
         _ => None,

@@ -38,6 +38,10 @@ fn another_ipam_plugin_allocates_and_releases_the_addresses() {
         let [a, b] = ["a", "b"].map(|name| worker.pod_with(name, &conf));
         assert!(a.v4().to_string().starts_with("192.168.77."), "{}", a.v4());
         assert_eq!(given(), "2");
+        // A second ADD must not release the addresses of the running pod.
+        let again = message(worker.cni("ADD", "a", a.netns(), &conf));
+        assert!(again.contains("eth0"), "{again}");
+        assert_eq!(given(), "2");
         for (from, to) in [(&a, &b), (&b, &a), (&a, &own), (&own, &a)] {
             let _echo = to.within(|| Echo::start(to.v4()));
             assert_eq!(from.within(|| probe::udp(from.v4(), to.v4(), 100)).unwrap().0, from.v4());

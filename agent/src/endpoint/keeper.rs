@@ -352,7 +352,7 @@ async fn release(node: &Node) {
 /// Deletes the interfaces of both attachment modes.
 async fn delete_interfaces(node: &Node) -> Result<(), NotDeleted> {
     for attach in [AttachMode::Bridge, AttachMode::Routed] {
-        node.pods.local.remove(&interface(attach));
+        node.pods.local.remove_interface(&interface(attach));
         node.pods.reaper.delete(interface(attach)).await?;
     }
     Ok(())

@@ -25,6 +25,8 @@ pub(super) struct Network {
     pub(super) own: BTreeSet<IpAddr>,
     /// The foreign interfaces.
     pub(super) outward: Outward,
+    /// Whether the last read has found an interface that was on no path before.
+    pub(super) has_new_path: bool,
     /// Whether the last read of the interfaces failed.
     pub(super) unread: bool,
     /// The node's underlay addresses, as last chosen.

@@ -11,6 +11,7 @@ use super::OnNode;
 use crate::bell::Wake;
 use crate::board::{Chosen, Pass};
 use crate::config::Config;
+use crate::in_flight::InFlight;
 use crate::kernel::features::Features;
 use crate::kernel::state::PodLink;
 use crate::kernel::sysctl::Sysctls;
@@ -44,6 +45,8 @@ pub struct Tools<D = OnNode> {
     pub drift_signal: Arc<DriftSignal>,
     /// The pods of this node.
     pub pods: Arc<LocalPods>,
+    /// Attachments that are being added or deleted.
+    pub in_flight: Arc<InFlight>,
 }
 
 /// The values that the engine publishes.

@@ -39,6 +39,8 @@ pub(super) struct PassInputs {
 pub(super) struct PassPlan {
     /// The desired kernel state.
     pub(super) desired: Desired,
+    /// Whether the changes delete unwanted objects.
+    pub(super) prune: Prune,
     /// The changes that lead to it.
     pub(super) changes: Vec<KernelChange>,
     /// The existing devices.
@@ -179,7 +181,7 @@ impl<D: Datapath> Engine<D> {
             ingress_interfaces,
             ..Pass::default()
         };
-        Ok(PassPlan { desired, changes, indexes: actual.indexes, sysctls: actual.sysctls, pass })
+        Ok(PassPlan { desired, prune, changes, indexes: actual.indexes, sysctls: actual.sysctls, pass })
     }
 
     /// The peers on the same link for whose pods a tunnel is used. A path without a test result keeps its current type,

@@ -181,6 +181,7 @@ impl Harness {
                 leases,
                 drift_signal: Arc::clone(&drift_signal),
                 pods: Arc::default(),
+                in_flight: Arc::default(),
             },
             entries: Entries {
                 underlay: fixture.underlay.clone(),

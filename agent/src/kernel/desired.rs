@@ -18,6 +18,7 @@ use polder_netlink::route::{NextHop, RouteLookup};
 use super::endpoint;
 use super::features::Features;
 use super::guard::Guard;
+use super::plan::Prune;
 use super::ruleset::{self, Lengths, Members};
 use super::state::{Device, DeviceIdentity, DeviceKind, OwnLink, OwnRoute, PodLink, RouteTarget, State};
 use super::sysctl;
@@ -51,14 +52,16 @@ pub struct Desired {
 pub struct DesiredDigest {
     /// Hash of the desired state without the pods.
     fingerprint: u64,
+    /// Whether unwanted objects are deleted.
+    prune: Prune,
     /// Kernel settings: path under `/proc/sys` and value.
     pub sysctls: Vec<(String, String)>,
 }
 
 impl Desired {
     /// The compact copy of this state.
-    pub fn digest(&self) -> DesiredDigest {
-        DesiredDigest { fingerprint: self.fingerprint, sysctls: self.sysctls.clone() }
+    pub fn digest(&self, prune: Prune) -> DesiredDigest {
+        DesiredDigest { fingerprint: self.fingerprint, prune, sysctls: self.sysctls.clone() }
     }
 }
 

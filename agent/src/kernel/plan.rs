@@ -140,8 +140,11 @@ pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<KernelChang
         });
         changes.extend(captured.map(|(destination, _)| KernelChange::DeleteRoute(*destination)));
         let conflicting = have.conflicting_routes.iter();
-        let captured = conflicting.filter(|route| desired.guard.is_captured(&route.destination));
-        changes.extend(captured.map(|conflicting| KernelChange::DeleteConflicting(*conflicting)));
+        // One beside a desired route can have precedence over it.
+        let harmful = conflicting.filter(|route| {
+            want.routes.contains_key(&route.destination) || desired.guard.is_captured(&route.destination)
+        });
+        changes.extend(harmful.map(|conflicting| KernelChange::DeleteConflicting(*conflicting)));
     }
     if prune == Prune::Yes {
         garbage(want, actual, gone, forgot_fdb, &mut changes);
@@ -272,6 +275,14 @@ fn device_of(route: &OwnRoute) -> Option<Device> {
 }
 
 impl KernelChange {
+    /// Whether both change the same object; for an nftables set, also with other elements.
+    pub fn is_same_object(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::UpdateSet { set, .. }, Self::UpdateSet { set: other, .. }) => set == other,
+            _ => self == other,
+        }
+    }
+
     /// Whether the node needs the change to serve its own pods. False for paths to peers and for most deletions.
     pub fn is_local(&self) -> bool {
         match self {

@@ -168,7 +168,7 @@ fn work(mut socket: RouteSocket, group: u32, jobs: &Mutex<Receiver<Job>>, waitin
                         let deleted =
                             request(&mut socket, left(mac, &addresses, bridge).collect(), Vec::new());
                         if let Err(error) = deleted {
-                            // The next pass deletes them. No other pod has that MAC address with that address.
+                            // The next pass deletes them.
                             warn!(interface = %name, %error, "entries of a deleted pod not deleted yet");
                         }
                     }

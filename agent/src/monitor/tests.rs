@@ -2,7 +2,7 @@
 
 use polder_api::{Attachment, BRIDGE};
 use polder_netlink::link::{LinkKind, Port};
-use polder_netlink::neighbour::{Destination, Neighbour};
+use polder_netlink::neighbour::Neighbour;
 use tokio::time::timeout;
 
 use super::*;
@@ -21,6 +21,7 @@ const ON_TUNNEL: IfIndex = IfIndex::new(2);
 const ON_POD: IfIndex = IfIndex::new(3);
 const UPLINK: IfIndex = IfIndex::new(4);
 const FOREIGN: IfIndex = IfIndex::new(9);
+const NEW_BRIDGE: IfIndex = IfIndex::new(12);
 
 const POD_MAC: Mac = Mac([2, 0, 0, 0, 0, 9]);
 const POD_ADDRESS: &str = "10.0.0.9";
@@ -36,6 +37,10 @@ impl Links for Fake {
     fn link(&mut self, _: IfIndex) -> Result<Option<Link>, Error> {
         self.reads += 1;
         Ok(self.link.clone())
+    }
+
+    fn devices(&mut self) -> Result<BTreeMap<IfIndex, Device>, Error> {
+        Ok([(NEW_BRIDGE, Device::Bridge)].into())
     }
 }
 
@@ -143,8 +148,8 @@ fn neighbour(index: IfIndex, address: &str, mac: Option<Mac>) -> EventKind {
     EventKind::Neighbour { index, address, entry: mac.map(|mac| Neighbour { index, address, mac }) }
 }
 
-fn forward(mac: Mac, exists: bool) -> EventKind {
-    EventKind::Forward { entry: FdbEntry { index: ON_POD, mac, to: Destination::Port }, exists }
+fn forward(mac: Mac, to: Option<Destination>, exists: bool) -> EventKind {
+    EventKind::Forward { index: ON_POD, mac, to, exists }
 }
 
 fn own_route(destination: &str, index: Option<IfIndex>, exists: bool) -> EventKind {
@@ -233,12 +238,13 @@ async fn a_pods_interface_causes_a_pass_only_if_its_settings_are_wrong() {
 async fn the_changes_of_an_add_or_del_in_progress_cause_no_pass_and_no_read() {
     let mut fixture = fixture();
     let lock = fixture.lock();
+    let port = Some(Destination::Port);
     for what in [
         EventKind::Link(Box::new(pod(None))),
         EventKind::Port { index: ON_POD },
         EventKind::Address { index: ON_POD, global: false },
         neighbour(ON_BRIDGE, POD_ADDRESS, None),
-        forward(POD_MAC, false),
+        forward(POD_MAC, port, false),
         own_route("10.0.0.9/32", Some(ON_POD), false),
     ] {
         assert_eq!(fixture.on_event(what.clone(), OTHER).await, Rung::Nobody, "{what:?}");
@@ -251,7 +257,7 @@ async fn the_changes_of_an_add_or_del_in_progress_cause_no_pass_and_no_read() {
 #[tokio::test]
 async fn an_entry_or_route_of_a_pod_causes_a_pass_unless_it_is_as_its_plugin_makes_it() {
     let mut fixture = fixture();
-    let other_mac = Mac([2; 6]);
+    let (other_mac, port) = (Mac([2; 6]), Some(Destination::Port));
     for (what, rung) in [
         (neighbour(ON_BRIDGE, POD_ADDRESS, Some(POD_MAC)), Rung::Nobody),
         (neighbour(ON_BRIDGE, POD_ADDRESS, Some(other_mac)), Rung::Drift),
@@ -259,21 +265,39 @@ async fn an_entry_or_route_of_a_pod_causes_a_pass_unless_it_is_as_its_plugin_mak
         (neighbour(ON_BRIDGE, "10.0.0.1", None), Rung::Nobody),
         (neighbour(ON_TUNNEL, "10.0.0.1", None), Rung::Drift),
         (neighbour(FOREIGN, POD_ADDRESS, None), Rung::Nobody),
-        (forward(POD_MAC, true), Rung::Nobody),
-        (forward(POD_MAC, false), Rung::Drift),
-        (forward(other_mac, true), Rung::Drift),
-        (forward(other_mac, false), Rung::Nobody),
+        (forward(POD_MAC, port, true), Rung::Nobody),
+        (forward(POD_MAC, port, false), Rung::Drift),
+        // The entry was replaced by one of the host, or by one that ages.
+        (forward(POD_MAC, None, true), Rung::Drift),
+        (forward(other_mac, port, true), Rung::Drift),
+        (forward(other_mac, port, false), Rung::Nobody),
+        (forward(other_mac, None, true), Rung::Nobody),
         (own_route("10.0.0.9/32", Some(ON_POD), true), Rung::Nobody),
         (own_route("10.0.0.9/32", Some(FOREIGN), true), Rung::Drift),
         (own_route("10.0.0.9/32", Some(ON_POD), false), Rung::Drift),
         (own_route("10.0.0.1/32", Some(ON_POD), true), Rung::Drift),
         (own_route("10.0.0.1/32", Some(ON_POD), false), Rung::Nobody),
+        (own_route("10.0.0.1/32", Some(FOREIGN), false), Rung::Nobody),
+        // A reserved address of a peer's pod, or of none.
+        (own_route("10.0.0.1/32", Some(UPLINK), false), Rung::Drift),
+        (own_route("10.0.0.1/32", Some(ON_TUNNEL), false), Rung::Drift),
+        (own_route("10.0.0.1/32", None, false), Rung::Drift),
     ] {
         assert_eq!(fixture.on_event(what.clone(), OTHER).await, rung, "{what:?}");
     }
     // The DEL has removed the pod.
-    fixture.listener.task.pods.remove(&attachment().host_interface());
-    for what in [neighbour(ON_BRIDGE, POD_ADDRESS, None), forward(POD_MAC, false)] {
+    fixture.listener.task.pods.remove_interface(&attachment().host_interface());
+    for what in [neighbour(ON_BRIDGE, POD_ADDRESS, None), forward(POD_MAC, port, false)] {
         assert_eq!(fixture.on_event(what.clone(), OTHER).await, Rung::Nobody, "{what:?}");
     }
+}
+
+#[tokio::test]
+async fn lost_notifications_do_not_leave_a_bridge_that_is_gone() {
+    let mut fixture = fixture();
+    assert_eq!(fixture.on_event(EventKind::Overrun, 0).await, Rung::Both);
+    assert_eq!(fixture.listener.devices, [(NEW_BRIDGE, Device::Bridge)].into());
+    // Its end was not reported before the next one appears.
+    assert_eq!(fixture.on_event(link(ON_BRIDGE, BRIDGE), OTHER).await, Rung::Drift);
+    assert_eq!(fixture.listener.devices, [(ON_BRIDGE, Device::Bridge)].into());
 }
