@@ -25,13 +25,14 @@ pub mod surroundings;
 
 use std::net::IpAddr;
 
-use polder_api::Mac;
+use polder_api::Family;
 use polder_netlink::nft::{Element, FilterSocket, Table};
 use polder_netlink::route::RouteLookup;
 use polder_netlink::{Error, RouteSocket};
 
 use self::ruleset::Sets;
 use self::sysctl::Sysctls;
+use crate::local_pods::LocalPod;
 
 /// The sockets to one node's kernel.
 #[derive(Debug)]
@@ -67,31 +68,20 @@ impl Kernel {
 }
 
 /// Adds a pod's addresses to the packet filter, before the pod has an interface.
-pub fn admit_pod(
-    filter: &mut FilterSocket,
-    table: &Table,
-    mac: Mac,
-    addresses: &[IpAddr],
-) -> Result<(), Error> {
-    senders(mac, addresses).try_for_each(|(set, element)| filter.commit(table.change(set, [&element], [])))
+pub fn admit_pod(filter: &mut FilterSocket, table: &Table, pod: &LocalPod) -> Result<(), Error> {
+    senders(pod).try_for_each(|(set, element)| filter.commit(table.change(set, [&element], [])))
 }
 
 /// Deletes the addresses of a pod whose interface is gone from the packet filter. Missing ones are ignored.
-pub fn forget_pod(
-    filter: &mut FilterSocket,
-    table: &Table,
-    mac: Mac,
-    addresses: &[IpAddr],
-) -> Result<(), Error> {
-    senders(mac, addresses).try_for_each(|(set, element)| {
-        match filter.commit(table.change(set, [], [&element])) {
-            Err(error) if !error.is_missing() => Err(error),
-            _ => Ok(()),
-        }
+pub fn forget_pod(filter: &mut FilterSocket, table: &Table, pod: &LocalPod) -> Result<(), Error> {
+    senders(pod).try_for_each(|(set, element)| match filter.commit(table.change(set, [], [&element])) {
+        Err(error) if !error.is_missing() => Err(error),
+        _ => Ok(()),
     })
 }
 
-fn senders(mac: Mac, addresses: &[IpAddr]) -> impl Iterator<Item = (&'static str, Element)> {
-    let set = |address: IpAddr| Sets::of(polder_api::Family::of(address)).senders;
-    addresses.iter().map(move |address| (set(*address), Element::sender(mac, *address)))
+/// The elements of the packet filter that permit a pod to send, each with its set.
+pub(crate) fn senders(pod: &LocalPod) -> impl Iterator<Item = (&'static str, Element)> {
+    let set = |address: IpAddr| Sets::of(Family::of(address)).senders;
+    pod.addresses.iter().map(move |address| (set(*address), Element::sender(pod.mac, *address)))
 }

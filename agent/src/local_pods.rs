@@ -51,8 +51,12 @@ impl LocalPods {
     pub fn remove(&self, pod: LocalPod) {
         let mut pods = self.lock();
         pods.all.remove(&pod.name);
-        // Another pod may have an address of it already.
-        pods.by_address.retain(|_, name| *name != pod.name);
+        for address in &pod.addresses {
+            // Another pod may have the address already.
+            if pods.by_address.get(address) == Some(&pod.name) {
+                pods.by_address.remove(address);
+            }
+        }
         pods.note_change(pod);
     }
 

@@ -277,7 +277,7 @@ impl<L: Links> Listener<L> {
         self.task.underlay_changed.ring();
     }
 
-    /// Reports a change of Polder's kernel state, unless it is no change to a state that is not wanted.
+    /// Reports that Polder's kernel state was changed, unless the new state is the desired one.
     fn drifted_unless(&self, is_as_wanted: bool, event: &Event) {
         if is_as_wanted {
             return;

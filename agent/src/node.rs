@@ -198,10 +198,10 @@ impl PodHost for Node {
         let Some(cluster) = &self.board.view().cluster else {
             return Err(HostError::new(NotServed::NoSettings));
         };
-        self.pods.local.add(local_pod(held));
+        let pod = local_pod(held);
+        self.pods.local.add(pod.clone());
         let table = ruleset::table(&cluster.record, &ruleset::Lengths::new());
-        let (mac, addresses) = (held.mac, held.addresses.clone());
-        let admit = move |filter: &mut FilterSocket| kernel::admit_pod(filter, &table, mac, &addresses);
+        let admit = move |filter: &mut FilterSocket| kernel::admit_pod(filter, &table, &pod);
         self.pods.filter.run(admit).await.map_err(HostError::new)
     }
 
@@ -214,7 +214,7 @@ impl PodHost for Node {
             Some(held) => {
                 let pod = local_pod(held);
                 self.pods.local.remove(pod.clone());
-                self.pods.reaper.delete_pod(pod.name, pod.mac, pod.addresses).await
+                self.pods.reaper.delete_pod(pod).await
             }
             None => self.pods.reaper.delete(attachment.host_interface()).await,
         };
@@ -224,8 +224,8 @@ impl PodHost for Node {
     async fn forget(&self, held: &AttachmentEntry) {
         if let Some(cluster) = &self.board.view().cluster {
             let table = ruleset::table(&cluster.record, &ruleset::Lengths::new());
-            let (mac, addresses) = (held.mac, held.addresses.clone());
-            let forget = move |filter: &mut FilterSocket| kernel::forget_pod(filter, &table, mac, &addresses);
+            let pod = local_pod(held);
+            let forget = move |filter: &mut FilterSocket| kernel::forget_pod(filter, &table, &pod);
             // Harmless until the next pass deletes them: no other pod has that MAC address with that address.
             if let Err(error) = self.pods.filter.run(forget).await {
                 let attachment = &held.attachment;

@@ -105,7 +105,7 @@ mod tests {
         while owner.jobs.capacity() == QUEUE {
             tokio::task::yield_now().await;
         }
-        assert!(!owner.works(max_wait).await, "it stands still");
+        assert!(!owner.works(max_wait).await, "a job blocks the thread");
         let (works, sent) = tokio::join!(owner.works(max_wait), async { next.send(()) });
         sent.unwrap();
         assert!(works, "it has finished one of several");

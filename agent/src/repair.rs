@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::kernel::plan::KernelChange;
+use crate::kernel::senders;
 use crate::kernel::state::Device;
 use crate::local_pods::LocalPod;
 
@@ -73,11 +74,11 @@ pub fn process(id: u32, name: Option<&str>) -> String {
 pub fn foreign_repairs(changes: &[KernelChange], changing: &[LocalPod]) -> Vec<KernelChange> {
     let has_name = |name: &IfName| changing.iter().any(|pod| pod.name == *name);
     let has_address = |address: &IpAddr| changing.iter().any(|pod| pod.addresses.contains(address));
-    let elements: BTreeSet<Element> = changing.iter().flat_map(senders).collect();
+    let elements: BTreeSet<Element> = changing.iter().flat_map(senders).map(|(_, element)| element).collect();
     let without = |all: &[Element]| -> Vec<Element> {
         all.iter().filter(|element| !elements.contains(element)).cloned().collect()
     };
-    let foreign_repairs = changes.iter().filter_map(|change| {
+    let repair = |change: &KernelChange| {
         let is_of_pod = match change {
             KernelChange::SetPod(name, _)
             | KernelChange::DeletePod(name, _)
@@ -98,12 +99,8 @@ pub fn foreign_repairs(changes: &[KernelChange], changing: &[LocalPod]) -> Vec<K
             _ => false,
         };
         (!is_of_pod).then(|| change.clone())
-    });
-    foreign_repairs.collect()
-}
-
-fn senders(pod: &LocalPod) -> impl Iterator<Item = Element> {
-    pod.addresses.iter().map(|address| Element::sender(pod.mac, *address))
+    };
+    changes.iter().filter_map(repair).collect()
 }
 
 /// A repair of kernel state.
@@ -168,10 +165,44 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use polder_api::Mac;
+    use polder_netlink::IfIndex;
+    use polder_netlink::neighbour::Destination;
+
     use super::*;
 
     #[test]
-    fn the_first_repair_comes_at_once_and_those_of_a_fight_come_slower_but_within_a_second() {
+    fn changes_of_pods_that_are_being_added_or_deleted_are_no_foreign_repairs() {
+        let mac = Mac([2, 0, 0, 0, 0, 1]);
+        let [changing, other] = ["10.0.0.1", "10.0.0.2"].map(|address| {
+            let address: IpAddr = address.parse().unwrap();
+            let name: IfName = format!("pld{}", address.to_string().replace('.', "")).parse().unwrap();
+            LocalPod { name, mac, addresses: vec![address] }
+        });
+        let of = |pod: &LocalPod| {
+            let (name, address) = (pod.name.clone(), pod.addresses[0]);
+            vec![
+                KernelChange::SetPod(name.clone(), None),
+                KernelChange::DeletePod(name.clone(), IfIndex::new(7)),
+                KernelChange::SetFdbEntry(Device::Pod(name.clone()), mac, Destination::Port),
+                KernelChange::DeleteFdbEntry(Device::Pod(name), mac, Destination::Port),
+                KernelChange::SetNeighbour(Device::Bridge, address, mac),
+                KernelChange::DeleteNeighbour(Device::Bridge, address, mac),
+                KernelChange::DeleteRoute(address.into()),
+            ]
+        };
+        let element = |pod: &LocalPod| senders(pod).next().unwrap().1;
+        let set = |add: Vec<Element>| KernelChange::UpdateSet { set: "senders4", add, remove: Vec::new() };
+        let block = KernelChange::DeleteRoute("10.0.0.0/26".parse().unwrap());
+        let mut expected = of(&other);
+        expected.extend([set(vec![element(&other)]), block.clone()]);
+        let mut all = [of(&changing), of(&other)].concat();
+        all.extend([set(vec![element(&changing), element(&other)]), set(vec![element(&changing)]), block]);
+        assert_eq!(foreign_repairs(&all, &[changing]), expected);
+    }
+
+    #[test]
+    fn the_first_repair_is_immediate_and_repeated_ones_are_slower_but_within_a_second() {
         let mut pace = Pace::default();
         let start = Instant::now();
         assert_eq!(pace.next(start), start);
@@ -191,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn looks_that_find_nothing_do_not_make_the_next_repair_wait_longer() {
+    fn checks_without_a_difference_do_not_delay_the_next_repair() {
         let mut pace = Pace::default();
         let mut now = Instant::now();
         for _ in 0..20 {
@@ -202,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_last_repairs_are_remembered_and_all_are_counted() {
+    fn only_the_last_repairs_are_kept_and_all_are_counted() {
         let mut repairs = RepairLog::default();
         let changes: Vec<String> = (0..NAMED + 2).map(|number| number.to_string()).collect();
         (0..REMEMBERED + 3).for_each(|_| repairs.add(&changes, Vec::new()));

@@ -206,9 +206,9 @@ mod tests {
         let agent = Fake::default();
         let mut running = Box::pin(report(&agent, INTERVAL));
         agent.told_within(&mut running, INTERVAL / 2).await;
-        agent.with(|state| state.standstills.push("the ledger stands still".to_owned()));
+        agent.with(|state| state.standstills.push("thread ledger is blocked".to_owned()));
         let told = agent.told_within(&mut running, INTERVAL * 3).await;
-        assert_eq!(told, "STATUS=the ledger stands still");
+        assert_eq!(told, "STATUS=thread ledger is blocked");
         agent.with(|state| state.standstills.clear());
         let told = agent.told_within(&mut running, INTERVAL / 2).await;
         assert_eq!(told, "WATCHDOG=1 | STATUS=ready");

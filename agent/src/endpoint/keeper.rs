@@ -313,11 +313,10 @@ impl EndpointHost for OnNode {
         wiring: Wiring,
     ) -> Result<IfIndex, NotMade> {
         let table = ruleset::table(cluster, &ruleset::Lengths::new());
-        let (mac, addresses) =
-            (wiring.mac, wiring.addresses.iter().map(|own| own.address).collect::<Vec<_>>());
-        let pod = LocalPod { name: wiring.host_interface.clone(), mac, addresses: addresses.clone() };
-        self.node.pods.local.add(pod);
-        let admit = move |filter: &mut FilterSocket| kernel::admit_pod(filter, &table, mac, &addresses);
+        let addresses = wiring.addresses.iter().map(|own| own.address).collect();
+        let pod = LocalPod { name: wiring.host_interface.clone(), mac: wiring.mac, addresses };
+        self.node.pods.local.add(pod.clone());
+        let admit = move |filter: &mut FilterSocket| kernel::admit_pod(filter, &table, &pod);
         self.node.pods.filter.run(admit).await.map_err(NotMade::Admission)?;
         // Runs on the thread of the passes, so that no pass finds a half-created endpoint.
         Ok(self.kernel.run(move |kernel| kernel.make_probe(&namespace, &wiring)).await?)

@@ -239,7 +239,7 @@ impl Harness {
 }
 
 #[tokio::test(start_paused = true)]
-async fn passes_follow_each_other_until_the_kernel_is_as_it_should_be_and_then_one_follows_each_bell() {
+async fn passes_repeat_until_nothing_is_left_to_change_and_then_each_signal_causes_one() {
     let mut harness = Harness::new(Fixture::new());
     assert!(harness.until(|pass| pass.count > 0).await.written > 0);
     let settled = harness.settled().await;
@@ -260,7 +260,7 @@ async fn passes_follow_each_other_until_the_kernel_is_as_it_should_be_and_then_o
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pass_that_fails_is_tried_again_soon_then_slower_and_what_it_said_is_withdrawn() {
+async fn a_failed_pass_is_retried_ever_more_slowly_and_its_failures_disappear_with_a_success() {
     let mut harness = Harness::new(Fixture::new());
     harness.kernel.with(|state| state.is_unreadable = true);
     let failed = harness.until(|pass| pass.count == 1).await;
@@ -293,7 +293,7 @@ async fn the_kernel_is_left_alone_until_the_node_is_known_to_be_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_somebody_takes_away_is_planned_for_whoever_asks_and_put_back_when_the_alarm_rings() {
+async fn a_drift_is_planned_on_request_and_repaired_after_its_signal() {
     let mut harness = Harness::new(Fixture::new());
     harness.settled().await;
     let plan = async |harness: &mut Harness| {
@@ -349,7 +349,7 @@ fn with_peer(fixture: &Fixture) -> (NodeName, Family) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_direct_path_that_drops_packets_gives_way_to_the_tunnel_and_stays_so_for_an_agent_that_starts() {
+async fn a_direct_path_that_drops_packets_is_replaced_by_the_tunnel_also_after_a_restart() {
     let fixture = Fixture::new();
     let key = with_peer(&fixture);
     let mut harness = Harness::new(fixture);

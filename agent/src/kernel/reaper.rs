@@ -6,17 +6,18 @@
 //! entries of a pod that the kernel does not delete with its interface are deleted in the same request.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use ipnetwork::IpNetwork;
-use polder_api::{BRIDGE, IfName, Mac};
+use polder_api::{BRIDGE, IfName};
 use polder_netlink::neighbour::Neighbour;
 use polder_netlink::{Error, IfIndex, Operation, RouteSocket, SocketError, link, route};
 use tokio::sync::oneshot;
 use tracing::warn;
+
+use crate::local_pods::LocalPod;
 
 /// Number of threads that delete interfaces.
 const THREADS: u32 = 16;
@@ -33,8 +34,8 @@ type Done = oneshot::Sender<Result<(), NotDeleted>>;
 #[derive(Debug)]
 struct Job {
     name: IfName,
-    /// The MAC address and the addresses of the pod behind it.
-    pod: Option<(Mac, Vec<IpAddr>)>,
+    /// The pod behind it, if it is known.
+    pod: Option<LocalPod>,
     done: Done,
 }
 
@@ -133,11 +134,11 @@ impl Reaper {
 
     /// Deletes a pod's interface, its neighbour entries on the bridge, and the routes to its addresses that are in no
     /// block. Returns when the interface is gone. Succeeds if nothing exists.
-    pub async fn delete_pod(&self, name: IfName, mac: Mac, addresses: Vec<IpAddr>) -> Result<(), NotDeleted> {
-        self.enqueue(name, Some((mac, addresses))).await
+    pub async fn delete_pod(&self, pod: LocalPod) -> Result<(), NotDeleted> {
+        self.enqueue(pod.name.clone(), Some(pod)).await
     }
 
-    async fn enqueue(&self, name: IfName, pod: Option<(Mac, Vec<IpAddr>)>) -> Result<(), NotDeleted> {
+    async fn enqueue(&self, name: IfName, pod: Option<LocalPod>) -> Result<(), NotDeleted> {
         let (done, gone) = oneshot::channel();
         let stopped = || NotDeleted::Stopped(name.clone());
         self.queue.send(Job { name: name.clone(), pod, done }).map_err(|_| stopped())?;
@@ -158,16 +159,13 @@ fn work(mut socket: RouteSocket, group: u32, jobs: &Mutex<Receiver<Job>>, waitin
                 Ok(Some(link)) => {
                     waiting.add(link.index, done);
                     indexes.push((link.index, name));
-                    entries.extend(
-                        pod.iter().flat_map(|(mac, addresses)| left(*mac, addresses, link.controller)),
-                    );
+                    entries.extend(pod.iter().flat_map(|pod| entries_of(pod, link.controller)));
                 }
                 Ok(None) => {
-                    if let Some((mac, addresses)) = pod {
+                    if let Some(pod) = pod {
                         let bridge = socket.link(BRIDGE).ok().flatten().map(|bridge| bridge.index);
-                        let deleted =
-                            request(&mut socket, left(mac, &addresses, bridge).collect(), Vec::new());
-                        if let Err(error) = deleted {
+                        let entries = entries_of(&pod, bridge).collect();
+                        if let Err(error) = request(&mut socket, entries, Vec::new()) {
                             // The next pass deletes them.
                             warn!(interface = %name, %error, "entries of a deleted pod not deleted yet");
                         }
@@ -204,11 +202,12 @@ fn work(mut socket: RouteSocket, group: u32, jobs: &Mutex<Receiver<Job>>, waitin
         }
     }
 }
-/// Deletes what the kernel keeps when it deletes a pod's interface: the neighbour entries on the bridge, and the routes
-/// to addresses that are in no block.
-fn left(mac: Mac, addresses: &[IpAddr], bridge: Option<IfIndex>) -> impl Iterator<Item = Operation> {
+/// Deletes the entries that the kernel keeps when it deletes a pod's interface: the neighbour entries on the bridge, and
+/// the routes to addresses that are in no block.
+fn entries_of(pod: &LocalPod, bridge: Option<IfIndex>) -> impl Iterator<Item = Operation> {
+    let LocalPod { mac, addresses, .. } = pod;
     let on = move |index| {
-        addresses.iter().map(move |address| Neighbour { index, address: *address, mac }.delete())
+        addresses.iter().map(move |address| Neighbour { index, address: *address, mac: *mac }.delete())
     };
     let routes = addresses.iter().map(|address| route::delete(IpNetwork::from(*address)));
     bridge.into_iter().flat_map(on).chain(routes)

@@ -4,17 +4,19 @@ use polder_api::Family;
 use polder_ipam::Moment;
 use polder_ipam::ids::{BootId, ClusterId, Incarnation, MachineId};
 use polder_ipam::ledger::{AttachmentEntry, AttachmentKind};
+use polder_ipam::needed::{RequiredFor, RequiredRange};
 use polder_ipam::peers::Peer;
 use polder_ipam::record::{AttachMode, Backend, ClusterRecord, Masquerade, NodeRecord, VxlanSettings};
 use polder_ipam::{Block, Cidr};
 use polder_netlink::nft::Table;
-use polder_netlink::route::{NextHop, RouteLookup};
+use polder_netlink::route::{ConflictingRoute, NextHop, RouteLookup};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
 use crate::kernel::desired::{Inputs, desired};
 use crate::kernel::features::Features;
+use crate::kernel::guard::Guard;
 use crate::kernel::state::PodLink;
 use crate::underlay::{Underlay, Uplink};
 
@@ -478,22 +480,21 @@ fn a_bridge_that_filters_vlans_is_adjusted_and_not_recreated() {
 
 #[test]
 fn a_route_that_captures_etcd_is_deleted_before_the_records_are_known() {
-    use polder_ipam::needed::{RequiredFor, RequiredRange};
-
-    use crate::kernel::guard::Guard;
-
     let world = node_without_peers(&[]);
-    let model = Model::of(&world);
     let mut desired = world.desired(&BTreeSet::new());
-    let etcd = RequiredRange::host(
-        "10.99.0.5".parse().unwrap(),
-        RequiredFor::Store("the address of etcd".to_owned()),
-    );
+    let etcd = RequiredRange::host("10.99.0.5".parse().unwrap(), RequiredFor::Store("etcd".to_owned()));
     desired.guard = Guard::new(&[etcd], std::iter::empty());
-    let mut actual = model.actual(&desired.table);
+    let mut actual = Model::of(&world).actual(&desired.table);
     let unreachable = OwnRoute { target: RouteTarget::Unreachable, source: None, mtu: None };
     let [capturing, harmless] = ["10.99.0.0/24", "10.98.0.0/24"].map(|range| range.parse().unwrap());
     actual.state.routes.insert(capturing, unreachable.clone());
     actual.state.routes.insert(harmless, unreachable);
-    assert_eq!(plan(&desired, &actual, Prune::No), [KernelChange::DeleteRoute(capturing)]);
+    // With the metric of an earlier release: one beside a desired route has precedence over it.
+    let own = *desired.state.routes.keys().next().unwrap();
+    let old = [capturing, harmless, own].map(|destination| ConflictingRoute { destination, priority: 84 });
+    actual.state.conflicting_routes = old.into();
+    let mut changes = plan(&desired, &actual, Prune::No);
+    assert_eq!(changes.remove(0), KernelChange::DeleteRoute(capturing));
+    changes.sort_by_key(|change| *change != KernelChange::DeleteConflicting(old[0]));
+    assert_eq!(changes, [old[0], old[2]].map(KernelChange::DeleteConflicting));
 }

@@ -92,7 +92,7 @@ fn connection(user: u32) -> (Arc<Fake>, UnixStream, tokio::task::JoinHandle<()>)
 }
 
 #[tokio::test]
-async fn who_is_another_user_gets_no_answer() {
+async fn another_user_gets_no_answer() {
     let (fake, mut stream, serving) = connection(myself() + 1);
     // Fails if the server has already closed the connection.
     let _ = stream.write_all(&question(Request::Del(attachment()))).await;
@@ -102,7 +102,7 @@ async fn who_is_another_user_gets_no_answer() {
 }
 
 #[tokio::test]
-async fn a_connection_goes_on_after_a_refusal_and_its_attachment_is_let_go_by_a_del() {
+async fn a_connection_continues_after_a_refusal_and_a_del_unlocks_its_attachment() {
     let (fake, mut stream, serving) = connection(myself());
     assert!(ask(&mut stream, &question(Request::Check(attachment()))).await.is_some());
     let refused = ask(&mut stream, &question(Request::Status)).await;
@@ -126,7 +126,7 @@ async fn a_plugin_that_has_created_the_interface_ends_the_lock_without_a_reply()
 }
 
 #[tokio::test]
-async fn a_plugin_that_dies_or_hangs_while_it_wires_leaves_its_attachment_to_the_server() {
+async fn the_attachment_of_a_plugin_that_ends_or_hangs_during_its_add_is_abandoned() {
     let (fake, mut stream, serving) = connection(myself());
     ask(&mut stream, &question(Request::Check(attachment()))).await;
     drop(stream);
@@ -142,7 +142,7 @@ async fn a_plugin_that_dies_or_hangs_while_it_wires_leaves_its_attachment_to_the
 }
 
 #[tokio::test]
-async fn what_is_not_understood_is_refused_and_others_are_served_meanwhile() {
+async fn an_invalid_request_is_refused_and_other_connections_are_served() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("agent.sock");
     let fake = Arc::new(Fake::default());
