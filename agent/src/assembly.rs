@@ -16,7 +16,6 @@ use polder_netlink::nft::FilterSocket;
 use polder_store::{NodeIpam, Store};
 use tokio::sync::{mpsc, watch};
 
-use crate::bell::{Bell, bell};
 use crate::board::{Board, Membership, Passes, Records};
 use crate::config::Config;
 use crate::conflist::NotWritten;
@@ -32,16 +31,17 @@ use crate::leases::{self, Leases};
 use crate::liveness::Threads;
 use crate::local_pods::LocalPods;
 use crate::machine::Machine;
-use crate::node::{Calls, Node, Pods, local_pod};
+use crate::node::{Channels, Node, Pods, local_pod};
 use crate::owner::Owner;
 use crate::probe::NotProbed;
 use crate::probe::direct::DirectPaths;
 use crate::probe::schedule::{Key, Verdict};
 use crate::readiness::Readiness;
 use crate::repair::DriftSignal;
-use crate::reporter::{Reporter, Told};
+use crate::reporter::{Published, Reporter};
 use crate::requests::PlanRequest;
 use crate::underlay::NotChosen;
+use crate::wake::{WakeSender, wake_channel};
 use crate::{
     engine, etcd_addresses, host, http, inspection, monitor, probe, publisher, registrar, server, systemd,
     watcher,
@@ -211,7 +211,7 @@ struct Lines {
     sysctls: Sysctls,
     store_at: watch::Receiver<Option<Vec<RequiredRange>>>,
     wakes: engine::Wakes,
-    underlay_changed: Bell,
+    underlay_changed: WakeSender,
 }
 
 /// The pods of the ledger.
@@ -239,10 +239,10 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
     let (claims, claims_asked) = mpsc::channel(CLAIMS_WAITING);
     let (reservations, reservations_asked) = mpsc::channel(CLAIMS_WAITING);
     let (plans, plans_asked) = mpsc::channel(1);
-    let (to_registrar, registrar_wake) = bell();
-    let (to_publisher, publisher_wake) = bell();
-    let (to_engine, engine_wake) = bell();
-    let (underlay_changed, underlay_wake) = bell();
+    let (to_registrar, registrar_wake) = wake_channel();
+    let (to_publisher, publisher_wake) = wake_channel();
+    let (to_engine, engine_wake) = wake_channel();
+    let (underlay_changed, underlay_wake) = wake_channel();
 
     let me = OwnNode {
         name: config.node.clone(),
@@ -280,7 +280,7 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
         ipam: Owner::spawn("ledger", ipam)?,
         board,
         in_flight: Arc::new(in_flight),
-        calls: Calls {
+        channels: Channels {
             claims,
             reservations,
             registrar: to_registrar,
@@ -391,7 +391,7 @@ fn reporter(
         store: node.store.clone(),
         ipam: node.ipam.clone(),
         readiness,
-        told: Told {
+        published: Published {
             repairs: datapath.engine.repairs.subscribe(),
             verdicts: datapath.probe.verdicts.subscribe(),
             direct: datapath.probe.direct.subscribe(),
@@ -403,7 +403,7 @@ fn reporter(
     }
 }
 
-fn record_tasks(node: &Node, entries: RecordEntries, underlay_changed: Bell) -> RecordTasks {
+fn record_tasks(node: &Node, entries: RecordEntries, underlay_changed: WakeSender) -> RecordTasks {
     let Node { config, store, board, .. } = node;
     RecordTasks {
         watcher: watcher::Task {

@@ -245,7 +245,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
     }
     if let Some(cluster) = board.view().cluster.as_ref().map(|cluster| Arc::clone(&cluster.record)) {
         tasks.datapath.host.check(&cluster, Vec::new()).await;
-        dry.problems.extend(reporter.told.host.borrow().iter().cloned());
+        dry.problems.extend(reporter.published.host.borrow().iter().cloned());
     }
     running.shutdown().await;
 

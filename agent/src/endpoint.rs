@@ -22,9 +22,9 @@ pub enum Endpoint {
     /// Not created yet.
     Awaited,
     /// It exists.
-    Open(Arc<Open>),
+    Open(Arc<OpenEndpoint>),
     /// It does not exist, for this reason.
-    Without(NoEndpoint),
+    Unavailable(NoEndpoint),
     /// Not needed: the node cannot have peers.
     Unneeded,
 }
@@ -57,7 +57,7 @@ pub enum NoEndpoint {
     NotSaved(LedgerError),
     /// The kernel refused a step of the creation. The text ends with the step and the kernel's error.
     ///
-    /// Remedy: correct the kernel's error at the end of the text. The agent retries after 60 s.
+    /// Remedy: correct the cause that the kernel reports at the end of the text. The agent retries after 60 s.
     #[error("cannot create the probe endpoint: {reason}", reason = in_full(.0))]
     NotCreated(SharedError),
 }
@@ -75,14 +75,14 @@ fn in_full(error: &dyn std::error::Error) -> String {
 
 /// An open probe endpoint.
 #[derive(Debug)]
-pub struct Open {
+pub struct OpenEndpoint {
     /// Its network namespace.
     pub namespace: Arc<File>,
     /// Its addresses, at most one per family.
     pub addresses: Vec<IpAddr>,
 }
 
-impl Open {
+impl OpenEndpoint {
     /// Its address of that family.
     pub fn address(&self, family: Family) -> Option<IpAddr> {
         self.addresses.iter().copied().find(|address| Family::of(*address) == family)
@@ -94,7 +94,7 @@ impl Endpoint {
     pub fn missing(&self, families: &BTreeSet<Family>) -> Option<String> {
         let (of, reason) = match self {
             Self::Awaited | Self::Unneeded => return None,
-            Self::Without(reason) => (String::new(), reason.clone()),
+            Self::Unavailable(reason) => (String::new(), reason.clone()),
             Self::Open(open) => {
                 let missing = families.iter().find(|family| open.address(**family).is_none())?;
                 (format!("{missing} "), NoEndpoint::NoAddress)

@@ -103,7 +103,7 @@ impl<D: Datapath> Task<D> {
         let Self { tools, entries, announcer, wakes: Wakes { underlay, senders, mut plans } } = self;
         let board = &tools.readiness.board;
         let mut view = board.records.changes();
-        let mut holdings = board.membership.changes();
+        let mut membership_changes = board.membership.changes();
         let mut registration = board.membership.registrations();
         let mut probed = tools.readiness.probes();
         let mut leases = tools.leases.clone();
@@ -112,7 +112,7 @@ impl<D: Datapath> Task<D> {
         let mut cause = Trigger::Underlay;
         loop {
             view.mark_unchanged();
-            holdings.mark_unchanged();
+            membership_changes.mark_unchanged();
             registration.mark_unchanged();
             direct.mark_unchanged();
             engine.work(cause).await;
@@ -121,12 +121,12 @@ impl<D: Datapath> Task<D> {
                 // All branches are cancel-safe: a change that is missed here is detected in the next iteration.
                 break tokio::select! {
                     _ = view.changed() => Trigger::Records,
-                    _ = holdings.changed() => Trigger::Records,
+                    _ = membership_changes.changed() => Trigger::Records,
                     _ = registration.changed() => Trigger::Records,
                     () = async { drop(leases.wait_for(|leases| *leases.dead() != dead).await) } => Trigger::Records,
                     _ = direct.changed() => Trigger::Records,
-                    () = senders.rung() => Trigger::Records,
-                    () = underlay.rung() => Trigger::Underlay,
+                    () = senders.woken() => Trigger::Records,
+                    () = underlay.woken() => Trigger::Underlay,
                     () = engine.drifted() => Trigger::Drift,
                     () = sleep_until(wake) => Trigger::Underlay,
                     _ = probed.changed() => {
@@ -201,21 +201,21 @@ impl<D: Datapath> Engine<D> {
 
     /// Waits until another program has changed Polder's kernel state and a repair is allowed.
     async fn drifted(&mut self) {
-        let rung = loop {
-            if let Some(rung) = self.repairing.rung {
-                break rung;
+        let drift_at = loop {
+            if let Some(drift_at) = self.repairing.drift_at {
+                break drift_at;
             }
             tokio::select! {
-                () = self.tools.drift_signal.rung() => self.repairing.rung = Some(Instant::now()),
+                () = self.tools.drift_signal.woken() => self.repairing.drift_at = Some(Instant::now()),
                 // Changes of kernel settings cause no notification.
                 () = sleep_until(self.repairing.settings_due) => {
                     self.repairing.settings_due = Instant::now() + SETTINGS_EVERY;
-                    self.repairing.rung = self.settings_differ().then(Instant::now);
+                    self.repairing.drift_at = self.settings_differ().then(Instant::now);
                     self.announcer.announce();
                 }
             }
         };
-        sleep_until(self.repairing.pace.next(rung)).await;
+        sleep_until(self.repairing.pace.next(drift_at)).await;
     }
 
     /// Whether a kernel setting differs from its value when a pass last had no changes to make.
@@ -235,7 +235,7 @@ impl<D: Datapath> Engine<D> {
     }
 
     async fn work(&mut self, cause: Trigger) {
-        self.repairing.rung = None;
+        self.repairing.drift_at = None;
         let view = self.board().view();
         if view.source == ViewSource::Nowhere {
             return self.delete_routes_that_capture_etcd().await;
@@ -247,7 +247,7 @@ impl<D: Datapath> Engine<D> {
             self.choose_underlay(&validated.peers).await;
         }
         self.look_for(&validated.peers, anew).await;
-        self.publish_paths();
+        self.publish_path_interfaces();
         self.transitions.observe(&validated.peers, Instant::now());
         self.losses.prune_from = self.losses.prune_from.filter(|from| *from > Instant::now());
         let Ok(grounds) = self.grounds(view, validated) else {
@@ -459,14 +459,14 @@ impl<D: Datapath> Engine<D> {
 
     /// Publishes the interfaces whose changes may change the paths out of this node. The monitor has ignored changes of
     /// new ones: they are read again soon.
-    fn publish_paths(&mut self) {
-        let paths = self.board().underlay().ok().map(|underlay| self.network.paths(&underlay));
-        let before = self.entries.expected.borrow().paths.clone();
+    fn publish_path_interfaces(&mut self) {
+        let now = self.board().underlay().ok().map(|underlay| self.network.path_interfaces(&underlay));
+        let before = self.entries.expected.borrow().path_interfaces.clone();
         self.network.has_new_path =
-            before.zip(paths.as_ref()).is_some_and(|(before, now)| !now.is_subset(&before));
+            before.zip(now.as_ref()).is_some_and(|(before, now)| !now.is_subset(&before));
         self.entries.expected.send_if_modified(|expected| {
-            let is_new = expected.paths != paths;
-            expected.paths = paths;
+            let is_new = expected.path_interfaces != now;
+            expected.path_interfaces = now;
             is_new
         });
     }

@@ -16,8 +16,8 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use crate::bell::Bell;
 use crate::config::StoreConfig;
+use crate::wake::WakeSender;
 
 /// Pause between lookups: after all names were resolved, and after a failure.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(1));
@@ -73,8 +73,8 @@ pub struct Task {
     pub store: StoreConfig,
     /// etcd's addresses; `None` until the first lookup.
     pub found: watch::Sender<Option<Vec<RequiredRange>>>,
-    /// Rings when the addresses changed.
-    pub underlay_changed: Bell,
+    /// Wakes the engine when the addresses changed.
+    pub underlay_changed: WakeSender,
 }
 
 /// Sources of etcd's addresses.
@@ -160,7 +160,7 @@ impl Task {
             changed
         });
         if changed {
-            self.underlay_changed.ring();
+            self.underlay_changed.wake();
         }
     }
 }
@@ -173,7 +173,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::bell::{Wake, bell};
+    use crate::wake::{WakeReceiver, wake_channel};
 
     /// Name servers and connections that the test sets.
     #[derive(Debug, Clone, Default)]
@@ -219,36 +219,36 @@ mod tests {
         ResolvedMember { url: String::new(), address: address.parse().unwrap(), port: 2379, origin }
     }
 
-    fn task() -> (Task, watch::Receiver<Option<Vec<RequiredRange>>>, Wake) {
-        let (found, told) = watch::channel(None);
-        let (underlay_changed, wake) = bell();
-        (Task { store: StoreConfig::Embedded, found, underlay_changed }, told, wake)
+    fn task() -> (Task, watch::Receiver<Option<Vec<RequiredRange>>>, WakeReceiver) {
+        let (found, receiver) = watch::channel(None);
+        let (underlay_changed, wake) = wake_channel();
+        (Task { store: StoreConfig::Embedded, found, underlay_changed }, receiver, wake)
     }
 
     /// Lets the task run for that long.
     async fn run(running: &mut (impl Future<Output = ()> + Unpin), time: Duration) {
-        assert!(timeout(time, running).await.is_err(), "it has ended");
+        assert!(timeout(time, running).await.is_err(), "the task ended");
     }
 
-    async fn has_rung(wake: &Wake) -> bool {
-        timeout(Duration::ZERO, wake.rung()).await.is_ok()
+    async fn was_woken(wake: &WakeReceiver) -> bool {
+        timeout(Duration::ZERO, wake.woken()).await.is_ok()
     }
 
-    fn said(told: &watch::Receiver<Option<Vec<RequiredRange>>>) -> Vec<String> {
-        told.borrow().iter().flatten().map(ToString::to_string).collect()
+    fn published(receiver: &watch::Receiver<Option<Vec<RequiredRange>>>) -> Vec<String> {
+        receiver.borrow().iter().flatten().map(ToString::to_string).collect()
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_old_etcd_address_stays_published_while_a_connection_uses_it() {
-        let (sources, (task, told, wake)) = (Fake::default(), task());
+        let (sources, (task, receiver, wake)) = (Fake::default(), task());
         sources.with(|state| state.members.push(member("10.0.0.1")));
         let mut running = Box::pin(task.resolve(sources.clone()));
         run(&mut running, PAUSE.0 / 2).await;
         let server = "10.0.0.53, the name server (/etc/resolv.conf) that resolves etcd's name";
-        assert_eq!(said(&told), ["10.0.0.1, the address of etcd (etcd)", server]);
-        assert!(has_rung(&wake).await);
+        assert_eq!(published(&receiver), ["10.0.0.1, the address of etcd (etcd)", server]);
+        assert!(was_woken(&wake).await);
         run(&mut running, PAUSE.0).await;
-        assert!(!has_rung(&wake).await, "nothing has changed");
+        assert!(!was_woken(&wake).await, "nothing has changed");
         sources.with(|state| {
             state.members = vec![member("10.0.0.2")];
             state.connected = vec!["10.0.0.1".parse().unwrap()];
@@ -256,17 +256,17 @@ mod tests {
         run(&mut running, PAUSE.0).await;
         let both =
             ["10.0.0.1, the address of a connection to etcd", "10.0.0.2, the address of etcd (etcd)", server];
-        assert_eq!(said(&told), both);
-        assert!(has_rung(&wake).await);
+        assert_eq!(published(&receiver), both);
+        assert!(was_woken(&wake).await);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_failed_name_lookup_is_repeated_sooner() {
-        let (sources, (task, told, _wake)) = (Fake::default(), task());
+        let (sources, (task, receiver, _wake)) = (Fake::default(), task());
         sources.with(|state| state.problem = Some("no name server answers".to_owned()));
         let mut running = Box::pin(task.resolve(sources.clone()));
         run(&mut running, PAUSE.1 / 2).await;
-        assert_eq!(said(&told).len(), 1, "it is known that nothing is known but the name server");
+        assert_eq!(published(&receiver).len(), 1, "it is known that nothing is known but the name server");
         run(&mut running, PAUSE.1).await;
         assert_eq!(sources.with(|state| state.looks), 2);
         sources.with(|state| state.problem = None);
@@ -276,13 +276,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn endpoints_without_names_are_resolved_once() {
-        let (task, told, wake) = task();
+        let (task, receiver, wake) = task();
         let config =
             EtcdConfig { endpoints: vec!["http://10.0.0.1:2379".to_owned()], ..EtcdConfig::default() };
         let mut running = Box::pin(Task { store: StoreConfig::Etcd(config), ..task }.run());
         run(&mut running, PAUSE.0 * 3).await;
-        assert_eq!(said(&told), ["10.0.0.1, the address of etcd (http://10.0.0.1:2379)"]);
-        assert!(has_rung(&wake).await);
+        assert_eq!(published(&receiver), ["10.0.0.1, the address of etcd (http://10.0.0.1:2379)"]);
+        assert!(was_woken(&wake).await);
     }
 
     #[test]

@@ -29,7 +29,7 @@ use self::routing::Pods;
 use crate::board::{Passes, Records};
 use crate::kernel::Kernel;
 use crate::kernel::desired::{self, PeerPath};
-use crate::kernel::surroundings::{Filter, Surroundings};
+use crate::kernel::foreign_state::{Filter, ForeignState};
 use crate::kernel::tunnel::Encapsulation;
 use crate::owner::Owner;
 use crate::presence;
@@ -46,9 +46,9 @@ pub struct Needs {
     /// Number of underlay neighbours through which peers are reached, by family.
     pub neighbours: PerFamily<usize>,
     /// Underlay families with tunnels to peers, none of which answers.
-    pub closed_tunnels: BTreeSet<Family>,
+    pub silent_tunnels: BTreeSet<Family>,
     /// Pod families in which at least one peer's pods do not answer.
-    pub closed: BTreeSet<Family>,
+    pub failing: BTreeSet<Family>,
     /// The UDP port of the tunnels.
     pub tunnel_port: u16,
     /// Interfaces on which tunnel packets arrive.
@@ -58,41 +58,41 @@ pub struct Needs {
 }
 
 /// The problems found, each with its remedy.
-pub fn problems(there: &Surroundings, gaps: &[Gap], needs: &Needs) -> Vec<String> {
+pub fn problems(foreign: &ForeignState, gaps: &[Gap], needs: &Needs) -> Vec<String> {
     let between = |judged, filter: &Filter| filter.problem_between(judged, needs.attach, &needs.pods);
-    let others = there.other_filters.iter().filter_map(|(judged, filter)| between(*judged, filter));
+    let others = foreign.routing_filters.iter().filter_map(|(judged, filter)| between(*judged, filter));
     let back =
-        there.other_filters.iter().filter_map(|(_, filter)| filter.reverse_path_problem(&needs.closed));
-    let has_firewalld = there.filters.iter().chain(&there.host_filters).any(Filter::is_firewalld);
+        foreign.routing_filters.iter().filter_map(|(_, filter)| filter.reverse_path_problem(&needs.failing));
+    let has_firewalld = foreign.filters.iter().chain(&foreign.host_filters).any(Filter::is_firewalld);
     let forwarded = |filter: &Filter| {
         filter.problem(needs.attach, has_firewalld).or_else(|| between(BaseHook::Forwarded, filter))
     };
-    let filters = there.filters.iter().filter_map(forwarded).chain(others).chain(back);
-    let tunnels = there
+    let filters = foreign.filters.iter().filter_map(forwarded).chain(others).chain(back);
+    let tunnels = foreign
         .host_filters
         .iter()
-        .filter(|filter| needs.closed_tunnels.iter().any(|family| filter.judges(*family)))
+        .filter(|filter| needs.silent_tunnels.iter().any(|family| filter.judges(*family)))
         .filter_map(|filter| filter.problem_of_tunnels(needs.tunnel_port, &needs.uplinks));
     // May be harmless: reported only if pods of a peer do not answer.
-    let legacy = there.legacy_filters.iter().filter(|family| needs.closed.contains(family));
+    let legacy = foreign.legacy_filters.iter().filter(|family| needs.failing.contains(family));
     let legacy = legacy.map(|family| firewall::unreadable(*family, needs.attach));
-    let neighbours = there.neighbours.iter().filter_map(|(family, limits)| {
+    let neighbours = foreign.neighbours.iter().filter_map(|(family, limits)| {
         let needed = Some(needs.neighbours[family]).filter(|needed| *needed > 0)?;
         limits.problem(family, needed)
     });
     let ports = match needs.attach {
-        AttachMode::Bridge => limits::ports(there.bridge_ports),
+        AttachMode::Bridge => limits::ports(foreign.bridge_ports),
         AttachMode::Routed => None,
     };
     let gaps = gaps.iter().map(ToString::to_string);
-    let sources = there.source_check.as_deref().map(source_check);
-    let routing = routing::problems(&there.routing, &needs.pods).into_iter();
+    let sources = foreign.rp_filter_interface.as_deref().map(rp_filter_problem);
+    let routing = routing::problems(&foreign.routing, &needs.pods).into_iter();
     let packets = filters.chain(tunnels).chain(routing);
     packets.chain(legacy).chain(neighbours).chain(ports).chain(gaps).chain(sources).collect()
 }
 
 /// The problem with the `rp_filter` of all interfaces, or of this uplink.
-fn source_check(name: &str) -> String {
+fn rp_filter_problem(name: &str) -> String {
     match name {
         "all" => "net.ipv4.conf.all.rp_filter is not 0: the kernel can drop packets between two nodes that use \
                   different interfaces in each direction. Set it to 2 on each interface on which it is 1, then run \
@@ -132,13 +132,13 @@ pub trait HostChecks {
     /// The attachments whose interfaces belong to other plugins.
     fn leases(&self) -> impl Future<Output = Vec<AttachmentEntry>> + Send;
 
-    /// Foreign filters, routes, rules and limits on the host ([`Kernel::surroundings`]).
-    fn surroundings(
+    /// Foreign filters, routes, rules and limits on the host ([`Kernel::foreign_state`]).
+    fn foreign_state(
         &self,
         pools: Vec<(Cidr, u8)>,
         uplink: Option<String>,
-        closed: bool,
-    ) -> impl Future<Output = Result<Surroundings, Error>> + Send;
+        no_tunnel_answers: bool,
+    ) -> impl Future<Output = Result<ForeignState, Error>> + Send;
 
     /// Network managers that are not configured to ignore Polder's interfaces or routes.
     fn gaps(&self) -> impl Future<Output = Vec<Gap>> + Send;
@@ -169,13 +169,15 @@ impl HostChecks for OnHost {
         self.looker.ipam.run(move |ipam| ipam.attachments().filter(is_lease).cloned().collect()).await
     }
 
-    async fn surroundings(
+    async fn foreign_state(
         &self,
         pools: Vec<(Cidr, u8)>,
         uplink: Option<String>,
-        closed: bool,
-    ) -> Result<Surroundings, Error> {
-        self.kernel.run(move |kernel| kernel.surroundings(&pools, uplink.as_deref(), closed)).await
+        no_tunnel_answers: bool,
+    ) -> Result<ForeignState, Error> {
+        self.kernel
+            .run(move |kernel| kernel.foreign_state(&pools, uplink.as_deref(), no_tunnel_answers))
+            .await
     }
 
     async fn gaps(&self) -> Vec<Gap> {
@@ -218,27 +220,28 @@ impl<S: HostChecks> Task<S> {
         let needs = Needs {
             attach: cluster.attach,
             neighbours: pass.next_hops,
-            closed_tunnels: closed_tunnels(&pass.paths, &verdicts),
-            closed: closed(&verdicts),
+            silent_tunnels: silent_tunnels(&pass.paths, &verdicts),
+            failing: failing(&verdicts),
             tunnel_port: Encapsulation::of(cluster).port(cluster),
             uplinks: self.passes.underlay().map(|underlay| underlay.interfaces()).unwrap_or_default(),
             pods,
         };
-        let (asked, closed) = (needs.pods.pools.clone(), !needs.closed_tunnels.is_empty());
+        let (pools, no_tunnel_answers) = (needs.pods.pools.clone(), !needs.silent_tunnels.is_empty());
         // With one kind of path, both directions use the same interface. IPv6 has no such setting.
         let can_differ = cluster.backend == Backend::Auto && view.families().contains(&Family::V4);
         let underlay = self.passes.underlay().ok().filter(|_| can_differ);
-        let checked =
+        let uplink =
             underlay.and_then(|underlay| Some(underlay.uplinks[Family::V4].as_ref()?.interface.clone()));
-        let there = match self.survey.surroundings(asked, checked, closed).await {
-            Ok(there) => there,
+        let foreign = match self.survey.foreign_state(pools, uplink, no_tunnel_answers).await {
+            Ok(foreign) => foreign,
             // Other programs may change their rules during the read: keep the last result.
             Err(error) => {
                 return debug!(%error, "cannot read the packet filters of other programs: keeping the last result");
             }
         };
         let gaps = self.survey.gaps().await;
-        let problems = [problems(&there, &gaps, &needs), presence::problems(leases.iter()), of_pods].concat();
+        let problems =
+            [problems(&foreign, &gaps, &needs), presence::problems(leases.iter()), of_pods].concat();
         self.host.send_if_modified(|known| {
             problems.iter().filter(|problem| !known.contains(problem)).for_each(|problem| warn!("{problem}"));
             known
@@ -253,25 +256,25 @@ impl<S: HostChecks> Task<S> {
 }
 
 /// Pod families in which at least one peer's pods do not answer.
-fn closed(verdicts: &BTreeMap<Key, Verdict>) -> BTreeSet<Family> {
-    let is_closed = |verdict: &Verdict| {
+fn failing(verdicts: &BTreeMap<Key, Verdict>) -> BTreeSet<Family> {
+    let has_failed = |verdict: &Verdict| {
         matches!(verdict, Verdict::Silent | Verdict::Dropped | Verdict::PathMtuTooSmall(_))
     };
-    verdicts.iter().filter(|(_, verdict)| is_closed(verdict)).map(|((_, family), _)| *family).collect()
+    verdicts.iter().filter(|(_, verdict)| has_failed(verdict)).map(|((_, family), _)| *family).collect()
 }
 
 /// Underlay families with tunnels, none of which leads to a peer that answers.
-fn closed_tunnels(paths: &BTreeMap<Key, PeerPath>, verdicts: &BTreeMap<Key, Verdict>) -> BTreeSet<Family> {
-    let (mut closed, mut open) = (BTreeSet::new(), BTreeSet::new());
+fn silent_tunnels(paths: &BTreeMap<Key, PeerPath>, verdicts: &BTreeMap<Key, Verdict>) -> BTreeSet<Family> {
+    let (mut silent, mut answering) = (BTreeSet::new(), BTreeSet::new());
     for (key, peer_path) in paths {
         let desired::Path::Tunnel { over, .. } = peer_path.path else { continue };
         match verdicts.get(key) {
-            Some(Verdict::Silent) => drop(closed.insert(over)),
-            Some(verdict) if verdict.is_open() => drop(open.insert(over)),
+            Some(Verdict::Silent) => drop(silent.insert(over)),
+            Some(verdict) if verdict.is_open() => drop(answering.insert(over)),
             _ => {}
         }
     }
-    &closed - &open
+    &silent - &answering
 }
 
 #[cfg(test)]
@@ -288,12 +291,12 @@ mod tests {
     use polder_ipam::Revision;
 
     fn needs(attach: AttachMode) -> Needs {
-        let closed_tunnels = BTreeSet::new();
+        let silent_tunnels = BTreeSet::new();
         Needs {
             attach,
             neighbours: PerFamily::default(),
-            closed_tunnels,
-            closed: BTreeSet::new(),
+            silent_tunnels,
+            failing: BTreeSet::new(),
             tunnel_port: 8472,
             uplinks: BTreeSet::new(),
             pods: Pods::default(),
@@ -303,14 +306,14 @@ mod tests {
     #[test]
     fn a_host_without_disturbing_settings_has_no_problems() {
         let needs = Needs { neighbours: PerFamily::new(100, 0), ..needs(AttachMode::Bridge) };
-        assert_eq!(problems(&Surroundings::default(), &[], &needs), Vec::<String>::new());
+        assert_eq!(problems(&ForeignState::default(), &[], &needs), Vec::<String>::new());
     }
 
     #[test]
     fn a_nearly_full_bridge_is_a_problem_only_in_attach_mode_bridge() {
-        let there = Surroundings { bridge_ports: 1000, ..Surroundings::default() };
-        assert_eq!(problems(&there, &[], &needs(AttachMode::Bridge)).len(), 1);
-        assert_eq!(problems(&there, &[], &needs(AttachMode::Routed)), Vec::<String>::new());
+        let foreign = ForeignState { bridge_ports: 1000, ..ForeignState::default() };
+        assert_eq!(problems(&foreign, &[], &needs(AttachMode::Bridge)).len(), 1);
+        assert_eq!(problems(&foreign, &[], &needs(AttachMode::Routed)), Vec::<String>::new());
     }
 
     /// A host with the state that the test sets.
@@ -320,7 +323,7 @@ mod tests {
     #[derive(Debug, Default)]
     struct State {
         insides: Vec<String>,
-        there: Surroundings,
+        foreign: ForeignState,
         is_unreadable: bool,
         looks: usize,
     }
@@ -340,18 +343,18 @@ mod tests {
             Vec::new()
         }
 
-        async fn surroundings(
+        async fn foreign_state(
             &self,
             _: Vec<(Cidr, u8)>,
             _: Option<String>,
             _: bool,
-        ) -> Result<Surroundings, Error> {
+        ) -> Result<ForeignState, Error> {
             self.with(|state| {
                 state.looks += 1;
                 if state.is_unreadable {
                     return Err(Error::Interrupted(1));
                 }
-                Ok(state.there.clone())
+                Ok(state.foreign.clone())
             })
         }
 
@@ -371,7 +374,7 @@ mod tests {
     async fn problems_are_published_until_resolved_and_kept_while_the_host_cannot_be_read() {
         let survey = Fake::default();
         let (watcher, view) = watch::channel(Arc::<View>::default());
-        let (host, told) = watch::channel(Vec::new());
+        let (host, problems) = watch::channel(Vec::new());
         let task = Task {
             resync: EVERY,
             survey: survey.clone(),
@@ -382,43 +385,43 @@ mod tests {
         };
         let mut running = Box::pin(task.run());
         let mut go_on =
-            async |time: Duration| assert!(timeout(time, &mut running).await.is_err(), "it has ended");
+            async |time: Duration| assert!(timeout(time, &mut running).await.is_err(), "the task ended");
         go_on(EVERY * 2).await;
         assert_eq!(
             survey.with(|state| state.looks),
             0,
-            "what is ours is not known without the cluster's settings"
+            "without the cluster's settings, the own state is unknown"
         );
         watcher.send_replace(Arc::new(cluster()));
         survey.with(|state| {
             state.insides.push("a pod has no route".to_owned());
-            state.there.source_check = Some("all".to_owned());
+            state.foreign.rp_filter_interface = Some("all".to_owned());
         });
         go_on(EVERY / 2).await;
-        let said = told.borrow().clone();
-        assert_eq!(said.len(), 2, "{said:?}");
-        assert!(said[0].contains("rp_filter") && said[1] == "a pod has no route", "{said:?}");
+        let found = problems.borrow().clone();
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].contains("rp_filter") && found[1] == "a pod has no route", "{found:?}");
         survey.with(|state| (state.is_unreadable, state.insides) = (true, Vec::new()));
         go_on(EVERY).await;
-        assert_eq!(*told.borrow(), said);
+        assert_eq!(*problems.borrow(), found);
         survey.with(|state| state.is_unreadable = false);
         go_on(EVERY).await;
-        assert_eq!(*told.borrow(), said[..1]);
-        survey.with(|state| state.there.source_check = None);
+        assert_eq!(*problems.borrow(), found[..1]);
+        survey.with(|state| state.foreign.rp_filter_interface = None);
         go_on(EVERY).await;
-        assert!(told.borrow().is_empty());
+        assert!(problems.borrow().is_empty());
         assert_eq!(survey.with(|state| state.looks), 4);
     }
 
     #[test]
     fn a_check_and_a_change_of_the_verdicts_do_not_deadlock() {
-        let (verdicts, told) = watch::channel(Arc::default());
+        let (verdicts, receiver) = watch::channel(Arc::default());
         let task = Task {
             resync: EVERY,
             survey: Fake::default(),
             records: Records::new(watch::channel(Arc::new(cluster())).1),
             passes: Passes::new(watch::channel(Err(NotChosen::NotYet)).1, watch::channel(None).1),
-            verdicts: told,
+            verdicts: receiver,
             host: watch::channel(Vec::new()).0,
         };
         let (done, ended) = mpsc::channel();

@@ -199,7 +199,7 @@ fn register_failures(registry: &mut Registry, failures: Failures) {
 /// The cluster's nodes by whether their agents are alive. Absent while the leases are unknown.
 fn register_nodes(registry: &mut Registry, reporter: &Reporter) {
     let view = reporter.board().view();
-    let leases = reporter.told.leases.borrow().among(|name| view.nodes.contains_key(name));
+    let leases = reporter.published.leases.borrow().among(|name| view.nodes.contains_key(name));
     if !leases.are_known() {
         return;
     }
@@ -295,14 +295,14 @@ mod tests {
     async fn a_used_port_is_reported_and_retried() {
         let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = taken.local_addr().unwrap();
-        let (unserved, told) = watch::channel(None);
+        let (unserved, receiver) = watch::channel(None);
         let waiting = tokio::spawn(async move { listen(address, &unserved).await });
         sleep(AGAIN / 2).await;
-        let problem = told.borrow().clone().unwrap();
+        let problem = receiver.borrow().clone().unwrap();
         assert!(problem.contains(&address.to_string()) && problem.contains("--http"), "{problem}");
         drop(taken);
         assert_eq!(waiting.await.unwrap().local_addr().unwrap(), address);
-        assert_eq!(*told.borrow(), None);
+        assert_eq!(*receiver.borrow(), None);
     }
 
     #[tokio::test]

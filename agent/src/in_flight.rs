@@ -22,7 +22,7 @@ pub struct InFlight {
 }
 
 /// Interval of checks whether the ADD of an earlier agent has ended: no event reports that.
-const LOOK: Duration = Duration::from_millis(100);
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The lock on an attachment, until it is dropped.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ impl InFlight {
                 return wired;
             }
             if self.is_any_wired_by_earlier_process() {
-                let _ = timeout(LOOK, ended).await;
+                let _ = timeout(CHECK_INTERVAL, ended).await;
             } else {
                 ended.await;
             }
@@ -141,7 +141,7 @@ mod tests {
         );
         assert!(in_flight.has(&attachment) && !in_flight.has(&other) && in_flight.hold(&other).is_some());
         let mut waiting = Box::pin(in_flight.take(&attachment));
-        assert!(timeout(LOOK * 2, &mut waiting).await.is_err());
+        assert!(timeout(CHECK_INTERVAL * 2, &mut waiting).await.is_err());
         drop(mark);
         let held = waiting.await;
         assert!(!in_flight.is_any_wired_by_earlier_process());

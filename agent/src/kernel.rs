@@ -20,8 +20,8 @@ pub mod tunnel;
 pub mod unreachable;
 
 pub mod apply;
+pub mod foreign_state;
 pub mod snapshot;
-pub mod surroundings;
 
 use std::net::IpAddr;
 

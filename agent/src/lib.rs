@@ -24,7 +24,6 @@
 //! [operators]: polder_ipam::tasks::operator
 
 mod assembly;
-pub mod bell;
 pub mod board;
 pub mod caller;
 pub mod capability;
@@ -77,5 +76,6 @@ pub mod status;
 pub mod systemd;
 pub mod underlay;
 pub mod uninstall;
+pub mod wake;
 pub mod watcher;
 pub mod wiring;

@@ -10,12 +10,11 @@ use polder_api::{Family, IfName, Mac};
 use polder_netlink::link::Link;
 use polder_netlink::monitor::{Event, EventKind, Monitor};
 use polder_netlink::neighbour::Destination;
-use polder_netlink::nft::{Author, FilterMonitor};
+use polder_netlink::nft::{FilterMonitor, Originator};
 use polder_netlink::{Error, IfIndex, RouteSocket, SocketError};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use crate::bell::Bell;
 use crate::engine::Expected;
 use crate::in_flight::InFlight;
 use crate::kernel::reaper::Reaper;
@@ -24,6 +23,7 @@ use crate::kernel::snapshot::pod_link;
 use crate::kernel::state::Device;
 use crate::local_pods::LocalPods;
 use crate::repair::{self, DriftSignal};
+use crate::wake::WakeSender;
 
 /// The receivers of kernel notifications.
 #[derive(Debug)]
@@ -38,9 +38,9 @@ pub struct Task {
     pub in_flight: Arc<InFlight>,
     /// Waits for deleted interfaces to disappear.
     pub reaper: Reaper,
-    /// Rings when foreign kernel state changed.
-    pub underlay_changed: Bell,
-    /// Rings when another program changed Polder's kernel state.
+    /// Wakes the engine when foreign kernel state changed.
+    pub underlay_changed: WakeSender,
+    /// Wakes the engine when another program changed Polder's kernel state.
     pub drift_signal: Arc<DriftSignal>,
 }
 
@@ -63,10 +63,10 @@ pub fn start(task: Task) -> Result<(), Error> {
     spawn("filter-monitor", move || {
         loop {
             match filter.wait() {
-                Ok(authors) => authors
+                Ok(originators) => originators
                     .iter()
-                    .filter(|author| !own.contains(&author.port))
-                    .for_each(|author| of_filter(&drift_signal, author)),
+                    .filter(|originator| !own.contains(&originator.port))
+                    .for_each(|originator| on_filter_change(&drift_signal, originator)),
                 Err(error) => return error,
             }
         }
@@ -84,12 +84,12 @@ fn spawn(name: &str, listen: impl FnOnce() -> Error + Send + 'static) -> Result<
 }
 
 /// Handles a change of the packet filter by another program.
-fn of_filter(drift_signal: &DriftSignal, author: &Author) {
-    debug!(?author, "the packet filter was changed");
-    drift_signal.ring(author.thread.map(|id| repair::process(id, author.name.as_deref())));
+fn on_filter_change(drift_signal: &DriftSignal, originator: &Originator) {
+    debug!(?originator, "the packet filter was changed");
+    drift_signal.wake(originator.thread.map(|id| repair::process(id, originator.name.as_deref())));
 }
 
-/// The kernel, for a look at a single interface.
+/// Reads interfaces from the kernel.
 trait Links {
     /// The interface with that index; `None` if it does not exist.
     fn link(&mut self, index: IfIndex) -> Result<Option<Link>, Error>;
@@ -121,25 +121,25 @@ impl<L: Links> Listener<L> {
         let is_own = self.task.own.contains(&event.port);
         match &event.what {
             EventKind::LinkGone { index, name } => {
-                self.task.reaper.is_gone(*index);
+                self.task.reaper.on_deleted(*index);
                 match self.devices.remove(index).or_else(|| Device::named(name)) {
                     // A pod's interface is deleted with the pod: the orphan collector handles that.
                     Some(Device::Pod(_)) => {}
-                    Some(_) => self.drifted_unless(is_own, event),
+                    Some(_) => self.report_drift_unless(is_own, event),
                     None => self.foreign_link_changed(*index, event),
                 }
             }
             EventKind::Link(link) => self.link_changed(link, is_own, event),
             EventKind::Address { index, global } => match self.devices.get(index) {
-                Some(Device::Pod(name)) => self.drifted_unless(is_own || self.is_in_flight(name), event),
-                Some(_) => self.drifted_unless(is_own, event),
+                Some(Device::Pod(name)) => self.report_drift_unless(is_own || self.is_in_flight(name), event),
+                Some(_) => self.report_drift_unless(is_own, event),
                 None if *global => self.underlay_changed(event),
                 None => self.foreign_link_changed(*index, event),
             },
             EventKind::Port { index } | EventKind::ForwardingStopped { index } => {
                 match self.devices.get(index).cloned() {
                     Some(Device::Pod(name)) => self.check_pod(*index, &name, is_own, event),
-                    Some(_) => self.drifted_unless(is_own, event),
+                    Some(_) => self.report_drift_unless(is_own, event),
                     None => {}
                 }
             }
@@ -149,25 +149,29 @@ impl<L: Links> Listener<L> {
                     Some(_) => self.is_neighbour_as_wanted(*address, entry.map(|entry| entry.mac)),
                     None => true,
                 };
-                self.drifted_unless(is_own || is_as_wanted, event);
+                self.report_drift_unless(is_own || is_as_wanted, event);
             }
-            EventKind::Forward { index, mac, to, exists } => {
+            EventKind::FdbEntry { index, mac, to, exists } => {
                 let is_as_wanted = match self.devices.get(index) {
-                    Some(Device::Pod(name)) => self.is_forward_as_wanted(name, *mac, to.filter(|_| *exists)),
+                    Some(Device::Pod(name)) => {
+                        self.is_fdb_entry_as_wanted(name, *mac, to.filter(|_| *exists))
+                    }
+                    // Bridge and tunnels: an entry of a kind that no pass reads (learned, or the device's own address)
+                    // is no drift.
                     Some(_) => to.is_none(),
                     None => true,
                 };
-                self.drifted_unless(is_own || is_as_wanted, event);
+                self.report_drift_unless(is_own || is_as_wanted, event);
             }
             EventKind::OwnRoute { destination, index, exists } => {
                 let is_as_wanted = self.is_pod_route_as_wanted(destination, *index, *exists);
-                self.drifted_unless(is_own || is_as_wanted, event);
+                self.report_drift_unless(is_own || is_as_wanted, event);
             }
             EventKind::ForeignRoute => self.underlay_changed(event),
             EventKind::Overrun => {
                 self.read_devices();
                 self.underlay_changed(event);
-                self.drifted_unless(false, event);
+                self.report_drift_unless(false, event);
             }
         }
     }
@@ -175,7 +179,7 @@ impl<L: Links> Listener<L> {
     fn link_changed(&mut self, link: &Link, is_own: bool, event: &Event) {
         let before = match Device::named(&link.name) {
             Some(device) => {
-                // Two interfaces cannot have one name.
+                // Two interfaces cannot have the same name.
                 self.devices.retain(|index, other| *other != device || *index == link.index);
                 self.devices.insert(link.index, device)
             }
@@ -186,12 +190,12 @@ impl<L: Links> Listener<L> {
             // The notification has the state of the interface.
             (_, Some(Device::Pod(_))) if self.is_pod_link_as_wanted(link) => {}
             (_, Some(Device::Pod(name))) => self.check_pod(link.index, &name, is_own, event),
-            _ => self.drifted_unless(is_own, event),
+            _ => self.report_drift_unless(is_own, event),
         }
     }
 
-    /// Reads a pod's interface, unless its ADD or DEL is in progress: a notification may be older than the last change
-    /// of the ADD.
+    /// Checks the current state of a pod's interface, because the notification may be older than the last change.
+    /// Skipped while an ADD or DEL of the pod is in progress.
     fn check_pod(&mut self, index: IfIndex, name: &IfName, is_own: bool, event: &Event) {
         if is_own || self.is_in_flight(name) {
             return;
@@ -201,7 +205,7 @@ impl<L: Links> Listener<L> {
             Ok(None) => true,
             Err(_) => false,
         };
-        self.drifted_unless(is_as_wanted, event);
+        self.report_drift_unless(is_as_wanted, event);
     }
 
     fn is_in_flight(&self, name: &IfName) -> bool {
@@ -214,44 +218,50 @@ impl<L: Links> Listener<L> {
         self.task.expected.borrow().pod_link.is_some_and(|wanted| found.is_like(&wanted))
     }
 
-    /// Whether a pod with that address has that permanent neighbour entry, or no pod needs one.
+    /// Whether the entry has the MAC of the pod with this address, or no pod has this address.
     fn is_neighbour_as_wanted(&self, address: IpAddr, mac: Option<Mac>) -> bool {
         let pod = self.task.pods.with_address(address);
         pod.is_none_or(|pod| mac == Some(pod.mac) || self.is_in_flight(&pod.name))
     }
 
-    /// Whether an FDB entry on a pod's port is as its plugin makes it; `to` is its destination after the change.
-    fn is_forward_as_wanted(&self, name: &IfName, mac: Mac, to: Option<Destination>) -> bool {
+    /// Whether an FDB entry on a pod's port is the one that the CNI plugin adds. `to`: the entry's destination after
+    /// the change.
+    fn is_fdb_entry_as_wanted(&self, name: &IfName, mac: Mac, to: Option<Destination>) -> bool {
         if self.is_in_flight(name) {
             return true;
         }
-        let is_pods = self.task.pods.with_interface(name).is_some_and(|pod| pod.mac == mac);
-        to == is_pods.then_some(Destination::Port)
+        let is_pod_mac = self.task.pods.with_interface(name).is_some_and(|pod| pod.mac == mac);
+        to == is_pod_mac.then_some(Destination::Port)
     }
 
-    /// Whether the change of a route is one that the plugin of a pod makes, or the kernel when it deletes an interface.
+    /// Whether the change of a route is expected: made by the CNI plugin, or by the kernel at the deletion of an
+    /// interface.
     fn is_pod_route_as_wanted(&self, destination: &IpNetwork, index: Option<IfIndex>, exists: bool) -> bool {
         if destination.prefix() != Family::of(destination.ip()).bits() {
             return false;
         }
         match self.task.pods.with_address(destination.ip()) {
-            // The kernel deletes the routes of an interface with it. Any other route to one address leads to a peer.
-            None => !exists && index.is_some_and(|index| self.is_pods_or_gone(index)),
+            // The kernel deletes an interface's routes together with the interface. Every other host route belongs to a
+            // peer.
+            None => !exists && index.is_some_and(|index| self.belongs_to_pods_or_is_deleted(index)),
             Some(pod) if self.is_in_flight(&pod.name) => true,
             Some(pod) => {
                 let device = index.and_then(|index| self.devices.get(&index));
-                let is_its = device
+                let is_pod_device = device
                     .is_some_and(|device| *device == Device::Bridge || *device == Device::Pod(pod.name));
-                exists && is_its
+                exists && is_pod_device
             }
         }
     }
 
-    /// Whether pods are or were behind that interface.
-    fn is_pods_or_gone(&self, index: IfIndex) -> bool {
+    /// Whether the interface belongs to pods, or is deleted and was on no path.
+    fn belongs_to_pods_or_is_deleted(&self, index: IfIndex) -> bool {
         match self.devices.get(&index) {
             Some(device) => matches!(device, Device::Bridge | Device::Pod(_)),
-            None => self.task.expected.borrow().paths.as_ref().is_some_and(|paths| !paths.contains(&index)),
+            None => {
+                let expected = self.task.expected.borrow();
+                expected.path_interfaces.as_ref().is_some_and(|on_paths| !on_paths.contains(&index))
+            }
         }
     }
 
@@ -265,8 +275,9 @@ impl<L: Links> Listener<L> {
 
     /// Handles a change of a foreign interface. Most are interfaces of other programs' containers.
     fn foreign_link_changed(&self, index: IfIndex, event: &Event) {
-        let may_matter =
-            self.task.expected.borrow().paths.as_ref().is_none_or(|paths| paths.contains(&index));
+        let expected = self.task.expected.borrow();
+        let may_matter = expected.path_interfaces.as_ref().is_none_or(|on_paths| on_paths.contains(&index));
+        drop(expected);
         if may_matter {
             self.underlay_changed(event);
         }
@@ -274,18 +285,18 @@ impl<L: Links> Listener<L> {
 
     fn underlay_changed(&self, event: &Event) {
         debug!(?event, "the underlay may have changed");
-        self.task.underlay_changed.ring();
+        self.task.underlay_changed.wake();
     }
 
-    /// Reports that Polder's kernel state was changed, unless the new state is the desired one.
-    fn drifted_unless(&self, is_as_wanted: bool, event: &Event) {
+    /// Reports a change of Polder's kernel state as drift, unless the new state is the desired one.
+    fn report_drift_unless(&self, is_as_wanted: bool, event: &Event) {
         if is_as_wanted {
             return;
         }
         debug!(?event, "Polder's kernel state was changed");
         // The port of a netlink socket is a process id only in the PID namespace of the sender, so it identifies no
         // process.
-        self.task.drift_signal.ring(None);
+        self.task.drift_signal.wake(None);
     }
 }
 

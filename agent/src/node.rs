@@ -30,7 +30,6 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::warn;
 
-use crate::bell::Bell;
 use crate::board::Board;
 use crate::config::Config;
 use crate::connections::ReleasedAddresses;
@@ -44,8 +43,10 @@ use crate::owner::Owner;
 use crate::presence::Presence;
 use crate::requests::{ClaimRequest, ReserveRequest};
 use crate::service::NotServed;
+use crate::wake::WakeSender;
 
-/// The node. Only the owners of its state change it: the threads of ledger and kernel, and the tasks that are called.
+/// The node. Only the owners of its state change it: the threads of ledger and kernel, and the tasks that receive
+/// requests.
 #[derive(Debug)]
 pub struct Node {
     /// The configuration.
@@ -62,12 +63,12 @@ pub struct Node {
     pub board: Board,
     /// Attachments that are being worked on.
     pub in_flight: Arc<InFlight>,
-    /// Channels and bells to other tasks.
-    pub calls: Calls,
+    /// Queues and wake-up channels to other tasks.
+    pub channels: Channels,
 }
 
-/// The kernel, for operations on a single pod. Calls that take the kernel's lock of interfaces and routes (RTNL) may wait
-/// for other programs: no other call waits for them.
+/// The kernel, for operations on a single pod. Calls that take the kernel's lock of interfaces and routes (RTNL) may
+/// wait for other programs: no other call waits for them.
 #[derive(Debug)]
 pub struct Pods {
     /// Links and routes.
@@ -82,20 +83,20 @@ pub struct Pods {
     pub reaper: Reaper,
 }
 
-/// Channels and bells to other tasks.
+/// Queues and wake-up channels to other tasks.
 #[derive(Debug)]
-pub struct Calls {
+pub struct Channels {
     /// Requests for blocks.
     pub claims: mpsc::Sender<ClaimRequest>,
     /// Requests for reserved addresses.
     pub reservations: mpsc::Sender<ReserveRequest>,
     /// An attachment ended, or the probe endpoint was created: a block may be free to release, or the node's record may
     /// change.
-    pub registrar: Bell,
+    pub registrar: WakeSender,
     /// An attachment was added or removed.
-    pub publisher: Bell,
+    pub publisher: WakeSender,
     /// An attachment was added whose addresses are not in the packet filter yet.
-    pub engine: Bell,
+    pub engine: WakeSender,
 }
 
 impl RecordStore for Node {
@@ -136,7 +137,7 @@ impl Requests for Node {
         let (reply, answer) = oneshot::channel();
         let request = ClaimRequest { wanted, reply: Some(reply) };
         let asked = async {
-            self.calls.claims.send(request).await.map_err(|_| Unavailable::Stopping)?;
+            self.channels.claims.send(request).await.map_err(|_| Unavailable::Stopping)?;
             answer.await.map_err(|_| Unavailable::Stopping)?
         };
         timeout(CLAIM_TIMEOUT, asked).await.unwrap_or_else(|_| Err(Unavailable::TooSlow.into()))
@@ -144,7 +145,7 @@ impl Requests for Node {
 
     fn claim_ahead(&self, wanted: BlockRequest) {
         // A full queue already contains requests for blocks.
-        let _ = self.calls.claims.try_send(ClaimRequest { wanted, reply: None });
+        let _ = self.channels.claims.try_send(ClaimRequest { wanted, reply: None });
     }
 
     async fn reserve(
@@ -157,7 +158,7 @@ impl Requests for Node {
         let request = ReserveRequest { wanted, owner, attachment: attachment.clone(), reply };
         let stopping = || RetryReason::Unavailable(Unavailable::Stopping);
         let asked = async {
-            self.calls.reservations.send(request).await.map_err(|_| stopping())?;
+            self.channels.reservations.send(request).await.map_err(|_| stopping())?;
             (&mut answer).await.map_err(|_| stopping())?
         };
         timeout(CLAIM_TIMEOUT, asked).await.unwrap_or_else(|_| {
@@ -267,11 +268,11 @@ impl PodHost for Node {
     }
 
     fn attachments_changed(&self) {
-        self.calls.publisher.ring();
+        self.channels.publisher.wake();
     }
 
     fn addresses_freed(&self) {
-        self.calls.registrar.ring();
+        self.channels.registrar.wake();
     }
 }
 

@@ -96,11 +96,11 @@ mod tests {
         let max_wait = Duration::from_secs(1);
         // Each job ends on a signal of the test, so that the speed of the machine does not matter.
         let owner = Owner::spawn("owner", ()).unwrap();
-        let (next, told) = std::sync::mpsc::channel::<()>();
-        let told = Arc::new(std::sync::Mutex::new(told));
+        let (next, received) = std::sync::mpsc::channel::<()>();
+        let received = Arc::new(std::sync::Mutex::new(received));
         for _ in 0..2 {
-            let (owner, told) = (owner.clone(), Arc::clone(&told));
-            tokio::spawn(async move { owner.run(move |()| told.lock().unwrap().recv()).await });
+            let (owner, received) = (owner.clone(), Arc::clone(&received));
+            tokio::spawn(async move { owner.run(move |()| received.lock().unwrap().recv()).await });
         }
         while owner.jobs.capacity() == QUEUE {
             tokio::task::yield_now().await;

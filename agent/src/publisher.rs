@@ -8,16 +8,16 @@ use polder_ipam::publication::Basis;
 use polder_ipam::tasks::publisher::{PublisherHost, run};
 use polder_store::Store;
 
-use crate::bell::Wake;
 use crate::node::Node;
+use crate::wake::WakeReceiver;
 
 /// The publisher's node and wake-up source.
 #[derive(Debug)]
 pub struct Task {
     /// The node.
     pub node: Arc<Node>,
-    /// Rings when an attachment was added or removed.
-    pub wake: Wake,
+    /// Wakes the task when an attachment was added or removed.
+    pub wake: WakeReceiver,
 }
 
 impl Task {
@@ -49,19 +49,19 @@ impl PublisherHost for Task {
 
     async fn changed(&self, basis: Basis) {
         let board = &self.node.board;
-        let (mut view, mut holdings) = (board.records.changes(), board.membership.changes());
+        let (mut view, mut membership_changes) = (board.records.changes(), board.membership.changes());
         while board.basis() == basis {
             // Both are cancel-safe: a change that is not received now is received in the next iteration. The senders
             // exist as long as the agent.
             tokio::select! {
                 _ = view.changed() => {}
-                _ = holdings.changed() => {}
+                _ = membership_changes.changed() => {}
             }
         }
     }
 
     async fn attachment_signal(&self) {
-        self.wake.rung().await;
+        self.wake.woken().await;
     }
 
     async fn pause(&self, time: Duration) {

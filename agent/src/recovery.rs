@@ -15,12 +15,12 @@ pub enum NotRecovered {
     Identity(LedgerError),
     /// The kernel's list of interfaces cannot be read.
     ///
-    /// Remedy: correct the kernel's error at the end of the text, and start polder-agent again.
+    /// Remedy: correct the cause that the kernel reports at the end of the text, and start polder-agent again.
     #[error("cannot list the pods that are already attached")]
     Pods(#[source] polder_netlink::Error),
     /// The kernel's list of addresses cannot be read.
     ///
-    /// Remedy: correct the kernel's error at the end of the text, and start polder-agent again.
+    /// Remedy: correct the cause that the kernel reports at the end of the text, and start polder-agent again.
     #[error("cannot list the node's own addresses")]
     Gateways(#[source] polder_netlink::Error),
     /// A recovered pod or address cannot be written to the ledger.

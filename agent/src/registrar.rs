@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use polder_api::Attachment;
 use polder_ipam::Revision;
-use polder_ipam::bootstrap::Unsurveyed;
+use polder_ipam::bootstrap::AddressesUnknown;
 use polder_ipam::cause::HostError;
 use polder_ipam::membership::{NoPresence, NodePresence};
 use polder_ipam::record::LeaseRecord;
@@ -20,7 +20,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
-use crate::bell::Wake;
 use crate::board::set_if_changed;
 use crate::kernel::Kernel;
 use crate::kernel::desired::pod_mtu;
@@ -29,6 +28,7 @@ use crate::machine::random_name;
 use crate::node::Node;
 use crate::owner::Owner;
 use crate::requests::{ClaimRequest, ReserveRequest};
+use crate::wake::WakeReceiver;
 
 /// Interval of checks for conditions that no record reports.
 const RETRY: Duration = Duration::from_secs(5);
@@ -38,8 +38,8 @@ const RETRY: Duration = Duration::from_secs(5);
 pub struct Task {
     /// The node, as the registrar uses it.
     pub host: OnNode,
-    /// Rings when there may be a block to release.
-    pub wake: Wake,
+    /// Wakes the task when there may be a block to release.
+    pub wake: WakeReceiver,
     /// Requests for blocks.
     pub claims: mpsc::Receiver<ClaimRequest>,
     /// Requests for reserved addresses.
@@ -62,7 +62,7 @@ impl Task {
             tokio::select! {
                 _ = view.changed() => {}
                 _ = underlay.changed() => {}
-                () = wake.rung() => {}
+                () = wake.woken() => {}
                 request = claims.recv() => {
                     let Some(request) = request else { return };
                     claim(&registrar, request).await;
@@ -162,10 +162,10 @@ impl RegistrarHost for OnNode {
         })
     }
 
-    fn surroundings(&self, view: &View) -> Result<(), Unsurveyed> {
+    fn check_addresses_in_use(&self, view: &View) -> Result<(), AddressesUnknown> {
         let underlay = self.node.board.underlay().map_err(HostError::new)?;
         if view.own_addresses != underlay.addresses() || view.needed != underlay.needed {
-            return Err(Unsurveyed::Reading);
+            return Err(AddressesUnknown::Reading);
         }
         Ok(())
     }

@@ -30,31 +30,31 @@ const REMEMBERED: usize = 16;
 /// Maximum number of changes that are kept per repair.
 const NAMED: usize = 8;
 
-/// Rings when another program changed Polder's kernel state.
+/// Wakes the engine when another program changed Polder's kernel state.
 #[derive(Debug, Default)]
 pub struct DriftSignal {
-    bell: Notify,
+    notify: Notify,
     by: Mutex<BTreeSet<String>>,
 }
 
 impl DriftSignal {
-    /// Rings; `by` names the process, if the kernel reports it.
-    pub fn ring(&self, by: Option<String>) {
-        self.authors().extend(by);
-        self.bell.notify_one();
+    /// Wakes the engine; `by` names the process, if the kernel reports it.
+    pub fn wake(&self, by: Option<String>) {
+        self.processes().extend(by);
+        self.notify.notify_one();
     }
 
-    /// Waits until it rings.
-    pub async fn rung(&self) {
-        self.bell.notified().await;
+    /// Waits until it is woken.
+    pub async fn woken(&self) {
+        self.notify.notified().await;
     }
 
     /// The processes recorded since the last call.
     pub fn take(&self) -> Vec<String> {
-        std::mem::take(&mut *self.authors()).into_iter().collect()
+        std::mem::take(&mut *self.processes()).into_iter().collect()
     }
 
-    fn authors(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+    fn processes(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
         // A panic elsewhere leaves the set of names consistent.
         self.by.lock().unwrap_or_else(PoisonError::into_inner)
     }

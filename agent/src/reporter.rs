@@ -32,12 +32,12 @@ pub struct Reporter {
     /// Whether the node is ready, and the inputs for that.
     pub readiness: Readiness,
     /// Further values that the tasks publish.
-    pub told: Told,
+    pub published: Published,
 }
 
 /// Values that the tasks publish mainly for reports.
 #[derive(Debug, Clone)]
-pub struct Told {
+pub struct Published {
     /// The repairs of kernel state by the engine.
     pub repairs: watch::Receiver<RepairLog>,
     /// Probe results of the path to each peer.
@@ -57,7 +57,7 @@ pub struct Told {
 impl Reporter {
     /// The nodes whose agents are treated as dead.
     pub fn dead(&self) -> BTreeSet<NodeName> {
-        self.told.leases.borrow().dead().clone()
+        self.published.leases.borrow().dead().clone()
     }
 
     /// The inputs for the decision whether an ADD is served.

@@ -34,7 +34,7 @@ pub enum NoPlan {
     Moving,
     /// The kernel returned an error when its links, routes or packet filter were read.
     ///
-    /// Remedy: correct the kernel's error at the end of the text. The agent retries at the next pass.
+    /// Remedy: correct the cause that the kernel reports at the end of the text. The agent retries at the next pass.
     #[error("cannot read kernel state: {0}")]
     Unread(#[source] polder_netlink::Error),
 }

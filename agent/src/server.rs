@@ -111,7 +111,7 @@ impl Socket {
     /// Returns when the socket file was deleted or replaced.
     async fn gone(&self) {
         while id(&self.path) == Some(self.file) {
-            sleep(LOOK).await;
+            sleep(CHECK_INTERVAL).await;
         }
     }
 }
@@ -131,7 +131,7 @@ fn id(path: &Path) -> Option<(u64, u64)> {
 }
 
 /// Interval between checks that the socket file exists.
-const LOOK: Duration = Duration::from_millis(500);
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 fn bind(path: &Path) -> Result<UnixListener, NotBound> {
     refuse_if_answered(path)?;
@@ -193,7 +193,7 @@ impl Task {
                     }
                 }
             }
-            sleep(LOOK).await;
+            sleep(CHECK_INTERVAL).await;
         }
     }
 }
@@ -308,7 +308,7 @@ impl Task {
             Adoption::AlreadyAdopted(words) => words,
             Adoption::InPlaceOf(other, words) => {
                 self.adopted.send_replace(Some(other));
-                node.calls.registrar.ring();
+                node.channels.registrar.wake();
                 words
             }
         })

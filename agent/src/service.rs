@@ -63,7 +63,7 @@ pub async fn add(
     let wiring = wiring(&node.board.membership, node.features, &cluster.record, &held);
     if !wiring.strays.is_empty() {
         // The packet filter needs addresses that are in none of the node's blocks.
-        node.calls.engine.ring();
+        node.channels.engine.wake();
     }
     Ok((wiring, wired))
 }

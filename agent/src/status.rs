@@ -42,10 +42,10 @@ pub async fn status(reporter: &Reporter) -> Status {
         .await;
     let mut problems = problems(reporter, &view, pass.as_deref());
     problems.extend(refused::problems(&reporter.store));
-    problems.extend(reporter.told.host.borrow().iter().cloned());
-    problems.extend(reporter.told.unserved.borrow().clone());
+    problems.extend(reporter.published.host.borrow().iter().cloned());
+    problems.extend(reporter.published.unserved.borrow().clone());
     problems.extend(preceding(reporter));
-    let leases = reporter.told.leases.borrow().among(|name| view.nodes.contains_key(name));
+    let leases = reporter.published.leases.borrow().among(|name| view.nodes.contains_key(name));
     problems.extend(leases.problems(Instant::now()));
     let shortages = capacity::warnings(&view, &reporter.config.labels, &totals);
     problems.extend(shortages.iter().map(ToString::to_string));
@@ -56,7 +56,7 @@ pub async fn status(reporter: &Reporter) -> Status {
     let Underlay { uplinks, others, .. } =
         reporter.board().underlay().map(|underlay| (*underlay).clone()).unwrap_or_default();
     // One borrow: with two in the statement, a writer that waits between them blocks the second one, and both hang.
-    let repairs = reporter.told.repairs.borrow().clone();
+    let repairs = reporter.published.repairs.borrow().clone();
     Status {
         node: reporter.config.node.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -134,7 +134,7 @@ fn preceding(reporter: &Reporter) -> Option<String> {
 fn missing(reporter: &Reporter, view: &View) -> Vec<String> {
     let mut missing = reporter.features.missing(reporter.config.keep_nat);
     if reporter.config.probe_peers {
-        missing.extend(reporter.told.endpoint.borrow().missing(&view.families()));
+        missing.extend(reporter.published.endpoint.borrow().missing(&view.families()));
     }
     missing.extend(insides::not_looked_at());
     missing.extend(managers::not_looked_at());
@@ -187,7 +187,7 @@ fn problems(reporter: &Reporter, view: &View, pass: Option<&Pass>) -> Vec<String
             pass.mtu
         )
     });
-    let verdicts = reporter.told.verdicts.borrow().clone();
+    let verdicts = reporter.published.verdicts.borrow().clone();
     let closed = verdicts.iter().filter_map(|(key, verdict)| {
         probe::problem(
             key,
@@ -197,7 +197,7 @@ fn problems(reporter: &Reporter, view: &View, pass: Option<&Pass>) -> Vec<String
         )
     });
     let has_tunnels = view.cluster.as_ref().is_some_and(|cluster| cluster.record.backend.uses_tunnels());
-    let direct = direct::problem(&reporter.told.direct.borrow(), has_tunnels);
+    let direct = direct::problem(&reporter.published.direct.borrow(), has_tunnels);
     refused
         .chain(unreachable)
         .chain(closed)
@@ -262,7 +262,7 @@ fn paths(reporter: &Reporter, pass: Option<&Pass>, name: &NodeName) -> Vec<PathS
             Path::Tunnel { encapsulation, remote, .. } => (encapsulation.path_kind(), remote.to_string()),
             Path::Unreachable(reason) => (PathKind::Unreachable, reason.to_string()),
         };
-        let probe = probe::state(reporter.told.verdicts.borrow().get(&(name.clone(), family)));
+        let probe = probe::state(reporter.published.verdicts.borrow().get(&(name.clone(), family)));
         Some(PathStatus { family, path, via, probe })
     };
     Family::BOTH.into_iter().filter_map(path).collect()

@@ -111,11 +111,11 @@ fn status_line(text: &str) -> String {
 
 /// Sends a message. Returns whether that succeeded. The sender blocks until systemd reads the message.
 async fn notify(message: String) -> bool {
-    let told = spawn_blocking(move || sd_notify::notify(&[NotifyState::Custom(&message)])).await;
-    if let Ok(Err(error)) = &told {
+    let sent = spawn_blocking(move || sd_notify::notify(&[NotifyState::Custom(&message)])).await;
+    if let Ok(Err(error)) = &sent {
         warn!(%error, "cannot notify systemd");
     }
-    matches!(told, Ok(Ok(())))
+    matches!(sent, Ok(Ok(())))
 }
 
 /// Notifies systemd that the agent is stopping.
@@ -147,8 +147,8 @@ mod tests {
         standstills: Vec<String>,
         reasons: Vec<String>,
         /// Whether messages to systemd fail.
-        is_deaf: bool,
-        told: Vec<String>,
+        sending_fails: bool,
+        messages: Vec<String>,
     }
 
     impl Fake {
@@ -157,14 +157,14 @@ mod tests {
         }
 
         /// The messages sent within that time.
-        async fn told_within(
+        async fn messages_within(
             &self,
             running: &mut (impl Future<Output = ()> + Unpin),
             time: Duration,
         ) -> String {
-            self.with(|state| state.told.clear());
-            assert!(timeout(time, running).await.is_err(), "it has ended");
-            self.with(|state| state.told.join(" | "))
+            self.with(|state| state.messages.clear());
+            assert!(timeout(time, running).await.is_err(), "the task ended");
+            self.with(|state| state.messages.join(" | "))
         }
     }
 
@@ -179,10 +179,10 @@ mod tests {
 
         async fn notify(&self, message: String) -> bool {
             self.with(|state| {
-                if !state.is_deaf {
-                    state.told.push(message.trim_end().replace('\n', " "));
+                if !state.sending_fails {
+                    state.messages.push(message.trim_end().replace('\n', " "));
                 }
-                !state.is_deaf
+                !state.sending_fails
             })
         }
     }
@@ -194,33 +194,36 @@ mod tests {
         let agent = Fake::default();
         agent.with(|state| state.reasons.push("no etcd".to_owned()));
         let mut running = Box::pin(report(&agent, INTERVAL));
-        let told = agent.told_within(&mut running, INTERVAL / 2).await;
-        assert_eq!(told, "READY=1 WATCHDOG=1 | STATUS=not ready: no etcd");
+        let messages = agent.messages_within(&mut running, INTERVAL / 2).await;
+        assert_eq!(messages, "READY=1 WATCHDOG=1 | STATUS=not ready: no etcd");
         agent.with(|state| state.reasons.clear());
-        assert_eq!(agent.told_within(&mut running, INTERVAL / 4).await, "STATUS=ready");
-        assert_eq!(agent.told_within(&mut running, INTERVAL).await, "WATCHDOG=1");
+        assert_eq!(agent.messages_within(&mut running, INTERVAL / 4).await, "STATUS=ready");
+        assert_eq!(agent.messages_within(&mut running, INTERVAL).await, "WATCHDOG=1");
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_watchdog_is_not_notified_while_the_agent_is_blocked() {
         let agent = Fake::default();
         let mut running = Box::pin(report(&agent, INTERVAL));
-        agent.told_within(&mut running, INTERVAL / 2).await;
-        agent.with(|state| state.standstills.push("thread ledger is blocked".to_owned()));
-        let told = agent.told_within(&mut running, INTERVAL * 3).await;
-        assert_eq!(told, "STATUS=thread ledger is blocked");
+        agent.messages_within(&mut running, INTERVAL / 2).await;
+        agent.with(|state| state.standstills.push("the ledger does not respond".to_owned()));
+        let messages = agent.messages_within(&mut running, INTERVAL * 3).await;
+        assert_eq!(messages, "STATUS=the ledger does not respond");
         agent.with(|state| state.standstills.clear());
-        let told = agent.told_within(&mut running, INTERVAL / 2).await;
-        assert_eq!(told, "WATCHDOG=1 | STATUS=ready");
+        let messages = agent.messages_within(&mut running, INTERVAL / 2).await;
+        assert_eq!(messages, "WATCHDOG=1 | STATUS=ready");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_failed_notification_of_systemd_is_repeated() {
         let agent = Fake::default();
-        agent.with(|state| state.is_deaf = true);
+        agent.with(|state| state.sending_fails = true);
         let mut running = Box::pin(report(&agent, INTERVAL));
-        assert_eq!(agent.told_within(&mut running, INTERVAL * 2).await, "");
-        agent.with(|state| state.is_deaf = false);
-        assert_eq!(agent.told_within(&mut running, INTERVAL / 2).await, "READY=1 WATCHDOG=1 | STATUS=ready");
+        assert_eq!(agent.messages_within(&mut running, INTERVAL * 2).await, "");
+        agent.with(|state| state.sending_fails = false);
+        assert_eq!(
+            agent.messages_within(&mut running, INTERVAL / 2).await,
+            "READY=1 WATCHDOG=1 | STATUS=ready"
+        );
     }
 }

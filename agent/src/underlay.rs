@@ -35,7 +35,7 @@ pub enum NotChosen {
     NotYet,
     /// The kernel's interfaces cannot be read.
     ///
-    /// Remedy: correct the kernel's error at the end of the text. The agent retries.
+    /// Remedy: correct the cause that the kernel reports at the end of the text. The agent retries.
     #[error("cannot list interfaces: {0}")]
     Unreadable(#[source] HostError),
     /// No route determines which address to use.

@@ -91,7 +91,7 @@ impl Task {
                     self.view.send_if_modified(|view| {
                         let changed = view.own_addresses != own || view.needed != needed;
                         if changed {
-                            Arc::make_mut(view).set_surroundings(own, needed);
+                            Arc::make_mut(view).set_addresses_in_use(own, needed);
                         }
                         changed
                     });
@@ -119,7 +119,7 @@ impl Task {
         self.view.send_modify(|view| {
             let mut earlier = View::from_snapshot(earlier);
             earlier.lost.clone_from(&view.lost);
-            earlier.set_surroundings(view.own_addresses.clone(), view.needed.clone());
+            earlier.set_addresses_in_use(view.own_addresses.clone(), view.needed.clone());
             *view = Arc::new(earlier);
         });
     }
@@ -291,11 +291,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::Embedded(Embedded::open(&folder.path().join("store")).unwrap());
         let (engine, underlay) = watch::channel(Err(NotChosen::NotYet));
-        let (view, mut told) = watch::channel(Arc::<View>::default());
+        let (view, mut receiver) = watch::channel(Arc::<View>::default());
         let task = Task { store, state_dir: folder.path().to_owned(), underlay, view };
         let running = tokio::spawn(task.run());
         drop(
-            timeout(max_wait, told.wait_for(|view| view.source == ViewSource::Store)).await.unwrap().unwrap(),
+            timeout(max_wait, receiver.wait_for(|view| view.source == ViewSource::Store))
+                .await
+                .unwrap()
+                .unwrap(),
         );
         let uplink = Uplink {
             address: "10.0.0.1".parse().unwrap(),
@@ -307,7 +310,7 @@ mod tests {
         let own = vec![uplink.address];
         let chosen = Underlay { uplinks: PerFamily::new(Some(uplink), None), ..Underlay::default() };
         drop(engine.send_replace(Ok(Arc::new(chosen))));
-        drop(timeout(max_wait, told.wait_for(|view| view.own_addresses == own)).await.unwrap().unwrap());
+        drop(timeout(max_wait, receiver.wait_for(|view| view.own_addresses == own)).await.unwrap().unwrap());
         running.abort();
     }
 }

@@ -99,7 +99,7 @@ pub fn add(call: &Call) -> Result<String, Error> {
         return retry(Error::passes, || attach(call, &mut pod, None));
     };
     let attached = delegate::add(&call.network, plugin).and_then(|given| {
-        can_be_told(call.network.conf.version, &given)?;
+        check_address_count(call.network.conf.version, &given)?;
         retry(Error::passes, || attach(call, &mut pod, Some(&given)))
     });
     if attached.is_err() {
@@ -110,7 +110,7 @@ pub fn add(call: &Call) -> Result<String, Error> {
 }
 
 /// Checks that the result can hold all addresses: before CNI 0.3.0 it holds one address of each family.
-fn can_be_told(version: Version, given: &DelegatedResult) -> Result<(), Error> {
+fn check_address_count(version: Version, given: &DelegatedResult) -> Result<(), Error> {
     let several =
         |family: &Family| given.addresses.iter().filter(|own| Family::of(**own) == *family).count() > 1;
     match Family::BOTH.iter().find(|family| several(family)) {
@@ -260,9 +260,9 @@ fn towards_pod(wiring: &Wiring, bridge: Option<IfIndex>, port: IfIndex) -> Vec<O
     };
     match bridge {
         Some(bridge) => {
-            let forward = FdbEntry { index: port, mac: wiring.mac, to: Destination::Port };
+            let fdb_entry = FdbEntry { index: port, mac: wiring.mac, to: Destination::Port };
             let strays = routes(&wiring.strays, bridge);
-            std::iter::once(forward.replace()).chain(neighbour(bridge, wiring.mac)).chain(strays).collect()
+            std::iter::once(fdb_entry.replace()).chain(neighbour(bridge, wiring.mac)).chain(strays).collect()
         }
         None => {
             let all: Vec<IpAddr> = wiring.addresses.iter().map(|own| own.address).collect();

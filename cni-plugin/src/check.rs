@@ -242,8 +242,8 @@ fn check_port(host: &mut RouteSocket, link: &Link, locked: bool, wiring: &Wiring
     if !link.port.is_some_and(|port| port.is_set_like(&Port::of_pod(locked))) {
         return differs(AttachmentDifference::OtherPort { host: name.clone() });
     }
-    let forward = FdbEntry { index: link.index, mac: wiring.mac, to: Destination::Port };
-    if !host.fdb().map_err(read())?.contains(&forward) {
+    let fdb_entry = FdbEntry { index: link.index, mac: wiring.mac, to: Destination::Port };
+    if !host.fdb().map_err(read())?.contains(&fdb_entry) {
         return differs(AttachmentDifference::NoFdbEntry { mac: wiring.mac, host: name.clone() });
     }
     Ok(bridge)

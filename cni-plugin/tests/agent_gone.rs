@@ -1,7 +1,7 @@
 //! The agent ends during an ADD. Runs the real plugin in its own network namespace, with an agent that this test
 //! simulates. Needs root.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -84,17 +84,16 @@ fn wiring(attachment: &Attachment) -> Wiring {
 /// returns the error.
 fn after(prepare: &str, ends: Ends) -> Value {
     let folder = tempfile::tempdir().unwrap();
-    let pod = namespace::in_a_new_one(|| {
+    let pod = namespace::run_in_new(|| {
         let status = std::process::Command::new("sh").args(["-ec", prepare]).status().unwrap();
         assert!(status.success(), "{prepare}");
         File::open("/proc/thread-self/ns/net").unwrap()
     })
     .expect("tests of the kernel need root");
     let links = |socket: &mut RouteSocket| socket.links().unwrap().into_keys().collect::<Vec<_>>();
-    let (error, host) = namespace::in_a_new_one(|| {
-        (add(folder.path(), &pod, ends), links(&mut RouteSocket::open().unwrap()))
-    })
-    .unwrap();
+    let (error, host) =
+        namespace::run_in_new(|| (add(folder.path(), &pod, ends), links(&mut RouteSocket::open().unwrap())))
+            .unwrap();
     let mut inside = namespace::within(&pod, RouteSocket::open).unwrap().unwrap();
     assert_eq!((host, links(&mut inside)), (vec!["lo".to_owned()], vec!["lo".to_owned()]), "{error}");
     let attachment: Attachment = "network/c1/eth0".parse().unwrap();

@@ -2,7 +2,7 @@
 //!
 //! `PROPTEST_CASES` is the number of cases; `scripts/fuzz` runs without a limit.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::time::Duration;
 

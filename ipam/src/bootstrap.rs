@@ -39,7 +39,7 @@ pub struct Proposal {
 
 /// The addresses in use around a node are not known yet.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Unsurveyed {
+pub enum AddressesUnknown {
     /// The node's own addresses cannot be determined.
     #[error(transparent)]
     Underlay(#[from] HostError),
@@ -65,20 +65,20 @@ pub enum NotProposed {
     NoBootstrap,
     /// The initial pools cannot be checked for overlaps yet.
     #[error(transparent)]
-    Unsurveyed(#[from] Unsurveyed),
+    AddressesUnknown(#[from] AddressesUnknown),
     /// An initial pool is invalid, or overlaps addresses in use.
     /// Remedy: correct bootstrap.pools in the agent's configuration, and restart the agent.
     #[error("bootstrap.pools in the configuration: {0}")]
     Pools(#[source] NotChanged),
 }
 
-/// The settings to write, or the reason to wait. `surroundings` is an error while the addresses in use around this
+/// The settings to write, or the reason to wait. `addresses_in_use` is an error while the addresses in use around this
 /// node, which the initial pools must not overlap, are unknown. `fresh` is a cluster identifier that is not in use.
 pub fn propose(
     view: &View,
     identity: Option<&NodeIdentity>,
     bootstrap: Option<&Bootstrap>,
-    surroundings: Result<(), Unsurveyed>,
+    addresses_in_use: Result<(), AddressesUnknown>,
     fresh: String,
 ) -> Result<Proposal, NotProposed> {
     if view.source != ViewSource::Store {
@@ -94,7 +94,7 @@ pub fn propose(
             ((*lost.cluster).clone(), lost.pools.iter().map(|pool| (**pool).clone()).collect())
         }
         (None, Some(bootstrap)) => {
-            surroundings?;
+            addresses_in_use?;
             check_pools(view, &bootstrap.pools)?;
             (first_settings(bootstrap, identity, fresh), bootstrap.pools.clone())
         }
@@ -222,8 +222,8 @@ mod tests {
         says(&view(|view| view.refused = refused), Some(&bootstrap()), "a riddle");
         let own = vec!["10.244.0.1".parse().unwrap()];
         says(&view(|view| view.own_addresses = own), Some(&bootstrap()), "bootstrap.pools");
-        let reading = Err(Unsurveyed::Reading);
+        let reading = Err(AddressesUnknown::Reading);
         let waits = propose(&empty(), None, Some(&bootstrap()), reading, String::new());
-        assert_eq!(waits, Err(NotProposed::Unsurveyed(Unsurveyed::Reading)));
+        assert_eq!(waits, Err(NotProposed::AddressesUnknown(AddressesUnknown::Reading)));
     }
 }

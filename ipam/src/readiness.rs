@@ -82,7 +82,7 @@ fn listed(refused: &[(String, String)]) -> String {
 /// The reasons to refuse an ADD. Empty if the node is ready.
 pub fn obstacles(facts: &ReadinessInputs<'_>) -> Vec<String> {
     let ReadinessInputs { view, registration, holdings, underlay, gateways, mtu, failures } = *facts;
-    if let Some(reason) = registration.serving_obstacle() {
+    if let Some(reason) = registration.not_serving_reason() {
         return vec![reason.to_string()];
     }
     let pending = match registration {

@@ -144,7 +144,7 @@ impl Default for Registration {
 
 impl Registration {
     /// The reason why the node must not serve, if there is one.
-    pub fn serving_obstacle(&self) -> Option<&(dyn Error + 'static)> {
+    pub fn not_serving_reason(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Unproven(reason) => Some(reason),
             Self::Conflict(reason) => Some(&**reason),
@@ -182,7 +182,7 @@ mod tests {
         ] {
             let after = before.after_failure(StepError::Changed);
             assert_eq!(
-                (before.serving_obstacle().is_none(), after.serving_obstacle().is_none()),
+                (before.not_serving_reason().is_none(), after.not_serving_reason().is_none()),
                 (may_serve, may_serve),
                 "{before:?}"
             );

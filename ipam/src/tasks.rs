@@ -29,7 +29,7 @@ use polder_api::{Attachment, NodeName};
 use crate::Moment;
 use crate::Revision;
 use crate::attempt::{Attempt, AttemptAnswer, ReadResult};
-use crate::bootstrap::{Bootstrap, Unsurveyed};
+use crate::bootstrap::{AddressesUnknown, Bootstrap};
 use crate::cause::HostError;
 use crate::change::{Change, MOST_RECORDS};
 use crate::ids::{BootId, MachineId};
@@ -186,7 +186,7 @@ pub trait RegistrarHost: Host {
     fn presence(&self, view: &View) -> Result<NodePresence, NoPresence>;
 
     /// Succeeds if the view contains the addresses in use around this node; otherwise returns what is missing.
-    fn surroundings(&self, view: &View) -> Result<(), Unsurveyed>;
+    fn check_addresses_in_use(&self, view: &View) -> Result<(), AddressesUnknown>;
 
     /// The machine that this one replaces, as confirmed by an operator.
     fn adopted(&self) -> Option<LeaseRecord>;

@@ -27,7 +27,7 @@ pub fn transaction(change: &Change) -> Txn {
         Change::RegisterNode { node, record, before } => {
             txn.replace(Key::Node(node.clone()), before.unwrap_or(Revision::ABSENT), record);
             if before.is_none() {
-                txn.only_if(was_not_removed(node, &record.incarnation));
+                txn.only_if(no_fence(node, &record.incarnation));
             }
         }
         Change::TakeOverNode { node, record, before } => {
@@ -44,15 +44,15 @@ pub fn transaction(change: &Change) -> Txn {
         Change::ReleaseRemoved(what) => txn.release_removed(what),
         Change::ForgetFence { by, fence } => {
             txn.delete(&Key::Fence(fence.node.clone(), fence.incarnation.clone()), fence.revision);
-            txn.only_if(is_member(by));
+            txn.only_if(member_unchanged(by));
         }
         Change::ClaimBlock(claim) => txn.claim(claim),
         Change::ReleaseBlocks { by, blocks } => {
             blocks.iter().for_each(|(block, revision)| txn.delete(&Key::Block(*block), *revision));
-            txn.only_if(is_member(by));
+            txn.only_if(member_unchanged(by));
         }
         Change::HandOverAddress(what) => {
-            txn.only_if(is_member(&what.by));
+            txn.only_if(member_unchanged(&what.by));
             let before = what.before.unwrap_or(Revision::ABSENT);
             txn.replace(Key::Reservation(what.address), before, &what.record);
             let pool = what.source_pool.iter();
@@ -60,7 +60,7 @@ pub fn transaction(change: &Change) -> Txn {
         }
         Change::ReleaseAddress { by, released } => {
             txn.released(released);
-            txn.only_if(is_member(by));
+            txn.only_if(member_unchanged(by));
         }
         Change::DeleteReservation { address, revision } => txn.delete(&Key::Reservation(*address), *revision),
         Change::AddPool { by, pool, as_of } => {
@@ -68,7 +68,7 @@ pub fn transaction(change: &Change) -> Txn {
             let ranges =
                 [Key::all_pools(), Key::all_nodes(), Key::all_reservations(), Key::blocks_in(pool.cidr())];
             txn.only_if(ranges.map(|range| nothing_newer(range, *as_of)));
-            txn.only_if(by.iter().filter_map(is_member));
+            txn.only_if(by.iter().filter_map(member_unchanged));
         }
         Change::ReplacePool { pool, revision } => {
             txn.replace(Key::Pool(pool.name.clone()), *revision, &PoolRecord::from(pool));
@@ -88,14 +88,14 @@ pub fn transaction(change: &Change) -> Txn {
         }
         Change::ReplaceSettings { record, revision } => txn.replace(Key::Cluster, *revision, record),
         Change::PublishAddresses { by, publish, withdraw } => {
-            txn.only_if(is_member(by));
+            txn.only_if(member_unchanged(by));
             withdraw.iter().for_each(|name| txn.delete_unchecked(name));
             publish.iter().for_each(|(address, record)| {
                 txn.put(&Key::Address(by.node.clone(), *address), record);
             });
         }
         Change::WithdrawAddresses { by, records } => {
-            txn.only_if(may_write(by));
+            txn.only_if(writer_unchanged(by));
             for (name, revision) in records {
                 txn.only_if(revision.map(|revision| unchanged(name, revision)));
                 txn.delete_unchecked(name);
@@ -185,7 +185,7 @@ impl Draft {
         self.only_if([unchanged(&fence, what.fence.revision)]);
         what.blocks.iter().for_each(|(block, revision)| self.delete(&Key::Block(*block), *revision));
         what.addresses.iter().for_each(|released| self.released(released));
-        self.only_if(is_member(&what.by));
+        self.only_if(member_unchanged(&what.by));
     }
 
     fn released(&mut self, released: &AddressRelease) {
@@ -206,13 +206,13 @@ fn record_of(member: &Member) -> Compare {
 }
 
 /// A removed node cannot change anything.
-fn is_member(by: &Member) -> Option<Compare> {
+fn member_unchanged(by: &Member) -> Option<Compare> {
     unless(Mutant::WriteIgnoresNode, record_of(by))
 }
 
-fn may_write(by: &Writer) -> Option<Compare> {
+fn writer_unchanged(by: &Writer) -> Option<Compare> {
     match by {
-        Writer::Node(member) => is_member(member),
+        Writer::Node(member) => member_unchanged(member),
         Writer::AnyNode(node) => Some(Compare::absent(&Key::Node(node.clone()))),
     }
 }
@@ -223,7 +223,7 @@ fn lease_of_member(by: &Member) -> Option<Compare> {
 }
 
 /// A removed node does not register again.
-fn was_not_removed(node: &NodeName, incarnation: &Incarnation) -> Option<Compare> {
+fn no_fence(node: &NodeName, incarnation: &Incarnation) -> Option<Compare> {
     unless(Mutant::FenceIsIgnored, Compare::absent(&Key::Fence(node.clone(), incarnation.clone())))
 }
 

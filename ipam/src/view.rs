@@ -228,7 +228,7 @@ impl View {
     }
 
     /// Sets the node's own addresses and the addresses that it must reach.
-    pub fn set_surroundings(&mut self, own: Vec<IpAddr>, needed: Vec<RequiredRange>) {
+    pub fn set_addresses_in_use(&mut self, own: Vec<IpAddr>, needed: Vec<RequiredRange>) {
         self.own_addresses = own;
         self.needed = needed;
         self.settle_pools();

@@ -79,7 +79,7 @@ pub enum EventKind {
         entry: Option<Neighbour>,
     },
     /// An FDB entry in VLAN 0 was added, removed or changed.
-    Forward {
+    FdbEntry {
         /// The bridge port or tunnel that has or had it.
         index: IfIndex,
         /// The link-layer address.
@@ -262,8 +262,8 @@ fn of_route(message: &RouteMessage, exists: bool) -> Option<EventKind> {
 fn of_neighbour(message: &NeighbourMessage, exists: bool) -> Option<EventKind> {
     if message.header.family == AddressFamily::Bridge {
         let (index, mac) = (IfIndex::new(message.header.ifindex), neighbour::mac(message)?);
-        let to = neighbour::forward(message).map(|entry| entry.to);
-        return (neighbour::vlan(message) == 0).then_some(EventKind::Forward { index, mac, to, exists });
+        let to = neighbour::fdb_entry(message).map(|entry| entry.to);
+        return (neighbour::vlan(message) == 0).then_some(EventKind::FdbEntry { index, mac, to, exists });
     }
     let address = neighbour::address(message)?;
     let is_permanent = exists && message.header.state == NeighbourState::Permanent;

@@ -56,7 +56,7 @@ impl Drop for Home {
 }
 
 /// Runs `job` on its own thread in a new, empty network namespace, which is deleted afterwards.
-pub fn in_a_new_one<T: Send>(job: impl FnOnce() -> T + Send) -> io::Result<T> {
+pub fn run_in_new<T: Send>(job: impl FnOnce() -> T + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
         let inside = scope.spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET)?;

@@ -144,7 +144,7 @@ impl RouteSocket {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
         self.dump(RouteNetlinkMessage::GetNeighbour(message), |message| match &message {
-            RouteNetlinkMessage::NewNeighbour(entry) => forward(entry),
+            RouteNetlinkMessage::NewNeighbour(entry) => fdb_entry(entry),
             _ => None,
         })
     }
@@ -166,7 +166,7 @@ pub(crate) fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
 }
 
 /// The FDB entry, if [`RouteSocket::fdb`] reads entries of its kind.
-pub(crate) fn forward(message: &NeighbourMessage) -> Option<FdbEntry> {
+pub(crate) fn fdb_entry(message: &NeighbourMessage) -> Option<FdbEntry> {
     if vlan(message) != 0 {
         return None;
     }
@@ -233,10 +233,10 @@ mod tests {
     #[test]
     fn only_an_fdb_entry_without_vlan_is_ours() {
         let ours = FdbEntry { index: IfIndex::new(7), mac: POD, to: Destination::Port };
-        assert_eq!(forward(&message_of_vlan(None)), Some(ours));
-        assert_eq!(forward(&message_of_vlan(Some(0))), Some(ours));
+        assert_eq!(fdb_entry(&message_of_vlan(None)), Some(ours));
+        assert_eq!(fdb_entry(&message_of_vlan(Some(0))), Some(ours));
         for vlan in [1, 77, 4094] {
-            assert_eq!(forward(&message_of_vlan(Some(vlan))), None);
+            assert_eq!(fdb_entry(&message_of_vlan(Some(vlan))), None);
         }
     }
 }

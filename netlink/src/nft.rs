@@ -25,7 +25,7 @@ use polder_api::Family;
 pub use self::anchor::NatAnchor;
 pub use self::element::{Element, ElementKey, union};
 pub use self::family::TableFamily;
-pub use self::monitor::{Author, FilterMonitor};
+pub use self::monitor::{FilterMonitor, Originator};
 use crate::{Error, Operation, Protocol, Socket};
 
 impl Protocol for NetfilterMessage {

@@ -1,6 +1,6 @@
 //! Connection tracking in the real kernel. Needs root.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
@@ -15,7 +15,7 @@ fn addresses<const N: usize>(these: [&str; N]) -> BTreeSet<IpAddr> {
 
 #[test]
 fn only_the_tracked_connections_of_the_address_are_deleted() {
-    namespace::in_a_new_one(|| {
+    namespace::run_in_new(|| {
         RouteSocket::open().unwrap().execute_all([link::change("lo").up().into()]).unwrap();
         // The kernel tracks connections only if a rule in the namespace needs it.
         let rules = "add table inet t; add chain inet t c { type filter hook input priority 0; }; add rule inet t c \

@@ -1,7 +1,7 @@
 //! Links, addresses, routes, rules, neighbours and events in the real kernel. Each test runs in its own network
 //! namespace. Needs root.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod common;
 
@@ -36,7 +36,7 @@ fn bridge_with(socket: &mut RouteSocket, mtu: u32) -> IfIndex {
 /// namespace, and the namespace as long as the returned file is open.
 #[must_use]
 fn pod(socket: &mut RouteSocket, bridge: IfIndex) -> File {
-    let pod = namespace::in_a_new_one(|| File::open("/proc/thread-self/ns/net")).unwrap().unwrap();
+    let pod = namespace::run_in_new(|| File::open("/proc/thread-self/ns/net")).unwrap().unwrap();
     let (name, peer_name): (IfName, IfName) = ("host".parse().unwrap(), "eth0".parse().unwrap());
     let pair = VethPair {
         name: &name,

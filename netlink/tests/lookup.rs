@@ -1,6 +1,6 @@
 //! Route lookups in the real kernel. Needs root.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! nftables in the real kernel. Each test runs in its own network namespace. Needs root.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod common;
 
@@ -259,7 +259,7 @@ fn a_table_without_one_of_its_sets_is_not_intact() {
 }
 
 #[test]
-fn the_monitor_reports_who_changed_the_table_and_ignores_other_tables() {
+fn the_monitor_reports_the_originator_of_a_table_change_and_ignores_other_tables() {
     in_a_new_namespace(|_| {
         let mut filter = FilterSocket::open().unwrap();
         let table = table();
@@ -270,11 +270,11 @@ fn the_monitor_reports_who_changed_the_table_and_ignores_other_tables() {
         run("nft", &["add", "table", "ip", "lab"]);
         run("nft", &["delete", "element", "inet", "lab", "peers", "{ fd09::1 }"]);
         filter.commit(table.install(&elements())).unwrap();
-        let mut authors = Vec::new();
-        while authors.len() < 2 {
-            authors.extend(monitor.wait().unwrap());
+        let mut originators = Vec::new();
+        while originators.len() < 2 {
+            originators.extend(monitor.wait().unwrap());
         }
-        let [other, own] = authors.try_into().unwrap();
+        let [other, own] = originators.try_into().unwrap();
         assert_eq!(other.name.as_deref(), Some("nft"));
         assert_eq!(own.port, filter.port().unwrap());
         assert_ne!((other.port, other.thread), (own.port, own.thread));

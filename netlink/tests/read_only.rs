@@ -1,6 +1,6 @@
 //! Read-only sockets. Each test runs in its own network namespace. Needs root.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod common;
 

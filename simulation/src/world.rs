@@ -216,7 +216,7 @@ impl Agent {
 
     /// Whether the node must not serve.
     pub fn is_forbidden(&self) -> bool {
-        self.registration.serving_obstacle().is_some()
+        self.registration.not_serving_reason().is_some()
     }
 }
 

@@ -3,7 +3,7 @@
 //! Tests use all CNI versions where the version of a call could matter. One version is enough for timing, many calls at
 //! once, a full pool or bridge, and the work of kernel, agent and etcd, which does not depend on the version.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;

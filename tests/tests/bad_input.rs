@@ -1,6 +1,6 @@
 //! Errors are reported with their remedy, and failed steps leave no partial changes.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::io::ErrorKind;
 use std::net::TcpListener;

@@ -2,7 +2,7 @@
 //! programs, and the pod's own interface. Polder repairs its own objects; `status` reports the rest on the affected
 //! node.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use ipnetwork::IpNetwork;
 use polder_api::Family;
@@ -130,7 +130,7 @@ fn texts(status: &Value) -> Vec<String> {
 
 /// Waits for a problem that contains all of these words, and returns it.
 fn problem(worker: &Worker, words: &[&str]) -> String {
-    worker.wait_for_status(&format!("a problem that says {words:?}"), |status| {
+    worker.wait_for_status(&format!("a problem that contains {words:?}"), |status| {
         texts(status).into_iter().find(|text| words.iter().all(|word| text.contains(word)))
     })
 }

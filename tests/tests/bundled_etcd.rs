@@ -2,7 +2,7 @@
 //! `deploy/kubernetes`, the certificates of `scripts/etcd-certificates` and the commands of `docs/install.md`. The
 //! image contains Debian's etcd instead of the one in the manifest.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! CHECK reports everything that is missing, and nothing if all is correct.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use polder_tests::agent::Worker;
 use polder_tests::cni::{WITH_CHECK, code, message, since};

@@ -1,7 +1,7 @@
 //! Pods are added and deleted while the agent repairs; and on three nodes with three etcd members during all kinds of
 //! faults.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

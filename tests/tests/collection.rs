@@ -1,6 +1,6 @@
 //! GC deletes attachments that are missing in the runtime's list, and nothing else. Only version 1.1.0 has it.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use polder_tests::agent::Worker;
 use polder_tests::cni::{WITH_GC, conf, message};

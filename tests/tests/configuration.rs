@@ -1,6 +1,6 @@
 //! One configuration file for many nodes and clusters, with environment variables for the differences.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::process::Command;
 

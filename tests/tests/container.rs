@@ -1,7 +1,7 @@
 //! The agent in a container: from the image of `scripts/image`, with only the grants of the manifest in
 //! `deploy/kubernetes`, started by containerd over CRI, as by the kubelet.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::fs;
 use std::path::Path;
@@ -365,7 +365,7 @@ fn shows(
     };
     let is_ready = matches!(expected, Symptom::Says(_));
     let started: Started = kubelet.start(sandbox, container);
-    wait::until(&format!("the agent to say {words:?}"), || {
+    wait::until(&format!("the agent to report {words:?}"), || {
         let status = worker.try_status().map_err(|error| error + &kubelet.log(&started))?;
         let message = if is_ready { status.to_string() } else { status["reasons"].to_string() };
         let is_so = status["ready"] == is_ready && words.iter().all(|word| message.contains(word));

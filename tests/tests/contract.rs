@@ -2,7 +2,7 @@
 //! and chained plugins. STATUS exists only in 1.1.0; blocks of other owners and addresses of earlier pods do not depend
 //! on the version.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::net::{IpAddr, Ipv4Addr};
 

@@ -1,7 +1,7 @@
 //! A plugin is killed after each of its system calls: nothing is lost, nothing remains, and the next call works. One
 //! version is enough because all make the same system calls: only the text that is read and printed differs.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,7 @@
 //! Delegation in both directions: `polder` calls other IPAM plugins, and other plugins call `polder-ipam`. Debian's
 //! reference plugins do not support 1.1.0: a scripted plugin is used for it.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use polder_tests::agent::Worker;
 use polder_tests::cni::{VERSIONS, WITH_CHECK, WITH_GC, WITH_RESULTS, conf, message, since};

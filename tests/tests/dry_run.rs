@@ -1,6 +1,6 @@
 //! `polder-agent --plan`: shows the changes that an agent would make on a node, before it is started there.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use polder_tests::agent::{CNI_CONF, Worker, dist};
 use polder_tests::fabric::Families;

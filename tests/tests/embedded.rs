@@ -1,6 +1,6 @@
 //! A single node without etcd.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use polder_tests::fabric::Families;
 use polder_tests::matrix::assert_flat_over;

@@ -1,6 +1,6 @@
 //! Endpoints of etcd other than the addresses of its members: SRV records and proxies.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use polder_tests::agent::Worker;
 use polder_tests::node::Process;
@@ -84,8 +84,8 @@ fn srv_records_are_resolved_again_after_a_disconnection_and_only_with_tls() {
     lab.workers[0].kill();
     lab.workers[0].start();
     let reason = format!("cannot look up SRV records {WITH_TLS}: no records found");
-    let is_said = |status: &Value| status["store"].to_string().contains(&reason).then_some(());
-    lab.workers[0].wait_for_status("the missing records to be named", is_said);
+    let is_reported = |status: &Value| status["store"].to_string().contains(&reason).then_some(());
+    lab.workers[0].wait_for_status("the missing records to be named", is_reported);
     let asked = lab.etcd.machine(0).log("dnsmasq.log");
     assert!(asked.contains(&format!("query[SRV] {WITH_TLS}")), "{asked}");
     assert!(!asked.contains(&format!("query[SRV] {WITHOUT_TLS}")), "{asked}");

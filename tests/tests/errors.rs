@@ -1,7 +1,7 @@
 //! Compares `docs/errors.md` with the errors in the source code. Each error has a cause and a remedy, and none is made
 //! from free text.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::path::Path;
 use std::{env, fs};

@@ -3,7 +3,7 @@
 //!
 //! The operations are random. A failure prints the seed; set `POLDER_SEED` to repeat the same operations.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod etcd_model {
     pub(crate) mod chance;

@@ -1,7 +1,7 @@
 //! Exit codes of `polderctl` and `polder-agent --check-config`: 0 success, 1 not carried out or no answer, 2 usage, 3 a
 //! problem.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use polder_tests::agent::Worker;
 use polder_tests::{Lab, Topology, wait};

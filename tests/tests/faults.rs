@@ -1,7 +1,7 @@
 //! Polder's kernel objects are changed at random on nodes with faults, while all pods exchange packets. At the end, the
 //! kernel state must be correct.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

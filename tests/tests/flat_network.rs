@@ -1,7 +1,7 @@
 //! The network model of Kubernetes: every pod reaches every other pod at its own address, on any network between the
 //! nodes.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use polder_tests::fabric::Families;
 use polder_tests::lab::{POOL4, POOL6};

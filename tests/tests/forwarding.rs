@@ -1,6 +1,6 @@
 //! Peers are probed with packets that both hosts forward like packets of pods.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ fn probed(worker: &Worker, other: &str) -> Vec<String> {
 }
 
 fn wait_until_probed(worker: &Worker, other: &str, word: &str) {
-    let what = format!("{} to say of {other} that it {word}", worker.name());
+    let what = format!("{} to report {other} as {word}", worker.name());
     wait::within(LONG, &what, || {
         let found = probed(worker, other);
         if found.iter().all(|found| found == word) { Ok(()) } else { Err(format!("{found:?}")) }
@@ -158,12 +158,15 @@ fn a_node_that_drops_forwarded_packets_is_not_ready_and_reports_the_reason() {
     wait::within(LONG, "a reason", || {
         let status = newcomer.try_status()?;
         let reasons = status["reasons"].to_string();
-        let is_said = status["ready"] == false
+        let is_reported = status["ready"] == false
             && reasons.contains("forwarded like those of pods")
             && reasons.contains("n1");
-        if is_said { Ok(()) } else { Err(status.to_string()) }
+        if is_reported { Ok(()) } else { Err(status.to_string()) }
     });
-    assert!(newcomer.node.read(CNI_CONF).is_err(), "a runtime is told that the node is ready");
+    assert!(
+        newcomer.node.read(CNI_CONF).is_err(),
+        "the CNI configuration exists although the node is not ready"
+    );
     forward_again(newcomer);
     newcomer.wait_until_ready();
 }

@@ -1,6 +1,6 @@
 //! Compares the `--help` output of `polder-agent`, `polderctl` and all their subcommands with `docs/help.txt`.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::path::Path;
 use std::process::Command;

@@ -1,6 +1,6 @@
 //! Identity of a node: the evidence of machine id, boot id and ledger, also where they contradict each other.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::path::Path;
 

@@ -1,6 +1,6 @@
 //! Shows the owner of each address, checks all records, and releases addresses.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;

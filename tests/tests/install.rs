@@ -1,6 +1,6 @@
 //! `scripts/install` with a folder as the root of another machine. No lab is needed.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::collections::BTreeMap;
 use std::fs;

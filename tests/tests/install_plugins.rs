@@ -1,6 +1,6 @@
 //! `polder-agent install-plugins`: copies the CNI plugins from an image to the host. No lab is needed.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};

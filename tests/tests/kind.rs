@@ -1,6 +1,6 @@
 //! `scripts/kind`, with stand-ins for docker, kind and kubectl. The pods that contact each other are pods of the lab.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

@@ -1,6 +1,6 @@
 //! The plugin `loopback`, a link to `polder`, does the same as the reference plugin.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::path::Path;
 

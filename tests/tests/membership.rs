@@ -1,6 +1,6 @@
 //! Nodes join and leave, and paths change.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use polder_tests::agent::Worker;
 use polder_tests::fabric::Families;

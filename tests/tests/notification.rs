@@ -1,6 +1,6 @@
 //! Messages of the agent to systemd (`sd_notify(3)`).
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! Effects of other software on a node's pods, and the problems that `status` reports about it.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use polder_tests::agent::Worker;
 use polder_tests::fabric::Families;
@@ -27,7 +27,7 @@ fn texts(status: &Value) -> Vec<String> {
 
 /// Waits until `status` reports a problem that contains these words. Returns its text.
 fn problem(worker: &Worker, words: &str) -> String {
-    worker.wait_for_status(&format!("a problem that says {words:?}"), |status| {
+    worker.wait_for_status(&format!("a problem that contains {words:?}"), |status| {
         texts(status).into_iter().find(|text| text.contains(words))
     })
 }
@@ -68,9 +68,15 @@ fn docker(table: &str) -> String {
     )
 }
 
-/// Installs a filter on the first node that cuts its pods off. `status` must name the filter, and the commands in that
-/// text must restore the connections.
-fn assert_the_commands_help(lab: &Lab, pods: &[Pod], families: Families, filter: &str, named: &[&str]) {
+/// Installs a filter on the first node that disconnects its pods. `status` must report a problem that contains all
+/// `expected_words`, and the commands in its text must restore the connections.
+fn assert_commands_restore(
+    lab: &Lab,
+    pods: &[Pod],
+    families: Families,
+    filter: &str,
+    expected_words: &[&str],
+) {
     let worker = &lab.workers[0];
     assert_eq!(texts(&worker.status()), Vec::<String>::new());
     nft(worker, filter);
@@ -79,10 +85,13 @@ fn assert_the_commands_help(lab: &Lab, pods: &[Pod], families: Families, filter:
     assert_eq!(
         (of_node.len(), cut.len()),
         (4, 4),
-        "the filter cuts the first node off, and no other: {cut:?}"
+        "the filter disconnects only the pods of the first node: {cut:?}"
     );
-    let text = problem(worker, named[0]);
-    assert!(named.iter().all(|words| text.contains(words)), "{named:?} in {text}");
+    let text = problem(worker, expected_words[0]);
+    assert!(
+        expected_words.iter().all(|words| text.contains(words)),
+        "{text} does not contain all of {expected_words:?}"
+    );
     assert_eq!(texts(&lab.workers[1].status()), Vec::<String>::new());
     let commands = commands(&text);
     assert_eq!(commands.len(), 2, "{text}");
@@ -92,14 +101,14 @@ fn assert_the_commands_help(lab: &Lab, pods: &[Pod], families: Families, filter:
 }
 
 #[test]
-fn a_filter_like_dockers_is_reported_with_commands_that_help() {
+fn a_docker_style_filter_is_reported_with_working_commands() {
     let (lab, pods) = lab("");
     let chain = "chain FORWARD of table ip filter";
     let command = "`iptables -I DOCKER-USER -i polder0 -j ACCEPT`";
-    assert_the_commands_help(&lab, &pods, Families::V4, &docker("ip"), &[chain, command]);
+    assert_commands_restore(&lab, &pods, Families::V4, &docker("ip"), &[chain, command]);
     let chain = "chain FORWARD of table ip6 filter";
     let command = "`ip6tables -I DOCKER-USER -o polder0 -j ACCEPT`";
-    assert_the_commands_help(&lab, &pods, Families::V6, &docker("ip6"), &[chain, command]);
+    assert_commands_restore(&lab, &pods, Families::V6, &docker("ip6"), &[chain, command]);
     // Not reported: a chain that accepts by policy and drops only TCP port 25 from eth0.
     nft(
         &lab.workers[0],
@@ -111,17 +120,17 @@ fn a_filter_like_dockers_is_reported_with_commands_that_help() {
 }
 
 #[test]
-fn foreign_filters_are_reported_with_commands_that_help_without_a_bridge() {
+fn in_routed_mode_foreign_filters_are_reported_with_working_commands() {
     let (lab, pods) = lab("attach = \"routed\"");
     let filter = "table inet mine {\nchain ahead {\ntype filter hook forward priority -5; policy drop;\n\
                   ct state established accept\n}\n}\n";
     let command = "`nft insert rule inet mine ahead oifname 'pld*' accept`";
     let worker = &lab.workers[0];
-    assert_the_commands_help(&lab, &pods, Families::V4, filter, &["chain ahead of table inet mine", command]);
+    assert_commands_restore(&lab, &pods, Families::V4, filter, &["chain ahead of table inet mine", command]);
     // The forward chain of hosts that use iptables without Docker.
     let plain =
         "table ip filter {\nchain FORWARD {\ntype filter hook forward priority filter; policy drop;\n}\n}\n";
-    assert_the_commands_help(&lab, &pods, Families::V4, plain, &["`iptables -I FORWARD -i pld+ -j ACCEPT`"]);
+    assert_commands_restore(&lab, &pods, Families::V4, plain, &["`iptables -I FORWARD -i pld+ -j ACCEPT`"]);
     // Other notations of the same rules are recognised too.
     worker.node.shell("nft flush chain inet mine ahead");
     problem(worker, "chain ahead");
@@ -172,7 +181,7 @@ fn firewalld_is_reported_although_its_chain_policy_accepts() {
 }
 
 #[test]
-fn a_filter_that_drops_tunnel_packets_is_reported_with_a_command_that_helps() {
+fn a_filter_that_drops_tunnel_packets_is_reported_with_a_working_command() {
     let (lab, pods) = lab("");
     let worker = &lab.workers[2];
     nft(
@@ -182,12 +191,16 @@ fn a_filter_that_drops_tunnel_packets_is_reported_with_a_command_that_helps() {
          meta l4proto { icmp, ipv6-icmp, tcp } accept\n}\n}\n",
     );
     let text = problem(worker, "chain in of table inet mine");
-    assert_eq!(cut_off(&pods, Families::V4).len(), 4, "it keeps all tunnels of the third node out");
+    assert_eq!(
+        cut_off(&pods, Families::V4).len(),
+        4,
+        "the filter drops all tunnel packets to the third node"
+    );
     worker.node.shell(commands(&text)[0]);
     wait_for_no_problem(worker);
     assert_eq!(cut_off(&pods, Families::DUAL), Vec::<String>::new());
-    // The input chain is reported only while no peer answers. The check that finds the new chain also sees that peers
-    // answer.
+    // The input chain is reported only while no peer answers. A second filter is added as a marker: when it is
+    // reported, a new check has run, and must not report the input chain any more.
     nft(
         worker,
         "table inet later {\nchain ahead {\ntype filter hook forward priority 0; policy drop;\n}\n}\n",
@@ -216,7 +229,7 @@ fn interface_managers_are_reported_until_they_ignore_polders_interfaces() {
         let file = text.split(' ').find(|word| word.starts_with("deploy/host/")).unwrap();
         let folder = text.split([' ', ',']).find(|word| word.starts_with("/etc/")).unwrap();
         worker.node.shell(&format!("mkdir -p {folder} && cp {shipped}/{file} {folder}/"));
-        worker.wait_for_status(&format!("no problem that says {words:?}"), |status| {
+        worker.wait_for_status(&format!("no problem that contains {words:?}"), |status| {
             (!texts(status).iter().any(|text| text.contains(words))).then_some(())
         });
     }
@@ -255,7 +268,7 @@ fn configure_networkd(worker: &Worker, uplink: &str) {
 }
 
 #[test]
-fn networkd_with_udev_deletes_foreign_neighbours_and_next_hops_but_not_polders() {
+fn networkd_with_udev_keeps_polders_neighbour_entries_and_next_hops() {
     let (lab, pods) = lab("");
     let worker = &lab.workers[0];
     let uplink = worker.node.run("ip", &["-o", "-br", "address", "show", "dev", "eth0", "scope", "global"]);
@@ -266,6 +279,7 @@ fn networkd_with_udev_deletes_foreign_neighbours_and_next_hops_but_not_polders()
         worker
             .node
             .shell("udevadm trigger --subsystem-match=net --action=add; udevadm settle; ls /run/udev/data")
+            // udev's files for network interfaces begin with "n", e.g. n2.
             .contains('n')
     });
     // networkd deletes these on an uplink that it manages, even with `ManageForeignRoutes=no`.
@@ -286,7 +300,8 @@ fn networkd_with_udev_deletes_foreign_neighbours_and_next_hops_but_not_polders()
 fn networkd_ignores_polders_interfaces_only_with_the_shipped_files() {
     let (lab, pods) = lab("");
     let worker = &lab.workers[0];
-    // Without udev, networkd configures interfaces only where udev cannot run, as in a container: /sys is read-only.
+    // networkd waits for udev unless /sys is read-only, as in a container. This test has no udev, so /sys is made
+    // read-only.
     worker.node.shell("mount -o remount,bind,ro /sys");
     configure_networkd(worker, &file_for("eth0", "yes", "192.0.2.5/24"));
     without_packet_loss(&pods, || networkd(worker, "networkd").kill());
@@ -296,17 +311,18 @@ fn networkd_ignores_polders_interfaces_only_with_the_shipped_files() {
     worker.node.shell("rm /etc/systemd/network/00-polder.network");
     // networkd may be stopped before the repair is recorded: try again.
     let mut attempts = 0;
-    wait::until("what it does to be put right", || {
+    wait::until("the repair of networkd's changes", || {
         attempts += 1;
         let networkd = networkd(worker, &format!("networkd-{attempts}"));
         let repairs = worker.status()["repairs"].clone();
         networkd.kill();
-        let is_its = |repair: &Value| repair["changes"].to_string().contains("192.0.2.6");
-        if repairs.as_array().unwrap().iter().any(is_its) { Ok(()) } else { Err(repairs.to_string()) }
+        let is_repair_of_networkd = |repair: &Value| repair["changes"].to_string().contains("192.0.2.6");
+        let is_repaired = repairs.as_array().unwrap().iter().any(is_repair_of_networkd);
+        if is_repaired { Ok(()) } else { Err(repairs.to_string()) }
     });
     problem(worker, "systemd-networkd is running and no .network");
     // The repair of networkd's last changes may still be in progress.
-    wait::until("all pods to talk again", || match cut_off(&pods, Families::DUAL) {
+    wait::until("all pods to reach each other again", || match cut_off(&pods, Families::DUAL) {
         cut if cut.is_empty() => Ok(()),
         cut => Err(format!("{cut:?}")),
     });

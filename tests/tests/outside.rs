@@ -1,6 +1,6 @@
 //! Pods and hosts that are not pods: their own node, other nodes, and a host outside the cluster.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::net::IpAddr;
 

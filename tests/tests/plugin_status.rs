@@ -1,7 +1,7 @@
 //! STATUS of the plugins. Kubernetes evicts the running pods of a node whose STATUS fails: it must not fail while pods
 //! that were connected since the machine booted are running, even if an ADD would fail.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use polder_tests::agent::Worker;
 use polder_tests::cni::{conf, message};

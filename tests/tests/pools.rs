@@ -1,6 +1,6 @@
 //! Pools that are added, chosen, drained, removed and exhausted while the cluster runs.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

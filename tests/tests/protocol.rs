@@ -7,7 +7,7 @@
 //! `polder` does not have: hairpin and promiscuous mode, VLANs, MAC spoofing checks as an option (they are always on),
 //! several subnets in one pool.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::process::Output;
 

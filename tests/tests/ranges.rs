@@ -1,6 +1,6 @@
 //! Pools whose ranges the nodes need for other purposes, or that pods cannot use: rejected, reported, and removed.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use polder_tests::agent::Worker;
 use polder_tests::matrix::assert_flat;

@@ -1,6 +1,6 @@
 //! A node becomes ready when a live peer answers on the pod path. It reports the probe result of each peer.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use polder_tests::agent::{CNI_CONF, Worker};
 use polder_tests::matrix::assert_flat;

@@ -1,6 +1,6 @@
 //! An etcd that answers but refuses writes: it has no space left, or its users and roles do not permit them.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -41,7 +41,7 @@ fn problem(worker: &Worker, words: &[&str]) -> Option<String> {
 }
 
 fn wait_for_problem(worker: &Worker, words: &[&str]) -> String {
-    wait::within(NOTICE_TIMEOUT, &format!("{} to say what etcd refuses", worker.name()), || {
+    wait::within(NOTICE_TIMEOUT, &format!("{} to report the write that etcd refuses", worker.name()), || {
         problem(worker, words).ok_or_else(|| worker.try_status().unwrap_or_default().to_string())
     })
 }
@@ -171,7 +171,7 @@ fn a_removed_node_does_not_serve_while_it_cannot_confirm_that_its_pods_are_gone(
     let reports =
         |words: &str| removed.try_status().is_ok_and(|status| status["reasons"].to_string().contains(words));
     wait::until_true("the confirmation to be refused", || count_log_lines(removed, NO_SPACE) > 0);
-    wait::until_true("the node to say that it was removed", || reports("was removed from the cluster"));
+    wait::until_true("the node to report its removal", || reports("was removed from the cluster"));
     let error = removed.try_pod("after", &Worker::netconf("1.1.0")).map(drop).unwrap_err();
     assert!(error["code"] == 103 && error["msg"].as_str().unwrap().contains("was removed"), "{error}");
 

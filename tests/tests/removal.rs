@@ -1,6 +1,6 @@
 //! Removed nodes, nodes with the name of another node, and blocks that are released.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::path::Path;
 

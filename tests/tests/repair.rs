@@ -1,6 +1,6 @@
 //! Changes of Polder's kernel state by other programs: the kernel reports them, the agent repairs and records them.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ fn repairs(worker: &Worker) -> u64 {
 
 /// Waits for a repair with these words, after the first `earlier` repairs. Returns it.
 fn repair(worker: &Worker, earlier: u64, words: &str) -> Value {
-    worker.wait_for_status(&format!("a repair that says {words:?}"), |status| {
+    worker.wait_for_status(&format!("a repair that contains {words:?}"), |status| {
         let new = usize::try_from(status["repair_count"].as_u64()? - earlier).unwrap();
         let mut repairs = status["repairs"].as_array()?.iter().rev().take(new);
         repairs.find(|repair| repair["changes"].to_string().contains(words)).cloned()
@@ -144,7 +144,7 @@ fn foreign_changes_are_repaired_and_listed_in_the_status() {
         wait_until_idle(worker);
         let earlier = repairs(worker);
         sh(disturbance);
-        wait::until(&format!("{disturbance:?} to be put right"), || {
+        wait::until(&format!("{disturbance:?} to be repaired"), || {
             difference(worker, &before).map_or(Ok(()), Err)
         });
         repair(worker, earlier, words);

@@ -1,6 +1,6 @@
 //! Addresses that are reserved for workloads by name, on any node.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::net::IpAddr;
 

@@ -1,6 +1,6 @@
 //! One etcd user per node: the writes that etcd permits, and those that it refuses.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::path::{Path, PathBuf};
 

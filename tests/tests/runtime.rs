@@ -1,6 +1,6 @@
 //! A real container runtime: the guarantees of Kubernetes for the containers of a pod, and between pods.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use polder_tests::fabric::Families;
 use polder_tests::runtime::{Release, Runtime, Sandbox};

@@ -1,7 +1,7 @@
 //! Services as kube-proxy implements them, with NAT on every node: a pod's packet must pass the node's IP stack once,
 //! and the server sees the sender's address.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::net::IpAddr;
 

@@ -1,6 +1,6 @@
 //! The cluster when etcd loses, corrupts or replaces its records.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::time::{Duration, Instant};
 

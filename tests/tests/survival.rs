@@ -1,6 +1,6 @@
 //! The cluster while parts of Polder do not run.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use polder_tests::agent::Worker;
 use polder_tests::kernel_state::{assert_unchanged, kernel_state};

@@ -1,6 +1,6 @@
 //! The agent as a service, under a real systemd: the unit, and `scripts/install` on a running machine.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -42,7 +42,7 @@ fn systemd_accepts_the_unit_and_rates_it_as_well_confined() {
     let install = |arguments: &str| run("sh", &["-ec", &install(&format!("--root {root} {arguments}"))]);
     let verify = || {
         let message = run("systemd-analyze", &["verify", "--man=no", &rooted, "polder-agent.service"]);
-        assert_eq!(message, ["", ""], "systemd has something to say of the unit");
+        assert_eq!(message, ["", ""], "systemd reports problems of the unit");
     };
     let exposure = |most: &str| {
         let threshold = format!("--threshold={most}");
@@ -132,7 +132,7 @@ fn the_agent_works_as_a_confined_service_and_pods_outlive_its_restarts() {
     // Changes by other programs are repaired, in the kernel and below /proc/sys/net.
     machine
         .shell("ip neigh flush dev polder0 nud permanent; sysctl -q net.ipv4.conf.polder0.send_redirects=1");
-    wait::until_true("the setting to be put right", || {
+    wait::until_true("the setting to be restored", || {
         machine.shell("sysctl -n net.ipv4.conf.polder0.send_redirects").trim() == "0"
     });
     wait::until_true("the pod to be reached again", || {

@@ -1,6 +1,6 @@
 //! Rare actions of runtimes, other plugins and operators that must not cause failures.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use polder_tests::agent::{Pending, Worker};
 use polder_tests::cni::code;

@@ -1,6 +1,6 @@
 //! Another release of the agent runs on a node, and then this one again. Its pods communicate meanwhile.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::fs;
 use std::path::Path;

@@ -3,7 +3,7 @@
 //! In every test the forged packets are sent first, then a genuine one on the same path. When that has arrived, the
 //! others would have arrived too.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod wire {
     pub(crate) mod stage;

@@ -74,6 +74,17 @@ pub enum InvalidCni {
         /// Type of the second plugin.
         second: String,
     },
+    /// The runtime would pass the values of the capability to both entries, which would configure the same thing.
+    #[error(
+        "capability {capability} is declared by two entries of plugin {plugin}: only one may declare it, remove it \
+         from the other"
+    )]
+    DeclaredTwice {
+        /// The capability.
+        capability: String,
+        /// Type of the plugin.
+        plugin: String,
+    },
 }
 
 /// The section as written, with defaults.
@@ -159,7 +170,12 @@ fn one_plugin_for_each_capability(chain: &[Value]) -> Result<(), ConfigError> {
         for (capability, _) in declared.filter(|(_, is_on)| **is_on == Value::Bool(true)) {
             if let Some(owner) = owners.insert(capability, name) {
                 let (capability, first, second) = (capability.clone(), owner.to_owned(), name.to_owned());
-                return value("cni.chain", InvalidCni::TwoOwners { capability, first, second });
+                let problem = if first == second {
+                    InvalidCni::DeclaredTwice { capability, plugin: first }
+                } else {
+                    InvalidCni::TwoOwners { capability, first, second }
+                };
+                return value("cni.chain", problem);
             }
         }
     }

@@ -29,11 +29,11 @@ pub enum ConfigError {
     /// one fault: file, line number and problem.
     ///
     /// Remedy: correct each named line of the file, and check it with `polder-agent --check-config`.
-    #[error("{lines}", lines = in_file(path, faults))]
+    #[error("{lines}", lines = fault_lines(path, faults))]
     Parse {
         /// The file.
         path: PathBuf,
-        /// The faults, in the order of the keys.
+        /// The faults, sorted by key.
         faults: Vec<FileFault>,
     },
     /// An environment variable with the prefix of Polder is invalid.
@@ -76,7 +76,7 @@ pub enum ConfigError {
     /// The combination of file, variables and flags cannot be written as TOML for `--print-config`.
     ///
     /// Remedy: correct the named key in the file, the variables or the flags.
-    #[error("the combination of file, variables and flags is invalid: {0}")]
+    #[error("cannot print the configuration as TOML: {0}")]
     NotPrinted(toml::ser::Error),
     /// The default node name cannot be determined.
     #[error(transparent)]
@@ -84,7 +84,7 @@ pub enum ConfigError {
 }
 
 /// One line for each fault.
-fn in_file(path: &Path, faults: &[FileFault]) -> String {
+fn fault_lines(path: &Path, faults: &[FileFault]) -> String {
     let line = |fault: &FileFault| format!("{}:{}: {}", path.display(), fault.line, fault.problem);
     faults.iter().map(line).collect::<Vec<_>>().join("\n")
 }
@@ -146,7 +146,7 @@ pub enum InvalidVariable {
     /// Remedy: set the variable to a text in UTF-8.
     #[error("the value is not UTF-8")]
     NotUtf8,
-    /// Two variables differ only in upper and lower case, which does not count.
+    /// Two variables set the same key: their names differ only in case, and names are case-insensitive.
     #[error("{other} sets the same key: remove one of them")]
     SameKey {
         /// The other variable.

@@ -107,7 +107,7 @@ impl EtcdFile {
     pub(super) fn check(self) -> Result<EtcdConfig, ConfigError> {
         let has_files = self.ca.is_some() || self.cert.is_some() || self.key.is_some();
         let is_secure = match &self.discovery_srv {
-            Some(domain) => is_domain_alone(domain, &self.endpoints).map(|()| has_files)?,
+            Some(domain) => check_domain_alone(domain, &self.endpoints).map(|()| has_files)?,
             None => is_secure(&self.endpoints)?,
         };
         if !is_secure && has_files {
@@ -163,7 +163,7 @@ impl EtcdFile {
 }
 
 /// Fails unless the value is a domain name and no endpoints are set.
-fn is_domain_alone(domain: &str, endpoints: &[String]) -> Result<(), ConfigError> {
+fn check_domain_alone(domain: &str, endpoints: &[String]) -> Result<(), ConfigError> {
     const KEY: &str = "etcd.discovery_srv";
     if !endpoints.is_empty() {
         return value(KEY, InvalidEtcd::DiscoveryAndEndpoints);

@@ -68,7 +68,7 @@ fn every_error_of_a_file_is_reported_with_its_line_and_key() {
         "resync_seconds = \"60s\"\nhttp = \":9474\"\n[ipam]\ncooldown_seconds = 60\ngrace_seconds = -1\n\
          [labels]\nzone = 1\n[etcd]\nendpoints = \"http://a:1\"\nsurprise = 1\n",
     );
-    for sign in [
+    for expected in [
         "agent.toml:1: resync_seconds: invalid type: string \"60s\", expected a whole number: use a number of \
          seconds, e.g. 60",
         "agent.toml:2: http: \":9474\" is not an address with a port",
@@ -77,7 +77,7 @@ fn every_error_of_a_file_is_reported_with_its_line_and_key() {
         "agent.toml:9: etcd.endpoints: ",
         "agent.toml:10: unknown field `surprise`",
     ] {
-        assert!(error.contains(sign), "{sign} in {error}");
+        assert!(error.contains(expected), "{error} does not contain {expected:?}");
     }
     assert_eq!(error.lines().count(), 6, "{error}");
     assert_eq!(check(&format!("http = \"localhost:1\"\n{ETCD}")).unwrap().http.to_string(), "127.0.0.1:1");
@@ -132,7 +132,7 @@ fn invalid_values_and_combinations_are_refused_with_the_reason() {
         ("[underlay]\naddresses = [\"10.0.0.1\", \"10.0.0.2\"]", "more than one IPv4 address"),
     ] {
         let error = refused(text);
-        assert!(error.contains(problem), "{text:?} says {error:?}, not {problem:?}");
+        assert!(error.contains(problem), "{text:?}: error {error:?} does not contain {problem:?}");
     }
 }
 
@@ -160,7 +160,8 @@ fn invalid_pools_are_refused_with_the_reason() {
         ("[\"10.0.0.0/8\", \"10.1.0.0/16\"]", "10.1.0.0/16 and 10.0.0.0/8 overlap"),
     ] {
         let error = refused(&format!("{ETCD}[bootstrap]\npools = {pools}"));
-        assert!(error.starts_with("bootstrap.pools: ") && error.contains(problem), "{pools} says {error:?}");
+        let has_problem = error.starts_with("bootstrap.pools: ") && error.contains(problem);
+        assert!(has_problem, "{pools}: error {error:?} does not contain {problem:?}");
     }
 }
 
@@ -226,7 +227,10 @@ fn other_plugins_can_be_chained_and_invalid_chains_are_refused() {
     let newer = chain(&format!("version = \"1.1.0\"\nchain = [{portmap}]")).unwrap().network;
     assert_eq!(newer.versions.last(), Some(&"1.1.0"));
     for (cni, problem) in [
-        (format!("chain = [{portmap}, {portmap}]"), "portMappings is declared by both portmap and portmap"),
+        (
+            format!("chain = [{portmap}, {portmap}]"),
+            "portMappings is declared by two entries of plugin portmap",
+        ),
         (
             "chain = [{ type = \"tuning\", capabilities = { mac = true } }]".to_owned(),
             "capability mac is declared by both polder and tuning: only one plugin may declare it, remove it from \
@@ -241,7 +245,7 @@ fn other_plugins_can_be_chained_and_invalid_chains_are_refused() {
         ("name = \"polder.probe\"".to_owned(), "cni.name"),
     ] {
         let error = chain(&cni).expect_err(&cni).to_string();
-        assert!(error.contains(problem), "{cni} says {error:?}, not {problem:?}");
+        assert!(error.contains(problem), "{cni}: error {error:?} does not contain {problem:?}");
     }
 }
 

@@ -170,7 +170,7 @@ mod tests {
         Line::parse_from([&["polderctl"], arguments].concat()).credentials
     }
 
-    fn is_usage<T>(result: Result<T, NoCredentials>, part: &str) {
+    fn assert_usage_error<T>(result: Result<T, NoCredentials>, part: &str) {
         match result {
             Err(NoCredentials::Usage(problem)) => assert!(problem.to_string().contains(part), "{problem}"),
             Err(NoCredentials::File(problem)) => panic!("{problem}"),
@@ -180,14 +180,14 @@ mod tests {
 
     #[test]
     fn a_certificate_needs_its_key_and_a_user_one_password() {
-        is_usage(parse(&["--etcd-cert", "a"]).certificate(), "needs its key");
-        is_usage(parse(&["--etcd-key", "a"]).certificate(), "needs its key");
-        is_usage(parse(&["--etcd-user", "a"]).user(None), "set the password");
-        is_usage(parse(&["--etcd-user", ""]).user(Some("p".into())), "--etcd-user is empty");
-        is_usage(parse(&["--etcd-user", "a"]).user(Some(String::new())), "is empty");
-        is_usage(parse(&[]).user(Some("p".into())), "no user");
+        assert_usage_error(parse(&["--etcd-cert", "a"]).certificate(), "needs its key");
+        assert_usage_error(parse(&["--etcd-key", "a"]).certificate(), "needs its key");
+        assert_usage_error(parse(&["--etcd-user", "a"]).user(None), "set the password");
+        assert_usage_error(parse(&["--etcd-user", ""]).user(Some("p".into())), "--etcd-user is empty");
+        assert_usage_error(parse(&["--etcd-user", "a"]).user(Some(String::new())), "is empty");
+        assert_usage_error(parse(&[]).user(Some("p".into())), "no user");
         let both = ["--etcd-user", "a", "--etcd-password-file", "/x"];
-        is_usage(parse(&both).user(Some("p".into())), "both are set");
+        assert_usage_error(parse(&both).user(Some("p".into())), "both are set");
         let user = parse(&["--etcd-user", "a"]).user(Some("p".into())).unwrap().unwrap();
         assert_eq!((user.name.as_str(), user.password.0.as_str()), ("a", "p"));
     }

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use super::{Endpoint, NoEndpoint, Open};
+use super::{Endpoint, NoEndpoint, OpenEndpoint};
 use crate::board::Board;
 use crate::config::StoreConfig;
 use crate::kernel::endpoint::{EndpointError, interface};
@@ -33,7 +33,7 @@ use crate::owner::Owner;
 use crate::wiring::wiring;
 
 /// Pause between two checks of the endpoint.
-const LOOK: Duration = Duration::from_secs(2);
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Pause before the next attempt, after creation failed.
 const RETRY: Duration = Duration::from_secs(60);
@@ -67,8 +67,8 @@ impl Task {
                 if self.node.config.probe_peers {
                     warn!("{reason}");
                 }
-                release(&self.node).await;
-                drop(self.endpoint.send_replace(Endpoint::Without(reason)));
+                release(&self.node, "when the agent starts again").await;
+                drop(self.endpoint.send_replace(Endpoint::Unavailable(reason)));
                 return pending().await;
             }
         };
@@ -78,27 +78,27 @@ impl Task {
 }
 
 /// Keeps the endpoint in place. Never returns.
-async fn keep<W: EndpointHost>(workshop: W, namespace: Arc<File>, endpoint: watch::Sender<Endpoint>) {
-    let mut passes = workshop.board().passes.changes();
-    let mut holdings = workshop.board().membership.changes();
-    let mut keeper = Keeper { workshop, namespace, endpoint, made: None, failed: None };
+async fn keep<W: EndpointHost>(host: W, namespace: Arc<File>, endpoint: watch::Sender<Endpoint>) {
+    let mut passes = host.board().passes.changes();
+    let mut membership_changes = host.board().membership.changes();
+    let mut keeper = Keeper { host, namespace, endpoint, made: None, failed: None };
     loop {
         passes.mark_unchanged();
-        holdings.mark_unchanged();
-        let endpoint = keeper.tend().await;
+        membership_changes.mark_unchanged();
+        let endpoint = keeper.ensure_endpoint().await;
         keeper.publish(endpoint);
         // All branches are cancel-safe: a change that is not received now is received in the next iteration.
         tokio::select! {
             _ = passes.changed() => {}
-            _ = holdings.changed() => {}
-            () = sleep(LOOK) => {}
+            _ = membership_changes.changed() => {}
+            () = sleep(CHECK_INTERVAL) => {}
         }
     }
 }
 
 /// A new network namespace, which exists as long as the file is open.
 fn new_namespace() -> io::Result<File> {
-    namespace::in_a_new_one(|| File::open("/proc/thread-self/ns/net"))?
+    namespace::run_in_new(|| File::open("/proc/thread-self/ns/net"))?
 }
 
 /// Why the endpoint cannot be created.
@@ -107,12 +107,12 @@ enum NotMade {
     /// The interfaces of an earlier endpoint cannot be deleted.
     #[error(transparent)]
     Earlier(#[from] NotDeleted),
-    /// Its addresses cannot be added to the packet filter.
+    /// The endpoint's addresses cannot be added to the packet filter.
     ///
-    /// Remedy: correct the kernel's error at the end of the text. The agent retries after 60 s.
-    #[error("cannot add it to the packet filter")]
+    /// Remedy: correct the cause that the kernel reports at the end of the text. The agent retries after 60 s.
+    #[error("cannot add the addresses of the probe endpoint to the packet filter")]
     Admission(#[source] Error),
-    /// Its interfaces cannot be created.
+    /// The endpoint's interfaces cannot be created.
     #[error(transparent)]
     Interfaces(#[from] EndpointError),
 }
@@ -153,11 +153,11 @@ trait EndpointHost {
     fn release(&self) -> impl Future<Output = ()> + Send;
 
     /// Publishes the endpoint's addresses to the peers.
-    fn tell_peers(&self);
+    fn publish_to_peers(&self);
 }
 
 struct Keeper<W> {
-    workshop: W,
+    host: W,
     namespace: Arc<File>,
     endpoint: watch::Sender<Endpoint>,
     made: Option<Made>,
@@ -167,19 +167,19 @@ struct Keeper<W> {
 
 /// The created endpoint, with the values to check that it is still in place.
 struct Made {
-    open: Arc<Open>,
+    endpoint: Arc<OpenEndpoint>,
     wiring: Wiring,
     index: IfIndex,
 }
 
 impl<W: EndpointHost> Keeper<W> {
     /// Creates the endpoint, if it should exist and does not exist.
-    async fn tend(&mut self) -> Endpoint {
-        let board = self.workshop.board();
-        if board.registration().serving_obstacle().is_some() {
-            // The task that disconnects the pods also releases its addresses.
+    async fn ensure_endpoint(&mut self) -> Endpoint {
+        let board = self.host.board();
+        if board.registration().not_serving_reason().is_some() {
+            // The registrar releases the endpoint's addresses when it disconnects the pods of a removed node.
             if self.made.take().is_some()
-                && let Err(error) = self.workshop.delete().await
+                && let Err(error) = self.host.delete().await
             {
                 warn!(%error, "cannot delete the interfaces of the probe endpoint");
             }
@@ -187,7 +187,7 @@ impl<W: EndpointHost> Keeper<W> {
         }
         let (view, pass) = (board.view(), board.pass().unwrap_or_default());
         let families = view.families();
-        let in_place = |family: &Family| pass.gateways.iter().any(|own| Family::of(*own) == *family);
+        let in_place = |family: &Family| pass.gateways.iter().any(|gateway| Family::of(*gateway) == *family);
         let (Some(cluster), true) = (&view.cluster, !families.is_empty() && families.iter().all(in_place))
         else {
             return self.current();
@@ -195,20 +195,20 @@ impl<W: EndpointHost> Keeper<W> {
         if let Some((at, reason)) = &self.failed
             && at.elapsed() < RETRY
         {
-            return Endpoint::Without(reason.clone());
+            return Endpoint::Unavailable(reason.clone());
         }
         let cluster = Arc::clone(&cluster.record);
-        if !self.workshop.fits(families.clone()).await {
-            self.give_up().await;
+        if !self.host.fits(families.clone()).await {
+            self.discard_and_release().await;
         }
         let mtu = pass.mtu;
-        let held = match self.workshop.allocate(families, mtu).await {
+        let held = match self.host.allocate(families, mtu).await {
             Ok(Some(held)) => AttachmentEntry { mtu, ..held },
-            Ok(None) => return Endpoint::Without(NoEndpoint::NoAddress),
-            Err(error) => return Endpoint::Without(NoEndpoint::NotSaved(error)),
+            Ok(None) => return Endpoint::Unavailable(NoEndpoint::NoAddress),
+            Err(error) => return Endpoint::Unavailable(NoEndpoint::NotSaved(error)),
         };
         let host_interface = interface(cluster.attach);
-        let wiring = Wiring { host_interface, ..self.workshop.wiring(&cluster, &held) };
+        let wiring = Wiring { host_interface, ..self.host.wiring(&cluster, &held) };
         if self.is_made(&wiring).await {
             return self.current();
         }
@@ -218,14 +218,14 @@ impl<W: EndpointHost> Keeper<W> {
                 self.failed = None;
                 info!(addresses = ?held.addresses, "probe endpoint created");
                 // Publishes the new addresses to the peers.
-                self.workshop.tell_peers();
+                self.host.publish_to_peers();
             }
             Err(error) => {
                 let reason = NoEndpoint::NotCreated(SharedError::new(error));
                 warn!("{reason}");
                 self.failed = Some((Instant::now(), reason));
                 // A published address without an endpoint would be reported as a fault by peers.
-                self.give_up().await;
+                self.discard_and_release().await;
             }
         }
         self.current()
@@ -233,39 +233,39 @@ impl<W: EndpointHost> Keeper<W> {
 
     fn current(&self) -> Endpoint {
         match (&self.made, &self.failed) {
-            (Some(made), _) => Endpoint::Open(Arc::clone(&made.open)),
-            (None, Some((_, reason))) => Endpoint::Without(reason.clone()),
+            (Some(made), _) => Endpoint::Open(Arc::clone(&made.endpoint)),
+            (None, Some((_, reason))) => Endpoint::Unavailable(reason.clone()),
             (None, None) => Endpoint::Awaited,
         }
     }
 
     async fn is_made(&self, wiring: &Wiring) -> bool {
         let Some(made) = &self.made else { return false };
-        let found = self.workshop.index_of(wiring.host_interface.clone()).await;
-        // If the kernel cannot be read, assume that it still exists.
+        let found = self.host.index_of(wiring.host_interface.clone()).await;
+        // If the interface cannot be read, assume that it still exists.
         made.wiring == *wiring && found.unwrap_or(Some(made.index)) == Some(made.index)
     }
 
     async fn make(&mut self, cluster: &ClusterRecord, wiring: Wiring) -> Result<(), NotMade> {
-        // The interfaces of a killed agent disappear with its namespace, shortly after its end.
-        self.workshop.delete().await?;
-        let index = self.workshop.make(Arc::clone(&self.namespace), cluster, wiring.clone()).await?;
-        let addresses = wiring.addresses.iter().map(|own| own.address).collect();
-        let open = Arc::new(Open { namespace: Arc::clone(&self.namespace), addresses });
-        self.made = Some(Made { open, wiring, index });
+        // The interfaces of a killed agent may still exist: the kernel deletes its network namespace with a delay.
+        self.host.delete().await?;
+        let index = self.host.make(Arc::clone(&self.namespace), cluster, wiring.clone()).await?;
+        let addresses = wiring.addresses.iter().map(|pod_address| pod_address.address).collect();
+        let endpoint = Arc::new(OpenEndpoint { namespace: Arc::clone(&self.namespace), addresses });
+        self.made = Some(Made { endpoint, wiring, index });
         Ok(())
     }
 
-    async fn give_up(&mut self) {
+    async fn discard_and_release(&mut self) {
         self.made = None;
-        self.workshop.release().await;
+        self.host.release().await;
     }
 
     fn publish(&self, endpoint: Endpoint) {
         self.endpoint.send_if_modified(|known| {
             let changed = match (&*known, &endpoint) {
                 (Endpoint::Open(known), Endpoint::Open(now)) => !Arc::ptr_eq(known, now),
-                (Endpoint::Without(known), Endpoint::Without(now)) => known != now,
+                (Endpoint::Unavailable(known), Endpoint::Unavailable(now)) => known != now,
                 (Endpoint::Awaited, Endpoint::Awaited) => false,
                 _ => true,
             };
@@ -313,7 +313,7 @@ impl EndpointHost for OnNode {
         wiring: Wiring,
     ) -> Result<IfIndex, NotMade> {
         let table = ruleset::table(cluster, &ruleset::Lengths::new());
-        let addresses = wiring.addresses.iter().map(|own| own.address).collect();
+        let addresses = wiring.addresses.iter().map(|pod_address| pod_address.address).collect();
         let pod = LocalPod { name: wiring.host_interface.clone(), mac: wiring.mac, addresses };
         self.node.pods.local.add(pod.clone());
         let admit = move |filter: &mut FilterSocket| kernel::admit_pod(filter, &table, &pod);
@@ -327,24 +327,24 @@ impl EndpointHost for OnNode {
     }
 
     async fn release(&self) {
-        release(&self.node).await;
+        release(&self.node, "after at most 60 s").await;
     }
 
-    fn tell_peers(&self) {
-        self.node.calls.registrar.ring();
+    fn publish_to_peers(&self) {
+        self.node.channels.registrar.wake();
     }
 }
 
-/// Releases the endpoint's addresses, if it has any.
-async fn release(node: &Node) {
+/// Releases the endpoint's addresses, if it has any. `retry` is the time of the next attempt, for the log.
+async fn release(node: &Node, retry: &str) {
     if node.ipam.run(|ipam| ipam.probe().is_none()).await {
         return;
     }
     if let Err(error) = delete_interfaces(node).await {
-        return warn!(%error, "cannot release the probe endpoint: will try again");
+        return warn!(%error, "cannot delete the interfaces of the probe endpoint: retrying {retry}");
     }
     if let Err(refusal) = teardown::release(node, &Attachment::of_probe(), LastAdd::Ended).await {
-        warn!(%refusal, "cannot release the probe endpoint: will try again");
+        warn!(%refusal, "cannot release the addresses of the probe endpoint: retrying {retry}");
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) struct Network {
 
 impl Network {
     /// The interfaces on the paths to peers, to etcd and out of the cluster.
-    pub(super) fn paths(&self, underlay: &Underlay) -> BTreeSet<IfIndex> {
+    pub(super) fn path_interfaces(&self, underlay: &Underlay) -> BTreeSet<IfIndex> {
         let uplinks = underlay.uplinks.values().map(|uplink| uplink.index);
         let peers = self.underlay_routes.values().flatten().map(|route| route.index);
         uplinks.chain(peers).chain(self.outward.asked.iter().copied()).collect()
@@ -96,13 +96,13 @@ pub(super) struct Repairing {
     /// The desired state when a pass last had no changes to make.
     pub(super) in_place: Option<DesiredDigest>,
     /// When another program changed Polder's kernel state; `None` if not since the last pass.
-    pub(super) rung: Option<Instant>,
+    pub(super) drift_at: Option<Instant>,
     /// When the kernel settings are checked again.
     pub(super) settings_due: Instant,
 }
 
 impl Default for Repairing {
     fn default() -> Self {
-        Self { pace: Pace::default(), in_place: None, rung: None, settings_due: Instant::now() }
+        Self { pace: Pace::default(), in_place: None, drift_at: None, settings_due: Instant::now() }
     }
 }

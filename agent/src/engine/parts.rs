@@ -8,7 +8,6 @@ use polder_netlink::IfIndex;
 use tokio::sync::{mpsc, watch};
 
 use super::OnNode;
-use crate::bell::Wake;
 use crate::board::{Chosen, Pass};
 use crate::config::Config;
 use crate::in_flight::InFlight;
@@ -21,6 +20,7 @@ use crate::probe::direct::DirectPaths;
 use crate::readiness::Readiness;
 use crate::repair::{DriftSignal, RepairLog};
 use crate::requests::PlanRequest;
+use crate::wake::WakeReceiver;
 
 /// The engine's inputs and its access to the kernel.
 #[derive(Debug)]
@@ -67,18 +67,18 @@ pub struct Entries {
 pub struct Expected {
     /// The settings of the host's end of each pod's pair; `None` before the first pass.
     pub pod_link: Option<PodLink>,
-    /// The foreign interfaces on the paths to peers, to etcd and out of the cluster; `None` while the node has no underlay
-    /// address, so that any interface may get it.
-    pub paths: Option<BTreeSet<IfIndex>>,
+    /// The foreign interfaces on the paths to peers, to etcd and out of the cluster; `None` while the node has no
+    /// underlay address, so that any interface may get it.
+    pub path_interfaces: Option<BTreeSet<IfIndex>>,
 }
 
 /// What wakes the engine, besides changes of its inputs.
 #[derive(Debug)]
 pub struct Wakes {
     /// Foreign kernel state or etcd's addresses changed.
-    pub underlay: Wake,
+    pub underlay: WakeReceiver,
     /// A new attachment has addresses that are not in the packet filter yet.
-    pub senders: Wake,
+    pub senders: WakeReceiver,
     /// Requests for the changes of the next pass.
     pub plans: mpsc::Receiver<PlanRequest>,
 }

@@ -90,7 +90,7 @@ impl<D: Datapath> Engine<D> {
         };
         let holdings = board.holdings();
         // Until the registrar has verified this node's identity, the kernel is left unchanged.
-        let forbidden = board.registration().serving_obstacle().is_some();
+        let forbidden = board.registration().not_serving_reason().is_some();
         let chosen = board.underlay();
         let is_cut_off = chosen.is_err();
         // Without an uplink, node-local state is still maintained.

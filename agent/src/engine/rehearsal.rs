@@ -19,12 +19,12 @@ pub async fn rehearse<D: Datapath>(
     let deadline = Instant::now() + max_wait;
     let board = engine.board().clone();
     let mut view = board.records.changes();
-    let mut holdings = board.membership.changes();
+    let mut membership_changes = board.membership.changes();
     let mut registration = board.membership.registrations();
     let mut endpoints = engine.tools.store_at.clone();
     loop {
         view.mark_unchanged();
-        holdings.mark_unchanged();
+        membership_changes.mark_unchanged();
         endpoints.mark_unchanged();
         let state = registration.borrow_and_update().clone();
         match &state {
@@ -49,7 +49,7 @@ pub async fn rehearse<D: Datapath>(
         };
         tokio::select! {
             _ = view.changed() => {}
-            _ = holdings.changed() => {}
+            _ = membership_changes.changed() => {}
             _ = registration.changed() => {}
             _ = endpoints.changed() => {}
             () = sleep_until(deadline) => return Err(reasons),

@@ -22,7 +22,6 @@ use tokio::sync::watch;
 
 use super::datapath::Wired;
 use super::*;
-use crate::bell::{Bell, bell};
 use crate::config::{Config, Flags};
 use crate::conflist::NotWritten;
 use crate::fixture::Fixture;
@@ -38,6 +37,7 @@ use crate::probe::NotProbed;
 use crate::probe::direct::{Direct, DirectPaths};
 use crate::readiness::Readiness;
 use crate::repair::{DriftSignal, RepairLog};
+use crate::wake::{WakeSender, wake_channel};
 
 /// A kernel that applies all changes, or cannot be read.
 #[derive(Clone, Default)]
@@ -49,8 +49,8 @@ struct State {
     is_unreadable: bool,
     snapshots: usize,
     route_deletions: usize,
-    /// Rung at the next read.
-    bell: Option<Bell>,
+    /// Woken at the next read.
+    woken_at_read: Option<WakeSender>,
     sysctls: std::path::PathBuf,
 }
 
@@ -73,7 +73,7 @@ impl Datapath for Fake {
     async fn snapshot(&self, table: Table) -> Result<Actual, Error> {
         self.with(|state| {
             state.snapshots += 1;
-            state.bell.take().iter().for_each(Bell::ring);
+            state.woken_at_read.take().iter().for_each(WakeSender::wake);
             if state.is_unreadable { Err(Error::Interrupted(1)) } else { Ok(state.model.actual(&table)) }
         })
     }
@@ -136,11 +136,11 @@ struct Harness {
     passes: watch::Receiver<Option<Arc<Pass>>>,
     repairs: watch::Receiver<RepairLog>,
     drift_signal: Arc<DriftSignal>,
-    senders: Bell,
+    senders: WakeSender,
     plans: mpsc::Sender<PlanRequest>,
     direct: watch::Sender<Arc<DirectPaths>>,
     running: Pin<Box<dyn Future<Output = ()>>>,
-    _others: (Bell, watch::Sender<Result<(), NotProbed>>, watch::Sender<Arc<Leases>>),
+    _others: (WakeSender, watch::Sender<Result<(), NotProbed>>, watch::Sender<Arc<Leases>>),
     _folder: tempfile::TempDir,
 }
 
@@ -167,7 +167,7 @@ impl Harness {
         let (looked_at, leases) = watch::channel(Arc::<Leases>::default());
         let (direct, direct_paths) = watch::channel(Arc::default());
         let (drift_signal, (senders, sender_wake), (underlay_changed, underlay_wake)) =
-            (Arc::<DriftSignal>::default(), bell(), bell());
+            (Arc::<DriftSignal>::default(), wake_channel(), wake_channel());
         let (plans, plans_asked) = mpsc::channel(1);
         let task = Task {
             tools: Tools {
@@ -211,7 +211,7 @@ impl Harness {
     async fn until(&mut self, is_so: impl Fn(&Pass) -> bool) -> Arc<Pass> {
         let wanted = |pass: &Option<Arc<Pass>>| pass.as_deref().is_some_and(&is_so);
         tokio::select! {
-            () = &mut self.running => panic!("it has ended"),
+            () = &mut self.running => panic!("the task ended"),
             pass = self.passes.wait_for(wanted) => Arc::clone(pass.unwrap().as_ref().unwrap()),
         }
     }
@@ -228,7 +228,7 @@ impl Harness {
     /// Lets the engine run for this time.
     async fn pass(&mut self, time: Duration) {
         tokio::select! {
-            () = &mut self.running => panic!("it has ended"),
+            () = &mut self.running => panic!("the task ended"),
             () = sleep(time) => {}
         }
     }
@@ -244,13 +244,13 @@ async fn passes_repeat_until_nothing_is_left_to_change_and_then_each_signal_caus
     assert!(harness.until(|pass| pass.count > 0).await.written > 0);
     let settled = harness.settled().await;
     assert!(harness.kernel.with(|state| !state.model.indexes.is_empty()));
-    harness.senders.ring();
+    harness.senders.wake();
     harness.until(|pass| pass.count > settled.count).await;
     harness.pass(Duration::from_secs(1)).await;
     assert_eq!(harness.count(), settled.count + 1);
     // The same while the engine works.
-    harness.kernel.with(|state| state.bell = Some(harness.senders.clone()));
-    harness.senders.ring();
+    harness.kernel.with(|state| state.woken_at_read = Some(harness.senders.clone()));
+    harness.senders.wake();
     harness.until(|pass| pass.count > settled.count + 1).await;
     harness.pass(Duration::from_secs(1)).await;
     assert_eq!(harness.count(), settled.count + 3);
@@ -293,14 +293,14 @@ async fn the_kernel_is_left_alone_until_the_node_is_known_to_be_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drift_is_planned_on_request_and_repaired_after_its_signal() {
+async fn a_foreign_change_is_shown_in_the_plan_and_repaired_after_the_drift_signal() {
     let mut harness = Harness::new(Fixture::new());
     harness.settled().await;
     let plan = async |harness: &mut Harness| {
         let (reply, planned) = oneshot::channel();
         harness.plans.try_send(reply).unwrap();
         tokio::select! {
-            () = &mut harness.running => panic!("it has ended"),
+            () = &mut harness.running => panic!("the task ended"),
             planned = planned => planned.unwrap().unwrap(),
         }
     };
@@ -311,7 +311,7 @@ async fn a_drift_is_planned_on_request_and_repaired_after_its_signal() {
         !planned.is_empty() && harness.kernel.with(|state| state.model.indexes.is_empty()),
         "{planned:?}"
     );
-    harness.drift_signal.ring(Some("process 7 (rm)".to_owned()));
+    harness.drift_signal.wake(Some("process 7 (rm)".to_owned()));
     harness.settled().await;
     assert!(!lost.indexes.is_empty() && harness.kernel.with(|state| !state.model.indexes.is_empty()));
     let repairs = harness.repairs.borrow().clone();

@@ -27,28 +27,28 @@ pub(super) struct Transitions {
     /// Their previous addresses, with the node and the end of validity.
     previous_underlay: BTreeMap<IpAddr, (NodeName, Instant)>,
     /// This node's previous addresses. The end of use is set once the node's record has the new address.
-    leaving: PerFamily<Option<(IpAddr, Option<Instant>)>>,
+    own_previous: PerFamily<Option<(IpAddr, Option<Instant>)>>,
 }
 
 impl Transitions {
     /// Updates from the current records of the peers.
     pub(super) fn observe(&mut self, peers: &[Peer], now: Instant) {
-        let mut still_there = BTreeMap::new();
+        let mut current_peers = BTreeMap::new();
         for peer in peers {
-            let before = self.peers.remove(&peer.name);
+            let old_record = self.peers.remove(&peer.name);
             // A new incarnation is another node.
-            let before = before.filter(|before| before.incarnation == peer.record.incarnation);
-            let before = before.iter().flat_map(|before| before.underlay.iter().copied());
-            let previous_underlay = before.filter(|address| !peer.record.underlay.contains(address));
+            let same_node = old_record.filter(|record| record.incarnation == peer.record.incarnation);
+            let old_addresses = same_node.iter().flat_map(|record| record.underlay.iter().copied());
+            let previous_underlay = old_addresses.filter(|address| !peer.record.underlay.contains(address));
             self.previous_underlay
                 .extend(previous_underlay.map(|address| (address, (peer.name.clone(), now + GRACE))));
-            still_there.insert(peer.name.clone(), Arc::clone(&peer.record));
+            current_peers.insert(peer.name.clone(), Arc::clone(&peer.record));
         }
-        self.peers = still_there;
+        self.peers = current_peers;
         self.previous_underlay.retain(|_, (name, until)| *until > now && self.peers.contains_key(name));
         for family in Family::BOTH {
-            let leaving = &mut self.leaving[family];
-            *leaving = leaving.take().filter(|(_, until)| until.is_none_or(|until| until > now));
+            let own_previous = &mut self.own_previous[family];
+            *own_previous = own_previous.take().filter(|(_, until)| until.is_none_or(|until| until > now));
         }
     }
 
@@ -61,8 +61,9 @@ impl Transitions {
         previous_underlay
     }
 
-    /// The underlay with the source addresses for tunnels: the addresses that the peers know, while this node has them.
-    /// `registered` are the addresses in the node's record, `own` all addresses of this node.
+    /// The underlay with the source address for tunnels: in each family the registered address, if this node still has
+    /// it, otherwise the current one. After the registration of a new address, the previous one stays in use for
+    /// [`OVERLAP`]. `registered` are the addresses in the node's record, `own` all addresses of this node.
     pub(super) fn sources(
         &mut self,
         underlay: &Underlay,
@@ -73,20 +74,20 @@ impl Transitions {
         let mut sources = underlay.clone();
         for family in Family::BOTH {
             let Some(uplink) = &mut sources.uplinks[family] else { continue };
-            let leaving = &mut self.leaving[family];
+            let own_previous = &mut self.own_previous[family];
             match registered.iter().copied().find(|address| Family::of(*address) == family) {
-                Some(known) if known != uplink.address => *leaving = Some((known, None)),
+                Some(known) if known != uplink.address => *own_previous = Some((known, None)),
                 _ => {
-                    if let Some((_, until)) = leaving {
+                    if let Some((_, until)) = own_previous {
                         until.get_or_insert(now + OVERLAP);
                     }
                 }
             }
-            let is_good = |(address, until): &(IpAddr, Option<Instant>)| {
+            let is_usable = |(address, until): &(IpAddr, Option<Instant>)| {
                 own.contains(address) && until.is_none_or(|until| until > now)
             };
-            *leaving = leaving.filter(is_good);
-            if let Some((address, _)) = leaving {
+            *own_previous = own_previous.filter(is_usable);
+            if let Some((address, _)) = own_previous {
                 uplink.address = *address;
             }
         }
@@ -95,8 +96,8 @@ impl Transitions {
 
     /// When the next of these addresses expires.
     pub(super) fn next(&self) -> Option<Instant> {
-        let leaving = self.leaving.values().filter_map(|(_, until)| *until);
-        leaving.chain(self.previous_underlay.values().map(|(_, until)| *until)).min()
+        let own_previous = self.own_previous.values().filter_map(|(_, until)| *until);
+        own_previous.chain(self.previous_underlay.values().map(|(_, until)| *until)).min()
     }
 }
 
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_peer_has_left_is_good_for_a_while() {
+    fn the_previous_address_of_a_peer_stays_valid_for_the_grace_period() {
         let (mut transitions, now) = (Transitions::default(), Instant::now());
         transitions.observe(&[peer("a", "10.0.0.2")], now);
         transitions.observe(&[peer("a", "10.0.0.3")], now);
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_is_gone_or_another_has_left_nothing() {
+    fn a_removed_peer_or_a_new_incarnation_has_no_previous_addresses() {
         let (mut transitions, now) = (Transitions::default(), Instant::now());
         transitions.observe(&[peer("a", "10.0.0.2")], now);
         transitions.observe(&[peer("b", "10.0.0.3")], now);
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn this_node_sends_from_its_old_address_until_the_others_know_the_new_one() {
+    fn this_node_sends_from_its_previous_address_until_peers_know_the_new_one() {
         let (mut transitions, now) = (Transitions::default(), Instant::now());
         let uplink = Uplink {
             address: ip("10.0.0.9"),
@@ -169,18 +170,22 @@ mod tests {
         };
         let underlay = Underlay { uplinks: PerFamily::new(Some(uplink), None), ..Underlay::default() };
         let both = BTreeSet::from([ip("10.0.0.1"), ip("10.0.0.9")]);
-        let mut from = |registered: &str, own: &BTreeSet<IpAddr>, at| {
+        let mut source_address = |registered: &str, own: &BTreeSet<IpAddr>, at| {
             transitions
                 .sources(&underlay, &[ip(registered)], own, at)
                 .address(Family::V4)
                 .unwrap()
                 .to_string()
         };
-        assert_eq!(from("10.0.0.1", &both, now), "10.0.0.1");
-        assert_eq!(from("10.0.0.9", &both, now), "10.0.0.1", "the others hear of it just now");
-        assert_eq!(from("10.0.0.9", &both, now + OVERLAP), "10.0.0.9");
+        assert_eq!(source_address("10.0.0.1", &both, now), "10.0.0.1");
+        assert_eq!(
+            source_address("10.0.0.9", &both, now),
+            "10.0.0.1",
+            "peers receive the new address only now"
+        );
+        assert_eq!(source_address("10.0.0.9", &both, now + OVERLAP), "10.0.0.9");
         // The node cannot send from an address that it no longer has.
-        assert_eq!(from("10.0.0.1", &both, now), "10.0.0.1");
-        assert_eq!(from("10.0.0.1", &BTreeSet::from([ip("10.0.0.9")]), now), "10.0.0.9");
+        assert_eq!(source_address("10.0.0.1", &both, now), "10.0.0.1");
+        assert_eq!(source_address("10.0.0.1", &BTreeSet::from([ip("10.0.0.9")]), now), "10.0.0.9");
     }
 }

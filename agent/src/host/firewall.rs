@@ -12,7 +12,7 @@ use polder_netlink::nft::TableFamily;
 use polder_netlink::nft::foreign::{BaseChain, BaseHook, ForeignVerdict, NamePattern, Policy, RuleCondition};
 
 use super::routing::Pods;
-use crate::kernel::surroundings::Filter;
+use crate::kernel::foreign_state::Filter;
 use crate::kernel::tunnel;
 
 /// The kernel's limit of nested jumps (`NFT_JUMP_STACK_SIZE`).
@@ -279,7 +279,7 @@ impl Filter {
     /// The problem, if the filter drops packets that arrive on another interface than the host replies on (reverse path
     /// filter), while pods of these families do not answer: packets between two nodes may use a direct path in one
     /// direction and a tunnel in the other.
-    pub fn reverse_path_problem(&self, closed: &BTreeSet<Family>) -> Option<String> {
+    pub fn reverse_path_problem(&self, failing: &BTreeSet<Family>) -> Option<String> {
         let drops = |family: &Family| {
             let is_dropped = |is_asymmetric: bool| {
                 let fulfils = |condition: &RuleCondition| match condition {
@@ -290,7 +290,7 @@ impl Filter {
             };
             self.judges(*family) && is_dropped(true) && !is_dropped(false)
         };
-        let family = closed.iter().find(|family| drops(family))?;
+        let family = failing.iter().find(|family| drops(family))?;
         let BaseChain { family: table_family, table, name, .. } = &self.base;
         let remedy = match self.owner() {
             Owner::Firewalld => {

@@ -2,7 +2,7 @@
 
 use polder_api::{BRIDGE, Family};
 
-use crate::kernel::surroundings::NeighbourLimits;
+use crate::kernel::foreign_state::NeighbourLimits;
 
 /// Maximum number of ports of a bridge: port numbers have ten bits, and 0 is not used (`BR_PORT_BITS` in
 /// `net/bridge/br_private.h`).

@@ -11,8 +11,8 @@ use polder_ipam::Cidr;
 use polder_netlink::route::metric;
 use polder_netlink::routing::{AnyRoute, AnyRule, LOCAL, MAIN, RouteAction, RuleCoverage, RuleTarget};
 
+use crate::kernel::foreign_state::Routing;
 use crate::kernel::state::Device;
-use crate::kernel::surroundings::Routing;
 
 /// Maximum number of reported routes, and of reported rules.
 const NAMED: usize = 8;

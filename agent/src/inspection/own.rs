@@ -91,12 +91,12 @@ pub(super) enum NotExamined {
     Ledger(#[from] LedgerError),
     /// The kernel returned an error when its interfaces and their addresses were read.
     ///
-    /// Remedy: correct the kernel's error at the end of the text. The check is retried.
+    /// Remedy: correct the cause that the kernel reports at the end of the text. The check is retried.
     #[error("cannot list the interfaces: {0}")]
     Interfaces(#[source] polder_netlink::Error),
     /// The network of a pod that is not in the ledger cannot be read from the kernel.
     ///
-    /// Remedy: correct the kernel's error at the end of the text. The check is retried.
+    /// Remedy: correct the cause that the kernel reports at the end of the text. The check is retried.
     #[error("cannot read the network of a pod: {0}")]
     Inside(#[source] polder_netlink::Error),
 }

@@ -59,7 +59,7 @@ pub(super) async fn carry_out(node: &Node, repair: OwnRepair) {
         OwnRepair::Withdraw { key, revision } => withdraw(node, key, *revision).await,
         OwnRepair::Restore(pod) => restore(node, pod).await,
         OwnRepair::Reconcile => {
-            node.calls.registrar.ring();
+            node.channels.registrar.wake();
             Ok(())
         }
     };
@@ -110,8 +110,8 @@ async fn restore(node: &Node, pod: &LivingPod) -> Result<(), NotRepaired> {
         return Ok(());
     }
     node.ipam.run(move |ipam| ipam.restore(held)).await?;
-    node.calls.publisher.ring();
+    node.channels.publisher.wake();
     // The packet filter needs its addresses.
-    node.calls.engine.ring();
+    node.channels.engine.wake();
     Ok(())
 }

@@ -22,13 +22,13 @@ const INSIDE: &str = "eth0";
 pub enum EndpointError {
     /// The kernel refused an operation.
     ///
-    /// Remedy: correct the kernel's error at the end of the text. The agent retries after 60 s.
-    #[error("cannot create its interfaces")]
+    /// Remedy: correct the cause that the kernel reports at the end of the text. The agent retries after 60 s.
+    #[error("cannot create the interfaces of the probe endpoint")]
     Netlink(#[from] Error),
     /// The endpoint's namespace cannot be entered.
     ///
     /// Remedy: give the agent the capability `SYS_ADMIN`, or set `probe_peers = false`.
-    #[error("cannot enter its network namespace")]
+    #[error("cannot enter the network namespace of the probe endpoint")]
     Namespace(#[from] std::io::Error),
     /// The bridge or the interface does not exist any more.
     ///
@@ -106,8 +106,8 @@ fn towards(wiring: &Wiring, bridge: Option<IfIndex>, index: IfIndex) -> Vec<Oper
     let neighbours =
         neighbours.map(|address| Neighbour { index: behind, address, mac: wiring.mac }.replace());
     if bridge.is_some() {
-        let forward = FdbEntry { index, mac: wiring.mac, to: Destination::Port };
-        return std::iter::once(forward.replace()).chain(neighbours).collect();
+        let fdb_entry = FdbEntry { index, mac: wiring.mac, to: Destination::Port };
+        return std::iter::once(fdb_entry.replace()).chain(neighbours).collect();
     }
     let routes = wiring.addresses.iter().map(|own| {
         let destination = host_prefix(own.address);

@@ -55,7 +55,7 @@ pub enum FeatureError {
     NoBridge(#[source] Error),
     /// The bridge that was created for the tests cannot be read.
     ///
-    /// Remedy: correct the kernel's error at the end of the text, and start polder-agent again.
+    /// Remedy: correct the cause that the kernel reports at the end of the text, and start polder-agent again.
     #[error("cannot read the test bridge trial from the kernel")]
     BridgeUnread(#[source] Error),
     /// The kernel has no veth pairs: its module is missing or not loaded.
@@ -63,7 +63,7 @@ pub enum FeatureError {
     NoVeth(#[source] Error),
     /// The interface that was created for the tests cannot be read.
     ///
-    /// Remedy: correct the kernel's error at the end of the text, and start polder-agent again.
+    /// Remedy: correct the cause that the kernel reports at the end of the text, and start polder-agent again.
     #[error("cannot read the test interface trialhost from the kernel")]
     InterfaceUnread(#[source] Error),
     /// The kernel rejects Polder's packet filter: a module of nftables is missing or not loaded.
@@ -93,7 +93,7 @@ impl Features {
             return Err(FeatureError::NotAllowed);
         }
         let ipv6 = sysctls.has_family(Family::V6);
-        match namespace::in_a_new_one(probe) {
+        match namespace::run_in_new(probe) {
             Ok(found) => found.map(|found| Self { ipv6, ..found }),
             Err(error) => {
                 info!(%error, "cannot create a network namespace: the kernel features are not tested at the start");

@@ -254,8 +254,8 @@ fn garbage(
             changes.push(KernelChange::DeleteAddress(device.clone(), *address));
         }
     }
-    let nobodys = have.pods.keys().filter(|name| !want.pods.contains_key(name));
-    changes.extend(nobodys.filter_map(|name| {
+    let orphaned = have.pods.keys().filter(|name| !want.pods.contains_key(name));
+    changes.extend(orphaned.filter_map(|name| {
         let index = actual.indexes.get(&Device::Pod(name.clone()))?;
         Some(KernelChange::DeletePod(name.clone(), *index))
     }));

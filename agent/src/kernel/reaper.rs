@@ -49,7 +49,7 @@ pub enum NotDeleted {
     Stopped(IfName),
     /// The interface cannot be looked up.
     ///
-    /// Remedy: correct the kernel's error at the end of the text. The deletion is retried.
+    /// Remedy: correct the cause that the kernel reports at the end of the text. The deletion is retried.
     #[error("cannot find {name}: {error}")]
     Find {
         /// The interface.
@@ -60,7 +60,7 @@ pub enum NotDeleted {
     },
     /// The kernel refused the deletion.
     ///
-    /// Remedy: correct the kernel's error at the end of the text. The deletion is retried.
+    /// Remedy: correct the cause that the kernel reports at the end of the text. The deletion is retried.
     #[error("cannot delete {name}: {error}")]
     Delete {
         /// The interface.
@@ -146,7 +146,7 @@ impl Reaper {
     }
 
     /// Ends the wait of the callers for the interface with that index, which is gone.
-    pub fn is_gone(&self, index: IfIndex) {
+    pub fn on_deleted(&self, index: IfIndex) {
         self.waiting.finish(index, &Ok(()));
     }
 }

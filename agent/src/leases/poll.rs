@@ -143,13 +143,13 @@ mod tests {
         let mut current = View::default();
         current.source = ViewSource::Store;
         let (watcher, view) = watch::channel(Arc::new(current));
-        let (leases, mut told) = watch::channel(Arc::<Leases>::default());
+        let (leases, mut receiver) = watch::channel(Arc::<Leases>::default());
         let (node, resync) = ("n1".parse().unwrap(), Duration::from_millis(1));
         let task = Task { node, resync, store, records: Records::new(view), leases };
         let running = tokio::spawn(task.run());
-        drop(timeout(max_wait, told.wait_for(|leases| leases.are_known())).await.unwrap().unwrap());
+        drop(timeout(max_wait, receiver.wait_for(|leases| leases.are_known())).await.unwrap().unwrap());
         watcher.send_modify(|view| Arc::make_mut(view).lost = Some("no answer".to_owned()));
-        drop(timeout(max_wait, told.wait_for(|leases| !leases.are_known())).await.unwrap().unwrap());
+        drop(timeout(max_wait, receiver.wait_for(|leases| !leases.are_known())).await.unwrap().unwrap());
         running.abort();
     }
 
@@ -172,13 +172,13 @@ mod tests {
         };
         write(Write::Put { key: lease("n2"), value: b"{}".to_vec() }).await;
         let (_follower, view) = watch::channel(Arc::new(current));
-        let (leases, told) = watch::channel(Arc::<Leases>::default());
+        let (leases, receiver) = watch::channel(Arc::<Leases>::default());
         let (node, resync) = ("n1".parse().unwrap(), Duration::from_secs(30));
         let task = Task { node, resync, store: store.clone(), records: Records::new(view), leases };
         let mut running = Box::pin(task.run());
         let mut go_on = async |time: Duration| {
-            assert!(timeout(time, &mut running).await.is_err(), "it has ended");
-            told.borrow().not_alive().map(|(name, _)| name.to_string()).collect::<Vec<_>>()
+            assert!(timeout(time, &mut running).await.is_err(), "the task ended");
+            receiver.borrow().not_alive().map(|(name, _)| name.to_string()).collect::<Vec<_>>()
         };
         assert_eq!(go_on(resync * 2 + MISSING_BEFORE_DEAD).await, ["n3"], "this node itself is not reported");
         write(Write::Delete { key: lease("n2") }).await;

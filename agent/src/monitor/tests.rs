@@ -6,10 +6,10 @@ use polder_netlink::neighbour::Neighbour;
 use tokio::time::timeout;
 
 use super::*;
-use crate::bell::{Wake, bell};
 use crate::in_flight::AttachmentLock;
 use crate::kernel::state::PodLink;
 use crate::local_pods::LocalPod;
+use crate::wake::{WakeReceiver, wake_channel};
 
 /// Port ids of a socket of the agent, and of another program.
 const OWN: u32 = 7;
@@ -44,11 +44,11 @@ impl Links for Fake {
     }
 }
 
-/// A listener and the bells that it rings.
+/// A listener, and the receivers of the tasks that it wakes.
 struct Fixture {
     listener: Listener<Fake>,
     expected: watch::Sender<Expected>,
-    underlay: Wake,
+    underlay: WakeReceiver,
     drift_signal: Arc<DriftSignal>,
 }
 
@@ -58,14 +58,14 @@ fn attachment() -> Attachment {
 
 /// A host with a bridge, a tunnel, a pod and an uplink.
 fn fixture() -> Fixture {
-    let (underlay_changed, underlay) = bell();
+    let (underlay_changed, underlay) = wake_channel();
     let drift_signal = Arc::<DriftSignal>::default();
     let pods = Arc::<LocalPods>::default();
     let name = attachment().host_interface();
     let addresses = vec![POD_ADDRESS.parse().unwrap()];
     pods.add(LocalPod { name: name.clone(), mac: POD_MAC, addresses });
     let pod_link = Some(PodLink { port: Some(Port::of_pod(true)), up: true, ipv4_forwarding: false });
-    let expected = watch::Sender::new(Expected { pod_link, paths: Some([UPLINK].into()) });
+    let expected = watch::Sender::new(Expected { pod_link, path_interfaces: Some([UPLINK].into()) });
     let task = Task {
         own: [OWN].into(),
         expected: expected.subscribe(),
@@ -82,24 +82,24 @@ fn fixture() -> Fixture {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Rung {
-    Nobody,
+enum Woken {
+    Neither,
     Underlay,
     Drift,
     Both,
 }
 
 impl Fixture {
-    /// Handles one event. Returns the bells that it rang.
-    async fn on_event(&mut self, what: EventKind, port: u32) -> Rung {
+    /// Handles one event. Returns the receivers that it woke.
+    async fn on_event(&mut self, what: EventKind, port: u32) -> Woken {
         self.listener.on_event(&Event { what, port });
-        let underlay = timeout(std::time::Duration::ZERO, self.underlay.rung()).await.is_ok();
-        let drift_signal = timeout(std::time::Duration::ZERO, self.drift_signal.rung()).await.is_ok();
+        let underlay = timeout(std::time::Duration::ZERO, self.underlay.woken()).await.is_ok();
+        let drift_signal = timeout(std::time::Duration::ZERO, self.drift_signal.woken()).await.is_ok();
         match (underlay, drift_signal) {
-            (false, false) => Rung::Nobody,
-            (true, false) => Rung::Underlay,
-            (false, true) => Rung::Drift,
-            (true, true) => Rung::Both,
+            (false, false) => Woken::Neither,
+            (true, false) => Woken::Underlay,
+            (false, true) => Woken::Drift,
+            (true, true) => Woken::Both,
         }
     }
 
@@ -148,8 +148,8 @@ fn neighbour(index: IfIndex, address: &str, mac: Option<Mac>) -> EventKind {
     EventKind::Neighbour { index, address, entry: mac.map(|mac| Neighbour { index, address, mac }) }
 }
 
-fn forward(mac: Mac, to: Option<Destination>, exists: bool) -> EventKind {
-    EventKind::Forward { index: ON_POD, mac, to, exists }
+fn fdb_entry(mac: Mac, to: Option<Destination>, exists: bool) -> EventKind {
+    EventKind::FdbEntry { index: ON_POD, mac, to, exists }
 }
 
 fn own_route(destination: &str, index: Option<IfIndex>, exists: bool) -> EventKind {
@@ -167,11 +167,14 @@ async fn a_change_of_polders_devices_and_routes_causes_a_pass_unless_the_agent_m
         own_route("10.0.0.0/26", Some(ON_BRIDGE), false),
         own_route("10.0.1.0/26", Some(ON_TUNNEL), true),
     ] {
-        assert_eq!(fixture.on_event(what.clone(), OTHER).await, Rung::Drift, "{what:?}");
-        assert_eq!(fixture.on_event(what.clone(), OWN).await, Rung::Nobody, "{what:?}");
+        assert_eq!(fixture.on_event(what.clone(), OTHER).await, Woken::Drift, "{what:?}");
+        assert_eq!(fixture.on_event(what.clone(), OWN).await, Woken::Neither, "{what:?}");
     }
-    assert_eq!(fixture.on_event(EventKind::ForwardingStopped { index: FOREIGN }, OTHER).await, Rung::Nobody);
-    assert_eq!(fixture.on_event(EventKind::Overrun, 0).await, Rung::Both, "anything may have changed");
+    assert_eq!(
+        fixture.on_event(EventKind::ForwardingStopped { index: FOREIGN }, OTHER).await,
+        Woken::Neither
+    );
+    assert_eq!(fixture.on_event(EventKind::Overrun, 0).await, Woken::Both, "anything may have changed");
 }
 
 #[tokio::test]
@@ -179,32 +182,32 @@ async fn a_foreign_interface_causes_work_only_on_a_path_or_while_there_is_no_und
     let mut fixture = fixture();
     let of = |index| [link(index, "eth0"), gone(index, "eth0"), EventKind::Address { index, global: false }];
     for what in of(UPLINK).into_iter().chain([EventKind::ForeignRoute]) {
-        assert_eq!(fixture.on_event(what.clone(), OTHER).await, Rung::Underlay, "{what:?}");
+        assert_eq!(fixture.on_event(what.clone(), OTHER).await, Woken::Underlay, "{what:?}");
     }
     for what in of(FOREIGN) {
-        assert_eq!(fixture.on_event(what.clone(), OTHER).await, Rung::Nobody, "{what:?}");
+        assert_eq!(fixture.on_event(what.clone(), OTHER).await, Woken::Neither, "{what:?}");
     }
     let address = EventKind::Address { index: FOREIGN, global: true };
     assert_eq!(
         fixture.on_event(address, OTHER).await,
-        Rung::Underlay,
+        Woken::Underlay,
         "it may be better than the current one"
     );
-    fixture.expected.send_modify(|expected| expected.paths = None);
+    fixture.expected.send_modify(|expected| expected.path_interfaces = None);
     for what in of(FOREIGN) {
-        assert_eq!(fixture.on_event(what.clone(), OTHER).await, Rung::Underlay, "{what:?}");
+        assert_eq!(fixture.on_event(what.clone(), OTHER).await, Woken::Underlay, "{what:?}");
     }
 }
 
 #[tokio::test]
 async fn a_device_is_polders_while_it_has_its_name_and_a_pods_interface_may_disappear() {
     let mut fixture = fixture();
-    assert_eq!(fixture.on_event(link(ON_BRIDGE, "renamed"), OTHER).await, Rung::Drift);
-    fixture.expected.send_modify(|expected| expected.paths = None);
-    assert_eq!(fixture.on_event(link(ON_BRIDGE, "renamed"), OTHER).await, Rung::Underlay);
-    assert_eq!(fixture.on_event(link(FOREIGN, BRIDGE), OTHER).await, Rung::Drift);
-    assert_eq!(fixture.on_event(gone(FOREIGN, BRIDGE), OTHER).await, Rung::Drift);
-    assert_eq!(fixture.on_event(gone(ON_POD, "whatever"), OTHER).await, Rung::Nobody);
+    assert_eq!(fixture.on_event(link(ON_BRIDGE, "renamed"), OTHER).await, Woken::Drift);
+    fixture.expected.send_modify(|expected| expected.path_interfaces = None);
+    assert_eq!(fixture.on_event(link(ON_BRIDGE, "renamed"), OTHER).await, Woken::Underlay);
+    assert_eq!(fixture.on_event(link(FOREIGN, BRIDGE), OTHER).await, Woken::Drift);
+    assert_eq!(fixture.on_event(gone(FOREIGN, BRIDGE), OTHER).await, Woken::Drift);
+    assert_eq!(fixture.on_event(gone(ON_POD, "whatever"), OTHER).await, Woken::Neither);
 }
 
 #[tokio::test]
@@ -212,26 +215,34 @@ async fn a_pods_interface_causes_a_pass_only_if_its_settings_are_wrong() {
     let mut fixture = fixture();
     let changed = |link: Link| EventKind::Link(Box::new(link));
     let right = pod(Some(Port::of_pod(true)));
-    assert_eq!(fixture.on_event(changed(right.clone()), OTHER).await, Rung::Nobody);
+    assert_eq!(fixture.on_event(changed(right.clone()), OTHER).await, Woken::Neither);
     assert_eq!(fixture.listener.kernel.reads, 0, "the notification has its state");
     // An older notification of a change that was completed since.
     fixture.listener.kernel.link = Some(right);
-    assert_eq!(fixture.on_event(changed(pod(None)), OTHER).await, Rung::Nobody);
-    assert_eq!(fixture.on_event(EventKind::Port { index: ON_POD }, OTHER).await, Rung::Nobody);
+    assert_eq!(fixture.on_event(changed(pod(None)), OTHER).await, Woken::Neither);
+    assert_eq!(fixture.on_event(EventKind::Port { index: ON_POD }, OTHER).await, Woken::Neither);
     for wrong in
         [pod(None), pod(Some(Port::of_pod(false))), Link { up: false, ..pod(Some(Port::of_pod(true))) }]
     {
         fixture.listener.kernel.link = Some(wrong.clone());
-        assert_eq!(fixture.on_event(changed(wrong.clone()), OTHER).await, Rung::Drift, "{wrong:?}");
+        assert_eq!(fixture.on_event(changed(wrong.clone()), OTHER).await, Woken::Drift, "{wrong:?}");
         assert_eq!(
             fixture.on_event(EventKind::Port { index: ON_POD }, OTHER).await,
-            Rung::Drift,
+            Woken::Drift,
             "{wrong:?}"
         );
-        assert_eq!(fixture.on_event(EventKind::Port { index: ON_POD }, OWN).await, Rung::Nobody, "{wrong:?}");
+        assert_eq!(
+            fixture.on_event(EventKind::Port { index: ON_POD }, OWN).await,
+            Woken::Neither,
+            "{wrong:?}"
+        );
     }
     fixture.listener.kernel.link = None;
-    assert_eq!(fixture.on_event(EventKind::Port { index: ON_POD }, OTHER).await, Rung::Nobody, "it is gone");
+    assert_eq!(
+        fixture.on_event(EventKind::Port { index: ON_POD }, OTHER).await,
+        Woken::Neither,
+        "it is gone"
+    );
 }
 
 #[tokio::test]
@@ -244,60 +255,60 @@ async fn the_changes_of_an_add_or_del_in_progress_cause_no_pass_and_no_read() {
         EventKind::Port { index: ON_POD },
         EventKind::Address { index: ON_POD, global: false },
         neighbour(ON_BRIDGE, POD_ADDRESS, None),
-        forward(POD_MAC, port, false),
+        fdb_entry(POD_MAC, port, false),
         own_route("10.0.0.9/32", Some(ON_POD), false),
     ] {
-        assert_eq!(fixture.on_event(what.clone(), OTHER).await, Rung::Nobody, "{what:?}");
+        assert_eq!(fixture.on_event(what.clone(), OTHER).await, Woken::Neither, "{what:?}");
     }
     assert_eq!(fixture.listener.kernel.reads, 0);
     drop(lock);
-    assert_eq!(fixture.on_event(neighbour(ON_BRIDGE, POD_ADDRESS, None), OTHER).await, Rung::Drift);
+    assert_eq!(fixture.on_event(neighbour(ON_BRIDGE, POD_ADDRESS, None), OTHER).await, Woken::Drift);
 }
 
 #[tokio::test]
 async fn an_entry_or_route_of_a_pod_causes_a_pass_unless_it_is_as_its_plugin_makes_it() {
     let mut fixture = fixture();
     let (other_mac, port) = (Mac([2; 6]), Some(Destination::Port));
-    for (what, rung) in [
-        (neighbour(ON_BRIDGE, POD_ADDRESS, Some(POD_MAC)), Rung::Nobody),
-        (neighbour(ON_BRIDGE, POD_ADDRESS, Some(other_mac)), Rung::Drift),
-        (neighbour(ON_BRIDGE, POD_ADDRESS, None), Rung::Drift),
-        (neighbour(ON_BRIDGE, "10.0.0.1", None), Rung::Nobody),
-        (neighbour(ON_TUNNEL, "10.0.0.1", None), Rung::Drift),
-        (neighbour(FOREIGN, POD_ADDRESS, None), Rung::Nobody),
-        (forward(POD_MAC, port, true), Rung::Nobody),
-        (forward(POD_MAC, port, false), Rung::Drift),
+    for (what, woken) in [
+        (neighbour(ON_BRIDGE, POD_ADDRESS, Some(POD_MAC)), Woken::Neither),
+        (neighbour(ON_BRIDGE, POD_ADDRESS, Some(other_mac)), Woken::Drift),
+        (neighbour(ON_BRIDGE, POD_ADDRESS, None), Woken::Drift),
+        (neighbour(ON_BRIDGE, "10.0.0.1", None), Woken::Neither),
+        (neighbour(ON_TUNNEL, "10.0.0.1", None), Woken::Drift),
+        (neighbour(FOREIGN, POD_ADDRESS, None), Woken::Neither),
+        (fdb_entry(POD_MAC, port, true), Woken::Neither),
+        (fdb_entry(POD_MAC, port, false), Woken::Drift),
         // The entry was replaced by one of the host, or by one that ages.
-        (forward(POD_MAC, None, true), Rung::Drift),
-        (forward(other_mac, port, true), Rung::Drift),
-        (forward(other_mac, port, false), Rung::Nobody),
-        (forward(other_mac, None, true), Rung::Nobody),
-        (own_route("10.0.0.9/32", Some(ON_POD), true), Rung::Nobody),
-        (own_route("10.0.0.9/32", Some(FOREIGN), true), Rung::Drift),
-        (own_route("10.0.0.9/32", Some(ON_POD), false), Rung::Drift),
-        (own_route("10.0.0.1/32", Some(ON_POD), true), Rung::Drift),
-        (own_route("10.0.0.1/32", Some(ON_POD), false), Rung::Nobody),
-        (own_route("10.0.0.1/32", Some(FOREIGN), false), Rung::Nobody),
+        (fdb_entry(POD_MAC, None, true), Woken::Drift),
+        (fdb_entry(other_mac, port, true), Woken::Drift),
+        (fdb_entry(other_mac, port, false), Woken::Neither),
+        (fdb_entry(other_mac, None, true), Woken::Neither),
+        (own_route("10.0.0.9/32", Some(ON_POD), true), Woken::Neither),
+        (own_route("10.0.0.9/32", Some(FOREIGN), true), Woken::Drift),
+        (own_route("10.0.0.9/32", Some(ON_POD), false), Woken::Drift),
+        (own_route("10.0.0.1/32", Some(ON_POD), true), Woken::Drift),
+        (own_route("10.0.0.1/32", Some(ON_POD), false), Woken::Neither),
+        (own_route("10.0.0.1/32", Some(FOREIGN), false), Woken::Neither),
         // A reserved address of a peer's pod, or of none.
-        (own_route("10.0.0.1/32", Some(UPLINK), false), Rung::Drift),
-        (own_route("10.0.0.1/32", Some(ON_TUNNEL), false), Rung::Drift),
-        (own_route("10.0.0.1/32", None, false), Rung::Drift),
+        (own_route("10.0.0.1/32", Some(UPLINK), false), Woken::Drift),
+        (own_route("10.0.0.1/32", Some(ON_TUNNEL), false), Woken::Drift),
+        (own_route("10.0.0.1/32", None, false), Woken::Drift),
     ] {
-        assert_eq!(fixture.on_event(what.clone(), OTHER).await, rung, "{what:?}");
+        assert_eq!(fixture.on_event(what.clone(), OTHER).await, woken, "{what:?}");
     }
     // The DEL has removed the pod.
     fixture.listener.task.pods.remove_interface(&attachment().host_interface());
-    for what in [neighbour(ON_BRIDGE, POD_ADDRESS, None), forward(POD_MAC, port, false)] {
-        assert_eq!(fixture.on_event(what.clone(), OTHER).await, Rung::Nobody, "{what:?}");
+    for what in [neighbour(ON_BRIDGE, POD_ADDRESS, None), fdb_entry(POD_MAC, port, false)] {
+        assert_eq!(fixture.on_event(what.clone(), OTHER).await, Woken::Neither, "{what:?}");
     }
 }
 
 #[tokio::test]
-async fn lost_notifications_do_not_leave_a_bridge_that_is_gone() {
+async fn after_lost_notifications_a_deleted_bridge_is_not_kept() {
     let mut fixture = fixture();
-    assert_eq!(fixture.on_event(EventKind::Overrun, 0).await, Rung::Both);
+    assert_eq!(fixture.on_event(EventKind::Overrun, 0).await, Woken::Both);
     assert_eq!(fixture.listener.devices, [(NEW_BRIDGE, Device::Bridge)].into());
     // Its end was not reported before the next one appears.
-    assert_eq!(fixture.on_event(link(ON_BRIDGE, BRIDGE), OTHER).await, Rung::Drift);
+    assert_eq!(fixture.on_event(link(ON_BRIDGE, BRIDGE), OTHER).await, Woken::Drift);
     assert_eq!(fixture.listener.devices, [(ON_BRIDGE, Device::Bridge)].into());
 }

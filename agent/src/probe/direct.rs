@@ -18,11 +18,11 @@ use polder_api::{Family, NodeName, PerFamily};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::Side;
-use super::closed::Peers;
+use super::ProbeSet;
+use super::not_ready::Peers;
 use super::pings::{Pings, send};
 use super::schedule::{BATCH, Key, ProbeTarget, Schedule, Token, Verdict};
-use super::verdict::Living;
+use super::verdict::LeaseState;
 use crate::kernel::desired::{Path, PeerPath};
 
 /// The test result of the direct path to a peer.
@@ -65,7 +65,7 @@ struct PathState {
     /// The verdict on packets between the nodes' underlay addresses.
     nodes: Option<Verdict>,
     /// Whether the peer's agent is alive.
-    peer: Living,
+    peer: LeaseState,
 }
 
 /// The result for a path.
@@ -92,7 +92,7 @@ impl Judged {
     fn next(self, facts: &PathState, now: Instant) -> Self {
         let answers_alone = facts.used == Verdict::Silent
             && facts.nodes == Some(Verdict::Answers)
-            && facts.peer == Living::Yes;
+            && facts.peer == LeaseState::Exists;
         if facts.is_direct {
             self.while_direct(facts, answers_alone, now)
         } else {
@@ -149,7 +149,7 @@ pub(super) struct Tests<E> {
     pods: Schedule,
     /// Tests with the node's underlay address, while the path of pods does not answer, or before the first test of the
     /// direct path.
-    nodes: Side<E>,
+    nodes: ProbeSet<E>,
     /// The peers on the same link, and whether pods use the direct path.
     on_link: BTreeMap<Key, (ProbeTarget, bool)>,
     judged: BTreeMap<Key, Judged>,
@@ -160,14 +160,14 @@ impl<E: Sync> Tests<E> {
     pub(super) fn new(steady: Duration) -> Self {
         Self {
             pods: Schedule::new(STEADY.min(steady)).at_least_every(SELDOM),
-            nodes: Side::new(steady),
+            nodes: ProbeSet::new(steady),
             on_link: BTreeMap::new(),
             judged: BTreeMap::new(),
         }
     }
 
     /// Sets the peers whose direct paths are tested, in families with sockets on the host.
-    pub(super) fn set_targets<P: Pings<Echo = E>>(
+    pub(super) fn set_targets<P: Pings<Socket = E>>(
         &mut self,
         pings: &P,
         paths: &BTreeMap<Key, PeerPath>,
@@ -176,11 +176,11 @@ impl<E: Sync> Tests<E> {
         now: Instant,
     ) {
         for family in Family::BOTH {
-            let own = underlay.iter().copied().find(|own| Family::of(*own) == family);
-            let opened = self.nodes.echoes[family].as_ref().map(|echo| pings.source(echo));
+            let own = underlay.iter().copied().find(|address| Family::of(*address) == family);
+            let opened = self.nodes.sockets[family].as_ref().map(|socket| pings.source(socket));
             if opened != own {
-                self.nodes.echoes[family] = own.and_then(|own| match pings.open(own, None) {
-                    Ok(echo) => Some(echo),
+                self.nodes.sockets[family] = own.and_then(|own| match pings.open(own, None) {
+                    Ok(socket) => Some(socket),
                     Err(error) => {
                         warn!(source = %own, %error, "cannot open a socket to test direct paths");
                         None
@@ -200,7 +200,7 @@ impl<E: Sync> Tests<E> {
     }
 
     /// Sets the targets of the tests with the node's underlay address: paths without a reply, and untested paths.
-    fn aim_nodes(&mut self, used: &BTreeMap<Key, Verdict>, now: Instant) {
+    fn set_underlay_targets(&mut self, used: &BTreeMap<Key, Verdict>, now: Instant) {
         let is_silent = |key: &Key| used.get(key) == Some(&Verdict::Silent);
         let is_untested = |key: &Key| self.judged.get(key).is_some_and(|judged| judged.direct.is_none());
         let targets = self.on_link.iter().filter(|(key, _)| is_silent(key) || is_untested(key));
@@ -208,7 +208,7 @@ impl<E: Sync> Tests<E> {
     }
 
     /// Sends the tests that are due. Returns whether any were due.
-    pub(super) async fn due_probes<P: Pings<Echo = E>>(
+    pub(super) async fn send_due_probes<P: Pings<Socket = E>>(
         &mut self,
         pings: &P,
         host: &PerFamily<Option<E>>,
@@ -218,28 +218,28 @@ impl<E: Sync> Tests<E> {
         let nodes = self.nodes.schedule.due_probes(now, BATCH);
         let any = !pods.is_empty() || !nodes.is_empty();
         send(pings, host, pods).await;
-        send(pings, &self.nodes.echoes, nodes).await;
+        send(pings, &self.nodes.sockets, nodes).await;
         any
     }
 
     /// The sockets with the node's underlay addresses.
-    pub(super) fn echoes(&self) -> &PerFamily<Option<E>> {
-        &self.nodes.echoes
+    pub(super) fn sockets(&self) -> &PerFamily<Option<E>> {
+        &self.nodes.sockets
     }
 
     /// Records a reply to a test with the address in the pod network.
-    pub(super) fn take_pods(&mut self, from: IpAddr, token: Token, now: Instant) {
-        self.pods.take(from, token, now);
+    pub(super) fn record_pod_address_reply(&mut self, from: IpAddr, token: Token, now: Instant) {
+        self.pods.record_reply(from, token, now);
     }
 
     /// Records a reply to a test with the underlay address.
-    pub(super) fn take_nodes(&mut self, from: IpAddr, token: Token, now: Instant) {
-        self.nodes.schedule.take(from, token, now);
+    pub(super) fn record_underlay_reply(&mut self, from: IpAddr, token: Token, now: Instant) {
+        self.nodes.schedule.record_reply(from, token, now);
     }
 
     /// Closes a socket that cannot be read.
     pub(super) fn close(&mut self, family: Family) {
-        self.nodes.echoes[family] = None;
+        self.nodes.sockets[family] = None;
     }
 
     /// Time of the next test.
@@ -249,7 +249,8 @@ impl<E: Sync> Tests<E> {
 
     /// The peers whose lease state affects the result. `used` are the verdicts on the paths that pods use.
     pub(super) fn suspects(&self, used: &BTreeMap<Key, Verdict>) -> impl Iterator<Item = &NodeName> {
-        let is_open = |key: &Key| self.nodes.schedule.seen(key).is_some_and(|seen| seen.verdict.is_open());
+        let is_open =
+            |key: &Key| self.nodes.schedule.result(key).is_some_and(|result| result.verdict.is_open());
         let is_silent = |key: &Key| used.get(key) == Some(&Verdict::Silent);
         let suspects = self.nodes.schedule.keys().filter(move |key| is_silent(key) && is_open(key));
         suspects.map(|(name, _)| name)
@@ -261,21 +262,21 @@ impl<E: Sync> Tests<E> {
     pub(super) fn judge(
         &mut self,
         used: &BTreeMap<Key, Verdict>,
-        living: impl Fn(&NodeName) -> Living,
+        lease_state: impl Fn(&NodeName) -> LeaseState,
         now: Instant,
     ) -> (DirectPaths, Vec<Key>) {
-        self.aim_nodes(used, now);
-        let (mut told, mut doubted) = (DirectPaths::new(), Vec::new());
+        self.set_underlay_targets(used, now);
+        let (mut results, mut doubted) = (DirectPaths::new(), Vec::new());
         for (key, (_, is_direct)) in &self.on_link {
             let facts = PathState {
                 is_direct: *is_direct,
                 used: used.get(key).copied().unwrap_or(Verdict::Unknown),
-                carries: self.pods.seen(key).and_then(|seen| match seen.verdict {
+                carries: self.pods.result(key).and_then(|result| match result.verdict {
                     Verdict::Unknown => None,
-                    verdict => Some(verdict.is_open() && seen.lost == 0),
+                    verdict => Some(verdict.is_open() && result.lost == 0),
                 }),
-                nodes: self.nodes.schedule.seen(key).map(|seen| seen.verdict),
-                peer: living(&key.0),
+                nodes: self.nodes.schedule.result(key).map(|result| result.verdict),
+                peer: lease_state(&key.0),
             };
             let before = self.judged.get(key).copied();
             let begun = before
@@ -295,15 +296,15 @@ impl<E: Sync> Tests<E> {
                 doubted.push(key.clone());
             }
             match judged.direct {
-                Some(Direct::Drops) => drop(told.insert(key.clone(), Direct::Drops)),
-                Some(Direct::Carries) if !is_direct => drop(told.insert(key.clone(), Direct::Carries)),
+                Some(Direct::Drops) => drop(results.insert(key.clone(), Direct::Drops)),
+                Some(Direct::Carries) if !is_direct => drop(results.insert(key.clone(), Direct::Carries)),
                 _ => {}
             }
             if before != Some(judged) {
                 self.judged.insert(key.clone(), judged);
             }
         }
-        (told, doubted)
+        (results, doubted)
     }
 }
 
@@ -324,7 +325,7 @@ pub fn problem(direct: &DirectPaths, has_tunnels: bool) -> Option<String> {
         ("those packets are lost", "set the backend to auto or vxlan: `polderctl cluster set --backend auto`")
     };
     Some(format!(
-        "the network drops packets with pods' addresses on the direct path to some peers (peers: {peers}), but passes \
+        "the network drops packets with pods' addresses on the direct path to some peers (peers: {peers}), but permits \
          packets with this node's address: {now}. Allow pods' addresses in the network (AWS: disable the \
          source/destination check; OpenStack: allowed address pairs or no port security), or {remedy}"
     ))
@@ -365,11 +366,11 @@ mod tests {
         used: Verdict::Answers,
         carries: None,
         nodes: None,
-        peer: Living::Unknown,
+        peer: LeaseState::Unknown,
     };
     /// The direct path drops pod packets, but not packets between the nodes' addresses.
     const DROPPING: PathState =
-        PathState { used: Verdict::Silent, nodes: Some(Verdict::Answers), peer: Living::Yes, ..GOOD };
+        PathState { used: Verdict::Silent, nodes: Some(Verdict::Answers), peer: LeaseState::Exists, ..GOOD };
     /// The peer is down.
     const DOWN: PathState = PathState { nodes: Some(Verdict::Silent), ..DROPPING };
     /// Pods use the tunnel, and the direct path drops their packets.
@@ -387,8 +388,8 @@ mod tests {
             DOWN,
             PathState { used: Verdict::Dropped, ..DROPPING },
             PathState { nodes: None, ..DROPPING },
-            PathState { peer: Living::No, ..DROPPING },
-            PathState { peer: Living::Unknown, ..DROPPING },
+            PathState { peer: LeaseState::Missing, ..DROPPING },
+            PathState { peer: LeaseState::Unknown, ..DROPPING },
         ] {
             assert_eq!(Scenario::new(CARRIES).after(60, other), CARRIES, "{other:?}");
         }
@@ -420,7 +421,7 @@ mod tests {
 
     #[test]
     fn a_failing_tunnel_is_abandoned_and_not_retried_soon() {
-        let silent = PathState { used: Verdict::Silent, peer: Living::Yes, ..TUNNELLED };
+        let silent = PathState { used: Verdict::Silent, peer: LeaseState::Exists, ..TUNNELLED };
         let mut play = Scenario::new(CARRIES);
         assert_eq!(play.after(7, DROPPING), DROPS);
         assert_eq!(play.after(12, silent), DROPS);

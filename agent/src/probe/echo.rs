@@ -55,7 +55,7 @@ const DATA: usize = MARK.len() + 4 + 1;
 ///
 /// They are raw sockets. The library's UDP socket type only sends and receives, which works for raw sockets, too.
 #[derive(Debug)]
-pub(super) struct Echo {
+pub(super) struct EchoSocket {
     source: IpAddr,
     /// The ICMP identifier of this agent's probes.
     identifier: u16,
@@ -65,7 +65,7 @@ pub(super) struct Echo {
     packets: Option<UdpSocket>,
 }
 
-impl Echo {
+impl EchoSocket {
     /// Opens the sockets in the network namespace of the calling thread.
     pub(super) fn open(source: IpAddr, identifier: u16) -> io::Result<Self> {
         let raw = |family, protocol| {
@@ -201,7 +201,7 @@ mod tests {
             assert_eq!(reply(family, 77, &message), None, "the request itself is no reply");
             message[0] = REPLY[family];
             assert_eq!(reply(family, 77, &message), Some(TOKEN));
-            assert_eq!(reply(family, 78, &message), None, "somebody else's");
+            assert_eq!(reply(family, 78, &message), None, "reply to another identifier");
             assert_eq!(reply(family, 77, &message[..ICMP_HEADER + DATA - 1]), None, "cut off");
         }
     }

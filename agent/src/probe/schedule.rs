@@ -82,7 +82,7 @@ pub enum Verdict {
 
 /// The results of a target so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seen {
+pub struct TargetResult {
     /// The current verdict.
     pub verdict: Verdict,
     /// Consecutive rounds without any reply.
@@ -135,25 +135,26 @@ const FAILURES: u8 = 3;
 /// Pause between two rounds while a reply is missing.
 const SOON: Duration = Duration::from_millis(500);
 
-/// Pauses between rounds after a bad verdict: the first one, which doubles, and the longest. A peer that starts at the
-/// same time is found soon; a peer that is down for a long time is probed rarely.
-const FIRST: Duration = Duration::from_secs(1);
-const AGAIN: Duration = Duration::from_secs(5);
+/// Pauses between rounds after a bad verdict: the first one is `FIRST_PAUSE`, and each next one is twice as long, up to
+/// `LONGEST_PAUSE`. A peer that starts together with this node is found soon; a peer that is down for a long time is
+/// probed rarely.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-#[expect(clippy::struct_excessive_bools, reason = "each is seen by itself")]
+#[expect(clippy::struct_excessive_bools, reason = "the flags are independent")]
 #[derive(Debug)]
 struct State {
     key: Key,
     target: ProbeTarget,
     verdict: Verdict,
     /// Whether a round was sent whose result is not counted yet.
-    open: bool,
+    round_pending: bool,
     /// Whether a reply of each size arrived in that round.
     small: bool,
     full: bool,
     /// Consecutive rounds without any reply, and with a reply to the small probe only.
-    silent: u8,
-    narrow: u8,
+    rounds_without_reply: u8,
+    rounds_without_full: u8,
     /// Whether any reply ever arrived.
     answered: bool,
     /// The pause after the next round, if the verdict is bad and does not change.
@@ -171,7 +172,8 @@ pub struct Schedule {
     states: BTreeMap<u32, State>,
     numbers: BTreeMap<Key, u32>,
     due: BTreeSet<(Instant, u32)>,
-    next: u32,
+    /// Number of the newest target.
+    last_number: u32,
 }
 
 impl Schedule {
@@ -179,11 +181,11 @@ impl Schedule {
     pub fn new(steady: Duration) -> Self {
         Self {
             steady,
-            longest: AGAIN,
+            longest: LONGEST_PAUSE,
             states: BTreeMap::new(),
             numbers: BTreeMap::new(),
             due: BTreeSet::new(),
-            next: 0,
+            last_number: 0,
         }
     }
 
@@ -196,16 +198,17 @@ impl Schedule {
     pub fn set_targets(&mut self, targets: impl Iterator<Item = (Key, ProbeTarget)>, now: Instant) {
         let mut before = std::mem::take(&mut self.numbers);
         let mut states = std::mem::take(&mut self.states);
-        let aimed = targets.map(|(key, target)| {
+        let new_states = targets.map(|(key, target)| {
             let known = before.remove(&key).and_then(|number| Some((number, states.remove(&number)?)));
             known.filter(|(_, state)| state.target == target).unwrap_or_else(|| {
                 // A new number, so that replies to probes on the old path are ignored.
-                self.next = self.next.wrapping_add(1);
-                (self.next, State::new(key, target, now))
+                self.last_number = self.last_number.wrapping_add(1);
+                (self.last_number, State::new(key, target, now))
             })
         });
-        // Collected: a map built by inserting thousands of ascending keys one by one is half empty.
-        self.states = aimed.collect();
+        // `collect` fills the nodes of the B-tree. Inserting thousands of ascending keys one by one leaves most nodes
+        // half full, which wastes memory.
+        self.states = new_states.collect();
         self.numbers = self.states.iter().map(|(number, state)| (state.key.clone(), *number)).collect();
         self.due = self.states.iter().map(|(number, state)| (state.due, *number)).collect();
     }
@@ -214,33 +217,33 @@ impl Schedule {
     pub fn due_probes(&mut self, now: Instant, at_most: usize) -> Vec<DueProbe> {
         let ready = self.due.iter().take_while(|(due, _)| *due <= now).take(at_most);
         let ready: Vec<_> = ready.copied().collect();
-        let mut shots = Vec::new();
+        let mut due_probes = Vec::new();
         for (due, number) in ready {
             self.due.remove(&(due, number));
             let Some(state) = self.states.get_mut(&number) else { continue };
             state.count();
             state.due = now + state.pause(self.longest);
-            shots.push(DueProbe {
+            due_probes.push(DueProbe {
                 number,
                 to: state.target.address,
                 full: (state.target.sizes == Sizes::Both).then_some(state.target.mtu),
-                lost: state.silent > 0,
+                lost: state.rounds_without_reply > 0,
             });
             self.due.insert((state.due, number));
         }
-        shots
+        due_probes
     }
 
     /// Records a reply, even a late one: it proves that the path works.
-    pub fn take(&mut self, from: IpAddr, token: Token, now: Instant) {
+    pub fn record_reply(&mut self, from: IpAddr, token: Token, now: Instant) {
         let state = self.states.get_mut(&token.number).filter(|state| state.target.address == from);
         let Some(state) = state else { return };
         state.small = true;
-        state.silent = 0;
+        state.rounds_without_reply = 0;
         state.answered = true;
         if token.size == Size::Full || state.target.sizes == Sizes::Small {
             state.full = true;
-            state.narrow = 0;
+            state.rounds_without_full = 0;
             state.verdict = Verdict::Answers;
             self.due.remove(&(state.due, token.number));
             // Spread over time, so that targets are not probed at once.
@@ -251,8 +254,8 @@ impl Schedule {
         }
     }
 
-    /// Schedules an immediate probe of a target with an open verdict, because of a doubt.
-    pub fn hurry(&mut self, key: &Key, now: Instant) {
+    /// Probes a target at once that answered until now, because another probe of the peer failed.
+    pub fn probe_now(&mut self, key: &Key, now: Instant) {
         let Some(number) = self.numbers.get(key) else { return };
         let state = self.states.get_mut(number).filter(|state| state.due > now + SOON);
         if let Some(state) = state.filter(|state| state.verdict.is_open()) {
@@ -263,11 +266,11 @@ impl Schedule {
     }
 
     /// Probes a target with a fault at once, and then with the short pauses of a new target: the fault may be over.
-    pub(super) fn press(&mut self, key: &Key, now: Instant) {
+    pub(super) fn probe_now_and_reset_pause(&mut self, key: &Key, now: Instant) {
         let Some(number) = self.numbers.get(key) else { return };
         let Some(state) = self.states.get_mut(number) else { return };
         self.due.remove(&(state.due, *number));
-        (state.due, state.pause) = (now, FIRST);
+        (state.due, state.pause) = (now, FIRST_PAUSE);
         self.due.insert((now, *number));
     }
 
@@ -277,9 +280,10 @@ impl Schedule {
     }
 
     /// The results of a target, if it exists.
-    pub fn seen(&self, key: &Key) -> Option<Seen> {
+    pub fn result(&self, key: &Key) -> Option<TargetResult> {
         let state = self.states.get(self.numbers.get(key)?)?;
-        Some(Seen { verdict: state.verdict, lost: state.silent, answered: state.answered })
+        let lost = state.rounds_without_reply;
+        Some(TargetResult { verdict: state.verdict, lost, answered: state.answered })
     }
 
     /// The targets' keys.
@@ -293,19 +297,29 @@ impl Schedule {
     }
 }
 
+/// Probes peers at once through `other`, if the last probe of `schedule` to them got no reply. `probes` are those of
+/// `schedule`.
+pub(super) fn probe_other_kind(probes: &[DueProbe], schedule: &Schedule, other: &mut Schedule, now: Instant) {
+    for probe in probes.iter().filter(|probe| probe.lost) {
+        if let Some(key) = schedule.key_of(probe.number) {
+            other.probe_now(key, now);
+        }
+    }
+}
+
 impl State {
     fn new(key: Key, target: ProbeTarget, due: Instant) -> Self {
         Self {
             key,
             target,
             verdict: Verdict::Unknown,
-            open: false,
+            round_pending: false,
             small: false,
             full: false,
-            silent: 0,
-            narrow: 0,
+            rounds_without_reply: 0,
+            rounds_without_full: 0,
             answered: false,
-            pause: FIRST,
+            pause: FIRST_PAUSE,
             due,
         }
     }
@@ -315,20 +329,20 @@ impl State {
         let before = self.verdict;
         let (small, full) = (std::mem::take(&mut self.small), std::mem::take(&mut self.full));
         let full = full || self.target.sizes == Sizes::Small;
-        if std::mem::replace(&mut self.open, true) {
+        if std::mem::replace(&mut self.round_pending, true) {
             match (small, full) {
-                (false, _) => self.silent = self.silent.saturating_add(1),
-                (true, false) => self.narrow = self.narrow.saturating_add(1),
+                (false, _) => self.rounds_without_reply = self.rounds_without_reply.saturating_add(1),
+                (true, false) => self.rounds_without_full = self.rounds_without_full.saturating_add(1),
                 (true, true) => {}
             }
         }
-        if self.silent >= FAILURES {
+        if self.rounds_without_reply >= FAILURES {
             self.verdict = Verdict::Silent;
-        } else if self.narrow >= FAILURES {
+        } else if self.rounds_without_full >= FAILURES {
             self.verdict = Verdict::PathMtuTooSmall(self.target.mtu);
         }
         if self.verdict != before {
-            self.pause = FIRST;
+            self.pause = FIRST_PAUSE;
         }
     }
 

@@ -37,14 +37,14 @@ struct Wire {
     /// Source addresses whose packets are dropped.
     dropped: BTreeSet<IpAddr>,
     /// Whether opening a socket fails.
-    is_barred: bool,
-    echoes: Vec<Arc<Socket>>,
+    open_fails: bool,
+    sockets: Vec<Arc<Socket>>,
 }
 
 struct Socket {
     source: IpAddr,
-    answers: Mutex<VecDeque<(IpAddr, Token)>>,
-    came: Notify,
+    replies: Mutex<VecDeque<(IpAddr, Token)>>,
+    reply_arrived: Notify,
 }
 
 impl Fake {
@@ -52,50 +52,50 @@ impl Fake {
         action(&mut self.0.lock().unwrap())
     }
 
-    fn answers(&self, address: &str, up_to: usize) {
+    fn set_replies(&self, address: &str, up_to: usize) {
         self.with(|wire| wire.answering.insert(address.parse().unwrap(), up_to));
     }
 
-    fn is_silent(&self, address: &str) {
+    fn stop_replies(&self, address: &str) {
         self.with(|wire| wire.answering.remove(&address.parse().unwrap()));
     }
 }
 
 impl Pings for Fake {
-    type Echo = Arc<Socket>;
+    type Socket = Arc<Socket>;
 
     fn open(&self, source: IpAddr, _: Option<&File>) -> io::Result<Arc<Socket>> {
         self.with(|wire| {
-            if wire.is_barred {
+            if wire.open_fails {
                 return Err(io::ErrorKind::PermissionDenied.into());
             }
-            let socket = Socket { source, answers: Mutex::default(), came: Notify::new() };
-            wire.echoes.push(Arc::new(socket));
-            Ok(Arc::clone(wire.echoes.last().unwrap()))
+            let socket = Socket { source, replies: Mutex::default(), reply_arrived: Notify::new() };
+            wire.sockets.push(Arc::new(socket));
+            Ok(Arc::clone(wire.sockets.last().unwrap()))
         })
     }
 
-    fn source(&self, echo: &Arc<Socket>) -> IpAddr {
-        echo.source
+    fn source(&self, socket: &Arc<Socket>) -> IpAddr {
+        socket.source
     }
 
-    async fn send(&self, echo: &Arc<Socket>, to: IpAddr, length: usize, token: Token) -> io::Result<()> {
+    async fn send(&self, socket: &Arc<Socket>, to: IpAddr, length: usize, token: Token) -> io::Result<()> {
         if self.with(|wire| {
-            !wire.dropped.contains(&echo.source)
+            !wire.dropped.contains(&socket.source)
                 && wire.answering.get(&to).is_some_and(|most| length <= *most)
         }) {
-            echo.answers.lock().unwrap().push_back((to, token));
-            echo.came.notify_one();
+            socket.replies.lock().unwrap().push_back((to, token));
+            socket.reply_arrived.notify_one();
         }
         Ok(())
     }
 
-    async fn receive(&self, echo: &Arc<Socket>) -> io::Result<(IpAddr, Token)> {
+    async fn receive(&self, socket: &Arc<Socket>) -> io::Result<(IpAddr, Token)> {
         loop {
-            if let Some(answer) = echo.answers.lock().unwrap().pop_front() {
-                return Ok(answer);
+            if let Some(reply) = socket.replies.lock().unwrap().pop_front() {
+                return Ok(reply);
             }
-            echo.came.notified().await;
+            socket.reply_arrived.notified().await;
         }
     }
 }
@@ -116,15 +116,15 @@ struct Fixture {
 /// Interval between two probes of a path without a fault.
 const STEADY: Duration = Duration::from_secs(30);
 
-/// A node with one peer; `probe` is the address of the peer's endpoint, if known.
-fn fixture(probe: Option<&str>) -> Fixture {
+/// A node with one peer; `probe_address` is the address of the peer's endpoint, if known.
+fn fixture(probe_address: Option<&str>) -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::Embedded(Embedded::open(&folder.path().join("store")).unwrap());
     let (pass, passes) = watch::channel(None);
-    let (endpoint, endpoints) = watch::channel(Endpoint::Without(crate::endpoint::NoEndpoint::Disabled));
-    let (probed, is_open) = watch::channel(Err(NotProbed::NotYet));
-    let (verdicts, told) = watch::channel(Arc::default());
-    let (direct, direct_paths) = watch::channel(Arc::default());
+    let (endpoint, endpoints) = watch::channel(Endpoint::Unavailable(crate::endpoint::NoEndpoint::Disabled));
+    let (probed, probed_receiver) = watch::channel(Err(NotProbed::NotYet));
+    let (verdicts, verdicts_receiver) = watch::channel(Arc::default());
+    let (direct, direct_receiver) = watch::channel(Arc::default());
     let interface = "eth0".to_owned();
     let uplink = Uplink {
         address: OWN.parse().unwrap(),
@@ -148,7 +148,7 @@ fn fixture(probe: Option<&str>) -> Fixture {
     let peer_path = PeerPath {
         path: Path::Direct { via: PEER.parse().unwrap(), index: IfIndex::new(2) },
         gateway: Some(HOST.parse().unwrap()),
-        probe: probe.map(|address| address.parse().unwrap()),
+        probe: probe_address.map(|address| address.parse().unwrap()),
         mtu: 1500,
         on_link: Some(OnLink { via: PEER.parse().unwrap(), index: IfIndex::new(2) }),
     };
@@ -164,9 +164,9 @@ fn fixture(probe: Option<&str>) -> Fixture {
         store,
         pass,
         endpoint,
-        probed: is_open,
-        verdicts: told,
-        direct: direct_paths,
+        probed: probed_receiver,
+        verdicts: verdicts_receiver,
+        direct: direct_receiver,
         running,
         _folder: folder,
     }
@@ -178,13 +178,13 @@ fn key() -> Key {
 
 impl Fixture {
     /// Runs the prober for that time.
-    async fn pass(&mut self, time: Duration) {
-        assert!(timeout(time, &mut self.running).await.is_err(), "it has ended");
+    async fn run_for(&mut self, time: Duration) {
+        assert!(timeout(time, &mut self.running).await.is_err(), "the prober task ended");
     }
 
-    /// Runs for one and a half steady rounds: enough for several rounds to a peer that does not answer.
-    async fn some_time(&mut self) {
-        self.pass(STEADY + STEADY / 2).await;
+    /// Runs for 45 s (1.5 x `STEADY`), in which a peer that does not answer is probed several times.
+    async fn run_several_rounds(&mut self) {
+        self.run_for(STEADY + STEADY / 2).await;
     }
 
     fn verdict(&self) -> Option<Verdict> {
@@ -196,14 +196,14 @@ impl Fixture {
     }
 
     /// Creates the lease of the peer's agent.
-    async fn peer_lives(&self) {
+    async fn create_peer_lease(&self) {
         let key = RecordKey::Lease("n2".parse().unwrap()).to_string();
         let writes = vec![Write::Put { key, value: b"{}".to_vec() }];
         self.store.transact(&Txn { writes, ..Txn::default() }).await.unwrap();
     }
 
-    /// A pass in which pod packets use the tunnel.
-    fn take_tunnel(&self) {
+    /// Publishes a pass in which pod packets use the tunnel.
+    fn publish_pass_with_tunnel(&self) {
         self.pass.send_modify(|pass| {
             let mut other = Pass::clone(pass.as_ref().unwrap());
             let remote = PEER.parse().unwrap();
@@ -217,7 +217,7 @@ impl Fixture {
 
     fn open_endpoint(&self) {
         let namespace = Arc::new(File::open("/dev/null").unwrap());
-        let open = Open { namespace, addresses: vec!["10.0.0.2".parse().unwrap()] };
+        let open = OpenEndpoint { namespace, addresses: vec!["10.0.0.2".parse().unwrap()] };
         self.endpoint.send_replace(Endpoint::Open(Arc::new(open)));
     }
 }
@@ -225,100 +225,96 @@ impl Fixture {
 #[tokio::test(start_paused = true)]
 async fn a_path_is_silent_after_some_lost_rounds_and_recovers_with_the_next_answer() {
     let mut fixture = fixture(None);
-    fixture.wire.answers(HOST, 1500);
-    fixture.pass(Duration::from_secs(1)).await;
+    fixture.wire.set_replies(HOST, 1500);
+    fixture.run_for(Duration::from_secs(1)).await;
     assert_eq!((fixture.verdict(), fixture.probed()), (Some(Verdict::Answers), Ok(())));
-    fixture.wire.is_silent(HOST);
+    fixture.wire.stop_replies(HOST);
     // The first failed round.
-    fixture.pass(STEADY.saturating_sub(Duration::from_millis(900))).await;
+    fixture.run_for(STEADY.saturating_sub(Duration::from_millis(900))).await;
     assert_eq!(fixture.verdict(), Some(Verdict::Answers), "one packet can be lost");
-    fixture.pass(Duration::from_secs(5)).await;
+    fixture.run_for(Duration::from_secs(5)).await;
     assert_eq!(fixture.verdict(), Some(Verdict::Silent));
-    assert_eq!(fixture.probed(), Ok(()), "a node that was ready stays so");
-    fixture.wire.answers(HOST, 1500);
-    fixture.pass(Duration::from_secs(6)).await;
+    assert_eq!(fixture.probed(), Ok(()), "a ready node stays ready");
+    fixture.wire.set_replies(HOST, 1500);
+    fixture.run_for(Duration::from_secs(6)).await;
     assert_eq!(fixture.verdict(), Some(Verdict::Answers));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_path_that_carries_only_short_packets_has_a_small_mtu() {
     let mut fixture = fixture(None);
-    fixture.wire.answers(HOST, 1400);
-    fixture.some_time().await;
+    fixture.wire.set_replies(HOST, 1400);
+    fixture.run_several_rounds().await;
     assert_eq!((fixture.verdict(), fixture.probed()), (Some(Verdict::PathMtuTooSmall(1500)), Ok(())));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_node_is_ready_without_live_peers_but_not_while_no_live_peer_answers() {
     let mut fixture = fixture(None);
-    fixture.peer_lives().await;
-    fixture.some_time().await;
+    fixture.create_peer_lease().await;
+    fixture.run_several_rounds().await;
     let problem = fixture.probed().unwrap_err().to_string();
     assert!(problem.contains("no peer answers") && problem.contains("n2"), "{problem}");
-    fixture.wire.answers(HOST, 1500);
-    fixture.some_time().await;
+    fixture.wire.set_replies(HOST, 1500);
+    fixture.run_several_rounds().await;
     assert_eq!(fixture.probed(), Ok(()));
 
     let mut alone = self::fixture(None);
-    alone.some_time().await;
-    assert_eq!(
-        (alone.verdict(), alone.probed()),
-        (Some(Verdict::Silent), Ok(())),
-        "there is nobody to answer"
-    );
+    alone.run_several_rounds().await;
+    assert_eq!((alone.verdict(), alone.probed()), (Some(Verdict::Silent), Ok(())), "no peer is alive");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_whose_host_answers_but_whose_endpoint_does_not_drops_forwarded_packets() {
     let mut fixture = fixture(Some(ENDPOINT));
     fixture.open_endpoint();
-    fixture.peer_lives().await;
-    fixture.wire.answers(HOST, 1500);
-    fixture.wire.answers(ENDPOINT, 1500);
-    fixture.pass(Duration::from_secs(1)).await;
+    fixture.create_peer_lease().await;
+    fixture.wire.set_replies(HOST, 1500);
+    fixture.wire.set_replies(ENDPOINT, 1500);
+    fixture.run_for(Duration::from_secs(1)).await;
     assert_eq!(fixture.verdict(), Some(Verdict::Answers));
-    fixture.wire.is_silent(ENDPOINT);
-    fixture.some_time().await;
-    fixture.some_time().await;
+    fixture.wire.stop_replies(ENDPOINT);
+    fixture.run_several_rounds().await;
+    fixture.run_several_rounds().await;
     assert_eq!(fixture.verdict(), Some(Verdict::Dropped));
-    fixture.wire.answers(ENDPOINT, 1500);
-    fixture.some_time().await;
+    fixture.wire.set_replies(ENDPOINT, 1500);
+    fixture.run_several_rounds().await;
     assert_eq!(fixture.verdict(), Some(Verdict::Answers));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_direct_path_that_passes_only_the_underlay_source_address_drops_pod_packets() {
+async fn a_direct_path_that_permits_only_underlay_source_addresses_drops_pod_packets() {
     let mut fixture = fixture(None);
     let direct = |fixture: &Fixture| fixture.direct.borrow().get(&key()).copied();
-    fixture.peer_lives().await;
-    fixture.wire.answers(PEER, 1500);
+    fixture.create_peer_lease().await;
+    fixture.wire.set_replies(PEER, 1500);
     fixture.wire.with(|wire| wire.dropped.insert(GATEWAY.parse().unwrap()));
-    fixture.wire.answers(HOST, 1500);
-    fixture.pass(Duration::from_secs(10)).await;
+    fixture.wire.set_replies(HOST, 1500);
+    fixture.run_for(Duration::from_secs(10)).await;
     assert_eq!(direct(&fixture), Some(Direct::Drops));
     // The engine changes the path: through the tunnel, the peer answers.
     fixture.wire.with(|wire| wire.dropped.clear());
-    fixture.take_tunnel();
-    fixture.wire.is_silent(PEER);
-    fixture.pass(STEADY * 3).await;
+    fixture.publish_pass_with_tunnel();
+    fixture.wire.stop_replies(PEER);
+    fixture.run_for(STEADY * 3).await;
     assert_eq!(direct(&fixture), Some(Direct::Drops));
-    fixture.wire.answers(PEER, 1500);
-    fixture.pass(STEADY * 3).await;
+    fixture.wire.set_replies(PEER, 1500);
+    fixture.run_for(STEADY * 3).await;
     assert_eq!(direct(&fixture), Some(Direct::Carries));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_node_is_not_ready_until_it_has_probe_sockets() {
     let mut fixture = fixture(None);
-    fixture.wire.answers(HOST, 1500);
-    fixture.wire.with(|wire| wire.is_barred = true);
-    fixture.some_time().await;
+    fixture.wire.set_replies(HOST, 1500);
+    fixture.wire.with(|wire| wire.open_fails = true);
+    fixture.run_several_rounds().await;
     let problem = fixture.probed().unwrap_err().to_string();
     assert!(problem.contains("peers cannot be probed from 10.0.0.1"), "{problem}");
-    fixture.wire.with(|wire| wire.is_barred = false);
+    fixture.wire.with(|wire| wire.open_fails = false);
     // Another pass.
     fixture.pass.send_modify(|pass| *pass = pass.as_deref().cloned().map(Arc::new));
-    fixture.some_time().await;
+    fixture.run_several_rounds().await;
     assert_eq!((fixture.verdict(), fixture.probed()), (Some(Verdict::Answers), Ok(())));
 }
 
@@ -326,19 +322,19 @@ async fn a_node_is_not_ready_until_it_has_probe_sockets() {
 async fn without_a_pass_a_node_has_no_verdicts_and_is_not_ready() {
     let mut fixture = fixture(None);
     let before = fixture.pass.send_replace(None);
-    fixture.wire.answers(HOST, 1500);
-    fixture.some_time().await;
+    fixture.wire.set_replies(HOST, 1500);
+    fixture.run_several_rounds().await;
     assert_eq!(fixture.verdict(), None);
     assert!(fixture.probed().is_err());
     fixture.pass.send_replace(before);
-    fixture.some_time().await;
+    fixture.run_several_rounds().await;
     assert_eq!(fixture.probed(), Ok(()));
 }
 
 #[tokio::test(start_paused = true)]
 async fn with_probe_peers_false_the_node_is_ready_without_probes() {
     let folder = tempfile::tempdir().unwrap();
-    let (probed, is_open) = watch::channel(Err(NotProbed::NotYet));
+    let (probed, probed_receiver) = watch::channel(Err(NotProbed::NotYet));
     let task = Task {
         probe_peers: false,
         resync: STEADY,
@@ -349,6 +345,6 @@ async fn with_probe_peers_false_the_node_is_ready_without_probes() {
         verdicts: watch::channel(Arc::default()).0,
         direct: watch::channel(Arc::default()).0,
     };
-    assert!(timeout(STEADY, task.run()).await.is_err(), "it has ended");
-    assert_eq!(*is_open.borrow(), Ok(()));
+    assert!(timeout(STEADY, task.run()).await.is_err(), "the prober task ended");
+    assert_eq!(*probed_receiver.borrow(), Ok(()));
 }

@@ -167,14 +167,14 @@ fn prove(facts: &MembershipInputs<'_>, node: &Versioned<NodeRecord>) -> Option<S
         return (!is_proven)
             .then(|| Step::Conflict(Conflict::Unasked { me: me.clone(), other: other.into() }.into()));
     }
-    is_double(facts, node).or_else(|| {
+    name_conflict_step(facts, node).or_else(|| {
         let stranger = || Conflict::Stranger { me: me.clone(), other: other.into(), own: facts.boot.into() };
         (!is_left).then(|| Step::Conflict(stranger().into()))
     })
 }
 
 /// The step that prevents taking the record over from another boot or machine: that one may still be alive.
-fn is_double(facts: &MembershipInputs<'_>, node: &Versioned<NodeRecord>) -> Option<Step> {
+fn name_conflict_step(facts: &MembershipInputs<'_>, node: &Versioned<NodeRecord>) -> Option<Step> {
     if !is_of_another(facts.boot, &node.record) || facts.view.source != ViewSource::Store {
         return None;
     }
@@ -207,7 +207,7 @@ fn first_step(
     if let Some(node) = registered {
         return match IdMatch::of(facts.boot, (&*node.record).into()) {
             // Its ledger is lost. In the same boot, no other can be alive: it is this node.
-            IdMatch::Same | IdMatch::Rebooted => is_double(facts, node)
+            IdMatch::Same | IdMatch::Rebooted => name_conflict_step(facts, node)
                 .unwrap_or_else(|| identify_as(&node.record.incarnation, MemberState::Member)),
             IdMatch::OneKernel | IdMatch::Stranger => {
                 let (other, own) = (Boot::from(&*node.record).into(), facts.boot.into());

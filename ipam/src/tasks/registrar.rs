@@ -395,10 +395,10 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         let view = self.host.view();
         let identity = self.host.ledger(|ipam, _| ipam.identity()).await?;
         let fresh = self.host.fresh_name()?;
-        let surroundings = self.host.surroundings(&view);
+        let addresses_in_use = self.host.check_addresses_in_use(&view);
         let bootstrap = self.me.bootstrap.as_ref();
         let Proposal { record, is_restored, pools } =
-            propose(&view, identity.as_ref(), bootstrap, surroundings, fresh)?;
+            propose(&view, identity.as_ref(), bootstrap, addresses_in_use, fresh)?;
         let id = record.id.clone();
         if is_restored {
             warn!(%id, "the datastore lost the cluster settings: restoring them");

@@ -123,12 +123,12 @@ fn pods_get_an_address_of_each_family_with_an_active_pool() {
 #[test]
 fn a_pool_is_refused_while_it_contains_the_nodes_own_address() {
     let mut view = loaded();
-    view.set_surroundings(vec!["10.0.9.9".parse().unwrap()], Vec::new());
+    view.set_addresses_in_use(vec!["10.0.9.9".parse().unwrap()], Vec::new());
     assert!(view.pools.is_empty());
     assert!(view.refused["/polder/v1/pools/p"].contains("this node's own address 10.0.9.9"));
     view.apply(changed(Revision::new(8), "pools/p", Some(POOL)));
     assert!(view.pools.is_empty(), "a new revision does not change that");
-    view.set_surroundings(vec!["10.1.9.9".parse().unwrap()], Vec::new());
+    view.set_addresses_in_use(vec!["10.1.9.9".parse().unwrap()], Vec::new());
     assert_eq!((view.pools.len(), view.refused.len()), (1, 0));
 }
 
@@ -149,14 +149,14 @@ fn node(address: &str) -> String {
 #[test]
 fn a_pool_that_contains_a_needed_address_is_refused_with_the_remedy() {
     let mut view = loaded();
-    view.set_surroundings(Vec::new(), needing("10.0.9.9"));
+    view.set_addresses_in_use(Vec::new(), needing("10.0.9.9"));
     assert!(view.pools.is_empty() && view.families().is_empty());
     let reason = &view.refused["/polder/v1/pools/p"];
     for expected in ["10.0.9.9, the address of etcd", "polderctl pool remove p"] {
         assert!(reason.contains(expected), "{reason}");
     }
     assert!(view.any_pool(&"p".parse().unwrap()).is_some());
-    view.set_surroundings(Vec::new(), needing("10.1.9.9"));
+    view.set_addresses_in_use(Vec::new(), needing("10.1.9.9"));
     assert_eq!((view.pools.len(), view.refused.len()), (1, 0));
 }
 
@@ -164,7 +164,7 @@ fn a_pool_that_contains_a_needed_address_is_refused_with_the_remedy() {
 fn a_claimed_pool_with_a_needed_address_stays_in_use_with_a_warning() {
     let mut view = loaded();
     view.apply(changed(Revision::new(8), "blocks/4-0a000000-26", Some(CLAIM)));
-    view.set_surroundings(Vec::new(), needing("10.0.9.9"));
+    view.set_addresses_in_use(Vec::new(), needing("10.0.9.9"));
     assert_eq!((view.pools.len(), view.refused.len()), (1, 0));
     assert!(view.doubtful["/polder/v1/pools/p"].contains("10.0.9.9, the address of etcd"));
     view.apply(changed(Revision::new(9), "blocks/4-0a000000-26", None));

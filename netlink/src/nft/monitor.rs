@@ -35,7 +35,7 @@ const HEADERS: (usize, usize, usize) = (16, 4, 4);
 /// The process that changed the table. The default value means that notifications were lost, so the process is
 /// unknown.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Author {
+pub struct Originator {
     /// The port of its netlink socket, as in [`crate::Socket::port`].
     pub port: u32,
     /// The thread ID in the initial PID namespace.
@@ -74,17 +74,17 @@ impl FilterMonitor {
 
     /// Waits for the next notifications and returns the processes that changed the table. The list may be empty: most
     /// notifications concern other tables.
-    pub fn wait(&mut self) -> Result<Vec<Author>, Error> {
+    pub fn wait(&mut self) -> Result<Vec<Originator>, Error> {
         Ok(match self.inbox.receive()? {
-            Received::Messages(messages) => self.table.authors(messages),
-            Received::Overrun => vec![Author::default()],
+            Received::Messages(messages) => self.table.originators(messages),
+            Received::Overrun => vec![Originator::default()],
         })
     }
 }
 
 impl Transactions {
-    fn authors(&mut self, messages: &[u8]) -> Vec<Author> {
-        let mut authors = Vec::new();
+    fn originators(&mut self, messages: &[u8]) -> Vec<Originator> {
+        let mut originators = Vec::new();
         let number = |bytes: &[u8]| bytes.first_chunk::<4>().copied();
         for message in parts(messages, |header| usize::try_from(u32::from_ne_bytes(number(header)?)).ok()) {
             let (Some(&[kind, subsystem]), Some(family)) =
@@ -101,14 +101,14 @@ impl Transactions {
                 self.touched |= FAMILIES.contains(family) && table.as_deref() == Some(self.table);
             } else if std::mem::take(&mut self.touched) {
                 let thread = attribute(attributes, PROCESS.0).and_then(number);
-                authors.push(Author {
+                originators.push(Originator {
                     port: message.get(PORT..).and_then(number).map_or(0, u32::from_ne_bytes),
                     thread: thread.map(u32::from_be_bytes),
                     name: attribute(attributes, PROCESS.1).and_then(text),
                 });
             }
         }
-        authors
+        originators
     }
 }
 

@@ -11,8 +11,7 @@ use polder_netlink::{RouteSocket, namespace};
 pub const POD_MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
 
 pub fn in_a_new_namespace(test: impl FnOnce(&mut RouteSocket) + Send) {
-    namespace::in_a_new_one(|| test(&mut RouteSocket::open().unwrap()))
-        .expect("tests of the kernel need root");
+    namespace::run_in_new(|| test(&mut RouteSocket::open().unwrap())).expect("tests of the kernel need root");
 }
 
 pub fn ip(text: &str) -> IpAddr {

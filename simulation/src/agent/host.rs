@@ -10,7 +10,7 @@ use std::time::Duration;
 use polder_api::{Attachment, Family, Mac};
 use polder_ipam::Moment;
 use polder_ipam::Revision;
-use polder_ipam::bootstrap::Unsurveyed;
+use polder_ipam::bootstrap::AddressesUnknown;
 use polder_ipam::cause::HostError;
 use polder_ipam::change::Change;
 use polder_ipam::invariants::history::check_release;
@@ -137,7 +137,7 @@ impl RegistrarHost for SimHost {
         })
     }
 
-    fn surroundings(&self, _: &View) -> Result<(), Unsurveyed> {
+    fn check_addresses_in_use(&self, _: &View) -> Result<(), AddressesUnknown> {
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use polder_api::{Attachment, Family, Mac};
 use polder_ipam::Moment;
 use polder_ipam::Revision;
-use polder_ipam::bootstrap::Unsurveyed;
+use polder_ipam::bootstrap::AddressesUnknown;
 use polder_ipam::cause::HostError;
 use polder_ipam::change::Change;
 use polder_ipam::claim::NoClaim;
@@ -263,7 +263,7 @@ impl RegistrarHost for ModelHost<'_> {
         })
     }
 
-    fn surroundings(&self, _: &View) -> Result<(), Unsurveyed> {
+    fn check_addresses_in_use(&self, _: &View) -> Result<(), AddressesUnknown> {
         Ok(())
     }
 

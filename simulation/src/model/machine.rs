@@ -228,7 +228,7 @@ impl Agent {
 
     /// Whether the registration permits the node to serve.
     pub fn may_serve(&self) -> bool {
-        self.registration.serving_obstacle().is_none()
+        self.registration.not_serving_reason().is_none()
     }
 
     /// Whether the registrar has no task.

@@ -149,7 +149,9 @@ impl<'a> Runtime<'a> {
                 match (one, other) {
                     (Ok(one), Ok(other)) => {
                         let holder = self.holder(container);
-                        self.common.truth.is_wrong(format!("{holder:?} was added twice: {one} and {other}"));
+                        self.common
+                            .truth
+                            .record_error(format!("{holder:?} was added twice: {one} and {other}"));
                     }
                     (Ok(result), Err(_)) | (Err(_), Ok(result)) => self.runs(boot, container, result),
                     (Err(_), Err(_)) => self.give_up(boot, container),
@@ -208,7 +210,7 @@ impl<'a> Runtime<'a> {
         match self.call(boot, "DEL", container, &conf()) {
             Err(error) if !error.is_null() => {
                 let holder = self.holder(container);
-                self.common.truth.is_wrong(format!("DEL of {holder:?} failed: {error}"));
+                self.common.truth.record_error(format!("DEL of {holder:?} failed: {error}"));
             }
             _ => {}
         }
@@ -252,7 +254,7 @@ impl<'a> Runtime<'a> {
         conf["prevResult"] = pod.result.clone();
         match self.call(boot, "CHECK", &pod.container, &conf) {
             Err(error) if !error.is_null() && error["code"] != 11 => {
-                self.common.truth.is_wrong(format!("CHECK of {pod:?} failed: {error}"));
+                self.common.truth.record_error(format!("CHECK of {pod:?} failed: {error}"));
             }
             _ => {}
         }
@@ -261,7 +263,7 @@ impl<'a> Runtime<'a> {
     /// Repeats the ADD of a running pod, which must fail.
     fn add_again(&self, boot: &Boot, pod: &Running) {
         if let Ok(result) = self.call(boot, "ADD", &pod.container, &conf()) {
-            self.common.truth.is_wrong(format!("{pod:?} was added again: {result}"));
+            self.common.truth.record_error(format!("{pod:?} was added again: {result}"));
         }
     }
 }

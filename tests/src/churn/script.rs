@@ -242,7 +242,7 @@ impl Saboteur<'_> {
             if !worker.runs() {
                 let log = worker.log();
                 let last: Vec<_> = log.lines().rev().take(5).collect();
-                self.truth.is_wrong(format!("the agent of {} has ended: {last:#?}", worker.name()));
+                self.truth.record_error(format!("the agent of {} has ended: {last:#?}", worker.name()));
             }
         }
     }

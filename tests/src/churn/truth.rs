@@ -80,7 +80,7 @@ impl Truth {
     }
 
     /// Records an error.
-    pub fn is_wrong(&self, what: String) {
+    pub fn record_error(&self, what: String) {
         self.state().wrong.push(what);
     }
 

@@ -1,4 +1,4 @@
-//! The keeper, with a workshop that the test controls.
+//! The keeper, with a host that the test controls.
 
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -16,7 +16,7 @@ use super::*;
 use crate::board::Pass;
 use crate::fixture::Fixture;
 
-/// A workshop and its state.
+/// A host and its state.
 #[derive(Clone)]
 struct Fake {
     board: Board,
@@ -34,7 +34,7 @@ struct State {
     interface: Option<u32>,
     /// How often the endpoint was created, and published to the peers.
     made: u32,
-    told: u32,
+    published: u32,
 }
 
 impl Fake {
@@ -96,7 +96,7 @@ impl EndpointHost for Fake {
 
     async fn make(&self, _: Arc<File>, _: &ClusterRecord, _: Wiring) -> Result<IfIndex, NotMade> {
         self.with(|state| {
-            assert!(state.interface.is_none(), "the one before is still there");
+            assert!(state.interface.is_none(), "the previous interface still exists");
             if state.is_broken {
                 return Err(EndpointError::Gone(interface(AttachMode::Bridge)).into());
             }
@@ -115,26 +115,26 @@ impl EndpointHost for Fake {
         self.with(|state| (state.interface, state.has_address) = (None, false));
     }
 
-    fn tell_peers(&self) {
-        self.with(|state| state.told += 1);
+    fn publish_to_peers(&self) {
+        self.with(|state| state.published += 1);
     }
 }
 
 /// A running keeper, on a node whose own addresses are not in place yet.
 struct Harness {
     fixture: Fixture,
-    workshop: Fake,
+    host: Fake,
     endpoint: watch::Receiver<Endpoint>,
     running: Pin<Box<dyn Future<Output = ()>>>,
 }
 
 fn harness() -> Harness {
     let fixture = Fixture::new();
-    let workshop = Fake { board: fixture.board(), state: Arc::default() };
-    let (told, endpoint) = watch::channel(Endpoint::Awaited);
+    let host = Fake { board: fixture.board(), state: Arc::default() };
+    let (sender, endpoint) = watch::channel(Endpoint::Awaited);
     let namespace = Arc::new(File::open("/dev/null").unwrap());
-    let running = Box::pin(keep(workshop.clone(), namespace, told));
-    Harness { fixture, workshop, endpoint, running }
+    let running = Box::pin(keep(host.clone(), namespace, sender));
+    Harness { fixture, host, endpoint, running }
 }
 
 impl Harness {
@@ -146,7 +146,7 @@ impl Harness {
 
     /// Runs for that time. Returns the published value.
     async fn after(&mut self, time: Duration) -> Endpoint {
-        assert!(timeout(time, &mut self.running).await.is_err(), "it has ended");
+        assert!(timeout(time, &mut self.running).await.is_err(), "the endpoint task ended");
         self.endpoint.borrow().clone()
     }
 }
@@ -158,53 +158,56 @@ fn is_open(endpoint: &Endpoint) -> bool {
 #[tokio::test(start_paused = true)]
 async fn the_endpoint_is_created_when_the_node_has_a_gateway_and_recreated_after_deletion() {
     let mut harness = harness();
-    assert!(matches!(harness.after(LOOK * 3).await, Endpoint::Awaited));
+    assert!(matches!(harness.after(CHECK_INTERVAL * 3).await, Endpoint::Awaited));
     harness.serve();
-    assert!(is_open(&harness.after(LOOK / 2).await));
-    assert_eq!(harness.workshop.with(|state| (state.made, state.told)), (1, 1));
-    assert!(is_open(&harness.after(LOOK * 3).await));
-    assert_eq!(harness.workshop.with(|state| state.made), 1, "it is there");
-    harness.workshop.with(|state| state.interface = None);
-    assert!(is_open(&harness.after(LOOK).await));
-    assert_eq!(harness.workshop.with(|state| (state.made, state.told)), (2, 2));
+    assert!(is_open(&harness.after(CHECK_INTERVAL / 2).await));
+    assert_eq!(harness.host.with(|state| (state.made, state.published)), (1, 1));
+    assert!(is_open(&harness.after(CHECK_INTERVAL * 3).await));
+    assert_eq!(harness.host.with(|state| state.made), 1, "the endpoint exists already");
+    harness.host.with(|state| state.interface = None);
+    assert!(is_open(&harness.after(CHECK_INTERVAL).await));
+    assert_eq!(harness.host.with(|state| (state.made, state.published)), (2, 2));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_failed_endpoint_releases_its_addresses_and_is_retried_much_later() {
     let mut harness = harness();
-    harness.workshop.with(|state| state.is_broken = true);
+    harness.host.with(|state| state.is_broken = true);
     harness.serve();
-    let endpoint = harness.after(LOOK / 2).await;
+    let endpoint = harness.after(CHECK_INTERVAL / 2).await;
     assert!(
-        matches!(&endpoint, Endpoint::Without(why) if why.to_string().contains("does not exist")),
+        matches!(&endpoint, Endpoint::Unavailable(why) if why.to_string().contains("does not exist")),
         "{endpoint:?}"
     );
-    assert!(!harness.workshop.with(|state| state.has_address));
-    harness.workshop.with(|state| state.is_broken = false);
-    assert!(matches!(harness.after(RETRY.saturating_sub(LOOK * 2)).await, Endpoint::Without(_)));
-    assert!(is_open(&harness.after(LOOK * 3).await));
+    assert!(!harness.host.with(|state| state.has_address));
+    harness.host.with(|state| state.is_broken = false);
+    assert!(matches!(
+        harness.after(RETRY.saturating_sub(CHECK_INTERVAL * 2)).await,
+        Endpoint::Unavailable(_)
+    ));
+    assert!(is_open(&harness.after(CHECK_INTERVAL * 3).await));
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_a_spare_address_the_endpoint_is_created_once_one_is_free() {
     let mut harness = harness();
-    harness.workshop.with(|state| state.is_full = true);
+    harness.host.with(|state| state.is_full = true);
     harness.serve();
-    let endpoint = harness.after(LOOK / 2).await;
+    let endpoint = harness.after(CHECK_INTERVAL / 2).await;
     assert!(
-        matches!(&endpoint, Endpoint::Without(why) if why.to_string().contains("has a spare address")),
+        matches!(&endpoint, Endpoint::Unavailable(why) if why.to_string().contains("has a spare address")),
         "{endpoint:?}"
     );
-    harness.workshop.with(|state| state.is_full = false);
-    assert!(is_open(&harness.after(LOOK).await));
+    harness.host.with(|state| state.is_full = false);
+    assert!(is_open(&harness.after(CHECK_INTERVAL).await));
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_endpoint_of_a_removed_node_is_deleted() {
     let mut harness = harness();
     harness.serve();
-    assert!(is_open(&harness.after(LOOK / 2).await));
+    assert!(is_open(&harness.after(CHECK_INTERVAL / 2).await));
     harness.fixture.registration.send_replace(Registration::Removed(RemovalProgress::CuttingOff));
-    assert!(matches!(harness.after(LOOK).await, Endpoint::Awaited));
-    assert_eq!(harness.workshop.with(|state| state.interface), None);
+    assert!(matches!(harness.after(CHECK_INTERVAL).await, Endpoint::Awaited));
+    assert_eq!(harness.host.with(|state| state.interface), None);
 }

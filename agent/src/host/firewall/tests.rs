@@ -90,9 +90,9 @@ fn a_chain_that_accepts_one_direction_is_reported_for_the_other_only() {
 fn docker_and_ufw_filters_get_commands_for_their_own_chains() {
     let problem = docker(vec![rule(&[], ForeignVerdict::Return)]).problem(AttachMode::Bridge, false).unwrap();
     assert!(problem.contains("`iptables -I DOCKER-USER -i polder0 -j ACCEPT`"), "{problem}");
-    let told =
+    let extended =
         docker(vec![accept(from("polder0")), accept(to("polder0")), rule(&[], ForeignVerdict::Return)]);
-    assert_eq!(told.problem(AttachMode::Bridge, false), None);
+    assert_eq!(extended.problem(AttachMode::Bridge, false), None);
     let ufw = |user: Vec<ForeignRule>| {
         let chains = [
             ("FORWARD", vec![jump("ufw-before-forward")]),

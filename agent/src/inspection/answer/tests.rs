@@ -90,7 +90,7 @@ impl Harness {
     }
 
     async fn pass(&mut self, time: Duration) {
-        assert!(timeout(time, &mut self.running).await.is_err(), "it has ended");
+        assert!(timeout(time, &mut self.running).await.is_err(), "the task ended");
     }
 
     fn ask(&self, id: &str, repairs: RepairMode) {

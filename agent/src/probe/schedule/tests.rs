@@ -34,14 +34,14 @@ impl Scenario {
     fn rounds(&mut self, number: usize, sizes: &[Size]) -> (Verdict, Duration) {
         for _ in 0..number {
             self.now = self.schedule.next().unwrap();
-            let shots = self.schedule.due_probes(self.now, 10);
-            assert_eq!(shots.len(), 1);
+            let due_probes = self.schedule.due_probes(self.now, 10);
+            assert_eq!(due_probes.len(), 1);
             for size in sizes {
-                let token = Token { number: shots[0].number, size: *size };
-                self.schedule.take(shots[0].to, token, self.now);
+                let token = Token { number: due_probes[0].number, size: *size };
+                self.schedule.record_reply(due_probes[0].to, token, self.now);
             }
         }
-        (self.schedule.seen(&key()).unwrap().verdict, self.schedule.next().unwrap() - self.now)
+        (self.schedule.result(&key()).unwrap().verdict, self.schedule.next().unwrap() - self.now)
     }
 }
 
@@ -101,7 +101,7 @@ fn endpoint_failures_take_longer_than_the_lease_of_a_killed_agent() {
     let mut play = Scenario::new();
     play.rounds(1, ALL);
     let first = play.schedule.next().unwrap();
-    while play.schedule.seen(&key()).unwrap().lost < ENDPOINT_FAILURES {
+    while play.schedule.result(&key()).unwrap().lost < ENDPOINT_FAILURES {
         play.rounds(1, &[]);
     }
     // Factor 1.5: a lease can last longer when the datastore changes its leader.
@@ -132,11 +132,11 @@ fn the_verdict_of_a_peer_with_a_new_path_is_unknown() {
     target.path = other;
     let moved = || [(key(), target.clone())].into_iter();
     play.schedule.set_targets(moved(), play.now);
-    assert_eq!(play.schedule.seen(&key()).unwrap().verdict, Verdict::Unknown);
+    assert_eq!(play.schedule.result(&key()).unwrap().verdict, Verdict::Unknown);
     assert_eq!(play.schedule.next(), Some(play.now));
     play.schedule.due_probes(play.now, 10);
     play.schedule.set_targets(moved(), play.now);
-    assert_ne!(play.schedule.next(), Some(play.now), "it is the same");
+    assert_ne!(play.schedule.next(), Some(play.now), "the path has not changed");
     play.schedule.set_targets(std::iter::empty(), play.now);
     assert_eq!((play.schedule.keys().count(), play.schedule.next()), (0, None));
 }
@@ -152,22 +152,25 @@ fn with_small_probes_only_their_answers_are_sufficient() {
 }
 
 #[test]
-fn lost_rounds_are_counted_until_an_answer_and_hurry_makes_a_probe_due() {
+fn lost_rounds_are_counted_until_an_answer_and_probe_now_makes_a_probe_due() {
     let mut play = Scenario::new();
     play.rounds(1, ALL);
-    play.schedule.hurry(&key(), play.now);
+    play.schedule.probe_now(&key(), play.now);
     assert_eq!(play.schedule.next(), Some(play.now));
     play.rounds(4, &[]);
-    assert_eq!(play.schedule.seen(&key()), Some(Seen { verdict: Verdict::Silent, lost: 3, answered: true }));
+    assert_eq!(
+        play.schedule.result(&key()),
+        Some(TargetResult { verdict: Verdict::Silent, lost: 3, answered: true })
+    );
     play.rounds(1, &[Size::Small]);
-    assert_eq!(play.schedule.seen(&key()).unwrap().lost, 0);
+    assert_eq!(play.schedule.result(&key()).unwrap().lost, 0);
 }
 
 #[test]
 fn a_reply_from_another_address_is_ignored() {
     let mut play = Scenario::new();
-    let shots = play.schedule.due_probes(play.now, 10);
-    let token = Token { number: shots[0].number, size: Size::Full };
-    play.schedule.take("10.244.1.2".parse().unwrap(), token, play.now);
-    assert_eq!(play.schedule.seen(&key()).unwrap().verdict, Verdict::Unknown);
+    let due_probes = play.schedule.due_probes(play.now, 10);
+    let token = Token { number: due_probes[0].number, size: Size::Full };
+    play.schedule.record_reply("10.244.1.2".parse().unwrap(), token, play.now);
+    assert_eq!(play.schedule.result(&key()).unwrap().verdict, Verdict::Unknown);
 }

@@ -334,7 +334,7 @@ impl RegistrarHost for Fake {
         })
     }
 
-    fn surroundings(&self, _: &View) -> Result<(), Unsurveyed> {
+    fn check_addresses_in_use(&self, _: &View) -> Result<(), AddressesUnknown> {
         Ok(())
     }
 
@@ -387,7 +387,7 @@ pub(super) fn at_once<T>(future: impl Future<Output = T>) -> T {
 /// Polls a task without an end until it waits.
 pub(super) fn until_it_waits(future: impl Future<Output = ()>) {
     let polled = pin!(future).poll(&mut Context::from_waker(Waker::noop()));
-    assert!(polled.is_pending(), "it has ended");
+    assert!(polled.is_pending(), "the task ended");
 }
 
 pub(super) fn pool() -> Pool {

@@ -185,7 +185,7 @@ fn a_removed_node_deletes_its_interfaces_and_addresses_and_stops_serving() {
     // After an error during the confirmation, the node still does not serve.
     fake.with(|state| state.fates.extend([Fate::Lost, Fate::Lost]));
     at_once(registrar.run_once());
-    assert!(fake.registration().serving_obstacle().is_some(), "{:?}", fake.registration());
+    assert!(fake.registration().not_serving_reason().is_some(), "{:?}", fake.registration());
     // A restarted agent reports the removal, although it cannot change the kernel.
     fake.with(|state| (state.registration, state.is_read_only) = (Registration::default(), true));
     let me = me();
@@ -211,7 +211,7 @@ fn a_proven_node_serves_while_the_datastore_accepts_no_writes() {
     assert!(matches!(fake.registration(), Registration::Waiting(_)), "{:?}", fake.registration());
     // It also served during the write to the datastore, which can take long.
     assert_eq!(
-        fake.with(|state| state.registration_during_change.serving_obstacle().map(ToString::to_string)),
+        fake.with(|state| state.registration_during_change.not_serving_reason().map(ToString::to_string)),
         None
     );
 }

@@ -14,30 +14,30 @@ use polder_netlink::{Error, IfIndex};
 
 use super::{Kernel, ruleset};
 
-/// Most chains that are read of one filter. On a host with more, pods' packets do not pass all of them.
-const CHAINS: usize = 64;
+/// Maximum number of chains that are read per filter. On a host with more, pods' packets do not pass all of them.
+const MAX_CHAINS: usize = 64;
 
 /// The foreign network state of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Surroundings {
+pub struct ForeignState {
     /// Routes and policy rules.
     pub routing: Routing,
-    /// Foreign chains for forwarded packets.
+    /// Foreign chains at hook forward.
     pub filters: Vec<Filter>,
-    /// Foreign chains for packets to the host itself. Empty unless tunnels are closed.
+    /// Foreign chains at hook input, for packets to the host itself. Read only while no peer answers through a tunnel.
     pub host_filters: Vec<Filter>,
-    /// Foreign chains for all incoming or all outgoing packets.
-    pub other_filters: Vec<(BaseHook, Filter)>,
+    /// Foreign chains at hooks prerouting and postrouting.
+    pub routing_filters: Vec<(BaseHook, Filter)>,
     /// The families for which legacy iptables has a table `filter`. Its contents cannot be read by netlink.
     pub legacy_filters: BTreeSet<Family>,
-    /// Limits of the neighbour table; `None` outside the machine's first network namespace.
+    /// Limits of the neighbour table; `None` outside the initial network namespace.
     pub neighbours: PerFamily<Option<NeighbourLimits>>,
     /// Number of ports of bridge `polder0`.
     pub bridge_ports: usize,
-    /// The name under `net.ipv4.conf` whose `rp_filter` can drop packets of peers: `all` if that is not 0, or else the
-    /// checked uplink if it is 1 (strict) there. The kernel uses the larger value of both (`IN_DEV_MAXCONF` in
-    /// `include/linux/inetdevice.h`).
-    pub source_check: Option<String>,
+    /// The name under `net.ipv4.conf` whose `rp_filter` can drop packets of peers: `all`, if
+    /// `net.ipv4.conf.all.rp_filter` is not 0; otherwise the name of the uplink, if its `rp_filter` is 1 (strict);
+    /// otherwise `None`. The kernel uses the larger value of both (`IN_DEV_MAXCONF` in `include/linux/inetdevice.h`).
+    pub rp_filter_interface: Option<String>,
 }
 
 /// Routes and policy rules.
@@ -78,19 +78,19 @@ pub struct NeighbourLimits {
 }
 
 impl Kernel {
-    /// Reads the foreign state; of the routes only those to the pools, of the source checks only those of all
-    /// interfaces and of this uplink. Chains for the host itself are read only if tunnels are closed.
-    pub fn surroundings(
+    /// Reads the foreign state. Routes: only those to the pools. `rp_filter`: only that of `conf/all` and of `uplink`.
+    /// Chains at hook input: only if `no_tunnel_answers`.
+    pub fn foreign_state(
         &mut self,
         pools: &[(Cidr, u8)],
         uplink: Option<&str>,
-        tunnels_are_closed: bool,
-    ) -> Result<Surroundings, Error> {
-        Ok(Surroundings {
+        no_tunnel_answers: bool,
+    ) -> Result<ForeignState, Error> {
+        Ok(ForeignState {
             routing: self.routing(pools)?,
             filters: self.foreign_filters(BaseHook::Forwarded)?,
-            other_filters: self.other_filters()?,
-            host_filters: if tunnels_are_closed {
+            routing_filters: self.routing_filters()?,
+            host_filters: if no_tunnel_answers {
                 self.foreign_filters(BaseHook::ForHost)?
             } else {
                 Vec::new()
@@ -98,11 +98,11 @@ impl Kernel {
             legacy_filters: Family::BOTH.into_iter().filter(|family| has_legacy_filter(*family)).collect(),
             neighbours: PerFamily::each(|family| self.neighbour_limits(family)),
             bridge_ports: self.bridge_ports()?,
-            source_check: self.source_check(uplink),
+            rp_filter_interface: self.rp_filter_interface(uplink),
         })
     }
 
-    fn source_check(&self, uplink: Option<&str>) -> Option<String> {
+    fn rp_filter_interface(&self, uplink: Option<&str>) -> Option<String> {
         let value = |name: &str| self.sysctls.get(&format!("net/ipv4/conf/{name}/rp_filter")).ok();
         if value("all").is_some_and(|value| value != "0") {
             return Some("all".to_owned());
@@ -149,8 +149,8 @@ impl Kernel {
         foreign.map(|base| self.foreign_filter(base)).collect()
     }
 
-    /// Foreign chains that pods' packets pass before and after they are forwarded.
-    fn other_filters(&mut self) -> Result<Vec<(BaseHook, Filter)>, Error> {
+    /// Foreign chains at hooks prerouting and postrouting.
+    fn routing_filters(&mut self) -> Result<Vec<(BaseHook, Filter)>, Error> {
         let mut filters = Vec::new();
         for base_hook in [BaseHook::Incoming, BaseHook::Outgoing] {
             filters.extend(self.foreign_filters(base_hook)?.into_iter().map(|filter| (base_hook, filter)));
@@ -162,7 +162,7 @@ impl Kernel {
     fn foreign_filter(&mut self, base: BaseChain) -> Result<Filter, Error> {
         let mut chains = BTreeMap::new();
         let mut wanted = vec![base.name.clone()];
-        while let Some(name) = wanted.pop().filter(|_| chains.len() < CHAINS) {
+        while let Some(name) = wanted.pop().filter(|_| chains.len() < MAX_CHAINS) {
             if let Entry::Vacant(entry) = chains.entry(name) {
                 let rules = self.filter.rules_of(base.family, &base.table, entry.key())?;
                 wanted.extend(rules.iter().filter_map(leads_to));

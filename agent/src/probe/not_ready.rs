@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use polder_api::NodeName;
 use polder_ipam::cause::SharedError;
 
-/// No path to a peer was found open yet.
+/// Why the paths to the peers do not make the node ready.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotProbed {
     /// The prober has not started.
@@ -16,7 +16,7 @@ pub enum NotProbed {
     NotYet,
     /// A probe socket cannot be opened.
     ///
-    /// Remedy: correct the kernel's error in the text, or set `probe_peers = false`.
+    /// Remedy: correct the cause that the kernel reports in the text, or set `probe_peers = false`.
     #[error("{0}; set probe_peers = false to skip this check")]
     NoSocket(#[from] NoSocket),
     /// This node's probe endpoint does not exist yet.
@@ -34,7 +34,7 @@ pub enum NotProbed {
     /// Remedy: check the network between the nodes and to the datastore. After a while the
     /// node becomes ready without an answer.
     #[error("no peer answers, and the datastore is unreachable, so it is not known which peers are alive")]
-    Unasked,
+    LeasesUnreadable,
     /// The peers' hosts answer, but their probe endpoints do not.
     #[error(
         "no peer answers packets that are forwarded like those of pods, although their hosts answer (hosts: {0}): \
@@ -53,7 +53,8 @@ pub enum NotProbed {
 /// A probe socket with the node's own address cannot be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 ///
-/// Remedy: give the agent the capability `NET_RAW`, and correct the kernel's error at the end of the text.
+/// Remedy: give the agent the capability `NET_RAW`, and correct the cause that the kernel reports at the end of the
+/// text.
 #[error("peers cannot be probed from {source_address}: {error}")]
 pub struct NoSocket {
     /// The node's own address in the pod network.
