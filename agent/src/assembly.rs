@@ -16,7 +16,6 @@ use polder_netlink::nft::FilterSocket;
 use polder_store::{NodeIpam, Store};
 use tokio::sync::{mpsc, watch};
 
-use crate::board::{Board, Membership, Passes, Records};
 use crate::config::Config;
 use crate::conflist::NotWritten;
 use crate::connections::{self, ReleasedAddresses};
@@ -32,6 +31,7 @@ use crate::liveness::Threads;
 use crate::local_pods::LocalPods;
 use crate::machine::Machine;
 use crate::node::{Channels, Node, Pods, local_pod};
+use crate::node_state::{Membership, NodeState, Passes, Records};
 use crate::owner::Owner;
 use crate::probe::NotProbed;
 use crate::probe::direct::DirectPaths;
@@ -254,14 +254,14 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
         cooldown: config.cooldown,
     };
     let membership = Membership::new(me, addresses.registration.subscribe(), addresses.holdings.subscribe());
-    let board = Board {
+    let node_state = NodeState {
         records: Records::new(records.view.subscribe()),
         membership,
         passes: Passes::new(datapath.engine.underlay.subscribe(), datapath.engine.pass.subscribe()),
     };
     let (unreachable, unreachable_read) = watch::channel(None);
     let readiness = Readiness::new(
-        board.clone(),
+        node_state.clone(),
         datapath.probe.probed.subscribe(),
         datapath.announced.subscribe(),
         unreachable_read,
@@ -278,7 +278,7 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
             reaper,
         },
         ipam: Owner::spawn("ledger", ipam)?,
-        board,
+        node_state,
         in_flight: Arc::new(in_flight),
         channels: Channels {
             claims,
@@ -373,7 +373,7 @@ fn looker(node: &Node) -> Looker {
         pods: node.pods.kernel.clone(),
         ipam: node.ipam.clone(),
         in_flight: Arc::clone(&node.in_flight),
-        membership: node.board.membership.clone(),
+        membership: node.node_state.membership.clone(),
         features: node.features,
     }
 }
@@ -404,12 +404,12 @@ fn reporter(
 }
 
 fn record_tasks(node: &Node, entries: RecordEntries, underlay_changed: WakeSender) -> RecordTasks {
-    let Node { config, store, board, .. } = node;
+    let Node { config, store, node_state, .. } = node;
     RecordTasks {
         watcher: watcher::Task {
             store: store.clone(),
             state_dir: config.state_dir.clone(),
-            underlay: board.passes.underlays(),
+            underlay: node_state.passes.underlays(),
             view: entries.view,
         },
         etcd_addresses: etcd_addresses::Task {
@@ -421,7 +421,7 @@ fn record_tasks(node: &Node, entries: RecordEntries, underlay_changed: WakeSende
             node: config.node.clone(),
             resync: config.resync,
             store: store.clone(),
-            records: board.records.clone(),
+            records: node_state.records.clone(),
             leases: entries.leases,
         },
     }
@@ -434,7 +434,7 @@ fn datapath_tasks(
     entries: DatapathEntries,
     lines: Lines,
 ) -> DatapathTasks {
-    let Node { config, board, .. } = &**node;
+    let Node { config, node_state, .. } = &**node;
     let drift_signal = Arc::new(DriftSignal::default());
     let monitor = monitor::Task {
         own: lines.own_ports,
@@ -449,7 +449,7 @@ fn datapath_tasks(
         probe_peers: config.probe_peers,
         resync: config.resync,
         store: node.store.clone(),
-        passes: board.passes.clone(),
+        passes: node_state.passes.clone(),
         endpoint: entries.probe.endpoint.subscribe(),
         probed: entries.probe.probed,
         verdicts: entries.probe.verdicts,
@@ -458,8 +458,8 @@ fn datapath_tasks(
     let host = host::Task {
         resync: config.resync,
         survey: host::OnHost::new(kernel.clone(), looker(node)),
-        records: board.records.clone(),
-        passes: board.passes.clone(),
+        records: node_state.records.clone(),
+        passes: node_state.passes.clone(),
         verdicts: prober.verdicts.subscribe(),
         host: entries.host,
     };

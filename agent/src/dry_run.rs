@@ -16,7 +16,6 @@ use tempfile::TempDir;
 use tokio::time::timeout;
 
 use crate::assembly::{Parts, Sockets, assemble};
-use crate::board::Board;
 use crate::config::{Config, StoreConfig};
 use crate::engine::Engine;
 use crate::in_flight::InFlight;
@@ -27,6 +26,7 @@ use crate::kernel::reaper::Reaper;
 use crate::kernel::sysctl::Sysctls;
 use crate::lock::NodeLock;
 use crate::machine::Machine;
+use crate::node_state::NodeState;
 use crate::state_dir::{LEDGER, STORE};
 use crate::underlay::Uplink;
 use crate::{container, engine, recovery, server, watcher};
@@ -228,12 +228,12 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
     running.spawn(records.watcher.run());
     running.spawn(tasks.addresses.registrar.run());
     running.spawn(records.etcd_addresses.run());
-    let board = reporter.board();
+    let node_state = reporter.node_state();
     let engine::Task { tools, entries, announcer, .. } = tasks.datapath.engine;
     let mut engine = Engine::new(tools, entries, announcer);
     match engine::rehearse(&mut engine, TIMEOUT).await {
         Ok(changes) => dry.kernel = changes,
-        Err(_) if matches!(board.registration(), Registration::Removed(_)) => {
+        Err(_) if matches!(node_state.registration(), Registration::Removed(_)) => {
             dry.obstacles.push(format!(
                 "this node was removed from the cluster: an agent that starts here disconnects its pods ({pods}), \
                  deletes the node's own addresses from the bridge, and serves no pods. To let this machine join again, \
@@ -243,14 +243,14 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
         }
         Err(obstacles) => dry.obstacles = obstacles,
     }
-    if let Some(cluster) = board.view().cluster.as_ref().map(|cluster| Arc::clone(&cluster.record)) {
+    if let Some(cluster) = node_state.view().cluster.as_ref().map(|cluster| Arc::clone(&cluster.record)) {
         tasks.datapath.host.check(&cluster, Vec::new()).await;
         dry.problems.extend(reporter.published.host.borrow().iter().cloned());
     }
     running.shutdown().await;
 
-    let pass = board.pass().unwrap_or_default();
-    dry.underlay = underlay(board, pass.mtu);
+    let pass = node_state.pass().unwrap_or_default();
+    dry.underlay = underlay(node_state, pass.mtu);
     for ((node, family), peer_path) in &pass.paths {
         dry.peers.entry(describe(peer_path)).or_default().push(format!("{node} ({family})"));
     }
@@ -261,8 +261,8 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
 }
 
 /// The node's underlay addresses, and the MTU of pods.
-fn underlay(board: &Board, mtu: u32) -> Vec<String> {
-    let uplinks = board.underlay().map(|underlay| underlay.uplinks.clone()).unwrap_or_default();
+fn underlay(node_state: &NodeState, mtu: u32) -> Vec<String> {
+    let uplinks = node_state.underlay().map(|underlay| underlay.uplinks.clone()).unwrap_or_default();
     let uplink = |uplink: &Uplink| {
         format!("{} on {}, MTU {}: {}", uplink.address, uplink.interface, uplink.mtu, uplink.chosen_by)
     };

@@ -34,11 +34,11 @@ pub use self::parts::{Entries, Expected, Tools, Wakes};
 use self::pass_plan::{PassInputs, PassPlan};
 pub use self::rehearsal::rehearse;
 use self::transitions::Transitions;
-use crate::board::{Board, Chosen, Made, Pass};
 use crate::config::StoreConfig;
 use crate::etcd_addresses;
 use crate::kernel::plan::{KernelChange, summary};
 use crate::kernel::snapshot::RouteTo;
+use crate::node_state::{Chosen, Made, NodeState, Pass};
 use crate::repair;
 use crate::requests::{NoPlan, PlanRequest};
 use crate::underlay::{NotChosen, Underlay, UnderlayInputs};
@@ -101,10 +101,10 @@ impl<D: Datapath> Task<D> {
     /// Runs without end.
     pub async fn run(self) {
         let Self { tools, entries, announcer, wakes: Wakes { underlay, senders, mut plans } } = self;
-        let board = &tools.readiness.board;
-        let mut view = board.records.changes();
-        let mut membership_changes = board.membership.changes();
-        let mut registration = board.membership.registrations();
+        let node_state = &tools.readiness.node_state;
+        let mut view = node_state.records.changes();
+        let mut membership_changes = node_state.membership.changes();
+        let mut registration = node_state.membership.registrations();
         let mut probed = tools.readiness.probes();
         let mut leases = tools.leases.clone();
         let mut direct = tools.direct.clone();
@@ -181,8 +181,8 @@ impl<D: Datapath> Engine<D> {
         }
     }
 
-    fn board(&self) -> &Board {
-        &self.tools.readiness.board
+    fn node_state(&self) -> &NodeState {
+        &self.tools.readiness.node_state
     }
 
     /// Whether the node can have no peers.
@@ -236,13 +236,13 @@ impl<D: Datapath> Engine<D> {
 
     async fn work(&mut self, cause: Trigger) {
         self.repairing.drift_at = None;
-        let view = self.board().view();
+        let view = self.node_state().view();
         if view.source == ViewSource::Nowhere {
             return self.delete_routes_that_capture_etcd().await;
         }
         self.dead.clone_from(self.tools.leases.borrow().dead());
         let validated = validate(&view, &self.tools.config.node, &self.dead);
-        let anew = cause == Trigger::Underlay || self.board().underlay().is_err();
+        let anew = cause == Trigger::Underlay || self.node_state().underlay().is_err();
         if anew {
             self.choose_underlay(&validated.peers).await;
         }
@@ -251,7 +251,7 @@ impl<D: Datapath> Engine<D> {
         self.transitions.observe(&validated.peers, Instant::now());
         self.losses.prune_from = self.losses.prune_from.filter(|from| *from > Instant::now());
         let Ok(grounds) = self.grounds(view, validated) else {
-            if matches!(self.board().registration(), Registration::Removed(_)) {
+            if matches!(self.node_state().registration(), Registration::Removed(_)) {
                 // A removed node has no peers.
                 self.entries.pass.send_replace(None);
                 self.announcer.withdraw();
@@ -357,7 +357,7 @@ impl<D: Datapath> Engine<D> {
     fn not_made(&self, reason: &dyn fmt::Display) -> Pass {
         let reason = reason.to_string();
         warn!("{reason}");
-        let before = self.board().pass().map(|before| (*before).clone()).unwrap_or_default();
+        let before = self.node_state().pass().map(|before| (*before).clone()).unwrap_or_default();
         let served = !before.gateways.is_empty() && before.local_failures.is_empty();
         let mut pass = Pass { made: Made::No, writes: 0, ..before };
         let list = if served { &mut pass.other_failures } else { &mut pass.local_failures };
@@ -401,10 +401,10 @@ impl<D: Datapath> Engine<D> {
         asked.extend(
             OUTSIDE.both().into_iter().filter_map(|(_, world)| Some((RouteTo::World, world.parse().ok()?))),
         );
-        let known = self.board().underlay();
+        let known = self.node_state().underlay();
         let facts = match self.tools.datapath.host_network(asked).await {
             Ok(network) => {
-                let view = self.board().view();
+                let view = self.node_state().view();
                 let own = view.nodes.get(&self.tools.config.node);
                 Ok(UnderlayInputs {
                     network,
@@ -460,7 +460,7 @@ impl<D: Datapath> Engine<D> {
     /// Publishes the interfaces whose changes may change the paths out of this node. The monitor has ignored changes of
     /// new ones: they are read again soon.
     fn publish_path_interfaces(&mut self) {
-        let now = self.board().underlay().ok().map(|underlay| self.network.path_interfaces(&underlay));
+        let now = self.node_state().underlay().ok().map(|underlay| self.network.path_interfaces(&underlay));
         let before = self.entries.expected.borrow().path_interfaces.clone();
         self.network.has_new_path =
             before.zip(now.as_ref()).is_some_and(|(before, now)| !now.is_subset(&before));

@@ -15,7 +15,7 @@ use polder_ipam::tasks::OwnNode;
 use polder_ipam::view::{Versioned, View, ViewSource};
 use tokio::sync::watch;
 
-use crate::board::{Board, Chosen, Membership, Pass, Passes, Records};
+use crate::node_state::{Chosen, Membership, NodeState, Pass, Passes, Records};
 use crate::underlay::NotChosen;
 
 /// The entries.
@@ -42,8 +42,8 @@ impl Fixture {
     }
 
     /// The entries as tasks read them.
-    pub(crate) fn board(&self) -> Board {
-        Board {
+    pub(crate) fn node_state(&self) -> NodeState {
+        NodeState {
             records: Records::new(self.view.subscribe()),
             membership: Membership::new(me(), self.registration.subscribe(), self.holdings.subscribe()),
             passes: Passes::new(self.underlay.subscribe(), self.pass.subscribe()),

@@ -11,14 +11,14 @@ use polder_ipam::tasks::could_claim;
 use crate::machine::now;
 use crate::reporter::Reporter;
 
-/// The node's health for a runtime: why an ADD would be refused ([`Board::obstacles`](crate::board::Board::obstacles)),
-/// and for which families no address is available.
+/// The node's health for a runtime: why an ADD would be refused
+/// ([`NodeState::obstacles`](crate::node_state::NodeState::obstacles)), and for which families no address is available.
 pub async fn health(reporter: &Reporter, request: &HealthRequest) -> Health {
-    let mut health = Health { unavailable: reporter.board().obstacles(), limited: Vec::new() };
-    if let Registration::Conflict(reason) = reporter.board().registration() {
+    let mut health = Health { unavailable: reporter.node_state().obstacles(), limited: Vec::new() };
+    if let Registration::Conflict(reason) = reporter.node_state().registration() {
         health.limited.push(reason.to_string());
     }
-    if let Some(pass) = reporter.board().pass() {
+    if let Some(pass) = reporter.node_state().pass() {
         health.limited.extend(pass.local_failures.iter().cloned());
     }
     if let (Needed::Addresses(pool), true) = (&request.pools, health.unavailable.is_empty()) {
@@ -36,7 +36,7 @@ pub async fn health(reporter: &Reporter, request: &HealthRequest) -> Health {
 
 /// A text for each family in which a new pod would get no address; only for `pool`, if one is given.
 pub async fn shortfalls(reporter: &Reporter, pool: Option<&PoolName>) -> Vec<String> {
-    let view = reporter.board().view();
+    let view = reporter.node_state().view();
     let named = pool.and_then(|name| view.pools.get(name)).map(|pool| pool.record.family());
     let families = named.map_or_else(|| view.families(), |family| [family].into());
     let mut shortfalls = Vec::new();
@@ -48,7 +48,7 @@ pub async fn shortfalls(reporter: &Reporter, pool: Option<&PoolName>) -> Vec<Str
 
 /// Why no address of that family is available; `None` if one is available.
 async fn exhausted(reporter: &Reporter, family: Family, pool: Option<&PoolName>) -> Option<String> {
-    let view = reporter.board().view();
+    let view = reporter.node_state().view();
     let wanted = pool.cloned();
     let (there_is_one, counts) = reporter
         .ipam

@@ -23,8 +23,8 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use crate::board::set_if_changed;
 use crate::liveness::Threads;
+use crate::node_state::set_if_changed;
 use crate::reporter::Reporter;
 use crate::status;
 
@@ -198,7 +198,7 @@ fn register_failures(registry: &mut Registry, failures: Failures) {
 
 /// The cluster's nodes by whether their agents are alive. Absent while the leases are unknown.
 fn register_nodes(registry: &mut Registry, reporter: &Reporter) {
-    let view = reporter.board().view();
+    let view = reporter.node_state().view();
     let leases = reporter.published.leases.borrow().among(|name| view.nodes.contains_key(name));
     if !leases.are_known() {
         return;
@@ -216,7 +216,7 @@ type Fraction = Gauge<f64, AtomicU64>;
 
 /// Usage of the pools: an alarm at 80 % leaves time to add a pool.
 fn register_pools(registry: &mut Registry, reporter: &Reporter) {
-    let view = reporter.board().view();
+    let view = reporter.node_state().view();
     let blocks: Metrics<[(&'static str, String); 2], Fraction> = Metrics::default();
     let ratio: Metrics<[(&'static str, String); 1], Fraction> = Metrics::default();
     for known in view.every_pool().filter(|known| known.record.purpose == Purpose::Blocks) {

@@ -29,9 +29,9 @@ use polder_store::Store;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
-use crate::board::Membership;
 use crate::leases;
 use crate::machine::{MachineError, random_name};
+use crate::node_state::Membership;
 
 pub use answer::Task;
 

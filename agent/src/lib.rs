@@ -1,7 +1,7 @@
 //! The Polder node agent as a library: the daemon, and the commands of `polderctl`.
 //!
 //! Each task is a struct with the state that it owns and its inputs. [`daemon`] starts the tasks. A task publishes its
-//! results in its own entries, which other tasks read ([`board`], [`readiness`]). `assembly` creates the channels.
+//! results in its own entries, which other tasks read ([`node_state`], [`readiness`]). `assembly` creates the channels.
 //!
 //! | task | purpose |
 //! |---|---|
@@ -24,7 +24,6 @@
 //! [operators]: polder_ipam::tasks::operator
 
 mod assembly;
-pub mod board;
 pub mod caller;
 pub mod capability;
 pub mod config;
@@ -55,6 +54,7 @@ pub mod machine;
 pub mod memory;
 pub mod monitor;
 pub mod node;
+pub mod node_state;
 pub mod owner;
 pub mod plugins;
 pub mod pools;

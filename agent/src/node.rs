@@ -30,7 +30,6 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::warn;
 
-use crate::board::Board;
 use crate::config::Config;
 use crate::connections::ReleasedAddresses;
 use crate::in_flight::{AttachmentLock, InFlight};
@@ -39,6 +38,7 @@ use crate::kernel::reaper::Reaper;
 use crate::kernel::{self, Kernel, ruleset};
 use crate::local_pods::{LocalPod, LocalPods};
 use crate::machine::now;
+use crate::node_state::NodeState;
 use crate::owner::Owner;
 use crate::presence::Presence;
 use crate::requests::{ClaimRequest, ReserveRequest};
@@ -60,7 +60,7 @@ pub struct Node {
     /// The kernel, for single pods.
     pub pods: Pods,
     /// State published by the watcher, the registrar and the engine.
-    pub board: Board,
+    pub node_state: NodeState,
     /// Attachments that are being worked on.
     pub in_flight: Arc<InFlight>,
     /// Queues and wake-up channels to other tasks.
@@ -117,11 +117,11 @@ impl Host for Node {
     }
 
     fn view(&self) -> Arc<View> {
-        self.board.view()
+        self.node_state.view()
     }
 
     fn registration(&self) -> Registration {
-        self.board.registration()
+        self.node_state.registration()
     }
 
     async fn ledger<T: Send + 'static>(
@@ -196,7 +196,7 @@ impl PodHost for Node {
     }
 
     async fn admit(&self, held: &AttachmentEntry) -> Result<(), HostError> {
-        let Some(cluster) = &self.board.view().cluster else {
+        let Some(cluster) = &self.node_state.view().cluster else {
             return Err(HostError::new(NotServed::NoSettings));
         };
         let pod = local_pod(held);
@@ -223,7 +223,7 @@ impl PodHost for Node {
     }
 
     async fn forget(&self, held: &AttachmentEntry) {
-        if let Some(cluster) = &self.board.view().cluster {
+        if let Some(cluster) = &self.node_state.view().cluster {
             let table = ruleset::table(&cluster.record, &ruleset::Lengths::new());
             let pod = local_pod(held);
             let forget = move |filter: &mut FilterSocket| kernel::forget_pod(filter, &table, &pod);
@@ -252,7 +252,7 @@ impl PodHost for Node {
     }
 
     fn obstacles(&self) -> Vec<String> {
-        self.board.obstacles()
+        self.node_state.obstacles()
     }
 
     fn families(&self) -> &[Family] {
@@ -260,7 +260,7 @@ impl PodHost for Node {
     }
 
     fn mtu(&self) -> Option<u32> {
-        self.board.pass().map(|pass| pass.mtu)
+        self.node_state.pass().map(|pass| pass.mtu)
     }
 
     async fn sleep(&self, time: Duration) {
@@ -289,16 +289,16 @@ impl Knowledge for Node {
     }
 
     fn current_view(&self) -> Arc<View> {
-        self.board.view()
+        self.node_state.view()
     }
 
     async fn view_changed_from(&self, known: &Arc<View>, max_wait: Duration) {
-        let mut views = self.board.records.changes();
+        let mut views = self.node_state.records.changes();
         let _ = timeout(max_wait, views.wait_for(|now| !Arc::ptr_eq(now, known))).await;
     }
 
     async fn view_at(&self, revision: Revision, max_wait: Duration) -> Option<Arc<View>> {
-        let mut views = self.board.records.changes();
+        let mut views = self.node_state.records.changes();
         let view = timeout(max_wait, views.wait_for(|view| view.revision >= revision)).await.ok()?.ok()?;
         Some(Arc::clone(&view))
     }

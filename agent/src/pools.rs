@@ -13,7 +13,7 @@ use polder_ipam::view::View;
 use polder_ipam::{Cidr, Pool};
 use polder_store::Store;
 
-use crate::board::Records;
+use crate::node_state::Records;
 
 /// The status of all pools, from the records that this node knows.
 pub async fn list(records: &Records, store: &Store) -> Result<Vec<PoolStatus>, Refusal> {

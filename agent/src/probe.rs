@@ -34,10 +34,10 @@ use self::not_ready::{NoSocket, Peers};
 use self::pings::{OnNode, Pings, next_reply, send};
 use self::schedule::{BATCH, Key, ProbeTarget, Schedule, Sizes, Token, Verdict, probe_other_kind};
 use self::verdict::{ENDPOINT_FAILURES, combine, is_suspect, lease_state};
-use crate::board::{Pass, Passes, set_if_changed};
 use crate::endpoint::{Endpoint, OpenEndpoint};
 use crate::kernel::desired::PeerPath;
 use crate::leases;
+use crate::node_state::{Pass, Passes, set_if_changed};
 
 /// Pause between two batches of probes.
 const BATCH_INTERVAL: Duration = Duration::from_millis(10);

@@ -24,7 +24,7 @@ impl Task {
     /// Runs for ever. Also renews the node's lease.
     pub async fn run(self) {
         // Boxed because its etcd requests make the future large.
-        Box::pin(run(&self, self.node.board.membership.me())).await;
+        Box::pin(run(&self, self.node.node_state.membership.me())).await;
     }
 }
 
@@ -44,13 +44,14 @@ impl PublisherHost for Task {
     }
 
     fn basis(&self) -> Basis {
-        self.node.board.basis()
+        self.node.node_state.basis()
     }
 
     async fn changed(&self, basis: Basis) {
-        let board = &self.node.board;
-        let (mut view, mut membership_changes) = (board.records.changes(), board.membership.changes());
-        while board.basis() == basis {
+        let node_state = &self.node.node_state;
+        let (mut view, mut membership_changes) =
+            (node_state.records.changes(), node_state.membership.changes());
+        while node_state.basis() == basis {
             // Both are cancel-safe: a change that is not received now is received in the next iteration. The senders
             // exist as long as the agent.
             tokio::select! {

@@ -3,15 +3,15 @@
 
 use tokio::sync::watch;
 
-use crate::board::Board;
 use crate::conflist::NotWritten;
+use crate::node_state::NodeState;
 use crate::probe::NotProbed;
 
 /// The inputs of readiness.
 #[derive(Debug, Clone)]
 pub struct Readiness {
     /// Whether an ADD would be served.
-    pub board: Board,
+    pub node_state: NodeState,
     /// Whether a path to the peers was open, or why not.
     probed: watch::Receiver<Result<(), NotProbed>>,
     /// Whether the CNI configuration is in place.
@@ -23,12 +23,12 @@ pub struct Readiness {
 impl Readiness {
     /// Reads the values that the prober, the engine and the server publish.
     pub fn new(
-        board: Board,
+        node_state: NodeState,
         probed: watch::Receiver<Result<(), NotProbed>>,
         announced: watch::Receiver<Result<(), NotWritten>>,
         unreachable: watch::Receiver<Option<String>>,
     ) -> Self {
-        Self { board, probed, announced, unreachable }
+        Self { node_state, probed, announced, unreachable }
     }
 
     /// Why the node is not ready for pods. Empty if it is ready, which includes that the CNI configuration is in place.
@@ -43,7 +43,7 @@ impl Readiness {
 
     /// Why the CNI configuration is not written. Empty if it is written.
     pub fn unannounced(&self) -> Vec<String> {
-        let mut reasons = self.board.obstacles();
+        let mut reasons = self.node_state.obstacles();
         if let (true, Err(reason)) = (reasons.is_empty(), &*self.probed.borrow()) {
             reasons.push(reason.to_string());
         }
@@ -66,8 +66,8 @@ mod tests {
     use polder_ipam::registration::{Holdings, Registration, RemovalProgress};
 
     use super::*;
-    use crate::board::Pass;
     use crate::fixture::Fixture;
+    use crate::node_state::Pass;
     use crate::underlay::Underlay;
 
     #[test]
@@ -76,7 +76,7 @@ mod tests {
         let (probed, is_open) = watch::channel(Err(NotProbed::Probing));
         let (announced, is_there) = watch::channel(Err(NotWritten::NotYet));
         let (_server, reachable) = watch::channel(None);
-        let readiness = Readiness::new(fixture.board(), is_open, is_there, reachable);
+        let readiness = Readiness::new(fixture.node_state(), is_open, is_there, reachable);
         assert!(!readiness.reasons().is_empty());
         let (probing, unwritten) = (NotProbed::Probing.to_string(), NotWritten::NotYet.to_string());
         assert!(!readiness.reasons().contains(&probing), "{:?}", readiness.reasons());
@@ -86,7 +86,7 @@ mod tests {
         });
         drop(fixture.underlay.send_replace(Ok(Arc::new(Underlay::default()))));
         fixture.pass.send_replace(Some(Arc::new(Pass { gateways, mtu: 1450, ..Pass::default() })));
-        assert_eq!(readiness.board.obstacles(), Vec::<String>::new());
+        assert_eq!(readiness.node_state.obstacles(), Vec::<String>::new());
         assert_eq!(readiness.reasons(), [probing]);
         drop(probed.send_replace(Ok(())));
         assert_eq!((readiness.reasons(), readiness.unannounced()), (vec![unwritten], Vec::new()));

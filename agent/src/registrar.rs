@@ -20,12 +20,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
-use crate::board::set_if_changed;
 use crate::kernel::Kernel;
 use crate::kernel::desired::pod_mtu;
 use crate::kernel::tunnel::Encapsulation;
 use crate::machine::random_name;
 use crate::node::Node;
+use crate::node_state::set_if_changed;
 use crate::owner::Owner;
 use crate::requests::{ClaimRequest, ReserveRequest};
 use crate::wake::WakeReceiver;
@@ -51,9 +51,9 @@ impl Task {
     pub async fn run(self) {
         let Self { host, wake, mut claims, mut reservations } = self;
         let agent = &host.node;
-        let mut view = agent.board.records.changes();
-        let mut underlay = agent.board.passes.underlays();
-        let mut registrar = Registrar::new(&host, agent.board.membership.me());
+        let mut view = agent.node_state.records.changes();
+        let mut underlay = agent.node_state.passes.underlays();
+        let mut registrar = Registrar::new(&host, agent.node_state.membership.me());
         loop {
             view.mark_unchanged();
             underlay.mark_unchanged();
@@ -132,12 +132,12 @@ impl RegistrarHost for OnNode {
     }
 
     async fn changed(&self, view: &Arc<View>, max_wait: Duration) {
-        let mut views = self.node.board.records.changes();
+        let mut views = self.node.node_state.records.changes();
         let _ = timeout(max_wait, views.wait_for(|now| !Arc::ptr_eq(now, view))).await;
     }
 
     async fn caught_up(&self, revision: Revision) -> Result<(), StoreError> {
-        let mut views = self.node.board.records.changes();
+        let mut views = self.node.node_state.records.changes();
         match timeout(CATCH_UP, views.wait_for(|view| view.revision >= revision)).await {
             Ok(Ok(_)) => Ok(()),
             _ => Err(StoreError::NoAnswer {
@@ -149,7 +149,7 @@ impl RegistrarHost for OnNode {
 
     fn presence(&self, view: &View) -> Result<NodePresence, NoPresence> {
         let config = &self.node.config;
-        let underlay = self.node.board.underlay().map_err(HostError::new)?;
+        let underlay = self.node.node_state.underlay().map_err(HostError::new)?;
         let Some(cluster) = &view.cluster else { return Err(NoPresence::NoSettings) };
         if view.own_addresses != underlay.addresses() {
             return Err(NoPresence::Moving);
@@ -163,7 +163,7 @@ impl RegistrarHost for OnNode {
     }
 
     fn check_addresses_in_use(&self, view: &View) -> Result<(), AddressesUnknown> {
-        let underlay = self.node.board.underlay().map_err(HostError::new)?;
+        let underlay = self.node.node_state.underlay().map_err(HostError::new)?;
         if view.own_addresses != underlay.addresses() || view.needed != underlay.needed {
             return Err(AddressesUnknown::Reading);
         }

@@ -7,11 +7,11 @@ use polder_api::NodeName;
 use polder_store::{NodeIpam, Store};
 use tokio::sync::watch;
 
-use crate::board::Board;
 use crate::config::Config;
 use crate::endpoint::Endpoint;
 use crate::kernel::features::Features;
 use crate::leases::Leases;
+use crate::node_state::NodeState;
 use crate::owner::Owner;
 use crate::probe::direct::DirectPaths;
 use crate::probe::schedule::{Key, Verdict};
@@ -61,7 +61,7 @@ impl Reporter {
     }
 
     /// The inputs for the decision whether an ADD is served.
-    pub fn board(&self) -> &Board {
-        &self.readiness.board
+    pub fn node_state(&self) -> &NodeState {
+        &self.readiness.node_state
     }
 }

@@ -26,11 +26,11 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use self::connection::RequestHandler;
-use crate::board::set_if_changed;
 use crate::caller::Caller;
 use crate::in_flight::AttachmentLock;
 use crate::liveness::Threads;
 use crate::node::Node;
+use crate::node_state::set_if_changed;
 use crate::reporter::Reporter;
 use crate::requests::PlanRequest;
 use crate::{engine, health, inspection, pools, service, show, status};
@@ -221,7 +221,7 @@ impl RequestHandler for Task {
             info!("{wish}: requested by {}{by}", caller.name());
         }
         let Self { node, reporter, plans, .. } = self;
-        let records = &reporter.board().records;
+        let records = &reporter.node_state().records;
         let operators = async || {
             let opened = reporter.store.for_operator(credentials.as_ref()).await;
             opened.map_err(InvalidRequest::Credentials)
@@ -266,10 +266,10 @@ impl RequestHandler for Task {
             ),
             Request::Show(subject) => Reply::Shown(Box::new(show::show(reporter, subject).await?)),
             Request::Inspect(repairs) => Reply::Checked(Box::new(
-                inspection::check(&node.board.membership, &operators().await?, repairs).await?,
+                inspection::check(&node.node_state.membership, &operators().await?, repairs).await?,
             )),
             Request::Release(release) => {
-                let me = node.board.membership.me();
+                let me = node.node_state.membership.me();
                 Reply::Done(operator::release(&**node, me, &operators().await?, release).await?)
             }
             Request::ChangePool(change) => {
@@ -281,7 +281,7 @@ impl RequestHandler for Task {
                 Reply::Done(operator::change_settings(&operators().await?, &wanted).await?)
             }
             Request::RemoveNode(removal) => {
-                let (me, store) = (node.board.membership.me(), operators().await?);
+                let (me, store) = (node.node_state.membership.me(), operators().await?);
                 match operator::allow_removal(&**node, me, &store, &removal).await {
                     Ok(()) => Reply::Done(operator::remove_node(&**node, &store, removal).await?),
                     Err(reply) => reply,
@@ -304,7 +304,7 @@ impl Task {
     /// machine takes over the node.
     async fn adopt(&self, wanted: &NodeName) -> Result<String, Refusal> {
         let node = &self.node;
-        Ok(match operator::adopt(&**node, node.board.membership.me(), wanted).await? {
+        Ok(match operator::adopt(&**node, node.node_state.membership.me(), wanted).await? {
             Adoption::AlreadyAdopted(words) => words,
             Adoption::InPlaceOf(other, words) => {
                 self.adopted.send_replace(Some(other));

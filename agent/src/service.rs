@@ -52,15 +52,15 @@ pub async fn add(
     request: AddRequest,
     caller: &Caller<'_>,
 ) -> Result<(Wiring, AttachmentLock), Refusal> {
-    let before = node.board.view();
-    let (held, wired) = tasks::add(node, node.board.membership.me(), request, caller).await?;
+    let before = node.node_state.view();
+    let (held, wired) = tasks::add(node, node.node_state.membership.me(), request, caller).await?;
     node.pods.released.reuse(&held.addresses, &held.attachment).await;
-    let now = node.board.view();
+    let now = node.node_state.view();
     // If the datastore has just lost the settings, those from before the allocation are used.
     let Some(cluster) = now.cluster.as_ref().or(before.cluster.as_ref()) else {
         return Err(NotServed::NoSettings.into());
     };
-    let wiring = wiring(&node.board.membership, node.features, &cluster.record, &held);
+    let wiring = wiring(&node.node_state.membership, node.features, &cluster.record, &held);
     if !wiring.strays.is_empty() {
         // The packet filter needs addresses that are in none of the node's blocks.
         node.channels.engine.wake();
@@ -79,7 +79,7 @@ pub async fn lease(
     if !Path::new(&request.netns).exists() {
         request.netns.clear();
     }
-    let (held, _lock) = tasks::lease(node, node.board.membership.me(), request, caller).await?;
+    let (held, _lock) = tasks::lease(node, node.node_state.membership.me(), request, caller).await?;
     node.pods.released.reuse(&held.addresses, &held.attachment).await;
     leased(node, held.attachment).await
 }
@@ -104,14 +104,14 @@ pub async fn leased(node: &Node, attachment: Attachment) -> Result<Vec<LeasedAdd
 
 /// The wiring that an existing attachment should have.
 pub async fn check(node: &Node, attachment: Attachment) -> Result<Wiring, Refusal> {
-    let view = node.board.view();
+    let view = node.node_state.view();
     let Some(cluster) = &view.cluster else {
         return Err(NotServed::NoSettings.into());
     };
     let key = attachment.clone();
     match node.ipam.run(move |ipam| ipam.get(&key).cloned()).await {
         Some(held) if !held.leaving && held.kind == AttachmentKind::Pod => {
-            Ok(wiring(&node.board.membership, node.features, &cluster.record, &held))
+            Ok(wiring(&node.node_state.membership, node.features, &cluster.record, &held))
         }
         _ => Err(NotServed::NotAttached(attachment).into()),
     }

@@ -33,8 +33,8 @@ pub async fn show(reporter: &Reporter, subject: Subject) -> Result<Shown, Refusa
     }
     let view = match subject {
         // Also available from this node's ledger while the records are not loaded.
-        Subject::Address(_) | Subject::Pod(_) => reporter.board().view(),
-        _ => reporter.board().records.read()?,
+        Subject::Address(_) | Subject::Pod(_) => reporter.node_state().view(),
+        _ => reporter.node_state().records.read()?,
     };
     let published = PublishedAddresses::read(&reporter.store).await;
     let mut shown = Shown::default();
@@ -263,7 +263,7 @@ impl Lookup<'_> {
         Ok(match condition.map_err(LedgerUnusable)? {
             Some(condition) => self.own(address, condition),
             None => {
-                self.reporter.board().records.read()?;
+                self.reporter.node_state().records.read()?;
                 self.known_elsewhere(address)
             }
         })

@@ -10,12 +10,12 @@ use polder_api::status::{
 use polder_api::{Family, NodeName, PerFamily};
 use tokio::time::Instant;
 
-use crate::board::Pass;
 use crate::health;
 use crate::host::{insides, managers};
 use crate::kernel::desired::Path;
 use crate::leases;
 use crate::machine::now;
+use crate::node_state::Pass;
 use crate::presence;
 use crate::probe::{self, direct};
 use crate::refused;
@@ -30,8 +30,8 @@ use polder_ipam::{capacity, record};
 
 /// The status of this node.
 pub async fn status(reporter: &Reporter) -> Status {
-    let view = reporter.board().view();
-    let pass = reporter.board().pass();
+    let view = reporter.node_state().view();
+    let pass = reporter.node_state().pass();
     let reasons = reporter.readiness.reasons();
     let (counts, totals, pods) = reporter
         .ipam
@@ -49,12 +49,12 @@ pub async fn status(reporter: &Reporter) -> Status {
     problems.extend(leases.problems(Instant::now()));
     let shortages = capacity::warnings(&view, &reporter.config.labels, &totals);
     problems.extend(shortages.iter().map(ToString::to_string));
-    if reporter.board().obstacles().is_empty() {
+    if reporter.node_state().obstacles().is_empty() {
         let shortfalls = health::shortfalls(reporter, None).await;
         problems.extend(shortfalls.iter().map(|shortfall| format!("new pods get no address: {shortfall}")));
     }
     let Underlay { uplinks, others, .. } =
-        reporter.board().underlay().map(|underlay| (*underlay).clone()).unwrap_or_default();
+        reporter.node_state().underlay().map(|underlay| (*underlay).clone()).unwrap_or_default();
     // One borrow: with two in the statement, a writer that waits between them blocks the second one, and both hang.
     let repairs = reporter.published.repairs.borrow().clone();
     Status {
@@ -209,8 +209,8 @@ fn problems(reporter: &Reporter, view: &View, pass: Option<&Pass>) -> Vec<String
 
 /// The nodes of the cluster, removed ones included.
 pub async fn nodes(reporter: &Reporter) -> Result<Vec<NodeStatus>, Refusal> {
-    let view = reporter.board().records.read()?;
-    let pass = reporter.board().pass();
+    let view = reporter.node_state().records.read()?;
+    let pass = reporter.node_state().pass();
     // Leases are not watched, because they change all the time: they are read now.
     let alive = leases::with_lease(&reporter.store).await.ok();
     let node = |(name, known): (&NodeName, &polder_ipam::view::Versioned<_>)| {
@@ -246,7 +246,7 @@ pub async fn nodes(reporter: &Reporter) -> Result<Vec<NodeStatus>, Refusal> {
 
 fn paths(reporter: &Reporter, pass: Option<&Pass>, name: &NodeName) -> Vec<PathStatus> {
     if *name == reporter.config.node {
-        let families = reporter.board().view().families().into_iter();
+        let families = reporter.node_state().view().families().into_iter();
         return families
             .map(|family| PathStatus {
                 family,

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use crate::board::Chosen;
+use crate::node_state::Chosen;
 
 /// The file in `state_dir` with the snapshot of the records.
 pub const SNAPSHOT: &str = "cluster.json";

@@ -8,9 +8,9 @@ use polder_ipam::alias;
 use polder_ipam::ledger::AttachmentEntry;
 use polder_ipam::record::{AttachMode, ClusterRecord};
 
-use crate::board::Membership;
 use crate::kernel::desired::bridge_mac;
 use crate::kernel::features::Features;
+use crate::node_state::Membership;
 
 /// Returns the parameters for wiring an attachment.
 pub(crate) fn wiring(

@@ -20,7 +20,6 @@ use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use super::{Endpoint, NoEndpoint, OpenEndpoint};
-use crate::board::Board;
 use crate::config::StoreConfig;
 use crate::kernel::endpoint::{EndpointError, interface};
 use crate::kernel::reaper::NotDeleted;
@@ -29,6 +28,7 @@ use crate::kernel::{self, Kernel};
 use crate::local_pods::LocalPod;
 use crate::machine::now;
 use crate::node::Node;
+use crate::node_state::NodeState;
 use crate::owner::Owner;
 use crate::wiring::wiring;
 
@@ -79,8 +79,8 @@ impl Task {
 
 /// Keeps the endpoint in place. Never returns.
 async fn keep<W: EndpointHost>(host: W, namespace: Arc<File>, endpoint: watch::Sender<Endpoint>) {
-    let mut passes = host.board().passes.changes();
-    let mut membership_changes = host.board().membership.changes();
+    let mut passes = host.node_state().passes.changes();
+    let mut membership_changes = host.node_state().membership.changes();
     let mut keeper = Keeper { host, namespace, endpoint, made: None, failed: None };
     loop {
         passes.mark_unchanged();
@@ -120,7 +120,7 @@ enum NotMade {
 /// Access to the node and its kernel for the endpoint.
 trait EndpointHost {
     /// The values that other tasks publish.
-    fn board(&self) -> &Board;
+    fn node_state(&self) -> &NodeState;
 
     /// Whether the endpoint's addresses match these families.
     fn fits(&self, families: BTreeSet<Family>) -> impl Future<Output = bool> + Send;
@@ -175,8 +175,8 @@ struct Made {
 impl<W: EndpointHost> Keeper<W> {
     /// Creates the endpoint, if it should exist and does not exist.
     async fn ensure_endpoint(&mut self) -> Endpoint {
-        let board = self.host.board();
-        if board.registration().not_serving_reason().is_some() {
+        let node_state = self.host.node_state();
+        if node_state.registration().not_serving_reason().is_some() {
             // The registrar releases the endpoint's addresses when it disconnects the pods of a removed node.
             if self.made.take().is_some()
                 && let Err(error) = self.host.delete().await
@@ -185,7 +185,7 @@ impl<W: EndpointHost> Keeper<W> {
             }
             return Endpoint::Awaited;
         }
-        let (view, pass) = (board.view(), board.pass().unwrap_or_default());
+        let (view, pass) = (node_state.view(), node_state.pass().unwrap_or_default());
         let families = view.families();
         let in_place = |family: &Family| pass.gateways.iter().any(|gateway| Family::of(*gateway) == *family);
         let (Some(cluster), true) = (&view.cluster, !families.is_empty() && families.iter().all(in_place))
@@ -282,8 +282,8 @@ struct OnNode {
 }
 
 impl EndpointHost for OnNode {
-    fn board(&self) -> &Board {
-        &self.node.board
+    fn node_state(&self) -> &NodeState {
+        &self.node.node_state
     }
 
     async fn fits(&self, families: BTreeSet<Family>) -> bool {
@@ -299,7 +299,7 @@ impl EndpointHost for OnNode {
     }
 
     fn wiring(&self, cluster: &ClusterRecord, held: &AttachmentEntry) -> Wiring {
-        wiring(&self.node.board.membership, self.node.features, cluster, held)
+        wiring(&self.node.node_state.membership, self.node.features, cluster, held)
     }
 
     async fn index_of(&self, name: IfName) -> Result<Option<IfIndex>, Error> {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::board::set_if_changed;
 use crate::config::Config;
 use crate::conflist::NotWritten;
+use crate::node_state::set_if_changed;
 use crate::presence;
 use crate::readiness::Readiness;
 

@@ -8,7 +8,6 @@ use polder_netlink::IfIndex;
 use tokio::sync::{mpsc, watch};
 
 use super::OnNode;
-use crate::board::{Chosen, Pass};
 use crate::config::Config;
 use crate::in_flight::InFlight;
 use crate::kernel::features::Features;
@@ -16,6 +15,7 @@ use crate::kernel::state::PodLink;
 use crate::kernel::sysctl::Sysctls;
 use crate::leases::Leases;
 use crate::local_pods::LocalPods;
+use crate::node_state::{Chosen, Pass};
 use crate::probe::direct::DirectPaths;
 use crate::readiness::Readiness;
 use crate::repair::{DriftSignal, RepairLog};

@@ -16,11 +16,11 @@ use tracing::warn;
 
 use super::datapath::{Datapath, Wired};
 use super::{Engine, LOSS_GRACE};
-use crate::board::Pass;
 use crate::kernel::desired::{Desired, Inputs, Path, PeerPath, desired, pod_mtu};
 use crate::kernel::plan::{KernelChange, Prune, plan};
 use crate::kernel::ruleset;
 use crate::kernel::state::{Device, RouteTarget, State};
+use crate::node_state::Pass;
 use crate::probe::direct::Direct;
 use crate::requests::NoPlan;
 use crate::underlay::{LOOPBACK, Underlay};
@@ -73,7 +73,7 @@ impl<D: Datapath> Engine<D> {
 
     /// The draft of a pass that starts now.
     pub(super) async fn draft_now(&mut self) -> Result<PassPlan, NoPlan> {
-        let view = self.board().view();
+        let view = self.node_state().view();
         let validated = validate(&view, &self.tools.config.node, self.tools.leases.borrow().dead());
         self.look_for(&validated.peers, false).await;
         self.transitions.observe(&validated.peers, Instant::now());
@@ -83,15 +83,15 @@ impl<D: Datapath> Engine<D> {
 
     /// The inputs of a pass, or why the kernel is left unchanged.
     pub(super) fn grounds(&self, view: Arc<View>, validated: ValidatedRecords) -> Result<PassInputs, NoPlan> {
-        let board = self.board();
+        let node_state = self.node_state();
         let alone = || {
-            let obstacles = board.obstacles();
+            let obstacles = node_state.obstacles();
             Err(if obstacles.is_empty() { NoPlan::Moving } else { NoPlan::Obstacles(obstacles) })
         };
-        let holdings = board.holdings();
+        let holdings = node_state.holdings();
         // Until the registrar has verified this node's identity, the kernel is left unchanged.
-        let forbidden = board.registration().not_serving_reason().is_some();
-        let chosen = board.underlay();
+        let forbidden = node_state.registration().not_serving_reason().is_some();
+        let chosen = node_state.underlay();
         let is_cut_off = chosen.is_err();
         // Without an uplink, node-local state is still maintained.
         let underlay = chosen.ok().or_else(|| self.network.underlay.clone());
@@ -249,7 +249,7 @@ impl<D: Datapath> Engine<D> {
             warn!("the datastore lost records: keeping routes and tunnels to the affected nodes for now");
             self.losses.prune_from = Some(Instant::now() + LOSS_GRACE);
         }
-        let holdings = self.board().holdings();
+        let holdings = self.node_state().holdings();
         let own = view.nodes.get(&self.tools.config.node);
         let registered = own.is_some_and(|own| {
             holdings.identity.as_ref().is_some_and(|identity| identity.incarnation == own.record.incarnation)

@@ -17,10 +17,10 @@ pub async fn rehearse<D: Datapath>(
     max_wait: Duration,
 ) -> Result<Vec<String>, Vec<String>> {
     let deadline = Instant::now() + max_wait;
-    let board = engine.board().clone();
-    let mut view = board.records.changes();
-    let mut membership_changes = board.membership.changes();
-    let mut registration = board.membership.registrations();
+    let node_state = engine.node_state().clone();
+    let mut view = node_state.records.changes();
+    let mut membership_changes = node_state.membership.changes();
+    let mut registration = node_state.membership.registrations();
     let mut endpoints = engine.tools.store_at.clone();
     loop {
         view.mark_unchanged();
@@ -32,14 +32,14 @@ pub async fn rehearse<D: Datapath>(
             Registration::Removed(reason) => return Err(vec![reason.to_string()]),
             _ => {}
         }
-        let validated = validate(&board.view(), &board.membership.me().name, &BTreeSet::new());
+        let validated = validate(&node_state.view(), &node_state.membership.me().name, &BTreeSet::new());
         engine.choose_underlay(&validated.peers).await;
         let drafted = engine.draft_now().await;
         let reasons = match drafted {
             Ok(pass_plan) => {
                 let changes = pass_plan.changes();
                 engine.entries.pass.send_replace(Some(Arc::new(pass_plan.pass)));
-                match board.obstacles() {
+                match node_state.obstacles() {
                     obstacles if !obstacles.is_empty() => obstacles,
                     _ if state == Registration::Registered => return Ok(changes),
                     _ => vec!["the node is not registered yet".to_owned()],

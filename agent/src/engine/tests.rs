@@ -162,7 +162,7 @@ impl Harness {
         let config = Arc::new(config(folder.path()));
         let (probed, is_open) = watch::channel(Err(NotProbed::NotYet));
         let (announced, is_there) = watch::channel(Err(NotWritten::NotYet));
-        let readiness = Readiness::new(fixture.board(), is_open, is_there, watch::channel(None).1);
+        let readiness = Readiness::new(fixture.node_state(), is_open, is_there, watch::channel(None).1);
         let (repairs, repaired) = watch::channel(RepairLog::default());
         let (looked_at, leases) = watch::channel(Arc::<Leases>::default());
         let (direct, direct_paths) = watch::channel(Arc::default());

@@ -20,11 +20,11 @@ use polder_store::NodeIpam;
 use tokio::task::spawn_blocking;
 use tracing::{debug, info};
 
-use crate::board::Membership;
 use crate::capability::Capability;
 use crate::in_flight::InFlight;
 use crate::kernel::Kernel;
 use crate::kernel::features::Features;
+use crate::node_state::Membership;
 use crate::owner::Owner;
 use crate::wiring::wiring;
 

@@ -16,9 +16,9 @@ use tracing::{debug, warn};
 use super::answer_timeout;
 use super::own::{Finding, NotExamined, OwnRepair, OwnReport, examine};
 use super::repair::carry_out;
-use crate::board::Board;
 use crate::host::insides::Looker;
 use crate::node::Node;
+use crate::node_state::NodeState;
 
 /// Interval between two examinations.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -46,7 +46,7 @@ pub struct Task {
 impl Task {
     /// Answers every check that is requested from now on, without end.
     pub async fn run(self) {
-        answer_all(&self.node.board, &self).await;
+        answer_all(&self.node.node_state, &self).await;
     }
 }
 
@@ -82,8 +82,8 @@ impl SelfExamination for Task {
 }
 
 /// Answers checks until records are no longer published.
-async fn answer_all<E: SelfExamination>(board: &Board, node: &E) {
-    let mut views = board.records.changes();
+async fn answer_all<E: SelfExamination>(node_state: &NodeState, node: &E) {
+    let mut views = node_state.records.changes();
     let mut answered: Option<Nonce> = None;
     let mut losses = (0, None);
     let mut known = false;
@@ -93,7 +93,7 @@ async fn answer_all<E: SelfExamination>(board: &Board, node: &E) {
             losses = (view.losses, Some(Instant::now()));
         }
         // A node that does not match its record must not answer in its name.
-        let asked = view.inspection.as_ref().filter(|_| board.membership.own_revision(&view).is_some());
+        let asked = view.inspection.as_ref().filter(|_| node_state.membership.own_revision(&view).is_some());
         let is_new = asked.is_some_and(|asked| answered.as_ref() != Some(&asked.record.id));
         if let Some(asked) = asked.filter(|_| is_new) {
             answered = Some(asked.record.id.clone());

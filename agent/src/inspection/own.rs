@@ -128,7 +128,7 @@ pub(super) async fn examine(
     }
     let inside = changed_inside(node, looker, &ledger, &in_flight).await;
     let read = ExaminedState { ledger, astray, seen, unknown, gateways, published };
-    let mut examine = judge(node, &node.board.view(), read, in_flight, is_restoring);
+    let mut examine = judge(node, &node.node_state.view(), read, in_flight, is_restoring);
     examine.findings.extend(inside);
     Ok(examine)
 }
@@ -140,7 +140,8 @@ async fn changed_inside(
     ledger: &LedgerFacts,
     in_flight: &BTreeSet<Attachment>,
 ) -> Vec<Finding> {
-    let Some(cluster) = node.board.view().cluster.as_ref().map(|cluster| Arc::clone(&cluster.record)) else {
+    let Some(cluster) = node.node_state.view().cluster.as_ref().map(|cluster| Arc::clone(&cluster.record))
+    else {
         return Vec::new();
     };
     let idle =
@@ -177,7 +178,7 @@ fn judge(
     };
     let judged = NodeFacts {
         name: me.clone(),
-        boot_id: node.board.membership.me().boot_id.clone(),
+        boot_id: node.node_state.membership.me().boot_id.clone(),
         ledger: Some(ledger.clone()),
         kernel: Some(kernel),
         in_flight: in_flight.clone(),

@@ -70,7 +70,7 @@ pub(super) async fn carry_out(node: &Node, repair: OwnRepair) {
 }
 
 fn me(node: &Node) -> Result<Member, NotRepaired> {
-    let revision = node.board.membership.own_revision(&node.board.view());
+    let revision = node.node_state.membership.own_revision(&node.node_state.view());
     let revision = revision.ok_or(NotRepaired::Unregistered)?;
     Ok(Member { node: node.config.node.clone(), revision })
 }

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use super::{Leases, MISSING_BEFORE_DEAD, with_lease};
-use crate::board::Records;
+use crate::node_state::Records;
 
 /// Longest time between two reads in a cluster of normal size.
 const LONGEST: Duration = Duration::from_secs(60);

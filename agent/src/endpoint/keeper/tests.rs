@@ -13,13 +13,13 @@ use tokio::time::timeout;
 use polder_netlink::IfIndex;
 
 use super::*;
-use crate::board::Pass;
 use crate::fixture::Fixture;
+use crate::node_state::Pass;
 
 /// A host and its state.
 #[derive(Clone)]
 struct Fake {
-    board: Board,
+    node_state: NodeState,
     state: Arc<Mutex<State>>,
 }
 
@@ -48,8 +48,8 @@ fn address() -> IpAddr {
 }
 
 impl EndpointHost for Fake {
-    fn board(&self) -> &Board {
-        &self.board
+    fn node_state(&self) -> &NodeState {
+        &self.node_state
     }
 
     async fn fits(&self, _: BTreeSet<Family>) -> bool {
@@ -130,7 +130,7 @@ struct Harness {
 
 fn harness() -> Harness {
     let fixture = Fixture::new();
-    let host = Fake { board: fixture.board(), state: Arc::default() };
+    let host = Fake { node_state: fixture.node_state(), state: Arc::default() };
     let (sender, endpoint) = watch::channel(Endpoint::Awaited);
     let namespace = Arc::new(File::open("/dev/null").unwrap());
     let running = Box::pin(keep(host.clone(), namespace, sender));

@@ -84,8 +84,8 @@ type Said = Vec<(String, bool)>;
 impl Harness {
     fn new() -> Self {
         let (fixture, node) = (Arc::new(Fixture::new()), Fake::default());
-        let (board, asked) = (fixture.board(), node.clone());
-        let running = Box::pin(async move { answer_all(&board, &asked).await });
+        let (node_state, asked) = (fixture.node_state(), node.clone());
+        let running = Box::pin(async move { answer_all(&node_state, &asked).await });
         Self { fixture, node, running }
     }
 

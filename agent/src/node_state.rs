@@ -221,9 +221,9 @@ pub fn set_if_changed<T: PartialEq>(entry: &watch::Sender<T>, value: T) -> bool 
     })
 }
 
-/// The inputs for the decision whether an ADD is served.
+/// The state of the node: the inputs for the decision whether an ADD is served.
 #[derive(Debug, Clone)]
-pub struct Board {
+pub struct NodeState {
     /// The cluster's records.
     pub records: Records,
     /// This node's identity and holdings.
@@ -232,7 +232,7 @@ pub struct Board {
     pub passes: Passes,
 }
 
-impl Board {
+impl NodeState {
     /// The cluster's current records.
     pub fn view(&self) -> Arc<View> {
         self.records.view()
