@@ -25,9 +25,9 @@ use crate::delegated::{DelegatedResult, DelegatedRoute};
 use crate::environment::Verb;
 use crate::error::Error;
 use crate::netconf::BadConfig;
-use crate::patience::retry;
 use crate::pod::{PodNamespace, host_prefix};
 use crate::result::{AttachedPod, result};
+use crate::retry::retry;
 use crate::version::Version;
 use crate::{del, delegate};
 

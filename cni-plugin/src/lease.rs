@@ -11,8 +11,8 @@ use crate::call::Call;
 use crate::check::check_previous;
 use crate::del;
 use crate::error::Error;
-use crate::patience::retry;
 use crate::result::ipam_result;
+use crate::retry::retry;
 
 /// Timeout for the agent's answer: it may have to claim a block first.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(30);
