@@ -8,7 +8,7 @@ use std::sync::Arc;
 use polder_ipam::ledger::{AttachmentEntry, AttachmentKind};
 use polder_ipam::needed::RequiredRange;
 use polder_ipam::record::LeaseRecord;
-use polder_ipam::registration::{Holdings, Registration};
+use polder_ipam::registration::{Allocations, Registration};
 use polder_ipam::tasks::OwnNode;
 use polder_ipam::view::View;
 use polder_netlink::Error;
@@ -151,7 +151,7 @@ struct RecordEntries {
 /// The entries of [`AddressTasks`], and the operator's confirmation that the registrar uses.
 struct AddressEntries {
     registration: watch::Sender<Registration>,
-    holdings: watch::Sender<Arc<Holdings>>,
+    allocations: watch::Sender<Arc<Allocations>>,
     adopted: watch::Sender<Option<LeaseRecord>>,
 }
 
@@ -180,7 +180,7 @@ fn entries() -> (RecordEntries, AddressEntries, DatapathEntries) {
     };
     let addresses = AddressEntries {
         registration: watch::Sender::default(),
-        holdings: watch::Sender::default(),
+        allocations: watch::Sender::default(),
         adopted: watch::Sender::default(),
     };
     let probe = ProbeEntries {
@@ -253,7 +253,8 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
         bootstrap: config.bootstrap.clone(),
         cooldown: config.cooldown,
     };
-    let membership = Membership::new(me, addresses.registration.subscribe(), addresses.holdings.subscribe());
+    let membership =
+        Membership::new(me, addresses.registration.subscribe(), addresses.allocations.subscribe());
     let node_state = NodeState {
         records: Records::new(records.view.subscribe()),
         membership,
@@ -303,7 +304,7 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
             node: Arc::clone(&node),
             kernel: kernel.clone(),
             registration: addresses.registration,
-            holdings: addresses.holdings,
+            allocations: addresses.allocations,
             adopted: addresses.adopted.subscribe(),
         },
         wake: registrar_wake,

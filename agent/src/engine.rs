@@ -67,7 +67,7 @@ const RETRY: Duration = Duration::from_millis(200);
 /// What woke the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Trigger {
-    /// Records or holdings changed, but not the routes to known peers.
+    /// Records or allocations changed, but not the routes to known peers.
     Records,
     /// The underlay may have changed, or the periodic pass is due.
     Underlay,

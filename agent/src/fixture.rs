@@ -10,7 +10,7 @@ use polder_ipam::ledger::{MemberState, NodeIdentity};
 use polder_ipam::membership::Proof;
 use polder_ipam::pool::{Labels, Pool, PoolState};
 use polder_ipam::record::{ClusterRecord, NodeRecord};
-use polder_ipam::registration::{Holdings, Registration};
+use polder_ipam::registration::{Allocations, Registration};
 use polder_ipam::tasks::OwnNode;
 use polder_ipam::view::{Versioned, View, ViewSource};
 use tokio::sync::watch;
@@ -23,7 +23,7 @@ use crate::underlay::NotChosen;
 pub(crate) struct Fixture {
     pub(crate) view: watch::Sender<Arc<View>>,
     pub(crate) registration: watch::Sender<Registration>,
-    pub(crate) holdings: watch::Sender<Arc<Holdings>>,
+    pub(crate) allocations: watch::Sender<Arc<Allocations>>,
     pub(crate) underlay: watch::Sender<Chosen>,
     pub(crate) pass: watch::Sender<Option<Arc<Pass>>>,
 }
@@ -31,11 +31,11 @@ pub(crate) struct Fixture {
 impl Fixture {
     /// A registered node without a completed pass.
     pub(crate) fn new() -> Self {
-        let holdings = Holdings { identity: Some(identity()), ..Holdings::default() };
+        let allocations = Allocations { identity: Some(identity()), ..Allocations::default() };
         Self {
             view: watch::Sender::new(Arc::new(view())),
             registration: watch::Sender::new(Registration::Registered),
-            holdings: watch::Sender::new(Arc::new(holdings)),
+            allocations: watch::Sender::new(Arc::new(allocations)),
             underlay: watch::Sender::new(Err(NotChosen::NotYet)),
             pass: watch::Sender::default(),
         }
@@ -45,7 +45,7 @@ impl Fixture {
     pub(crate) fn node_state(&self) -> NodeState {
         NodeState {
             records: Records::new(self.view.subscribe()),
-            membership: Membership::new(me(), self.registration.subscribe(), self.holdings.subscribe()),
+            membership: Membership::new(me(), self.registration.subscribe(), self.allocations.subscribe()),
             passes: Passes::new(self.underlay.subscribe(), self.pass.subscribe()),
         }
     }

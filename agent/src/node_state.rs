@@ -12,7 +12,7 @@ use polder_api::message::{Refusal, RefusalKind, Refuse};
 use polder_ipam::Revision;
 use polder_ipam::peers::RecordProblem;
 use polder_ipam::publication::Basis;
-use polder_ipam::registration::{Holdings, Registration};
+use polder_ipam::registration::{Allocations, Registration};
 use polder_ipam::tasks::OwnNode;
 use polder_ipam::view::{View, ViewSource};
 use polder_ipam::{publication, readiness};
@@ -79,12 +79,12 @@ impl Refuse for NoRecords {
     }
 }
 
-/// This node's identity and holdings, as published by the registrar.
+/// This node's identity and allocations, as published by the registrar.
 #[derive(Debug, Clone)]
 pub struct Membership {
     me: Arc<OwnNode>,
     registration: watch::Receiver<Registration>,
-    holdings: watch::Receiver<Arc<Holdings>>,
+    allocations: watch::Receiver<Arc<Allocations>>,
 }
 
 impl Membership {
@@ -92,9 +92,9 @@ impl Membership {
     pub fn new(
         me: OwnNode,
         registration: watch::Receiver<Registration>,
-        holdings: watch::Receiver<Arc<Holdings>>,
+        allocations: watch::Receiver<Arc<Allocations>>,
     ) -> Self {
-        Self { me: Arc::new(me), registration, holdings }
+        Self { me: Arc::new(me), registration, allocations }
     }
 
     /// The node's identity.
@@ -113,19 +113,19 @@ impl Membership {
     }
 
     /// The node's identity, blocks and own addresses.
-    pub fn holdings(&self) -> Arc<Holdings> {
-        Arc::clone(&self.holdings.borrow())
+    pub fn allocations(&self) -> Arc<Allocations> {
+        Arc::clone(&self.allocations.borrow())
     }
 
-    /// Receiver of future changes of the holdings.
-    pub fn changes(&self) -> watch::Receiver<Arc<Holdings>> {
-        from_now_on(&self.holdings)
+    /// Receiver of future changes of the allocations.
+    pub fn changes(&self) -> watch::Receiver<Arc<Allocations>> {
+        from_now_on(&self.allocations)
     }
 
     /// The revision of the node's own record in the datastore; `None` if it does not exist or belongs to another
     /// machine.
     pub fn own_revision(&self, view: &View) -> Option<Revision> {
-        publication::own_revision(view, &self.me.name, self.holdings().identity.as_ref(), self.me.boot())
+        publication::own_revision(view, &self.me.name, self.allocations().identity.as_ref(), self.me.boot())
     }
 }
 
@@ -226,7 +226,7 @@ pub fn set_if_changed<T: PartialEq>(entry: &watch::Sender<T>, value: T) -> bool 
 pub struct NodeState {
     /// The cluster's records.
     pub records: Records,
-    /// This node's identity and holdings.
+    /// This node's identity and allocations.
     pub membership: Membership,
     /// The state of its kernel.
     pub passes: Passes,
@@ -244,8 +244,8 @@ impl NodeState {
     }
 
     /// The node's identity, blocks and own addresses.
-    pub fn holdings(&self) -> Arc<Holdings> {
-        self.membership.holdings()
+    pub fn allocations(&self) -> Arc<Allocations> {
+        self.membership.allocations()
     }
 
     /// The node's addresses on the underlay, or why there are none.
@@ -260,18 +260,18 @@ impl NodeState {
 
     /// The current basis for the node's publications in the datastore.
     pub fn basis(&self) -> Basis {
-        let (view, holdings, me) = (self.view(), self.holdings(), self.membership.me());
-        Basis::of(&view, &me.name, holdings.identity.as_ref(), me.boot())
+        let (view, allocations, me) = (self.view(), self.allocations(), self.membership.me());
+        Basis::of(&view, &me.name, allocations.identity.as_ref(), me.boot())
     }
 
     /// Why an ADD would be refused. Empty if it would be served. Used by ADD and STATUS.
     pub fn obstacles(&self) -> Vec<String> {
-        let (view, holdings, pass) = (self.view(), self.holdings(), self.pass().unwrap_or_default());
+        let (view, allocations, pass) = (self.view(), self.allocations(), self.pass().unwrap_or_default());
         let (registration, underlay) = (self.registration(), self.underlay());
         readiness::obstacles(&readiness::ReadinessInputs {
             view: &view,
             registration: &registration,
-            holdings: &holdings,
+            allocations: &allocations,
             underlay: underlay.as_ref().map(|_| ()).map_err(|error| error as &(dyn Error + 'static)),
             gateways: &pass.gateways,
             mtu: pass.mtu,

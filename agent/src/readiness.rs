@@ -63,7 +63,7 @@ mod tests {
     use std::net::IpAddr;
     use std::sync::Arc;
 
-    use polder_ipam::registration::{Holdings, Registration, RemovalProgress};
+    use polder_ipam::registration::{Allocations, Registration, RemovalProgress};
 
     use super::*;
     use crate::fixture::Fixture;
@@ -81,8 +81,8 @@ mod tests {
         let (probing, unwritten) = (NotProbed::Probing.to_string(), NotWritten::NotYet.to_string());
         assert!(!readiness.reasons().contains(&probing), "{:?}", readiness.reasons());
         let gateways: Vec<IpAddr> = vec!["10.244.0.1".parse().unwrap()];
-        fixture.holdings.send_modify(|holdings| {
-            *holdings = Arc::new(Holdings { gateways: gateways.clone(), ..(**holdings).clone() });
+        fixture.allocations.send_modify(|allocations| {
+            *allocations = Arc::new(Allocations { gateways: gateways.clone(), ..(**allocations).clone() });
         });
         drop(fixture.underlay.send_replace(Ok(Arc::new(Underlay::default()))));
         fixture.pass.send_replace(Some(Arc::new(Pass { gateways, mtu: 1450, ..Pass::default() })));

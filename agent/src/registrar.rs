@@ -11,7 +11,7 @@ use polder_ipam::bootstrap::AddressesUnknown;
 use polder_ipam::cause::HostError;
 use polder_ipam::membership::{NoPresence, NodePresence};
 use polder_ipam::record::LeaseRecord;
-use polder_ipam::registration::{Holdings, Registration};
+use polder_ipam::registration::{Allocations, Registration};
 use polder_ipam::release::NotReleased;
 use polder_ipam::store::StoreError;
 use polder_ipam::tasks::{CATCH_UP, Registrar, RegistrarHost, teardown};
@@ -103,7 +103,7 @@ async fn reserve(registrar: &Registrar<'_, OnNode>, request: ReserveRequest) {
     registrar.serve_reservation(&wanted, &owner, &attachment, answer).await;
 }
 
-/// [`RegistrarHost`] on this node: the only publisher of its registration and holdings.
+/// [`RegistrarHost`] on this node: the only publisher of its registration and allocations.
 #[derive(Debug)]
 pub struct OnNode {
     /// The node.
@@ -113,7 +113,7 @@ pub struct OnNode {
     /// Whether the node is registered in the datastore.
     pub registration: watch::Sender<Registration>,
     /// The node's identity, blocks and own addresses.
-    pub holdings: watch::Sender<Arc<Holdings>>,
+    pub allocations: watch::Sender<Arc<Allocations>>,
     /// The record of the machine that this one replaces, as confirmed by an operator.
     pub adopted: watch::Receiver<Option<LeaseRecord>>,
 }
@@ -178,8 +178,8 @@ impl RegistrarHost for OnNode {
         self.registration.send_replace(registration);
     }
 
-    fn publish_holdings(&self, holdings: Holdings) {
-        set_if_changed(&self.holdings, Arc::new(holdings));
+    fn publish_allocations(&self, allocations: Allocations) {
+        set_if_changed(&self.allocations, Arc::new(allocations));
     }
 
     async fn cut_off(&self, attachment: &Attachment) -> Result<(), NotReleased> {

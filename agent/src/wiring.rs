@@ -19,9 +19,9 @@ pub(crate) fn wiring(
     cluster: &ClusterRecord,
     held: &AttachmentEntry,
 ) -> Wiring {
-    let holdings = membership.holdings();
-    let gateways = &holdings.gateways;
-    let own = |address: &IpAddr| holdings.blocks.iter().any(|owned| owned.block.cidr().has(*address));
+    let allocations = membership.allocations();
+    let gateways = &allocations.gateways;
+    let own = |address: &IpAddr| allocations.blocks.iter().any(|owned| owned.block.cidr().has(*address));
     let bridge = bridge_mac(&membership.me().name);
     let addresses = held.addresses.iter().filter_map(|address| {
         let same_family = |gateway: &&IpAddr| Family::of(**gateway) == Family::of(*address);

@@ -59,7 +59,7 @@ pub enum Change {
     /// Confirms for a removed node that its pods are gone.
     ConfirmRemoval(Confirmation),
     /// Releases the blocks and reserved addresses of a removed node, or a part of them.
-    ReleaseRemoved(RemovedHoldings),
+    ReleaseRemoved(RemovedAllocations),
     /// Deletes the fence of a removed node that holds no blocks or addresses any more.
     ForgetFence {
         /// The node that deletes it.
@@ -226,7 +226,7 @@ pub struct Confirmation {
 
 /// Blocks and reserved addresses of a removed node, to be released.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RemovedHoldings {
+pub struct RemovedAllocations {
     /// The node that releases them.
     pub by: Member,
     /// The removed node.

@@ -14,7 +14,7 @@ use crate::claim::{MAX_PER_CHANGE, NoClaim, Preconditions, delays_claims};
 use crate::ids::{BootId, MachineId};
 use crate::ledger::{MemberState, NodeIdentity, OwnedBlock};
 use crate::moment::Moment;
-use crate::node::NodeHoldings;
+use crate::node::NodeAllocations;
 use crate::peers::validate;
 use crate::pool::{Block, BlockRequest, Labels};
 use crate::pools::{self, Decision};
@@ -46,7 +46,7 @@ pub struct MembershipInputs<'a> {
     /// The cluster's records, as last read.
     pub view: &'a View,
     /// The node's blocks and addresses, and the identity in its ledger.
-    pub holdings: &'a NodeHoldings,
+    pub allocations: &'a NodeAllocations,
     /// The node's addresses and tunnel parameters, or the reason why they are not known yet.
     pub presence: &'a Result<NodePresence, NoPresence>,
     /// Result of the last check for another boot or machine with this node's name.
@@ -180,7 +180,7 @@ fn decide(facts: &MembershipInputs<'_>) -> Result<Step, Step> {
         return Err(Step::Wait(view.lost.as_ref().map_or(WaitReason::Records, silent)));
     }
     if let Some(identity) =
-        facts.holdings.identity.as_ref().filter(|own| own.member_state == MemberState::Removed)
+        facts.allocations.identity.as_ref().filter(|own| own.member_state == MemberState::Removed)
     {
         return Ok(identity::leave(facts, identity));
     }
@@ -212,8 +212,8 @@ fn register(facts: &MembershipInputs<'_>, identity: &NodeIdentity) -> Result<Mem
         machine_id: facts.boot.machine_id.clone(),
         boot_id: facts.boot.boot_id.clone(),
         underlay: presence.underlay.clone(),
-        gateways: facts.holdings.gateways.clone(),
-        probes: facts.holdings.probes.clone(),
+        gateways: facts.allocations.gateways.clone(),
+        probes: facts.allocations.probes.clone(),
         vtep_mac: presence.vtep_mac,
         mtu: presence.mtu,
         version: presence.version.clone(),
@@ -238,7 +238,7 @@ fn reconcile(
     identity: &NodeIdentity,
     me: &Member,
 ) -> Result<Option<WaitReason>, Step> {
-    let (view, blocks) = (facts.view, &facts.holdings.blocks);
+    let (view, blocks) = (facts.view, &facts.allocations.blocks);
     for block in validate(view, facts.me, &BTreeSet::new()).own_blocks {
         if !blocks.iter().any(|owned| owned.block == block) {
             // The outcome of this claim was unknown, or the ledger lost it.
@@ -272,9 +272,10 @@ fn reconcile(
 /// Restores pools that the datastore lost and in which this node has addresses: a pool in use cannot have been removed.
 fn put_back_pools(facts: &MembershipInputs<'_>, me: &Member) -> Result<(), Step> {
     for (name, pool) in &facts.view.lost_pools {
-        let of_block = facts.holdings.blocks.iter().any(|owned| !owned.leaving && owned.pool == *name);
-        let is_held_outside =
-            || facts.holdings.addresses_outside_blocks.iter().any(|outside| pool.cidr().has(outside.address));
+        let of_block = facts.allocations.blocks.iter().any(|owned| !owned.leaving && owned.pool == *name);
+        let is_held_outside = || {
+            facts.allocations.addresses_outside_blocks.iter().any(|outside| pool.cidr().has(outside.address))
+        };
         if !of_block && !is_held_outside() {
             continue;
         }
@@ -290,7 +291,7 @@ fn put_back_pools(facts: &MembershipInputs<'_>, me: &Member) -> Result<(), Step>
 /// Releases blocks that are not needed, many per change: a node can have thousands.
 fn release_blocks(facts: &MembershipInputs<'_>, identity: &NodeIdentity, me: &Member) -> Result<(), Step> {
     let is_own = |claim: &Versioned<BlockRecord>| claim.record.incarnation == identity.incarnation;
-    let leaving = facts.holdings.blocks.iter().filter(|owned| owned.leaving).map(|owned| owned.block);
+    let leaving = facts.allocations.blocks.iter().filter(|owned| owned.leaving).map(|owned| owned.block);
     let (claimed, gone): (Vec<Block>, Vec<Block>) =
         leaving.partition(|block| facts.view.blocks.get(block).is_some_and(is_own));
     if !gone.is_empty() {
@@ -302,10 +303,10 @@ fn release_blocks(facts: &MembershipInputs<'_>, identity: &NodeIdentity, me: &Me
         return Err(commit(Change::ReleaseBlocks { by: me.clone(), blocks }));
     }
     // While other nodes restore lost records, this node's claims can be needed as evidence.
-    if facts.holdings.spare.is_empty() || facts.hold_off {
+    if facts.allocations.spare.is_empty() || facts.hold_off {
         return Ok(());
     }
-    Err(Step::Leave(facts.holdings.spare.clone()))
+    Err(Step::Leave(facts.allocations.spare.clone()))
 }
 
 /// Result of the check for blocks and gateway addresses.
@@ -318,7 +319,7 @@ struct Needs {
 
 /// Ensures an open block and a gateway address in each family. A failure in one family does not block the other.
 fn needs(facts: &MembershipInputs<'_>) -> Needs {
-    let (view, own) = (facts.view, facts.holdings);
+    let (view, own) = (facts.view, facts.allocations);
     let mut reason = None;
     let is_open = |owned: &&OwnedBlock| {
         !owned.leaving && view.pools.get(&owned.pool).is_some_and(|pool| pool.record.is_open_to(facts.labels))
@@ -357,14 +358,15 @@ fn reservations(facts: &MembershipInputs<'_>, identity: &NodeIdentity, me: &Memb
     let mine = |holder: &&Holder| holder.incarnation == identity.incarnation;
     for (address, known) in &facts.view.reservations {
         let Some(holder) = known.record.holder.as_ref().filter(mine) else { continue };
-        let held = facts.holdings.addresses_outside_blocks.iter().any(|outside| outside.address == *address);
-        let wanted = held || facts.holdings.expected.contains(address);
+        let held =
+            facts.allocations.addresses_outside_blocks.iter().any(|outside| outside.address == *address);
+        let wanted = held || facts.allocations.expected.contains(address);
         if !wanted || holder.boot_id != *facts.boot.boot_id {
             let released = reservation::released(*address, known);
             return Err(commit(Change::ReleaseAddress { by: me.clone(), released }));
         }
     }
-    for outside in &facts.holdings.addresses_outside_blocks {
+    for outside in &facts.allocations.addresses_outside_blocks {
         let Some(owner) = &outside.owner else { continue };
         let known = facts.view.reservations.get(&outside.address);
         // A datastore that was restored from a backup has an earlier holder, or none. If the holder is another node, it
@@ -373,7 +375,7 @@ fn reservations(facts: &MembershipInputs<'_>, identity: &NodeIdentity, me: &Memb
         let is_right = is_right.is_some_and(|(known, holder)| {
             let lives = || {
                 facts
-                    .holdings
+                    .allocations
                     .addresses_outside_blocks
                     .iter()
                     .any(|outside| outside.attachment == holder.attachment)

@@ -463,7 +463,7 @@ mod probe;
 mod request;
 
 pub use facts::AddressCondition;
-pub use own::{NodeHoldings, OutsideAddress};
+pub use own::{NodeAllocations, OutsideAddress};
 pub use probe::{SMALLEST_BLOCK, SMALLEST_POOL};
 use request::Choice;
 pub use request::{AllocateError, AllocationRequest, AllocationSource};

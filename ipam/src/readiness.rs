@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use polder_api::Family;
 
 use crate::record::MTU_RANGE;
-use crate::registration::{Holdings, PendingReason, Registration};
+use crate::registration::{Allocations, PendingReason, Registration};
 use crate::view::View;
 
 /// The facts that decide readiness.
@@ -18,7 +18,7 @@ pub struct ReadinessInputs<'a> {
     /// The registration state of the node.
     pub registration: &'a Registration,
     /// The identity, blocks and addresses of the node.
-    pub holdings: &'a Holdings,
+    pub allocations: &'a Allocations,
     /// Whether the node has underlay addresses; otherwise the error.
     pub underlay: Result<(), &'a (dyn Error + 'static)>,
     /// The node's own addresses that are configured in the kernel.
@@ -81,7 +81,7 @@ fn listed(refused: &[(String, String)]) -> String {
 
 /// The reasons to refuse an ADD. Empty if the node is ready.
 pub fn obstacles(facts: &ReadinessInputs<'_>) -> Vec<String> {
-    let ReadinessInputs { view, registration, holdings, underlay, gateways, mtu, failures } = *facts;
+    let ReadinessInputs { view, registration, allocations, underlay, gateways, mtu, failures } = *facts;
     if let Some(reason) = registration.not_serving_reason() {
         return vec![reason.to_string()];
     }
@@ -89,7 +89,7 @@ pub fn obstacles(facts: &ReadinessInputs<'_>) -> Vec<String> {
         Registration::Waiting(reason) => Some(reason),
         _ => None,
     };
-    if view.cluster.is_none() || holdings.identity.is_none() {
+    if view.cluster.is_none() || allocations.identity.is_none() {
         let waiting = || pending.map_or_else(|| NotReadyReason::NoSettings.to_string(), ToString::to_string);
         return vec![view.lost.clone().unwrap_or_else(waiting)];
     }
@@ -105,7 +105,7 @@ pub fn obstacles(facts: &ReadinessInputs<'_>) -> Vec<String> {
     }
     for family in &families {
         let of_family = |all: &[IpAddr]| all.iter().copied().find(|address| Family::of(*address) == *family);
-        match (of_family(&holdings.gateways), of_family(gateways)) {
+        match (of_family(&allocations.gateways), of_family(gateways)) {
             (None, _) => obstacles.push(match pending.cloned() {
                 Some(why) => NotReadyReason::NoBlock { family: *family, why },
                 None => NotReadyReason::Claiming(*family),
@@ -156,14 +156,14 @@ mod tests {
         view
     }
 
-    fn holdings(gateways: &[&str]) -> Holdings {
+    fn allocations(gateways: &[&str]) -> Allocations {
         let identity = NodeIdentity {
             node: "n1".parse().unwrap(),
             cluster: ClusterId::new("c"),
             incarnation: Incarnation::new("i"),
             member_state: MemberState::Member,
         };
-        Holdings { identity: Some(identity), blocks: Vec::new(), gateways: addresses(gateways) }
+        Allocations { identity: Some(identity), blocks: Vec::new(), gateways: addresses(gateways) }
     }
 
     fn addresses(texts: &[&str]) -> Vec<IpAddr> {
@@ -174,12 +174,13 @@ mod tests {
     fn found(
         change: impl for<'a> FnOnce(ReadinessInputs<'a>, &'a BrokenInputs) -> ReadinessInputs<'a>,
     ) -> Vec<String> {
-        let (view, holdings) = (view(&["10.0.0.0/24", "fd00::/120"]), holdings(&["10.0.0.1", "fd00::1"]));
-        let gateways = holdings.gateways.clone();
+        let (view, allocations) =
+            (view(&["10.0.0.0/24", "fd00::/120"]), allocations(&["10.0.0.1", "fd00::1"]));
+        let gateways = allocations.gateways.clone();
         let facts = ReadinessInputs {
             view: &view,
             registration: &Registration::Registered,
-            holdings: &holdings,
+            allocations: &allocations,
             underlay: Ok(()),
             gateways: &gateways,
             mtu: 1450,
@@ -192,8 +193,8 @@ mod tests {
     struct BrokenInputs {
         no_cluster: View,
         no_pool: View,
-        nobody: Holdings,
-        one_gateway: Holdings,
+        nobody: Allocations,
+        one_gateway: Allocations,
         waiting: Registration,
         removed: Registration,
         no_underlay: HostError,
@@ -209,8 +210,8 @@ mod tests {
             Self {
                 no_cluster,
                 no_pool,
-                nobody: Holdings::default(),
-                one_gateway: holdings(&["10.0.0.1"]),
+                nobody: Allocations::default(),
+                one_gateway: allocations(&["10.0.0.1"]),
                 waiting: Registration::Waiting(PendingReason::More),
                 removed: Registration::Removed(RemovalProgress::CuttingOff),
                 no_underlay: HostError::new("no uplink"),
@@ -240,9 +241,13 @@ mod tests {
             "disconnecting its pods",
         );
         says(found(|facts, it| ReadinessInputs { view: &it.no_cluster, ..facts }), "etcd does not answer");
-        says(found(|facts, it| ReadinessInputs { holdings: &it.nobody, ..facts }), "has no settings yet");
+        says(found(|facts, it| ReadinessInputs { allocations: &it.nobody, ..facts }), "has no settings yet");
         says(
-            found(|facts, it| ReadinessInputs { holdings: &it.nobody, registration: &it.waiting, ..facts }),
+            found(|facts, it| ReadinessInputs {
+                allocations: &it.nobody,
+                registration: &it.waiting,
+                ..facts
+            }),
             "registration continues",
         );
         says(found(|facts, it| ReadinessInputs { underlay: Err(&it.no_underlay), ..facts }), "no uplink");
@@ -251,7 +256,7 @@ mod tests {
             "pools/p of the datastore is ignored: no range",
         );
         says(
-            found(|facts, it| ReadinessInputs { holdings: &it.one_gateway, ..facts }),
+            found(|facts, it| ReadinessInputs { allocations: &it.one_gateway, ..facts }),
             "no IPv6 block yet: wait a few seconds",
         );
         says(

@@ -14,7 +14,7 @@ use crate::store::StoreError;
 
 /// The identity, blocks and addresses of the node, from its ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Holdings {
+pub struct Allocations {
     /// The identity of the node and its cluster.
     pub identity: Option<NodeIdentity>,
     /// The blocks of the node.

@@ -14,7 +14,7 @@ use polder_api::rule;
 use sha2::{Digest, Sha256};
 
 use crate::Revision;
-use crate::change::{Change, Confirmation, Fence, MOST_RECORDS, Member, RemovedHoldings};
+use crate::change::{Change, Confirmation, Fence, MOST_RECORDS, Member, RemovedAllocations};
 use crate::ids::Incarnation;
 use crate::moment::Moment;
 use crate::pool::Block;
@@ -125,7 +125,7 @@ pub const FENCES_KEPT: usize = 1_000;
 
 /// The blocks and addresses of a removed node that one change releases; the rest follows in later changes. `None` if
 /// nothing is left to release. The fence stays.
-pub fn release_removed(view: &View, by: &Member, incarnation: &Incarnation) -> Option<RemovedHoldings> {
+pub fn release_removed(view: &View, by: &Member, incarnation: &Incarnation) -> Option<RemovedAllocations> {
     let fence = fence(incarnation, view.fences.get(incarnation)?);
     let blocks: Vec<_> = blocks_of(view, incarnation).take(MAX_PER_CHANGE).collect();
     let room = MAX_PER_CHANGE - blocks.len();
@@ -135,7 +135,7 @@ pub fn release_removed(view: &View, by: &Member, incarnation: &Incarnation) -> O
     let addresses: Vec<_> =
         held.take(room).map(|(address, known)| reservation::released(*address, known)).collect();
     let is_nothing = blocks.is_empty() && addresses.is_empty();
-    (!is_nothing).then(|| RemovedHoldings { by: by.clone(), fence, blocks, addresses })
+    (!is_nothing).then(|| RemovedAllocations { by: by.clone(), fence, blocks, addresses })
 }
 
 fn fence(incarnation: &Incarnation, known: &Versioned<FenceRecord>) -> Fence {

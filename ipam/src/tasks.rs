@@ -38,7 +38,7 @@ use crate::membership::{NoPresence, NodePresence, Proof, Step};
 use crate::node::NodeIpam;
 use crate::pool::Labels;
 use crate::record::{Boot, LeaseRecord};
-use crate::registration::{Holdings, Registration};
+use crate::registration::{Allocations, Registration};
 use crate::release::NotReleased;
 use crate::store::StoreError;
 use crate::view::View;
@@ -195,7 +195,7 @@ pub trait RegistrarHost: Host {
     fn register(&self, registration: Registration);
 
     /// Publishes the node's identity, blocks and gateway addresses to the other tasks.
-    fn publish_holdings(&self, holdings: Holdings);
+    fn publish_allocations(&self, allocations: Allocations);
 
     /// Releases an attachment, or the probe endpoint, of a removed node: [`teardown::cut_off`].
     fn cut_off(&self, attachment: &Attachment) -> impl Future<Output = Result<(), NotReleased>>;

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::Cidr;
 use crate::Revision;
 use crate::change::{
-    AddressRelease, Change, Claim, Confirmation, LeaseWrite, MOST_RECORDS, Member, RemovedHoldings, Writer,
+    AddressRelease, Change, Claim, Confirmation, LeaseWrite, MOST_RECORDS, Member, RemovedAllocations, Writer,
 };
 use crate::ids::Incarnation;
 use crate::key::{Key, Name, Range};
@@ -180,7 +180,7 @@ impl Draft {
         self.put(&Key::Block(claim.block), &claim.record);
     }
 
-    fn release_removed(&mut self, what: &RemovedHoldings) {
+    fn release_removed(&mut self, what: &RemovedAllocations) {
         let fence = Key::Fence(what.fence.node.clone(), what.fence.incarnation.clone());
         self.only_if([unchanged(&fence, what.fence.revision)]);
         what.blocks.iter().for_each(|(block, revision)| self.delete(&Key::Block(*block), *revision));

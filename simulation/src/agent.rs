@@ -21,7 +21,7 @@ use polder_ipam::node::NodeIpam;
 use polder_ipam::pool::Labels;
 use polder_ipam::record::ClusterRecord;
 use polder_ipam::recovery::{self, LivingPod, NotRestored};
-use polder_ipam::registration::{Holdings, Registration};
+use polder_ipam::registration::{Allocations, Registration};
 use polder_ipam::store::{Contents, Outcome, StoreError, position};
 use polder_ipam::tasks::publisher::run as run_publisher;
 use polder_ipam::tasks::{CATCH_UP, OwnNode, orphan_collector, tombstones};
@@ -253,7 +253,7 @@ pub fn start(world: &Shared, index: usize) -> bool {
         watcher: Watcher::new(Key::followed()),
         in_flight: InFlight::default(),
         registration: Registration::default(),
-        holdings: Holdings::default(),
+        allocations: Allocations::default(),
         is_open: false,
         claims: VecDeque::new(),
         reservations: VecDeque::new(),

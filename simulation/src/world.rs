@@ -18,7 +18,7 @@ use polder_ipam::membership::Proof;
 use polder_ipam::node::NodeIpam;
 use polder_ipam::publication::Basis;
 use polder_ipam::record::{Boot, LeaseRecord};
-use polder_ipam::registration::{Holdings, Registration};
+use polder_ipam::registration::{Allocations, Registration};
 use polder_ipam::tasks::OwnNode;
 use polder_ipam::view::View;
 use polder_ipam::{Cidr, Moment, Pool};
@@ -140,8 +140,8 @@ pub struct Agent {
     pub in_flight: InFlight,
     /// Whether the node is registered, and whether it may serve.
     pub registration: Registration,
-    /// The node's holdings, as announced by the registrar.
-    pub holdings: Holdings,
+    /// The node's allocations, as announced by the registrar.
+    pub allocations: Allocations,
     /// Whether the agent accepts requests.
     pub is_open: bool,
     /// Requests for blocks, for the registrar.
@@ -194,7 +194,7 @@ impl Machine {
     /// The current basis of the node's records in the store, if an agent runs.
     pub fn basis(&self) -> Option<Basis> {
         let agent = self.agent.as_ref()?;
-        Some(Basis::of(&agent.view, &self.name, agent.holdings.identity.as_ref(), self.boot()))
+        Some(Basis::of(&agent.view, &self.name, agent.allocations.identity.as_ref(), self.boot()))
     }
 
     /// The time on the machine's clock.

@@ -88,7 +88,7 @@ impl<D: Datapath> Engine<D> {
             let obstacles = node_state.obstacles();
             Err(if obstacles.is_empty() { NoPlan::Moving } else { NoPlan::Obstacles(obstacles) })
         };
-        let holdings = node_state.holdings();
+        let allocations = node_state.allocations();
         // Until the registrar has verified this node's identity, the kernel is left unchanged.
         let forbidden = node_state.registration().not_serving_reason().is_some();
         let chosen = node_state.underlay();
@@ -96,7 +96,7 @@ impl<D: Datapath> Engine<D> {
         // Without an uplink, node-local state is still maintained.
         let underlay = chosen.ok().or_else(|| self.network.underlay.clone());
         let (Some(cluster), Some(underlay), Some(_), false) =
-            (&view.cluster, underlay, &holdings.identity, forbidden)
+            (&view.cluster, underlay, &allocations.identity, forbidden)
         else {
             return alone();
         };
@@ -105,7 +105,7 @@ impl<D: Datapath> Engine<D> {
             return alone();
         }
         // Without a pool there is no gateway address.
-        if view.families().is_empty() && holdings.gateways.is_empty() {
+        if view.families().is_empty() && allocations.gateways.is_empty() {
             return alone();
         }
         let cluster = Arc::clone(&cluster.record);
@@ -249,10 +249,13 @@ impl<D: Datapath> Engine<D> {
             warn!("the datastore lost records: keeping routes and tunnels to the affected nodes for now");
             self.losses.prune_from = Some(Instant::now() + LOSS_GRACE);
         }
-        let holdings = self.node_state().holdings();
+        let allocations = self.node_state().allocations();
         let own = view.nodes.get(&self.tools.config.node);
         let registered = own.is_some_and(|own| {
-            holdings.identity.as_ref().is_some_and(|identity| identity.incarnation == own.record.incarnation)
+            allocations
+                .identity
+                .as_ref()
+                .is_some_and(|identity| identity.incarnation == own.record.incarnation)
         });
         let adopted = own_blocks.iter().all(|block| blocks.contains(block));
         let complete = view.source == ViewSource::Store && registered && adopted && !self.network.doubt;

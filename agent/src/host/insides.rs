@@ -87,7 +87,7 @@ pub struct Looker {
     pub ipam: Owner<NodeIpam>,
     /// Attachments with an operation in progress.
     pub in_flight: Arc<InFlight>,
-    /// This node's identity and holdings.
+    /// This node's identity and allocations.
     pub membership: Membership,
     /// Features that the kernel supports.
     pub features: Features,

@@ -97,7 +97,7 @@ pub(super) fn is_of_stranger(facts: &MembershipInputs<'_>, record: &NodeRecord) 
 
 /// The next step of a removed node.
 pub(super) fn leave(facts: &MembershipInputs<'_>, identity: &NodeIdentity) -> Step {
-    if !facts.holdings.is_bare() {
+    if !facts.allocations.is_bare() {
         return Step::CutOff;
     }
     let node = identity.node.clone();
@@ -128,7 +128,9 @@ pub(super) fn identify<'a>(
 ) -> Result<&'a NodeIdentity, Step> {
     let MembershipInputs { me, view, .. } = facts;
     let registered = view.nodes.get(*me);
-    let Some(identity) = &facts.holdings.identity else { return Err(first_step(facts, cluster, registered)) };
+    let Some(identity) = &facts.allocations.identity else {
+        return Err(first_step(facts, cluster, registered));
+    };
     if identity.cluster != cluster.id {
         let (ledger, store) = (identity.cluster.clone(), cluster.id.clone());
         return Err(Step::Conflict(Conflict::Cluster { ledger, store }.into()));
@@ -224,7 +226,7 @@ fn first_step(
     if let Some(incarnation) = own_fence(facts) {
         return identify_as(incarnation, MemberState::Removed);
     }
-    if removed.next().is_some() && !facts.holdings.is_bare() {
+    if removed.next().is_some() && !facts.allocations.is_bare() {
         // Its ledger is lost, and a node of this name was removed: the existing pods do not belong to the new node.
         // Without the ledger it cannot confirm that they are gone.
         return Step::CutOff;

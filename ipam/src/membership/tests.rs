@@ -68,11 +68,11 @@ fn view(more: Vec<(Key, Vec<u8>)>) -> View {
     view
 }
 
-fn step(view: &View, own: NodeHoldings) -> Step {
+fn step(view: &View, own: NodeAllocations) -> Step {
     step_of_boot("b", NameConflict::None, view, own)
 }
 
-fn step_of_boot(boot_id: &str, double: NameConflict, view: &View, own: NodeHoldings) -> Step {
+fn step_of_boot(boot_id: &str, double: NameConflict, view: &View, own: NodeAllocations) -> Step {
     let mut quarantine = Quarantine::new(DEFAULT_COOL_DOWN);
     quarantine.observe(view, Moment::BOOT);
     next(&MembershipInputs {
@@ -82,7 +82,7 @@ fn step_of_boot(boot_id: &str, double: NameConflict, view: &View, own: NodeHoldi
         adopted: None,
         labels: &Labels::new(),
         view,
-        holdings: &NodeHoldings { identity: Some(identity()), ..own },
+        allocations: &NodeAllocations { identity: Some(identity()), ..own },
         presence: &Ok(presence()),
         double,
         hold_off: false,
@@ -127,9 +127,9 @@ fn pool(cidr: &str, purpose: crate::pool::Purpose) -> (Key, Vec<u8>) {
 fn releasing_a_block_requires_the_nodes_own_record() {
     let block = Block::new("10.0.0.0/26".parse().unwrap());
     let (pool, nonce) = ("p".parse().unwrap(), Nonce::new("x"));
-    let own = NodeHoldings {
+    let own = NodeAllocations {
         blocks: vec![OwnedBlock { block, pool, nonce, leaving: true }],
-        ..NodeHoldings::default()
+        ..NodeAllocations::default()
     };
     let view = view(vec![claim(block, "i1")]);
     let Some(Change::ReleaseBlocks { blocks, .. }) = change(step(&view, own)) else { panic!("not released") };
@@ -150,14 +150,15 @@ fn thousands_of_blocks_are_released_in_few_changes() {
     let mut changes = 0;
     while !blocks.is_empty() {
         let claimed = view(blocks.iter().map(|block| claim(*block, "i1")).collect());
-        let own = NodeHoldings { blocks: blocks.iter().map(owned).collect(), ..NodeHoldings::default() };
+        let own =
+            NodeAllocations { blocks: blocks.iter().map(owned).collect(), ..NodeAllocations::default() };
         let Some(change) = change(step(&claimed, own)) else { panic!("not released") };
         let txn = transaction(&change);
         assert!(txn.writes.len().max(txn.compares.len()) <= MOST_RECORDS, "{}", txn.compares.len());
         let Change::ReleaseBlocks { blocks: back, .. } = change else { panic!("{change}") };
         let back: Vec<Block> = back.into_iter().map(|(block, _)| block).collect();
         // Blocks without a claim are removed from the ledger in one step.
-        let own = NodeHoldings { blocks: back.iter().map(owned).collect(), ..NodeHoldings::default() };
+        let own = NodeAllocations { blocks: back.iter().map(owned).collect(), ..NodeAllocations::default() };
         assert_eq!(step(&view(Vec::new()), own), Step::Disown(back.clone()));
         blocks.retain(|block| !back.contains(block));
         changes += 1;
@@ -179,9 +180,9 @@ fn restoring_a_lost_pool_requires_the_nodes_own_record() {
         entries: records.map(entry).collect(),
     }));
     let (pool, nonce) = ("p".parse().unwrap(), Nonce::new("x"));
-    let own = |leaving| NodeHoldings {
+    let own = |leaving| NodeAllocations {
         blocks: vec![OwnedBlock { block, pool: pool_name(), nonce: nonce.clone(), leaving }],
-        ..NodeHoldings::default()
+        ..NodeAllocations::default()
     };
     let Some(Change::AddPool { by, pool: back, .. }) = change(step(&view, own(false))) else {
         panic!("not restored")
@@ -209,7 +210,8 @@ fn releasing_a_reserved_address_requires_the_nodes_own_record() {
         pool("10.1.0.0/24", crate::pool::Purpose::Reservations),
         (Key::Reservation(address), encode(&record)),
     ]);
-    let Some(Change::ReleaseAddress { released, .. }) = change(step(&view, NodeHoldings::default())) else {
+    let Some(Change::ReleaseAddress { released, .. }) = change(step(&view, NodeAllocations::default()))
+    else {
         panic!("not released")
     };
     assert_eq!((released.address, released.record.holder), (address, None));
@@ -227,7 +229,7 @@ fn releasing_blocks_of_a_removed_node_requires_the_releasing_nodes_record() {
     let block = Block::new("10.0.0.0/26".parse().unwrap());
     let view =
         view(vec![(Key::Fence(gone.clone(), Incarnation::new("i2")), encode(&fence)), claim(block, "i2")]);
-    let Some(Change::ReleaseRemoved(what)) = change(step(&view, NodeHoldings::default())) else {
+    let Some(Change::ReleaseRemoved(what)) = change(step(&view, NodeAllocations::default())) else {
         panic!("not released")
     };
     assert_eq!((what.fence.node, what.blocks), (gone, vec![(block, NODE_REVISION)]));
@@ -236,7 +238,7 @@ fn releasing_blocks_of_a_removed_node_requires_the_releasing_nodes_record() {
 #[test]
 fn a_record_of_another_boot_is_taken_over_only_without_a_living_owner() {
     let view = view(Vec::new());
-    let step = |double| step_of_boot("another", double, &view, NodeHoldings::default());
+    let step = |double| step_of_boot("another", double, &view, NodeAllocations::default());
     assert_eq!(step(NameConflict::Unchecked), Step::AskForDouble);
     let alive = LeaseRecord { boot_id: BootId::new("b"), machine_id: MachineId::new("m") };
     assert!(matches!(step(NameConflict::Alive(alive)), Step::Conflict(_)));

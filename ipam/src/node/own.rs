@@ -15,7 +15,7 @@ use crate::pool::{Block, Pool};
 
 /// Blocks, addresses and attachments of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct NodeHoldings {
+pub struct NodeAllocations {
     /// Identity in the cluster; `None` before the first registration.
     pub identity: Option<NodeIdentity>,
     /// Blocks of the ledger, including those that are being released.
@@ -53,7 +53,7 @@ pub struct OutsideAddress {
     pub owner: Option<String>,
 }
 
-impl NodeHoldings {
+impl NodeAllocations {
     /// Whether the node has no attachments, blocks, gateways or expected addresses.
     pub fn is_bare(&self) -> bool {
         self.attachments == 0
@@ -101,7 +101,7 @@ impl<L: Ledger> NodeIpam<L> {
     }
 
     /// The node's blocks, addresses and attachments at `now`.
-    pub fn holdings(&self, now: Moment) -> Result<NodeHoldings, LedgerError> {
+    pub fn allocations(&self, now: Moment) -> Result<NodeAllocations, LedgerError> {
         let in_a_block = |address: &IpAddr| self.blocks.iter().any(|owned| owned.block.cidr().has(*address));
         let outside_address = |address: &IpAddr, held: &crate::ledger::AttachmentEntry| OutsideAddress {
             address: *address,
@@ -114,7 +114,7 @@ impl<L: Ledger> NodeIpam<L> {
         });
         let has_next = |family: Family| self.allocator.next(family, None, CoolDown::Shortest, now).is_some();
         let has_gateway = |family: &Family| self.gateways.iter().any(|own| Family::of(*own) == *family);
-        Ok(NodeHoldings {
+        Ok(NodeAllocations {
             identity: self.identity()?,
             blocks: self.blocks.clone(),
             gateways: self.gateways.clone(),

@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(node.attachments().count(), 0);
         let of_pods = node.total(Family::V4, None, NOW);
         assert_eq!((of_pods.used, of_pods.excluded), (1, 3), "both ends of the pool, and the endpoint");
-        assert_eq!(node.holdings(NOW).unwrap().probes.len(), 1);
+        assert_eq!(node.allocations(NOW).unwrap().probes.len(), 1);
         assert_eq!(node.facts(NOW).unwrap().attachments, []);
         assert_eq!(
             node.condition(expected.parse().unwrap(), NOW).unwrap(),

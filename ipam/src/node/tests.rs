@@ -277,7 +277,7 @@ fn a_block_is_not_spare_immediately_after_its_claim() {
     let pool = pool("10.0.0.0/24", 29);
     let (block, nonce) = (pool.block(3), Nonce::new("y"));
     node.add_block(OwnedBlock { block, pool: pool.name.clone(), nonce, leaving: false }, &pool, NOW).unwrap();
-    let spare = |seconds| node.holdings(NOW + Duration::from_secs(seconds)).unwrap().spare;
+    let spare = |seconds| node.allocations(NOW + Duration::from_secs(seconds)).unwrap().spare;
     assert_eq!([spare(0), spare(9), spare(10)], [vec![], vec![], vec![block]]);
 }
 
@@ -290,11 +290,11 @@ fn cancelling_one_expected_hand_over_keeps_that_of_another_attachment() {
     node.mark_expected(address, &other);
     node.cancel_expected(address, &other);
     assert!(
-        node.holdings(NOW).unwrap().expected.contains(&address),
+        node.allocations(NOW).unwrap().expected.contains(&address),
         "the first attachment may use the address by now"
     );
     node.cancel_expected(address, &one);
-    assert!(node.holdings(NOW).unwrap().expected.is_empty());
+    assert!(node.allocations(NOW).unwrap().expected.is_empty());
 }
 
 #[test]
@@ -302,18 +302,18 @@ fn a_restored_gateway_outside_the_nodes_blocks_is_moved() {
     let (mut node, _) = open(Memory::default(), "boot-1");
     let earlier: IpAddr = "10.0.0.33".parse().unwrap();
     node.restore_gateway(earlier).unwrap();
-    assert!(node.holdings(NOW).unwrap().idle_gateways.is_empty(), "there is no other free address");
+    assert!(node.allocations(NOW).unwrap().idle_gateways.is_empty(), "there is no other free address");
     let pool = pool("10.0.0.0/24", 29);
     let (block, nonce) = (pool.block(0), Nonce::new("x"));
     node.adopt_block(OwnedBlock { block, pool: pool.name.clone(), nonce, leaving: false }, &pool, NOW)
         .unwrap();
     assert!(
-        node.holdings(NOW + Duration::from_secs(9)).unwrap().idle_gateways.is_empty(),
+        node.allocations(NOW + Duration::from_secs(9)).unwrap().idle_gateways.is_empty(),
         "all addresses of the block are in cool-down"
     );
     // Another node may have the earlier one by now: the shortest cool-down is enough.
     let rested = NOW + Duration::from_secs(10);
-    assert_eq!(node.holdings(rested).unwrap().idle_gateways, [earlier]);
+    assert_eq!(node.allocations(rested).unwrap().idle_gateways, [earlier]);
     assert!(node.move_gateway(earlier, rested).unwrap());
     assert!(pool.block(0).cidr().has(node.gateways()[0]));
 }
@@ -360,13 +360,13 @@ fn all_spare_blocks_can_be_released_together() {
         node.add_block(owned, &pool, NOW).unwrap();
     }
     let later = NOW + Duration::from_secs(100);
-    let spare = node.holdings(later).unwrap().spare;
+    let spare = node.allocations(later).unwrap().spare;
     assert!(spare.len() > 20, "{spare:?}");
     for block in spare {
         assert!(node.leave(block, later).unwrap(), "{block}");
     }
     assert!((8..16).contains(&node.total(Family::V4, None, later).free));
-    assert_eq!(node.holdings(later).unwrap().spare, []);
+    assert_eq!(node.allocations(later).unwrap().spare, []);
 }
 
 #[test]

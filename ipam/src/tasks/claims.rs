@@ -97,7 +97,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
             .host
             .ledger(|ipam, _| (ipam.identity(), ipam.blocks().to_vec(), ipam.gateways().to_vec()))
             .await;
-        self.publish_holdings(identity?, &blocks, &gateways);
+        self.publish_allocations(identity?, &blocks, &gateways);
         if is_useless {
             return Err(Exhausted::Useless { block, pool: name }.into());
         }

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::{AttemptResult, NotReleased, OwnNode, RegistrarHost, attempt};
 use crate::bootstrap::{Proposal, propose};
-use crate::change::{Change, Claim, RemovedHoldings};
+use crate::change::{Change, Claim, RemovedAllocations};
 use crate::claim::NoClaim;
 use crate::key::{Key, Range};
 use crate::ledger::{LedgerError, MemberState, NodeIdentity, OwnedBlock};
@@ -23,7 +23,7 @@ use crate::node::NodeIpam;
 use crate::pool::{BlockRequest, Pool};
 use crate::publication;
 use crate::registration::{
-    Holdings, PendingReason, Registration, RemovalProgress, StepError, UnprovenReason,
+    Allocations, PendingReason, Registration, RemovalProgress, StepError, UnprovenReason,
 };
 use crate::removal::Quarantine;
 use crate::store::{Outcome, StoreError};
@@ -204,7 +204,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         let labels = self.me.labels.clone();
         let mut own = self
             .host
-            .ledger(move |ipam, now| ipam.learn_pools(&pools, &labels).and_then(|()| ipam.holdings(now)))
+            .ledger(move |ipam, now| ipam.learn_pools(&pools, &labels).and_then(|()| ipam.allocations(now)))
             .await?;
         // Reserved addresses whose ADD was answered by an earlier agent and still runs: the ledger no longer lists
         // them.
@@ -212,7 +212,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             let holder = known.record.holder.as_ref()?;
             self.host.is_wired_by_earlier_process(&holder.attachment).then_some(*address)
         }));
-        self.publish_holdings(own.identity.clone(), &own.blocks, &own.gateways);
+        self.publish_allocations(own.identity.clone(), &own.blocks, &own.gateways);
         let step = membership::next(&MembershipInputs {
             me: &self.me.name,
             boot: self.me.boot(),
@@ -220,7 +220,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             adopted: self.host.adopted().as_ref(),
             labels: &self.me.labels,
             view: &view,
-            holdings: &own,
+            allocations: &own,
             presence: &self.host.presence(&view),
             double: self.state.round.double.clone(),
             hold_off: self.delays_claims(&view),
@@ -309,7 +309,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             AttemptResult::NotMade(error) | AttemptResult::Failed(error) => return Err(error.into()),
         };
         match change {
-            Change::ReleaseRemoved(RemovedHoldings { fence, .. }) | Change::ForgetFence { fence, .. } => {
+            Change::ReleaseRemoved(RemovedAllocations { fence, .. }) | Change::ForgetFence { fence, .. } => {
                 info!(node = %fence.node, "released the blocks and reservations of a removed node");
                 self.forget_addresses(&fence.node).await?;
             }
@@ -419,13 +419,13 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
     }
 
     /// Publishes the node's identity, blocks and gateway addresses to the other tasks.
-    pub(super) fn publish_holdings(
+    pub(super) fn publish_allocations(
         &self,
         identity: Option<NodeIdentity>,
         blocks: &[OwnedBlock],
         gateways: &[IpAddr],
     ) {
-        self.host.publish_holdings(Holdings {
+        self.host.publish_allocations(Allocations {
             identity,
             blocks: blocks.to_vec(),
             gateways: gateways.to_vec(),

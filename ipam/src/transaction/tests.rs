@@ -7,7 +7,7 @@ use polder_api::ipam::RepairMode;
 
 use super::*;
 use crate::Revision;
-use crate::change::{Fence, HandOver, RemovedHoldings};
+use crate::change::{Fence, HandOver, RemovedAllocations};
 use crate::ids::{BootId, ClusterId, MachineId, Nonce};
 use crate::pool::PoolState;
 use crate::record::{
@@ -141,7 +141,7 @@ fn a_transaction_writes_the_record_of_its_change() {
     let hand_over =
         HandOver { by: me(), address: ADDRESS, record: reservation(), before: None, source_pool: None };
     let release_removed =
-        RemovedHoldings { by: me(), fence: fence(), blocks: Vec::new(), addresses: vec![released()] };
+        RemovedAllocations { by: me(), fence: fence(), blocks: Vec::new(), addresses: vec![released()] };
     let (pool_record, lease) =
         (encode(&PoolRecord::from(&pool())), LeaseWrite { by: me(), record: alive.clone() });
     let changes: Vec<(Change, Vec<Vec<u8>>)> = vec![
@@ -238,7 +238,8 @@ fn removal_compares_the_node_and_confirmation_compares_the_fence() {
 #[test]
 fn release_for_a_removed_node_compares_member_and_fence() {
     let blocks = vec![(block("10.0.0.0/26"), Revision::new(5))];
-    let release_removed = RemovedHoldings { by: me(), fence: fence(), blocks, addresses: vec![released()] };
+    let release_removed =
+        RemovedAllocations { by: me(), fence: fence(), blocks, addresses: vec![released()] };
     check(
         Change::ReleaseRemoved(release_removed),
         &["fences/gone/i@3", "blocks/4-0a000000-26@5", "reservations/10.1.0.5@9", "nodes/n1@7"],

@@ -20,7 +20,7 @@ use polder_ipam::membership::{NoPresence, NodePresence, Step};
 use polder_ipam::node::NodeIpam;
 use polder_ipam::readiness;
 use polder_ipam::record::LeaseRecord;
-use polder_ipam::registration::{Holdings, Registration};
+use polder_ipam::registration::{Allocations, Registration};
 use polder_ipam::release::NotReleased;
 use polder_ipam::store::{Contents, Outcome, StoreError};
 use polder_ipam::tasks::operator::{Knowledge, OperatorHost};
@@ -157,8 +157,8 @@ impl RegistrarHost for SimHost {
         });
     }
 
-    fn publish_holdings(&self, holdings: Holdings) {
-        self.agent(|agent| agent.holdings = holdings);
+    fn publish_allocations(&self, allocations: Allocations) {
+        self.agent(|agent| agent.allocations = allocations);
     }
 
     async fn cut_off(&self, attachment: &Attachment) -> Result<(), NotReleased> {
@@ -288,7 +288,7 @@ impl PodHost for SimHost {
             readiness::obstacles(&readiness::ReadinessInputs {
                 view: &agent.view,
                 registration: &agent.registration,
-                holdings: &agent.holdings,
+                allocations: &agent.allocations,
                 underlay: Ok(()),
                 gateways: &machine.kernel.gateways,
                 mtu: MTU,

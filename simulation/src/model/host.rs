@@ -23,7 +23,7 @@ use polder_ipam::node::NodeIpam;
 use polder_ipam::pool::BlockRequest;
 use polder_ipam::readiness;
 use polder_ipam::record::LeaseRecord;
-use polder_ipam::registration::{Holdings, Registration};
+use polder_ipam::registration::{Allocations, Registration};
 use polder_ipam::release::NotReleased;
 use polder_ipam::reservation::HandOverDenied;
 use polder_ipam::store::{Contents, Outcome, StoreError};
@@ -275,7 +275,7 @@ impl RegistrarHost for ModelHost<'_> {
         self.with(|task_run| task_run.machine().agent.registration = registration);
     }
 
-    fn publish_holdings(&self, _: Holdings) {}
+    fn publish_allocations(&self, _: Allocations) {}
 
     async fn cut_off(&self, attachment: &Attachment) -> Result<(), NotReleased> {
         teardown::cut_off(self, attachment).await
@@ -411,7 +411,7 @@ impl<'a> PodHost for ModelHost<'a> {
             readiness::obstacles(&readiness::ReadinessInputs {
                 view: &machine.agent.watcher.view,
                 registration: &machine.agent.registration,
-                holdings: &Holdings {
+                allocations: &Allocations {
                     identity: machine.identity(),
                     blocks: machine.ipam.blocks().to_vec(),
                     gateways: gateways.to_vec(),

@@ -117,7 +117,7 @@ fn reserved_addresses_are_kept_only_during_adds(_: &Space, cluster: &Cluster) ->
             // An overtaken attachment stays only until the task that locks it is done.
             return deleted_meanwhile.all(|attachment| locked.contains(attachment));
         }
-        let own = machine.ipam.holdings(machine.now(cluster.tick)).expect("a ledger in memory");
+        let own = machine.ipam.allocations(machine.now(cluster.tick)).expect("a ledger in memory");
         let is_handing_over =
             || registrar.as_ref().is_some_and(|stopped| matches!(*stopped.job, Job::HandOver(..)));
         own.expected.is_empty() || adding.is_some() || is_handing_over()

@@ -164,7 +164,7 @@ async fn requests_from_before_the_start_or_for_another_machine_are_not_answered(
     assert_eq!(early.node.with(|state| state.looks), 0, "nobody waits for it");
 
     let mut other = Harness::new();
-    other.fixture.holdings.send_replace(Arc::default());
+    other.fixture.allocations.send_replace(Arc::default());
     assert_eq!(other.answer(RepairMode::None).await, None);
 }
 

@@ -28,10 +28,10 @@ impl Case {
         let identity = self
             .ledger
             .map(|incarnation| NodeIdentity { incarnation: Incarnation::new(incarnation), ..identity() });
-        self.step_of(view, NodeHoldings { identity, ..NodeHoldings::default() })
+        self.step_of(view, NodeAllocations { identity, ..NodeAllocations::default() })
     }
 
-    fn step_of(&self, view: &View, own: NodeHoldings) -> Step {
+    fn step_of(&self, view: &View, own: NodeAllocations) -> Step {
         let quarantine = Quarantine::new(DEFAULT_COOL_DOWN);
         next(&MembershipInputs {
             me: &name(),
@@ -40,7 +40,7 @@ impl Case {
             adopted: self.adopted.as_ref(),
             labels: &Labels::new(),
             view,
-            holdings: &own,
+            allocations: &own,
             presence: &Ok(presence()),
             double: self.double.clone(),
             hold_off: false,
@@ -137,16 +137,16 @@ fn a_fence_is_matched_only_by_the_ledger_and_checked_first() {
     let Step::Identify(fresh) = case(None, "m2", "b").step(&view) else { panic!("it joins anew") };
     assert_eq!((fresh.incarnation.as_str(), fresh.member_state), ("i2", MemberState::Member));
     // If it has addresses but no identity in its ledger, it disconnects its pods first.
-    let own = NodeHoldings { gateways: vec!["10.0.0.1".parse().unwrap()], ..NodeHoldings::default() };
+    let own = NodeAllocations { gateways: vec!["10.0.0.1".parse().unwrap()], ..NodeAllocations::default() };
     assert_eq!(case(None, "m", "b").step_of(&view, own), Step::CutOff);
 }
 
 #[test]
 fn only_the_machine_that_was_removed_confirms_that_its_pods_are_gone() {
     let view = without_node(vec![fence("i1", "m", "b")]);
-    let removed = || NodeHoldings {
+    let removed = || NodeAllocations {
         identity: Some(NodeIdentity { member_state: MemberState::Removed, ..identity() }),
-        ..NodeHoldings::default()
+        ..NodeAllocations::default()
     };
     for (machine_id, boot_id, confirms) in
         [("m", "b", true), ("m", "b2", true), ("m2", "b", true), ("m2", "b2", false)]

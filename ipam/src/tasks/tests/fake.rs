@@ -73,7 +73,7 @@ pub(super) struct State {
     pub(super) view: Arc<View>,
     pub(super) ipam: NodeIpam<Memory>,
     pub(super) registration: Registration,
-    pub(super) holdings: Holdings,
+    pub(super) allocations: Allocations,
     pub(super) has_gateways: bool,
     pub(super) is_read_only: bool,
     /// The registration state at the last write to the datastore.
@@ -346,8 +346,8 @@ impl RegistrarHost for Fake {
         self.with(|state| state.registration = registration);
     }
 
-    fn publish_holdings(&self, holdings: Holdings) {
-        self.with(|state| state.holdings = holdings);
+    fn publish_allocations(&self, allocations: Allocations) {
+        self.with(|state| state.allocations = allocations);
     }
 
     async fn cut_off(&self, attachment: &Attachment) -> Result<(), NotReleased> {
@@ -435,7 +435,7 @@ pub(super) fn node() -> (Fake, Registrar<'static, Fake>) {
         view: Arc::default(),
         ipam,
         registration: Registration::default(),
-        holdings: Holdings::default(),
+        allocations: Allocations::default(),
         has_gateways: true,
         is_read_only: false,
         registration_during_change: Registration::default(),

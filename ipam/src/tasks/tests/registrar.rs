@@ -20,7 +20,7 @@ fn the_first_node_writes_settings_claims_a_block_and_registers() {
         Key::Node(_) => Some(serde_json::from_slice::<NodeRecord>(value).unwrap().gateways),
         _ => None,
     });
-    assert_eq!(gateways, [fake.with(|state| state.holdings.gateways.clone())]);
+    assert_eq!(gateways, [fake.with(|state| state.allocations.gateways.clone())]);
     assert_eq!(gateways[0].len(), 1);
     assert!(fake.view().cluster.is_some() && fake.view().pools.len() == 1);
 }
@@ -131,8 +131,9 @@ fn a_reserved_address_is_expected_only_after_a_successful_hand_over() {
     let (fake, registrar) = with_reserved_pool();
     let wanted = ReservationRequest::Pool(RESERVED.parse().unwrap());
     let hand_over = |name: &str| at_once(registrar.hand_over(&wanted, name, &attachment("c1")));
-    let expected =
-        || fake.with(|state| state.ipam.holdings(Moment::from_millis(state.clock)).unwrap().expected.len());
+    let expected = || {
+        fake.with(|state| state.ipam.allocations(Moment::from_millis(state.clock)).unwrap().expected.len())
+    };
     fake.with(|state| state.fates.push_back(Fate::Lost));
     assert!(matches!(hand_over("d/web"), Err(NotHandedOver::TryAgain(_))));
     assert_eq!(expected(), 0);

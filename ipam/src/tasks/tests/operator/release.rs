@@ -149,7 +149,7 @@ fn a_pod_address_is_released_only_without_interface_and_running_call() {
 #[test]
 fn an_address_without_a_pod_is_not_released() {
     let (fake, _) = registered();
-    let gateway = fake.with(|state| state.holdings.gateways[0]).to_string();
+    let gateway = fake.with(|state| state.allocations.gateways[0]).to_string();
     assert!(refused(&fake, &gateway, true).contains("the gateway address of this node"));
     let missing = release(&fake, "10.200.0.1", true).unwrap_err();
     assert_eq!(missing.kind, RefusalKind::Missing);
