@@ -12,14 +12,13 @@ mod rehearsal;
 mod transitions;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::message::Refusal;
 use polder_api::{IfName, NodeName, PerFamily};
-use polder_ipam::cause::HostError;
+use polder_ipam::cause::{HostError, SharedError};
 use polder_ipam::peers::{Peer, validate};
 use polder_ipam::registration::Registration;
 use polder_ipam::view::ViewSource;
@@ -28,6 +27,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 pub use self::announcer::Announcer;
+use self::datapath::ApplyFailed;
 pub use self::datapath::{Datapath, OnNode};
 use self::memory::{Losses, Network, Outward, Passes, Repairing};
 pub use self::parts::{Entries, Expected, Tools, Wakes};
@@ -288,7 +288,7 @@ impl<D: Datapath> Engine<D> {
         let PassPlan { desired, prune, changes, indexes, sysctls, mut pass } =
             match self.pass_plan(grounds).await {
                 Ok(pass_plan) => pass_plan,
-                Err(reason) => return self.not_made(&reason),
+                Err(reason) => return self.not_made(SharedError::new(reason)),
             };
         self.entries.expected.send_if_modified(|expected| {
             let before = expected.pod_link.replace(desired.pod_link);
@@ -318,7 +318,7 @@ impl<D: Datapath> Engine<D> {
         let applied = self.tools.datapath.apply(changes, desired, indexes).await;
         let failures = match applied {
             Ok(failures) => failures,
-            Err(error) => return self.not_made(&format_args!("cannot change kernel state: {error}")),
+            Err(error) => return self.not_made(SharedError::new(ApplyFailed(error))),
         };
         let has_failed =
             |change: &KernelChange| failures.iter().any(|failure| failure.change.is_same_object(change));
@@ -326,11 +326,11 @@ impl<D: Datapath> Engine<D> {
         if !repaired.is_empty() {
             self.note_repair(&repaired, by.clone());
         }
-        for failure in failures.iter().filter(|failure| !failure.follows) {
+        for failure in failures.into_iter().filter(|failure| !failure.follows) {
             warn!("{failure}");
             let list =
                 if failure.change.is_local() { &mut pass.local_failures } else { &mut pass.other_failures };
-            list.push(failure.to_string());
+            list.push(SharedError::new(failure));
         }
         pass
     }
@@ -354,8 +354,7 @@ impl<D: Datapath> Engine<D> {
 
     /// The result of a failed pass. The results of the previous pass stay valid, so a node that served pods continues
     /// to serve them.
-    fn not_made(&self, reason: &dyn fmt::Display) -> Pass {
-        let reason = reason.to_string();
+    fn not_made(&self, reason: SharedError) -> Pass {
         warn!("{reason}");
         let before = self.node_state().pass().map(|before| (*before).clone()).unwrap_or_default();
         let served = !before.gateways.is_empty() && before.local_failures.is_empty();

@@ -19,7 +19,7 @@ pub async fn health(reporter: &Reporter, request: &HealthRequest) -> Health {
         health.limited.push(reason.to_string());
     }
     if let Some(pass) = reporter.node_state().pass() {
-        health.limited.extend(pass.local_failures.iter().cloned());
+        health.limited.extend(pass.local_failures.iter().map(ToString::to_string));
     }
     if let (Needed::Addresses(pool), true) = (&request.pools, health.unavailable.is_empty()) {
         health.unavailable = shortfalls(reporter, pool.as_ref()).await;

@@ -9,6 +9,7 @@ mod own;
 mod repair;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Duration;
 
 use polder_api::NodeName;
@@ -204,7 +205,7 @@ async fn look(view: &View, store: &Store) -> Result<Vec<Found>, StoreError> {
     Ok(found)
 }
 
-fn unreadable(key: &str, reason: &str, revision: Option<Revision>) -> Found {
+fn unreadable(key: &str, reason: &dyn fmt::Display, revision: Option<Revision>) -> Found {
     // The node of an unreadable address record reports it, too, with the same text.
     let node = key.strip_prefix(prefix::in_use()).and_then(|key| key.strip_prefix("addresses/"));
     let node: Option<NodeName> = node.and_then(|rest| rest.split('/').next()?.parse().ok());

@@ -10,9 +10,11 @@ use std::time::Duration;
 use polder_api::PerFamily;
 use polder_api::message::{Refusal, RefusalKind, Refuse};
 use polder_ipam::Revision;
+use polder_ipam::cause::SharedError;
 use polder_ipam::peers::RecordProblem;
 use polder_ipam::publication::Basis;
 use polder_ipam::registration::{Allocations, Registration};
+use polder_ipam::store::position::Interruption;
 use polder_ipam::tasks::OwnNode;
 use polder_ipam::view::{View, ViewSource};
 use polder_ipam::{publication, readiness};
@@ -51,7 +53,7 @@ impl Records {
         if view.source != ViewSource::Nowhere {
             return Ok(view);
         }
-        Err(view.lost.clone().map_or(NoRecords::Loading, |reason| NoRecords::Lost { reason }).into())
+        Err(view.lost.clone().map_or(NoRecords::Loading, NoRecords::Lost).into())
     }
 }
 
@@ -66,11 +68,8 @@ enum NoRecords {
     /// The datastore has been unreachable since the agent's start, and there is no snapshot.
     ///
     /// Remedy: correct the error at the end of the text, and repeat the command.
-    #[error("the cluster's records are not known yet: {reason}")]
-    Lost {
-        /// The last error of the datastore.
-        reason: String,
-    },
+    #[error("the cluster's records are not known yet: {0}")]
+    Lost(#[source] Interruption),
 }
 
 impl Refuse for NoRecords {
@@ -193,9 +192,9 @@ pub struct Pass {
     /// Duration of the pass.
     pub took: Duration,
     /// Failures of changes that the node needs to serve its pods.
-    pub local_failures: Vec<String>,
+    pub local_failures: Vec<SharedError>,
     /// Other failures.
-    pub other_failures: Vec<String>,
+    pub other_failures: Vec<SharedError>,
     /// The node's own addresses that are in the kernel.
     pub gateways: Vec<IpAddr>,
     /// The MTU of pods, in bytes.

@@ -105,7 +105,12 @@ pub async fn status(reporter: &Reporter) -> Status {
             writes: pass.writes,
             written: pass.written,
             took_us: u64::try_from(pass.took.as_micros()).unwrap_or(u64::MAX),
-            failures: [pass.local_failures.as_slice(), &pass.other_failures].concat(),
+            failures: pass
+                .local_failures
+                .iter()
+                .chain(&pass.other_failures)
+                .map(ToString::to_string)
+                .collect(),
         }),
         repair_count: repairs.count,
         repairs: repairs.last.iter().map(repair).collect(),
@@ -159,7 +164,7 @@ fn store(reporter: &Reporter, view: &View) -> StoreStatus {
         ViewSource::Snapshot => Some(WaitReason::NotReached.to_string()),
         ViewSource::Store => None,
     };
-    match view.lost.clone().or_else(waiting) {
+    match view.lost.as_ref().map(ToString::to_string).or_else(waiting) {
         Some(reason) => StoreStatus::Disconnected { store, reason },
         None => StoreStatus::Connected { store, revision: view.revision.number() },
     }
@@ -167,11 +172,7 @@ fn store(reporter: &Reporter, view: &View) -> StoreStatus {
 
 fn problems(reporter: &Reporter, view: &View, pass: Option<&Pass>) -> Vec<String> {
     let Some(pass) = pass else {
-        return view
-            .refused
-            .iter()
-            .map(|(key, reason)| format!("record {key} of the datastore is ignored: {reason}"))
-            .collect();
+        return view.refused_records().map(|record| record.to_string()).collect();
     };
     let unreachable = pass.paths.iter().filter_map(|((node, family), peer_path)| match &peer_path.path {
         Path::Unreachable(reason) => Some(format!("{family} pods of node {node} are unreachable: {reason}")),
@@ -203,7 +204,7 @@ fn problems(reporter: &Reporter, view: &View, pass: Option<&Pass>) -> Vec<String
         .chain(closed)
         .chain(direct)
         .chain(mtu)
-        .chain(pass.other_failures.iter().cloned())
+        .chain(pass.other_failures.iter().map(ToString::to_string))
         .collect()
 }
 

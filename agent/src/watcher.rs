@@ -68,7 +68,7 @@ impl Task {
                             }
                         }
                         Update::Lost { reason } if self.view.borrow().lost.is_none() => {
-                            warn!(reason, "datastore unreachable");
+                            warn!(reason = reason.to_string(), "datastore unreachable");
                         }
                         Update::Back { .. } => info!("datastore reachable again"),
                         _ => {}

@@ -8,8 +8,8 @@ use crate::ids::ClusterId;
 use crate::key::Key;
 use crate::ledger::NodeIdentity;
 use crate::pools::{self, NotChanged};
-use crate::record::{AttachMode, ClusterRecord, Masquerade, RefusedRecord, VxlanSettings};
-use crate::view::{Settings, View, ViewSource};
+use crate::record::{AttachMode, ClusterRecord, Masquerade, VxlanSettings};
+use crate::view::{RefusedRecord, Settings, View, ViewSource};
 
 /// The initial settings of a cluster, written if it has none.
 #[derive(Debug, Clone)]
@@ -134,6 +134,7 @@ mod tests {
     use crate::ids::Incarnation;
     use crate::ledger::MemberState;
     use crate::pool::PoolState;
+    use crate::record::NotDecoded;
     use crate::view::Versioned;
 
     fn pool(cidr: &str) -> Pool {
@@ -218,8 +219,8 @@ mod tests {
         };
         says(&View::default(), Some(&bootstrap()), "settings are unknown");
         says(&empty(), None, "[bootstrap]");
-        let refused = [(Key::Cluster.to_string(), "a riddle".to_owned())].into();
-        says(&view(|view| view.refused = refused), Some(&bootstrap()), "a riddle");
+        let refused = [(Key::Cluster.to_string(), NotDecoded::NotWatched.into())].into();
+        says(&view(|view| view.refused = refused), Some(&bootstrap()), "agents do not read this key");
         let own = vec!["10.244.0.1".parse().unwrap()];
         says(&view(|view| view.own_addresses = own), Some(&bootstrap()), "bootstrap.pools");
         let reading = Err(AddressesUnknown::Reading);

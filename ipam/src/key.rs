@@ -68,7 +68,7 @@ pub enum Key {
 
 /// A text that is not the key of a record.
 /// Remedy: delete the key with etcdctl del, if no newer release wrote it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
 #[error("{0} is not a key of a known kind")]
 pub struct UnknownKey(String);
 

@@ -8,7 +8,6 @@ use std::net::IpAddr;
 
 use polder_api::{Family, Mac, NodeName, PerFamily, rule};
 
-use crate::cause::SharedError;
 use crate::change::{Change, Claim, HandOver, Member};
 use crate::claim::{MAX_PER_CHANGE, NoClaim, Preconditions, delays_claims};
 use crate::ids::{BootId, MachineId};
@@ -176,8 +175,7 @@ pub fn next(facts: &MembershipInputs<'_>) -> Step {
 fn decide(facts: &MembershipInputs<'_>) -> Result<Step, Step> {
     let view = facts.view;
     if view.source == ViewSource::Nowhere {
-        let silent = |reason: &String| WaitReason::Unreachable(SharedError::new(reason.clone()));
-        return Err(Step::Wait(view.lost.as_ref().map_or(WaitReason::Records, silent)));
+        return Err(Step::Wait(view.lost.clone().map_or(WaitReason::Records, WaitReason::Unreachable)));
     }
     if let Some(identity) =
         facts.allocations.identity.as_ref().filter(|own| own.member_state == MemberState::Removed)

@@ -9,7 +9,6 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::cause::SharedError;
 use crate::ids::Incarnation;
 use crate::key::Key;
 use crate::record::{BlockRecord, NodeRecord};
@@ -90,15 +89,10 @@ pub struct ValidatedRecords {
 
 /// Validates the records from the view of node `me`. `dead` contains the nodes whose agents are known not to be alive.
 pub fn validate(view: &View, me: &NodeName, dead: &BTreeSet<NodeName>) -> ValidatedRecords {
-    let problem = |fault: fn(SharedError) -> RecordFault| {
-        move |(key, reason): (&String, &String)| {
-            let fault = fault(SharedError::new(reason.clone()));
-            RecordProblem { key: key.clone(), fault }
-        }
-    };
-    let refused = view.refused.iter().map(problem(RecordFault::Refused));
-    let mut problems: Vec<RecordProblem> =
-        refused.chain(view.doubtful.iter().map(problem(RecordFault::Doubtful))).collect();
+    let problem = |key: &String, fault| RecordProblem { key: key.clone(), fault };
+    let refused = view.refused.iter().map(|(key, why)| problem(key, RecordFault::Refused(why.clone())));
+    let doubtful = view.doubtful.iter().map(|(key, why)| problem(key, RecordFault::Doubtful(why.clone())));
+    let mut problems: Vec<RecordProblem> = refused.chain(doubtful).collect();
     let nodes = believable_nodes(view, me, dead, &mut problems);
     let mut blocks = believable_blocks(view, &nodes, &mut problems);
     let own_blocks = blocks.remove(me).unwrap_or_default();

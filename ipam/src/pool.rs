@@ -45,7 +45,7 @@ pub fn usual_block_length(purpose: Purpose, cidr: Cidr) -> u8 {
 pub struct Block(Cidr);
 
 /// A pool with invalid parameters.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
 pub enum InvalidPool {
     /// The pool is smaller than one of its blocks.
     #[error(

@@ -6,9 +6,10 @@ use std::net::IpAddr;
 
 use polder_api::Family;
 
+use crate::cause::SharedError;
 use crate::record::MTU_RANGE;
 use crate::registration::{Allocations, PendingReason, Registration};
-use crate::view::View;
+use crate::view::{RefusedRecord, View};
 
 /// The facts that decide readiness.
 #[derive(Debug, Clone, Copy)]
@@ -26,7 +27,7 @@ pub struct ReadinessInputs<'a> {
     /// The MTU of pods, in bytes; 0 if it is not known yet.
     pub mtu: u32,
     /// Failed kernel changes that the node needs to serve its pods.
-    pub failures: &'a [String],
+    pub failures: &'a [SharedError],
 }
 
 /// Why a node does not serve an ADD.
@@ -37,7 +38,7 @@ enum NotReadyReason {
     NoSettings,
     /// The cluster has no pool for blocks, or this node cannot use any; the refused records are listed.
     #[error("no pool is usable on this node: add one with polderctl pool add{}", listed(.0))]
-    NoPool(Vec<(String, String)>),
+    NoPool(Vec<RefusedRecord>),
     /// The node has no gateway address of a family of the cluster, because its registration is not complete.
     /// Remedy: correct the cause in the text if it persists.
     #[error("the node has no {family} block yet: {why}")]
@@ -71,11 +72,8 @@ enum NotReadyReason {
     },
 }
 
-fn listed(refused: &[(String, String)]) -> String {
-    let all: Vec<_> = refused
-        .iter()
-        .map(|(key, reason)| format!("; record {key} of the datastore is ignored: {reason}"))
-        .collect();
+fn listed(refused: &[RefusedRecord]) -> String {
+    let all: Vec<_> = refused.iter().map(|record| format!("; {record}")).collect();
     all.concat()
 }
 
@@ -91,7 +89,7 @@ pub fn obstacles(facts: &ReadinessInputs<'_>) -> Vec<String> {
     };
     if view.cluster.is_none() || allocations.identity.is_none() {
         let waiting = || pending.map_or_else(|| NotReadyReason::NoSettings.to_string(), ToString::to_string);
-        return vec![view.lost.clone().unwrap_or_else(waiting)];
+        return vec![view.lost.as_ref().map_or_else(waiting, ToString::to_string)];
     }
     if let Err(reason) = underlay {
         return vec![reason.to_string()];
@@ -99,9 +97,8 @@ pub fn obstacles(facts: &ReadinessInputs<'_>) -> Vec<String> {
     let mut obstacles = Vec::new();
     let families = view.families();
     if families.is_empty() {
-        let refused = view.refused.iter().filter(|(key, _)| key.contains("/pools/"));
-        obstacles
-            .push(NotReadyReason::NoPool(refused.map(|(key, why)| (key.clone(), why.clone())).collect()));
+        let refused = view.refused_records().filter(|record| record.key.contains("/pools/"));
+        obstacles.push(NotReadyReason::NoPool(refused.collect()));
     }
     for family in &families {
         let of_family = |all: &[IpAddr]| all.iter().copied().find(|address| Family::of(*address) == *family);
@@ -119,7 +116,7 @@ pub fn obstacles(facts: &ReadinessInputs<'_>) -> Vec<String> {
         obstacles.push(NotReadyReason::Mtu { mtu, smallest });
     }
     let obstacles = obstacles.iter().map(ToString::to_string);
-    obstacles.chain(failures.iter().cloned()).collect()
+    obstacles.chain(failures.iter().map(ToString::to_string)).collect()
 }
 
 /// The smallest MTU of pods with addresses of these families, in bytes (IPv6: RFC 8200, section 5).
@@ -138,8 +135,9 @@ mod tests {
     use crate::ids::{ClusterId, Incarnation};
     use crate::ledger::{MemberState, NodeIdentity};
     use crate::pool::PoolState;
-    use crate::record::ClusterRecord;
+    use crate::record::{ClusterRecord, NotDecoded};
     use crate::registration::{PendingReason, RemovalProgress};
+    use crate::store::StoreError;
     use crate::view::Versioned;
 
     fn view(pools: &[&str]) -> View {
@@ -198,15 +196,16 @@ mod tests {
         waiting: Registration,
         removed: Registration,
         no_underlay: HostError,
-        failures: Vec<String>,
+        failures: Vec<SharedError>,
     }
 
     impl BrokenInputs {
         fn new() -> Self {
             let mut no_cluster = View::default();
-            no_cluster.lost = Some("etcd does not answer".to_owned());
+            let no_answer = StoreError::NoAnswer { store: "etcd".to_owned(), reason: "no reply".to_owned() };
+            no_cluster.lost = Some(no_answer.into());
             let mut no_pool = view(&[]);
-            no_pool.refused.insert("/polder/v1/pools/p".to_owned(), "no range".to_owned());
+            no_pool.refused.insert("/polder/v1/pools/p".to_owned(), NotDecoded::NotWatched.into());
             Self {
                 no_cluster,
                 no_pool,
@@ -215,7 +214,7 @@ mod tests {
                 waiting: Registration::Waiting(PendingReason::More),
                 removed: Registration::Removed(RemovalProgress::CuttingOff),
                 no_underlay: HostError::new("no uplink"),
-                failures: vec!["no bridge".to_owned()],
+                failures: vec![SharedError::new("no bridge")],
             }
         }
     }
@@ -253,7 +252,7 @@ mod tests {
         says(found(|facts, it| ReadinessInputs { underlay: Err(&it.no_underlay), ..facts }), "no uplink");
         says(
             found(|facts, it| ReadinessInputs { view: &it.no_pool, ..facts }),
-            "pools/p of the datastore is ignored: no range",
+            "polderctl pool add; record /polder/v1/pools/p of the datastore is ignored: agents do not read this key",
         );
         says(
             found(|facts, it| ReadinessInputs { allocations: &it.one_gateway, ..facts }),

@@ -16,7 +16,7 @@ use crate::pool::{Labels, Pool, PoolState, Purpose, default_block_length};
 
 mod codec;
 
-pub use codec::{Record, RefusedRecord, address, decode, encode, lease};
+pub use codec::{NotDecoded, Record, address, decode, encode, lease};
 
 /// MTU in bytes: from the size that every IPv4 host accepts (RFC 791, section 3.1) to the maximum of an interface.
 pub const MTU_RANGE: std::ops::RangeInclusive<u32> = 576..=65535;

@@ -6,6 +6,7 @@
 pub mod position;
 pub mod refusal;
 
+use position::Interruption;
 use refusal::{Effect, StoreRefusal};
 
 use crate::Revision;
@@ -177,8 +178,8 @@ pub enum Update {
     },
     /// The watch is interrupted. Known records stay valid; the next update ends the interruption.
     Lost {
-        /// Cause and remedy.
-        reason: String,
+        /// The reason.
+        reason: Interruption,
     },
     /// The watch has resumed, and no change was missed.
     Back {

@@ -12,13 +12,14 @@ use crate::pool::{InvalidPool, PoolState, Purpose};
 use crate::record::{
     BlockRecord, ClusterRecord, FenceRecord, InspectionRecord, NodeRecord, Record, ReservationRecord, decode,
 };
+use crate::store::position::Interruption;
 use crate::store::{Contents, Entry, KeyChange, Update};
 use crate::{Block, Pool};
 use polder_api::{Family, NodeName, PoolName};
 
 mod reason;
 
-use self::reason::{NotUsable, PoolDoubt};
+pub use self::reason::{NotUsable, PoolDoubt, RecordRefusal, RefusedRecord};
 
 /// A record as of the revision that last changed it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +50,7 @@ pub struct View {
     /// The revision of the datastore that the view shows.
     pub revision: Revision,
     /// Why the datastore is unreachable, while it is.
-    pub lost: Option<String>,
+    pub lost: Option<Interruption>,
     /// The settings.
     pub cluster: Option<Versioned<ClusterRecord>>,
     /// The pools that this node can use.
@@ -60,7 +61,7 @@ pub struct View {
     /// The keys of unusable pools in `refused`.
     unusable_keys: BTreeSet<String>,
     /// The pools in use with addresses that pods should not have: by key, with the reason.
-    pub doubtful: BTreeMap<String, String>,
+    pub doubtful: BTreeMap<String, PoolDoubt>,
     /// The underlay addresses of this node.
     pub own_addresses: Vec<IpAddr>,
     /// The addresses that this node must reach outside the pod network.
@@ -76,7 +77,7 @@ pub struct View {
     /// The request for a check on all nodes.
     pub inspection: Option<Versioned<InspectionRecord>>,
     /// The keys of refused records, with the reason. If an earlier record could be decoded, it stays in force.
-    pub refused: BTreeMap<String, String>,
+    pub refused: BTreeMap<String, RecordRefusal>,
     /// The number of times that the datastore seems to have lost records: the settings, which are never deleted, are
     /// missing; nodes, claims or reservations known before are missing or older; or the revision is lower.
     pub losses: u64,
@@ -182,6 +183,15 @@ impl View {
         })
     }
 
+    /// The refused records.
+    pub fn refused_records(&self) -> impl Iterator<Item = RefusedRecord> {
+        let record = |(key, reason): (&String, &RecordRefusal)| RefusedRecord {
+            key: key.clone(),
+            reason: reason.clone(),
+        };
+        self.refused.iter().map(record)
+    }
+
     /// All pools, including those that this node cannot use.
     pub fn every_pool(&self) -> impl Iterator<Item = &Versioned<Pool>> {
         self.pools.values().chain(self.unusable.values())
@@ -223,7 +233,7 @@ impl View {
                 drop(self.reservations.insert(address, known(record, revision)));
             }
             Ok(Record::Inspection(record)) => self.inspection = Some(known(record, revision)),
-            Err(refused) => drop(self.refused.insert(key, refused.reason)),
+            Err(reason) => drop(self.refused.insert(key, reason.into())),
         }
     }
 
@@ -270,11 +280,11 @@ impl View {
             match self.use_of(&pool.record) {
                 PoolUse::Full => drop(self.pools.insert(name, pool)),
                 PoolUse::Doubtful(reason) => {
-                    self.doubtful.insert(key, reason.to_string());
+                    self.doubtful.insert(key, reason);
                     self.pools.insert(name, pool);
                 }
                 PoolUse::None(reason) => {
-                    self.refused.insert(key.clone(), reason.to_string());
+                    self.refused.insert(key.clone(), reason.into());
                     self.unusable_keys.insert(key);
                     self.unusable.insert(name, pool);
                 }

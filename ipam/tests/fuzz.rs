@@ -2,7 +2,10 @@
 //!
 //! `PROPTEST_CASES` is the number of cases; `scripts/fuzz` runs without a limit.
 
+use polder_ipam::Revision;
 use polder_ipam::record::decode;
+use polder_ipam::store::{Contents, Entry};
+use polder_ipam::view::View;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -60,8 +63,12 @@ proptest! {
             Some(value) => drop(fields.insert(name, value)),
             None => drop(fields.remove(&name)),
         }
-        if let Err(refused) = decode(key, record.to_string().as_bytes()) {
-            prop_assert_eq!(refused.key, key);
+        let value = record.to_string().into_bytes();
+        if let Err(reason) = decode(key, &value) {
+            let (key, revision) = (key.to_owned(), Revision::new(1));
+            let entries = vec![Entry { key: key.clone(), value, revision }];
+            let view = View::from_snapshot(Contents { revision, entries });
+            prop_assert_eq!(view.refused, [(key, reason.into())].into());
         }
     }
 

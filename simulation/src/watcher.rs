@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use polder_ipam::Revision;
+use polder_ipam::cause::SharedError;
 use polder_ipam::key::Range;
 use polder_ipam::store::Update;
 use polder_ipam::store::position::{Interruption, Position, WatchEvent};
@@ -34,6 +35,23 @@ enum Link {
     Down,
 }
 
+/// Why a watch ended.
+#[derive(Debug, thiserror::Error)]
+enum WatchEnded {
+    /// The connection is cut.
+    #[error("etcd cannot be reached")]
+    Unreachable,
+    /// etcd closed the stream.
+    #[error("the watch was closed")]
+    Closed,
+}
+
+impl From<WatchEnded> for Interruption {
+    fn from(reason: WatchEnded) -> Self {
+        Self::Ended(SharedError::new(reason))
+    }
+}
+
 impl Watcher {
     /// A follower without data.
     pub fn new(range: Range) -> Self {
@@ -44,7 +62,7 @@ impl Watcher {
     /// arrived.
     pub fn poll(&mut self, etcd: &Model) -> Vec<Update> {
         match self.link {
-            Link::Down => vec![self.lose(Interruption::Broken("etcd cannot be reached".to_owned()))],
+            Link::Down => vec![self.lose(WatchEnded::Unreachable.into())],
             Link::Delayed => {
                 self.send(etcd);
                 Vec::new()
@@ -150,7 +168,7 @@ fn decode(message: WatchMessage) -> Result<WatchEvent, Interruption> {
             changes: events.iter().map(Event::change).collect(),
         },
         WatchMessage::Compacted { revision } => WatchEvent::Compacted { revision: Revision::new(revision) },
-        WatchMessage::Closed => return Err(Interruption::Broken("the watch was closed".to_owned())),
+        WatchMessage::Closed => return Err(WatchEnded::Closed.into()),
     })
 }
 

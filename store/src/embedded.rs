@@ -120,7 +120,7 @@ impl Embedded {
                         known = Some(contents.revision);
                         Update::Loaded(contents)
                     }
-                    Err(error) => Update::Lost { reason: error.to_string() },
+                    Err(error) => Update::Lost { reason: error.into() },
                 },
                 Some(revision) => match changes.recv().await {
                     // The contents that were read include the changes since the subscription.

@@ -31,6 +31,13 @@ pub struct Wired {
     pub pods: Vec<AttachmentEntry>,
 }
 
+/// The kernel or its socket returned an error that ended the changes of a pass.
+///
+/// Remedy: correct the cause that the kernel reports at the end of the text. The agent retries at the next pass.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot change kernel state: {0}")]
+pub(super) struct ApplyFailed(#[source] pub(super) Error);
+
 /// The kernel (see [`Kernel`]) and the node's ledger, for passes to read and change.
 pub trait Datapath {
     /// Reads the kernel's current state.

@@ -265,7 +265,11 @@ async fn a_failed_pass_is_retried_ever_more_slowly_and_its_failures_disappear_wi
     harness.kernel.with(|state| state.is_unreadable = true);
     let failed = harness.until(|pass| pass.count == 1).await;
     assert_eq!(failed.made, Made::No);
-    assert!(failed.local_failures[0].contains("cannot read kernel state"), "{:?}", failed.local_failures);
+    assert!(
+        failed.local_failures[0].to_string().contains("cannot read kernel state"),
+        "{:?}",
+        failed.local_failures
+    );
     let started = Instant::now();
     harness.until(|pass| pass.count == 2).await;
     let first = started.elapsed();

@@ -1,7 +1,6 @@
 //! Applies a plan to the kernel.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use polder_netlink::link::{self, create_bridge};
 use polder_netlink::neighbour::{FdbEntry, Neighbour};
@@ -13,22 +12,23 @@ use super::desired::Desired;
 use super::plan::KernelChange;
 use super::state::{Device, DeviceKind, OwnRoute, RouteTarget};
 use super::sysctl;
+use super::tunnel::ConflictRemedy;
 
-/// A change that failed.
-#[derive(Debug)]
+/// A change of the kernel's state failed. Each cause is listed by itself.
+///
+/// Remedy: see the cause. The next pass retries the change.
+#[derive(Debug, thiserror::Error)]
+#[error("{change}: {reason}{}", remedy.as_ref().map(|remedy| format!(". {remedy}")).unwrap_or_default())]
 pub struct Failure {
     /// The change.
     pub change: KernelChange,
-    /// Cause, with a remedy where one is known.
-    pub reason: String,
+    /// The cause.
+    #[source]
+    pub reason: NotApplied,
+    /// The remedy, if another device prevents the change.
+    pub remedy: Option<ConflictRemedy>,
     /// Whether it is a consequence of another failure: its device could not be created.
     pub follows: bool,
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.change, self.reason)
-    }
 }
 
 impl Kernel {
@@ -58,7 +58,7 @@ impl Kernel {
         Ok(failures)
     }
 
-    /// Adds the device that occupies the port or VNI of a tunnel to the reason of the tunnel's failure.
+    /// Adds the remedy for the device that occupies the port or VNI of a tunnel to the tunnel's failure.
     fn explain(&mut self, failures: &mut [Failure]) {
         let of_tunnel = |failure: &&mut Failure| {
             matches!(
@@ -73,9 +73,7 @@ impl Kernel {
                 continue;
             };
             let (DeviceKind::Tunnel(tunnel), Ok(links)) = (&own.kind, self.routes.links()) else { continue };
-            if let Some(remedy) = links.values().find_map(|link| tunnel.conflict_remedy(link)) {
-                failure.reason = format!("{}. {remedy}", failure.reason);
-            }
+            failure.remedy = links.values().find_map(|link| tunnel.conflict_remedy(link));
         }
     }
 
@@ -89,7 +87,7 @@ impl Kernel {
         let mut outcomes = self.routes.execute(operations.into_iter().flatten())?.into_iter();
         for (change, count) in changes.into_iter().zip(counts) {
             let outcome = outcomes.by_ref().take(count).collect::<Result<Vec<()>, Error>>();
-            record(failures, change, outcome.map(|_| ()).map_err(Problem::from));
+            record(failures, change, outcome.map(|_| ()).map_err(NotApplied::from));
         }
         Ok(())
     }
@@ -100,18 +98,18 @@ impl Kernel {
         change: &KernelChange,
         desired: &Desired,
         indexes: &mut BTreeMap<Device, IfIndex>,
-    ) -> Result<(), Problem> {
+    ) -> Result<(), NotApplied> {
         match change {
             KernelChange::CreateLink(device, own) => {
-                let name = device.name().ok_or(Problem::NotOurs)?;
+                let name = device.name().ok_or(NotApplied::NotOurs)?;
                 let operations = match &own.kind {
                     DeviceKind::Bridge { .. } => create_bridge(name, own.mac, own.mtu),
                     DeviceKind::Tunnel(tunnel) => tunnel.create(name, own.mac, own.mtu),
-                    DeviceKind::Foreign => return Err(Problem::NotOurs),
+                    DeviceKind::Foreign => return Err(NotApplied::NotOurs),
                 };
                 let mark = device.mark().map(|mark| link::change(name).alias(&mark).into());
                 self.routes.execute_all(operations.into_iter().chain(mark))?;
-                let made = self.routes.link(name)?.ok_or(Problem::Vanished)?;
+                let made = self.routes.link(name)?.ok_or(NotApplied::Vanished)?;
                 indexes.insert(device.clone(), made.index);
                 Ok(())
             }
@@ -122,7 +120,7 @@ impl Kernel {
             KernelChange::SetSysctl { path, value } => self
                 .sysctls
                 .set(path, value)
-                .map_err(|source| Problem::Sysctl { source, command: sysctl::command(path, value) }),
+                .map_err(|source| NotApplied::Sysctl { source, command: sysctl::command(path, value) }),
             KernelChange::InstallFilter(_) => {
                 Ok(self.filter.commit(desired.table.install(&desired.elements))?)
             }
@@ -133,22 +131,22 @@ impl Kernel {
                 Ok(self.filter.commit(desired.table.refill(set, elements))?)
             }
             // All other changes are operations. They get here only if their device does not exist.
-            _ => Err(Problem::NoDevice),
+            _ => Err(NotApplied::NoDevice),
         }
     }
 }
 
-fn record(failures: &mut Vec<Failure>, change: KernelChange, outcome: Result<(), Problem>) {
+fn record(failures: &mut Vec<Failure>, change: KernelChange, outcome: Result<(), NotApplied>) {
     match outcome {
         Ok(()) => {}
         // The object to delete does not exist, or the object to set was deleted with its pod. The next pass checks it.
-        Err(Problem::Netlink(error)) if error.is_missing() && may_be_gone(&change) => {}
-        Err(Problem::Sysctl { source, .. })
+        Err(NotApplied::Netlink(error)) if error.is_missing() && may_be_gone(&change) => {}
+        Err(NotApplied::Sysctl { source, .. })
             if source.kind() == std::io::ErrorKind::NotFound && may_be_gone(&change) => {}
-        Err(problem) => {
-            let is_gone = match &problem {
-                Problem::NoDevice => true,
-                Problem::Sysctl { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+        Err(reason) => {
+            let is_gone = match &reason {
+                NotApplied::NoDevice => true,
+                NotApplied::Sysctl { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
                 _ => false,
             };
             let not_made = |failure: &Failure| match (&failure.change, &change) {
@@ -159,7 +157,7 @@ fn record(failures: &mut Vec<Failure>, change: KernelChange, outcome: Result<(),
                 _ => false,
             };
             let follows = is_gone && failures.iter().any(not_made);
-            failures.push(Failure { change, reason: problem.to_string(), follows });
+            failures.push(Failure { change, reason, remedy: None, follows });
         }
     }
 }
@@ -186,7 +184,7 @@ fn may_be_gone(change: &KernelChange) -> bool {
 
 /// Why a change failed.
 #[derive(Debug, thiserror::Error)]
-enum Problem {
+pub enum NotApplied {
     /// The kernel refused the change.
     #[error(transparent)]
     Netlink(#[from] Error),
@@ -295,4 +293,58 @@ fn kernel_target(route: &OwnRoute, index: &impl Fn(&Device) -> Option<IfIndex>) 
             KernelTarget::Gateway { index, gateway: *gateway, onlink: true }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use polder_api::Family;
+    use polder_netlink::link::{Link, LinkKind, Vxlan};
+
+    use super::super::tunnel::Tunnel;
+    use super::*;
+
+    fn vxlan(vni: u32) -> Vxlan {
+        Vxlan { vni, port: 8472, local: None, learning: false }
+    }
+
+    fn link(name: &str, vni: u32) -> Link {
+        Link {
+            index: IfIndex::new(7),
+            name: name.to_owned(),
+            up: true,
+            running: true,
+            has_neighbours: true,
+            mac: None,
+            mtu: 1450,
+            controller: None,
+            peer: None,
+            alias: None,
+            kind: LinkKind::Vxlan(vxlan(vni)),
+            filters_vlans: false,
+            port: None,
+            makes_link_local: None,
+            ipv4_forwarding: false,
+        }
+    }
+
+    #[test]
+    fn the_failure_of_a_tunnel_names_the_device_that_prevents_it() {
+        let change = KernelChange::DeleteLink(Device::Tunnel(Family::V4), IfIndex::new(3));
+        let text = |remedy| {
+            let (change, reason) = (change.clone(), NotApplied::NoDevice);
+            Failure { change, reason, remedy, follows: false }.to_string()
+        };
+        let own = Tunnel::Vxlan(vxlan(1));
+        for (name, vni) in [("vx9", 2), ("polder.vx6", 1)] {
+            let remedy = own.conflict_remedy(&link(name, vni));
+            assert_eq!(text(remedy), format!("{change}: its device does not exist"), "{name}");
+        }
+        for vni in [0, 1] {
+            let expected = format!(
+                "{change}: its device does not exist. Device vx9 has port 8472 and VNI {vni}. If no other network uses \
+                 it: ip link delete vx9. Otherwise give Polder another port or VNI: polderctl cluster set --help"
+            );
+            assert_eq!(text(own.conflict_remedy(&link("vx9", vni))), expected);
+        }
+    }
 }

@@ -156,13 +156,15 @@ impl Tunnel {
     }
 
     /// The remedy if that other device prevents the creation of this one; `None` if there is no conflict.
-    pub fn conflict_remedy(&self, link: &Link) -> Option<String> {
+    pub fn conflict_remedy(&self, link: &Link) -> Option<ConflictRemedy> {
         if link.name.starts_with(PREFIX) {
             return None;
         }
-        match self {
-            Self::Vxlan(vxlan) => vxlan::conflict_remedy(vxlan, link),
-        }
+        let other = Self::of(&link.kind)?;
+        let is_conflict = match (self, &other) {
+            (Self::Vxlan(own), Self::Vxlan(other)) => vxlan::is_conflict(own, other),
+        };
+        is_conflict.then(|| ConflictRemedy { name: link.name.clone(), tunnel: other })
     }
 
     /// Changes the device with that index into this one, except for its MAC address and MTU.
@@ -177,6 +179,21 @@ impl fmt::Display for Tunnel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Vxlan(vxlan) => vxlan::describe(vxlan, f),
+        }
+    }
+}
+
+/// The remedy for a foreign tunnel device that prevents the creation of one of Polder.
+#[derive(Debug)]
+pub struct ConflictRemedy {
+    name: String,
+    tunnel: Tunnel,
+}
+
+impl fmt::Display for ConflictRemedy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.tunnel {
+            Tunnel::Vxlan(vxlan) => vxlan::conflict_remedy(&self.name, vxlan, f),
         }
     }
 }

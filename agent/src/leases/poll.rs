@@ -129,7 +129,7 @@ fn log(before: &Leases, now: &Leases) {
 #[cfg(test)]
 mod tests {
     use polder_ipam::key::Key;
-    use polder_ipam::store::{Txn, Write};
+    use polder_ipam::store::{StoreError, Txn, Write};
     use polder_store::Embedded;
     use tokio::time::timeout;
 
@@ -148,7 +148,8 @@ mod tests {
         let task = Task { node, resync, store, records: Records::new(view), leases };
         let running = tokio::spawn(task.run());
         drop(timeout(max_wait, receiver.wait_for(|leases| leases.are_known())).await.unwrap().unwrap());
-        watcher.send_modify(|view| Arc::make_mut(view).lost = Some("no answer".to_owned()));
+        let no_answer = StoreError::NoAnswer { store: "etcd".to_owned(), reason: "no reply".to_owned() };
+        watcher.send_modify(|view| Arc::make_mut(view).lost = Some(no_answer.into()));
         drop(timeout(max_wait, receiver.wait_for(|leases| !leases.are_known())).await.unwrap().unwrap());
         running.abort();
     }

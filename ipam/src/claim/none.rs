@@ -4,9 +4,10 @@ use polder_api::PoolName;
 
 use crate::Block;
 use crate::capacity::{AllClaimed, NoPool};
-use crate::cause::{HostError, SharedError};
+use crate::cause::HostError;
 use crate::ledger::LedgerError;
 use crate::store::StoreError;
+use crate::store::position::Interruption;
 use crate::view::{View, ViewSource};
 
 /// Reason why no block is claimed.
@@ -79,7 +80,7 @@ pub enum Unavailable {
     OtherBoot,
     /// The datastore is unreachable, with the reason.
     #[error(transparent)]
-    Unreachable(SharedError),
+    Unreachable(Interruption),
     /// The datastore was not reached yet.
     #[error("the datastore was not reached since the agent started: check etcd, and [etcd] in agent.toml")]
     NotReached,
@@ -116,7 +117,7 @@ impl Unavailable {
     /// The reason, if the datastore is unreachable.
     pub fn if_unreachable(view: &View) -> Option<Self> {
         match &view.lost {
-            Some(reason) => Some(Self::Unreachable(SharedError::new(reason.clone()))),
+            Some(reason) => Some(Self::Unreachable(reason.clone())),
             None if view.source != ViewSource::Store => Some(Self::NotReached),
             None => None,
         }

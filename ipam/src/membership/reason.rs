@@ -3,10 +3,11 @@
 use polder_api::{NodeName, PoolName};
 
 use crate::Block;
-use crate::cause::{HostError, SharedError};
+use crate::cause::HostError;
 use crate::claim::NoClaim;
 use crate::ids::{ClusterId, Incarnation, MachineId};
 use crate::record::LeaseRecord;
+use crate::store::position::Interruption;
 
 /// Reason for waiting. The node keeps using what it owns.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
@@ -17,7 +18,7 @@ pub enum WaitReason {
     Records,
     /// The datastore is unreachable, with the reason.
     #[error(transparent)]
-    Unreachable(SharedError),
+    Unreachable(Interruption),
     /// Only the snapshot of an earlier agent is known.
     #[error(
         "the datastore was not reached since the agent started, using the snapshot on disk: check etcd, and [etcd] in \

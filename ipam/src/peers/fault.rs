@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use polder_api::{Family, Mac, NodeName, PoolName};
 
-use crate::cause::SharedError;
 use crate::record::{MTU_RANGE, NodeRecord};
+use crate::view::{PoolDoubt, RecordRefusal};
 use crate::{Block, Cidr};
 
 /// Reason why a record is not used on this node.
@@ -14,10 +14,10 @@ use crate::{Block, Cidr};
 pub enum RecordFault {
     /// The record cannot be decoded, or its pool is not usable on this node; with the reason.
     #[error(transparent)]
-    Refused(SharedError),
+    Refused(RecordRefusal),
     /// The pool of the record is in use, but only partly usable on this node; with the reason.
     #[error(transparent)]
-    Doubtful(SharedError),
+    Doubtful(PoolDoubt),
     /// Two nodes cannot share this address.
     #[error("its {identity} is already used by node {owner}: {}", identity.remedy())]
     OfAnother {

@@ -10,6 +10,7 @@ use crate::Cidr;
 use crate::capacity::LargestOwners;
 use crate::needed::RequiredRange;
 use crate::pool::{Block, InvalidPool};
+use crate::view::RecordRefusal;
 
 /// Why the pools or the settings are not changed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
@@ -20,7 +21,7 @@ pub enum NotChanged {
         /// The key of the record.
         key: String,
         /// The decoding error.
-        reason: String,
+        reason: RecordRefusal,
     },
     /// A different pool of that name exists.
     #[error(

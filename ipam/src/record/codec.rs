@@ -1,7 +1,7 @@
 //! Strict decoding and encoding of the datastore's records.
 //!
 //! Records come from outside this process. A record with an unknown or missing field, or one that contradicts its key,
-//! is refused with its key, and never applied in part.
+//! is refused, and never applied in part.
 
 use std::net::IpAddr;
 
@@ -13,22 +13,11 @@ use super::{
     PoolRecord, ReservationRecord,
 };
 use crate::Block;
+use crate::cause::SharedError;
 use crate::ids::Incarnation;
 use crate::key::{Key, UnknownKey};
 use crate::pool::{InvalidPool, Pool};
 use crate::prefix;
-
-/// A record that is refused.
-/// Remedy: if a newer release wrote the record, upgrade this node. Otherwise correct it, for example from a backup of
-/// etcd. Never delete the record of the cluster, a block or a removed node (fence): addresses could be used twice.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
-#[error("record {key} of the datastore is ignored: {reason}")]
-pub struct RefusedRecord {
-    /// Key of the record.
-    pub key: String,
-    /// Decoding error or contradiction.
-    pub reason: String,
-}
 
 /// A record of a type that agents watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,13 +38,13 @@ pub enum Record {
     Inspection(InspectionRecord),
 }
 
-/// Why a record is refused.
-#[derive(Debug, thiserror::Error)]
-enum NotDecoded {
+/// Why a record cannot be decoded.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
+pub enum NotDecoded {
     /// The value is not valid JSON of the expected type.
     /// Remedy: check that all agents are of releases that work together; otherwise correct the record.
     #[error(transparent)]
-    Json(#[from] serde_json::Error),
+    Json(SharedError),
     /// The key is not one of Polder.
     #[error(transparent)]
     Key(#[from] UnknownKey),
@@ -84,12 +73,14 @@ enum NotDecoded {
     NotWatched,
 }
 
-/// Decodes the record at a key that agents watch.
-pub fn decode(key: &str, value: &[u8]) -> Result<Record, RefusedRecord> {
-    decoded(key, value).map_err(|reason| RefusedRecord { key: key.to_owned(), reason: reason.to_string() })
+impl From<serde_json::Error> for NotDecoded {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Json(SharedError::new(error))
+    }
 }
 
-fn decoded(key: &str, value: &[u8]) -> Result<Record, NotDecoded> {
+/// Decodes the record at a key that agents watch.
+pub fn decode(key: &str, value: &[u8]) -> Result<Record, NotDecoded> {
     let parsed: Key = key.parse().map_err(|error: UnknownKey| {
         let is_old_fence = key.strip_prefix(prefix::in_use()).and_then(|rest| rest.strip_prefix("fences/"));
         match is_old_fence.filter(|rest| !rest.contains('/')) {
@@ -142,6 +133,7 @@ pub fn encode(record: &impl Serialize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::view::RefusedRecord;
 
     #[test]
     fn an_invalid_record_is_refused_with_its_key() {
@@ -176,7 +168,8 @@ mod tests {
                 "its key names m",
             ),
         ] {
-            let error = decode(key, value.as_bytes()).unwrap_err().to_string();
+            let refusal = decode(key, value.as_bytes()).unwrap_err().into();
+            let error = RefusedRecord { key: key.to_owned(), reason: refusal }.to_string();
             assert!(error.starts_with(&format!("record {key} of the datastore is ignored: ")), "{error}");
             assert!(error.contains(reason), "{error} does not say {reason:?}");
         }

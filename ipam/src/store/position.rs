@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use polder_api::rule;
 
-use super::{Contents, Entry, KeyChange, Update};
+use super::{Contents, Entry, KeyChange, StoreError, Update};
 use crate::Revision;
+use crate::cause::SharedError;
 use crate::key::Range;
 
 /// The position of a watch in a range.
@@ -59,17 +60,29 @@ pub enum WatchEvent {
 /// Interval of the checks for missed changes ([`Position::has_missed`]).
 pub const VERIFY_EVERY: Duration = Duration::from_secs(180);
 
-/// Reason for interrupting a watch.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Why a watch was interrupted. Except after a gap, it can resume at the known revision.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Interruption {
-    /// The watch can resume at the known revision.
-    Broken(String),
+    /// The datastore cancelled the watch, for the reason in the text.
+    /// Remedy: none, the watch is opened again; if it persists, correct the reason.
+    #[error("the watch was cancelled: {reason}")]
+    Cancelled {
+        /// Message of the datastore.
+        reason: String,
+    },
+    /// The datastore cannot be read, so the watch cannot begin or go on.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The stream of the watch ended.
+    #[error(transparent)]
+    Ended(SharedError),
     /// Everything must be read again.
-    Gap(Gap),
+    #[error(transparent)]
+    Gap(#[from] Gap),
 }
 
 /// Why the known records are no basis for the watch any more.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Gap {
     /// The last known change is missing in the datastore.
     /// Remedy: none, everything is read again; find out who restored or emptied etcd.
@@ -88,14 +101,6 @@ pub enum Gap {
         /// The known revision.
         known: Revision,
     },
-}
-
-/// The datastore cancelled the watch, for the reason in the text.
-/// Remedy: none, the watch is opened again; if it persists, correct the reason.
-#[derive(Debug, thiserror::Error)]
-#[error("the watch was cancelled: {reason}")]
-struct Cancelled {
-    reason: String,
 }
 
 rule! {
@@ -157,7 +162,7 @@ impl Position {
     fn resume(&self, found: Option<&Entry>) -> Result<Revision, Interruption> {
         match self.known {
             Some(known) if is_witnessed(self.witness.as_ref(), found) => Ok(known),
-            _ => Err(Interruption::Gap(Gap::Restored)),
+            _ => Err(Gap::Restored.into()),
         }
     }
 
@@ -174,14 +179,10 @@ impl Position {
     pub fn receive(&mut self, heard: WatchEvent) -> Result<Option<Update>, Interruption> {
         let known = self.known();
         let changes = match heard {
-            WatchEvent::Compacted { revision } => {
-                return Err(Interruption::Gap(Gap::Compacted(revision)));
-            }
-            WatchEvent::Cancelled { reason } => {
-                return Err(Interruption::Broken(Cancelled { reason }.to_string()));
-            }
+            WatchEvent::Compacted { revision } => return Err(Gap::Compacted(revision).into()),
+            WatchEvent::Cancelled { reason } => return Err(Interruption::Cancelled { reason }),
             WatchEvent::Opened { revision } if revision < known => {
-                return Err(Interruption::Gap(Gap::Behind { revision, known }));
+                return Err(Gap::Behind { revision, known }.into());
             }
             // Events are never older than the known revision: this is a late response to a progress request.
             WatchEvent::Changes { revision, .. } if revision < known => return Ok(None),
@@ -210,15 +211,11 @@ impl Position {
     }
 
     /// Marks the watch as interrupted and returns the update.
-    pub fn lose(&mut self, interruption: Interruption) -> Update {
+    pub fn lose(&mut self, reason: Interruption) -> Update {
         self.lost = true;
-        let reason = match interruption {
-            Interruption::Broken(reason) => reason,
-            Interruption::Gap(gap) => {
-                self.known = None;
-                gap.to_string()
-            }
-        };
+        if matches!(reason, Interruption::Gap(_)) {
+            self.known = None;
+        }
         Update::Lost { reason }
     }
 }
@@ -325,7 +322,9 @@ mod tests {
     fn only_a_gap_discards_the_known_position() {
         let mut position = loaded(Revision::new(7), vec![entry("a", Revision::new(3))]);
         let cancelled = position.receive(WatchEvent::Cancelled { reason: "why".to_owned() }).unwrap_err();
-        position.lose(cancelled);
+        let lost = position.lose(cancelled);
+        let is_cancelled = |reason: &Interruption| reason.to_string() == "the watch was cancelled: why";
+        assert!(matches!(&lost, Update::Lost { reason } if is_cancelled(reason)), "{lost:?}");
         assert_eq!(
             position.receive(WatchEvent::Opened { revision: Revision::new(9) }),
             Ok(Some(Update::Back { revision: Revision::new(7) }))
@@ -336,7 +335,8 @@ mod tests {
             "that was said already"
         );
         let compacted = position.receive(WatchEvent::Compacted { revision: Revision::new(9) }).unwrap_err();
-        position.lose(compacted);
+        let reason = Interruption::Gap(Gap::Compacted(Revision::new(9)));
+        assert_eq!(position.lose(compacted), Update::Lost { reason });
         assert!(!position.is_loaded());
     }
 }

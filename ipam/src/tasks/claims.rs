@@ -7,7 +7,6 @@ use polder_api::{Family, NodeName, PoolName};
 use tracing::info;
 
 use super::{AttemptResult, Registrar, RegistrarHost, attempt};
-use crate::cause::SharedError;
 use crate::change::Claim;
 use crate::claim::{Claimant, Exhausted, NoClaim, Unavailable, next_block};
 use crate::ids::Nonce;
@@ -114,7 +113,7 @@ pub fn could_claim(
     pool: Option<&PoolName>,
 ) -> Result<(), NoClaim> {
     if let Some(reason) = &view.lost {
-        return Err(Unavailable::Unreachable(SharedError::new(reason.clone())).into());
+        return Err(Unavailable::Unreachable(reason.clone()).into());
     }
     let wanted = BlockRequest::Any(family, pool.cloned());
     next_block(view, me, labels, &wanted, &BTreeSet::new())?;

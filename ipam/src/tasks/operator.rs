@@ -20,6 +20,7 @@ use super::{ATTEMPTS, PodHost};
 use crate::Revision;
 use crate::cause::HostError;
 use crate::store::StoreError;
+use crate::store::position::Interruption;
 use crate::view::{View, ViewSource};
 
 pub use self::adoption::{Adoption, adopt};
@@ -66,7 +67,7 @@ enum NotCurrent {
         /// The name of the datastore.
         store: String,
         /// The reason.
-        reason: String,
+        reason: Interruption,
     },
     /// The agent has no records from the datastore yet.
     /// Remedy: repeat the command; if it persists, see polderctl status.

@@ -1,17 +1,54 @@
-//! Reasons why a node cannot use a pool, or only in part.
+//! Reasons why a node cannot use a record, or only in part.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use polder_api::{NodeName, PoolName};
 
 use crate::Cidr;
 use crate::needed::RequiredRange;
 use crate::pool::InvalidPool;
+use crate::record::NotDecoded;
 use crate::special::Special;
 
+/// A record that is refused.
+/// Remedy: if a newer release wrote the record, upgrade this node. Otherwise correct it, for example from a backup of
+/// etcd. Never delete the record of the cluster, a block or a removed node (fence): addresses could be used twice.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
+#[error("record {key} of the datastore is ignored: {reason}")]
+pub struct RefusedRecord {
+    /// Key of the record.
+    pub key: String,
+    /// Decoding error or contradiction.
+    pub reason: RecordRefusal,
+}
+
+/// Why a record is refused. The reasons are shared, because a view is copied at every change.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
+pub enum RecordRefusal {
+    /// The record cannot be decoded.
+    #[error(transparent)]
+    NotDecoded(Arc<NotDecoded>),
+    /// This node cannot use the pool of the record.
+    #[error(transparent)]
+    NotUsable(Arc<NotUsable>),
+}
+
+impl From<NotDecoded> for RecordRefusal {
+    fn from(reason: NotDecoded) -> Self {
+        Self::NotDecoded(Arc::new(reason))
+    }
+}
+
+impl From<NotUsable> for RecordRefusal {
+    fn from(reason: NotUsable) -> Self {
+        Self::NotUsable(Arc::new(reason))
+    }
+}
+
 /// Why this node does not use a pool.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum NotUsable {
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
+pub enum NotUsable {
     /// The pool contains an address of this node.
     #[error(
         "{cidr} contains this node's own address {address}: node and pod ranges must not overlap. Remove it \
@@ -75,8 +112,8 @@ pub(super) enum NotUsable {
 }
 
 /// Why this node uses only a part of a pool that is in use.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum PoolDoubt {
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
+pub enum PoolDoubt {
     /// Pods should not have addresses of the pool, but have some.
     #[error("{error}. It is in use: drain it with polderctl pool drain {pool}")]
     Unfit {

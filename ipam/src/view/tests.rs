@@ -11,6 +11,9 @@ fn changed(revision: Revision, key: &str, value: Option<&str>) -> Update {
     Update::Changed { revision, changes: vec![KeyChange { key: format!("/polder/v1/{key}"), entry }] }
 }
 
+/// The key of pool p.
+const P: &str = "/polder/v1/pools/p";
+
 const POOL: &str = r#"{"cidr":"10.0.0.0/16","block_length":26,"state":"active"}"#;
 
 fn loaded() -> View {
@@ -26,7 +29,7 @@ fn loaded() -> View {
 fn the_last_valid_version_of_an_unreadable_record_stays_in_use() {
     let mut view = loaded();
     view.apply(changed(Revision::new(8), "pools/p", Some("{}")));
-    assert!(view.refused["/polder/v1/pools/p"].contains("missing field"));
+    assert!(view.refused[P].to_string().contains("missing field"));
     assert_eq!(view.pools.len(), 1);
     let entries = vec![entry("pools/p", "{}", Revision::new(8))];
     view.apply(Update::Loaded(Contents { revision: Revision::new(8), entries }));
@@ -96,8 +99,9 @@ fn a_new_load_replaces_everything() {
 #[test]
 fn the_view_stays_while_the_datastore_is_unreachable() {
     let mut view = loaded();
-    view.apply(Update::Lost { reason: "gone".into() });
-    assert_eq!((view.pools.len(), view.lost.as_deref()), (1, Some("gone")));
+    let gone = Interruption::Cancelled { reason: "gone".to_owned() };
+    view.apply(Update::Lost { reason: gone.clone() });
+    assert_eq!((view.pools.len(), view.lost.clone()), (1, Some(gone)));
     view.apply(Update::Back { revision: Revision::new(7) });
     assert_eq!(view.lost, None);
 }
@@ -125,7 +129,7 @@ fn a_pool_is_refused_while_it_contains_the_nodes_own_address() {
     let mut view = loaded();
     view.set_addresses_in_use(vec!["10.0.9.9".parse().unwrap()], Vec::new());
     assert!(view.pools.is_empty());
-    assert!(view.refused["/polder/v1/pools/p"].contains("this node's own address 10.0.9.9"));
+    assert!(view.refused[P].to_string().contains("this node's own address 10.0.9.9"));
     view.apply(changed(Revision::new(8), "pools/p", Some(POOL)));
     assert!(view.pools.is_empty(), "a new revision does not change that");
     view.set_addresses_in_use(vec!["10.1.9.9".parse().unwrap()], Vec::new());
@@ -151,7 +155,7 @@ fn a_pool_that_contains_a_needed_address_is_refused_with_the_remedy() {
     let mut view = loaded();
     view.set_addresses_in_use(Vec::new(), needing("10.0.9.9"));
     assert!(view.pools.is_empty() && view.families().is_empty());
-    let reason = &view.refused["/polder/v1/pools/p"];
+    let reason = view.refused[P].to_string();
     for expected in ["10.0.9.9, the address of etcd", "polderctl pool remove p"] {
         assert!(reason.contains(expected), "{reason}");
     }
@@ -166,7 +170,7 @@ fn a_claimed_pool_with_a_needed_address_stays_in_use_with_a_warning() {
     view.apply(changed(Revision::new(8), "blocks/4-0a000000-26", Some(CLAIM)));
     view.set_addresses_in_use(Vec::new(), needing("10.0.9.9"));
     assert_eq!((view.pools.len(), view.refused.len()), (1, 0));
-    assert!(view.doubtful["/polder/v1/pools/p"].contains("10.0.9.9, the address of etcd"));
+    assert!(view.doubtful[P].to_string().contains("10.0.9.9, the address of etcd"));
     view.apply(changed(Revision::new(9), "blocks/4-0a000000-26", None));
     assert_eq!((view.pools.len(), view.refused.len(), view.doubtful.len()), (0, 1, 0));
 }
@@ -176,7 +180,7 @@ fn a_pool_around_an_underlay_address_is_used_only_if_it_is_claimed() {
     let mut view = loaded();
     view.apply(changed(Revision::new(8), "nodes/n", Some(&node("10.0.0.7"))));
     assert!(view.pools.is_empty(), "no node has claimed a block of the pool");
-    assert!(view.refused["/polder/v1/pools/p"].contains("the underlay address of node n"));
+    assert!(view.refused[P].to_string().contains("the underlay address of node n"));
     view.apply(changed(Revision::new(9), "nodes/n", Some(&node("10.1.0.7"))));
     assert_eq!((view.pools.len(), view.refused.len()), (1, 0));
     view.apply(changed(Revision::new(10), "blocks/4-0a000000-26", Some(CLAIM)));
@@ -192,7 +196,7 @@ fn a_pool_of_a_special_range_is_refused_even_if_it_is_claimed() {
     view.apply(changed(Revision::new(8), "pools/odd", Some(multicast)));
     view.apply(changed(Revision::new(9), "blocks/6-ff020000000000000000000000000000-122", Some(&claim)));
     assert_eq!((view.pools.len(), view.blocks.len()), (1, 1), "{:?}", view.refused);
-    let reason = &view.refused["/polder/v1/pools/odd"];
+    let reason = view.refused["/polder/v1/pools/odd"].to_string();
     assert!(reason.contains("multicast") && reason.contains("polderctl pool remove odd"), "{reason}");
     assert_eq!(view.families(), [Family::V4].into());
 }

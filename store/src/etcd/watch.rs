@@ -5,11 +5,11 @@
 //! compacted, or the datastore was replaced or restored to an earlier state), it reads all entries again.
 
 use std::convert::Infallible;
-use std::fmt::Display;
 use std::time::Duration;
 
 use etcd_client::{EventType, WatchOptions, WatchResponse};
 use polder_ipam::Revision;
+use polder_ipam::cause::SharedError;
 use polder_ipam::key::Range;
 use polder_ipam::store::position::{Interruption, Position, VERIFY_EVERY, WatchEvent};
 use polder_ipam::store::{Contents, KeyChange, StoreError, Update};
@@ -56,12 +56,14 @@ impl From<Interruption> for WatchResult {
 
 impl From<StoreError> for WatchResult {
     fn from(error: StoreError) -> Self {
-        broken(&error)
+        Interruption::from(error).into()
     }
 }
 
-fn broken(reason: &impl Display) -> WatchResult {
-    Interruption::Broken(reason.to_string()).into()
+impl From<WatchEnded> for WatchResult {
+    fn from(reason: WatchEnded) -> Self {
+        Interruption::Ended(SharedError::new(reason)).into()
+    }
 }
 
 struct Watcher {
@@ -111,7 +113,7 @@ impl Watcher {
             Ok(Err(error)) => return Err(self.etcd.failed(&member, &error).into()),
             Err(_) => {
                 self.etcd.leave(&member);
-                return Err(broken(&WatchEnded::NotOpened { seconds: STALL_TIMEOUT.as_secs() }));
+                return Err(WatchEnded::NotOpened { seconds: STALL_TIMEOUT.as_secs() }.into());
             }
         };
         let (mut last_event, mut verified) = (Instant::now(), Instant::now());
@@ -123,7 +125,7 @@ impl Watcher {
             let event = tokio::select! {
                 // Cancel-safe: a message stays in the stream until it is read.
                 event = timeout_at(Instant::now() + PROGRESS_EVERY, stream.message()) => event,
-                _ = reconnections.changed() => return Err(broken(&WatchEnded::AddressRemoved)),
+                _ = reconnections.changed() => return Err(WatchEnded::AddressRemoved.into()),
             };
             match event {
                 Ok(Ok(Some(response))) => {
@@ -134,7 +136,7 @@ impl Watcher {
                 }
                 Ok(Ok(None)) => {
                     self.etcd.leave(&member);
-                    return Err(broken(&WatchEnded::Closed));
+                    return Err(WatchEnded::Closed.into());
                 }
                 Ok(Err(error)) => return Err(self.etcd.failed(&member, &error).into()),
                 Err(_) if last_event.elapsed() < STALL_TIMEOUT => {
@@ -147,10 +149,11 @@ impl Watcher {
                     let mut client = member.client.clone();
                     let read = client.get(self.range.start.as_str(), None);
                     let seconds = STALL_TIMEOUT.as_secs();
-                    return Err(match timeout_at(Instant::now() + PROBE_TIMEOUT, read).await {
-                        Ok(Ok(_)) => broken(&WatchEnded::Stalled { seconds }),
-                        _ => broken(&WatchEnded::Silent { seconds }),
-                    });
+                    let reason = match timeout_at(Instant::now() + PROBE_TIMEOUT, read).await {
+                        Ok(Ok(_)) => WatchEnded::Stalled { seconds },
+                        _ => WatchEnded::Silent { seconds },
+                    };
+                    return Err(reason.into());
                 }
             }
         }

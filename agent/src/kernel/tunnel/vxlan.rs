@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use polder_api::status::PathKind;
 use polder_api::{Family, Mac, NodeName};
 use polder_ipam::record::{ClusterRecord, NodeRecord, VxlanSettings};
-use polder_netlink::link::{self, Link, LinkKind, Vxlan};
+use polder_netlink::link::{self, Vxlan};
 use polder_netlink::neighbour::Destination;
 use polder_netlink::nft::{Match, Rule, SetMatch, Verdict};
 use polder_netlink::{IfIndex, Operation};
@@ -57,18 +57,20 @@ pub(super) fn adjust(device: &Vxlan, index: IfIndex) -> Option<Operation> {
     device.local.map(|local| link::send_from(index, local))
 }
 
-/// The remedy if the link is another VXLAN device on the same port. With the same VNI, it prevents the creation of this
-/// device; if it collects metadata (`external`), this device cannot be set up.
-pub(super) fn conflict_remedy(device: &Vxlan, link: &Link) -> Option<String> {
-    let LinkKind::Vxlan(other) = &link.kind else { return None };
-    let is_conflict = other.port == device.port && (other.vni == device.vni || other.vni == 0);
-    is_conflict.then(|| {
-        format!(
-            "Device {0} has port {1} and VNI {2}. If no other network uses it: ip link delete {0}. Otherwise give \
-             Polder another port or VNI: polderctl cluster set --help",
-            link.name, other.port, other.vni
-        )
-    })
+/// Whether the other device is on the same port. With the same VNI, it prevents the creation of this device; if it
+/// collects metadata (`external`), this device cannot be set up.
+pub(super) const fn is_conflict(device: &Vxlan, other: &Vxlan) -> bool {
+    other.port == device.port && (other.vni == device.vni || other.vni == 0)
+}
+
+/// The remedy for the other device with that name.
+pub(super) fn conflict_remedy(name: &str, other: &Vxlan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(
+        f,
+        "Device {name} has port {} and VNI {}. If no other network uses it: ip link delete {name}. Otherwise give \
+         Polder another port or VNI: polderctl cluster set --help",
+        other.port, other.vni
+    )
 }
 
 pub(super) fn describe(device: &Vxlan, f: &mut fmt::Formatter<'_>) -> fmt::Result {

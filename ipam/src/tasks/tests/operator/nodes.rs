@@ -7,6 +7,7 @@ use super::super::*;
 use crate::ids::Incarnation;
 use crate::key::Key;
 use crate::record::{FenceRecord, NodeRecord, PodsGone, encode};
+use crate::store::StoreError;
 use crate::store::refusal::RefusalCause;
 use crate::tasks::operator::{Adoption, adopt, allow_removal, remove_node};
 
@@ -117,11 +118,15 @@ fn an_unanswered_removal_is_not_repeated_but_an_applied_one_is_detected() {
 #[test]
 fn no_node_is_removed_or_adopted_while_the_datastore_is_unreachable() {
     let (fake, _) = registered();
-    fake.with(|state| Arc::make_mut(&mut state.view).lost = Some("it is away".to_owned()));
+    let away = StoreError::NoAnswer { store: "etcd".to_owned(), reason: "it is away".to_owned() };
+    fake.with(|state| Arc::make_mut(&mut state.view).lost = Some(away.into()));
     let refused = remove(&fake, true).unwrap_err();
-    assert_eq!((refused.kind, refused.message.as_str()), (RefusalKind::TryAgain, "a fake: it is away"));
+    assert_eq!(
+        (refused.kind, refused.message.as_str()),
+        (RefusalKind::TryAgain, "a fake: etcd does not answer: it is away")
+    );
     let refused = at_once(adopt(&fake, &me(), &me().name)).unwrap_err();
-    assert_eq!(refused.message, "a fake: it is away");
+    assert_eq!(refused.message, "a fake: etcd does not answer: it is away");
 }
 
 #[test]
