@@ -1,4 +1,4 @@
-//! The agent ends during an ADD. Runs the real plugin in its own network namespace, with an agent that this test
+//! The agent ends during a request. Runs the real plugin in its own network namespace, with an agent that this test
 //! simulates. Needs root.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use polder_api::message::{Attach, PodAddress, Question, Reply, Request, Wiring};
@@ -112,4 +112,41 @@ fn failed_wiring_is_undone_without_the_agent() {
 fn an_add_fails_if_the_agent_ends_before_the_result() {
     let error = after(":", Ends::AtOnce);
     assert_eq!(error["code"], 11, "{error}");
+}
+
+/// A repeated request could allocate other addresses, and nothing would release the first ones.
+#[test]
+fn a_lease_without_an_answer_is_not_requested_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("agent.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let conf = json!({
+        "cniVersion": "1.1.0",
+        "name": "network",
+        "type": "macvlan",
+        "ipam": { "type": "polder-ipam", "socket": socket },
+    });
+    let (requests, error) = std::thread::scope(|scope| {
+        let agent = scope.spawn(|| {
+            let asks_for_a_lease = |plugin: Result<UnixStream, _>| {
+                let question = frame::read(&mut plugin.unwrap());
+                question.is_ok_and(|question: Question| matches!(question.request, Request::Lease(_)))
+            };
+            // The last connection, without a request, is from this test.
+            listener.incoming().map(asks_for_a_lease).take_while(|asked| *asked).count()
+        });
+        let variable = |name: &str| match name {
+            "CNI_COMMAND" => Some("ADD".to_owned()),
+            "CNI_CONTAINERID" => Some("c1".to_owned()),
+            "CNI_IFNAME" => Some("eth0".to_owned()),
+            "CNI_NETNS" => Some("/proc/self/ns/net".to_owned()),
+            _ => None,
+        };
+        let answer = run(Program::PolderIpam, variable, &mut conf.to_string().as_bytes());
+        drop(UnixStream::connect(&socket).unwrap());
+        (agent.join().unwrap(), answer)
+    });
+    let Answer::Error(error) = error else { panic!("no error, but {error:?}") };
+    let error: Value = serde_json::from_str(&error).unwrap();
+    assert_eq!((requests, &error["code"]), (1, &json!(11)), "{error}");
 }
