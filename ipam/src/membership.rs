@@ -237,8 +237,14 @@ fn reconcile(
     me: &Member,
 ) -> Result<Option<WaitReason>, Step> {
     let (view, blocks) = (facts.view, &facts.allocations.blocks);
-    for block in validate(view, facts.me, &BTreeSet::new()).own_blocks {
-        if !blocks.iter().any(|owned| owned.block == block) {
+    let is_known = |block: &Block| blocks.iter().any(|owned| owned.block == *block);
+    let is_missing = |(block, known): (&Block, &Versioned<BlockRecord>)| {
+        known.record.node == *facts.me && !is_known(block)
+    };
+    // The validation takes long in a large cluster.
+    if view.blocks.iter().any(is_missing) {
+        let valid = validate(view, facts.me, &BTreeSet::new()).own_blocks;
+        if let Some(block) = valid.into_iter().find(|block| !is_known(block)) {
             // The outcome of this claim was unknown, or the ledger lost it.
             let BlockRecord { pool, nonce, .. } = (*view.blocks[&block].record).clone();
             return Err(Step::Own(OwnedBlock { block, pool, nonce, leaving: false }));

@@ -95,21 +95,41 @@ pub fn validate(view: &View, me: &NodeName, dead: &BTreeSet<NodeName>) -> Valida
     let mut problems: Vec<RecordProblem> = refused.chain(doubtful).collect();
     let nodes = believable_nodes(view, me, dead, &mut problems);
     let mut blocks = believable_blocks(view, &nodes, &mut problems);
-    let own_blocks = blocks.remove(me).unwrap_or_default();
+    let mut own_blocks = Vec::new();
     let mut held = held_addresses(view, &mut problems);
     let mut peers = Vec::new();
-    for (name, known) in nodes.into_iter().filter(|(name, _)| *name != me) {
+    for (candidate, mut blocks) in nodes.valid.iter().zip(blocks.drain(..)) {
+        let Candidate { name, known, .. } = candidate;
+        if *name == me {
+            own_blocks = blocks;
+            continue;
+        }
         let record = with_usable_gateways(view, name, &known.record, &mut problems);
-        let mut blocks = blocks.remove(name).unwrap_or_default();
         let record = with_usable_probes(name, record, &blocks, &mut problems);
         blocks.extend(held.remove(&known.record.incarnation).into_iter().flatten());
-        peers.push(Peer { name: name.clone(), record, blocks });
+        peers.push(Peer { name: (*name).clone(), record, blocks });
     }
     problems.sort();
     ValidatedRecords { peers, own_blocks, problems }
 }
 
-type Nodes<'a> = BTreeMap<&'a NodeName, &'a Versioned<NodeRecord>>;
+/// A node whose record is validated.
+struct Candidate<'a> {
+    name: &'a NodeName,
+    known: &'a Versioned<NodeRecord>,
+    /// Its position by name among all nodes.
+    rank: usize,
+    /// The result of [`check_shape`].
+    shape: Result<(), RecordFault>,
+}
+
+/// The nodes with valid records.
+struct Nodes<'a> {
+    /// Sorted by name.
+    valid: Vec<Candidate<'a>>,
+    /// The position of each in `valid`.
+    positions: HashMap<&'a NodeName, usize>,
+}
 
 fn believable_nodes<'a>(
     view: &'a View,
@@ -117,44 +137,53 @@ fn believable_nodes<'a>(
     dead: &BTreeSet<NodeName>,
     problems: &mut Vec<RecordProblem>,
 ) -> Nodes<'a> {
-    let mut oldest_first: Vec<_> = view.nodes.iter().collect();
+    let candidates = view.nodes.iter().enumerate().map(|(rank, (name, known))| {
+        let shape = check_shape(view, &known.record);
+        Candidate { name, known, rank, shape }
+    });
+    let mut oldest_first: Vec<Candidate<'_>> = candidates.collect();
     // This node's own record takes precedence.
-    oldest_first.sort_by_key(|(name, known)| (*name != me, known.revision));
+    oldest_first.sort_by_cached_key(|candidate| (candidate.name != me, candidate.known.revision));
     // For gateway addresses and tunnel MAC addresses, the oldest record takes precedence, alive or not.
     let mut owners: HashMap<UniqueAddress, &NodeName> = HashMap::new();
-    for (name, known) in oldest_first.iter().filter(|(_, known)| check_shape(view, &known.record).is_ok()) {
+    for Candidate { name, known, .. } in oldest_first.iter().filter(|candidate| candidate.shape.is_ok()) {
         for identity in UniqueAddress::all(&known.record).filter(|identity| !identity.is_of_underlay()) {
             owners.entry(identity).or_insert(name);
         }
     }
     // For underlay addresses, nodes that are alive take precedence: DHCP can give them the address of a node that is
     // gone.
-    let (living, gone): (Vec<_>, Vec<_>) =
-        oldest_first.into_iter().partition(|(name, _)| *name == me || !dead.contains(*name));
-    let mut nodes = Nodes::new();
-    for (name, known) in living.into_iter().chain(gone) {
-        match check_node(view, name, &known.record, &owners) {
+    let is_alive = |candidate: &Candidate<'_>| candidate.name == me || !dead.contains(candidate.name);
+    let (living, gone): (Vec<_>, Vec<_>) = oldest_first.into_iter().partition(is_alive);
+    let mut valid = Vec::new();
+    for candidate in living.into_iter().chain(gone) {
+        match check_node(&candidate, &owners) {
             Ok(()) => {
-                owners.extend(UniqueAddress::all(&known.record).map(|identity| (identity, name)));
-                nodes.insert(name, known);
+                let identities = UniqueAddress::all(&candidate.known.record);
+                owners.extend(identities.map(|identity| (identity, candidate.name)));
+                valid.push(candidate);
             }
-            Err(fault) => problems.push(RecordProblem { key: Key::Node(name.clone()).to_string(), fault }),
+            Err(fault) => {
+                problems.push(RecordProblem { key: Key::Node(candidate.name.clone()).to_string(), fault });
+            }
         }
     }
-    nodes
+    valid.sort_by_key(|candidate| candidate.rank);
+    let positions =
+        valid.iter().enumerate().map(|(position, candidate)| (candidate.name, position)).collect();
+    Nodes { valid, positions }
 }
 
 fn check_node(
-    view: &View,
-    name: &NodeName,
-    record: &NodeRecord,
+    candidate: &Candidate<'_>,
     owners: &HashMap<UniqueAddress, &NodeName>,
 ) -> Result<(), RecordFault> {
-    let of_another = |identity| owners.get_key_value(&identity).filter(|(_, owner)| **owner != name);
-    if let Some((identity, owner)) = UniqueAddress::all(record).find_map(of_another) {
+    let Candidate { name, known, shape, .. } = candidate;
+    let of_another = |identity| owners.get_key_value(&identity).filter(|(_, owner)| *owner != name);
+    if let Some((identity, owner)) = UniqueAddress::all(&known.record).find_map(of_another) {
         return Err(RecordFault::OfAnother { identity: *identity, owner: (*owner).clone() });
     }
-    check_shape(view, record)
+    shape.clone()
 }
 
 /// Checks the record by itself and against the pools.
@@ -194,11 +223,13 @@ fn with_usable_gateways(
     problems: &mut Vec<RecordProblem>,
 ) -> Arc<NodeRecord> {
     let in_a_pool = |gateway: &&IpAddr| view.pools.values().any(|pool| pool.record.cidr().has(**gateway));
-    let (usable, stray): (Vec<_>, Vec<_>) = record.gateways.iter().partition(in_a_pool);
-    let Some(first) = stray.first() else { return Arc::clone(record) };
+    let Some(first) = record.gateways.iter().find(|gateway| !in_a_pool(gateway)) else {
+        return Arc::clone(record);
+    };
     let key = Key::Node(name.clone()).to_string();
     problems.push(RecordProblem { key, fault: RecordFault::StrayGateway(*first) });
-    Arc::new(NodeRecord { gateways: usable, ..(**record).clone() })
+    let gateways = record.gateways.iter().filter(in_a_pool).copied().collect();
+    Arc::new(NodeRecord { gateways, ..(**record).clone() })
 }
 
 /// The record without the probe addresses outside the node's blocks.
@@ -209,19 +240,16 @@ fn with_usable_probes(
     problems: &mut Vec<RecordProblem>,
 ) -> Arc<NodeRecord> {
     let is_own = |probe: &&IpAddr| blocks.iter().any(|block| block.cidr().has(**probe));
-    let (usable, stray): (Vec<_>, Vec<_>) = record.probes.iter().partition(is_own);
-    let Some(first) = stray.first() else { return record };
+    let Some(first) = record.probes.iter().find(|probe| !is_own(probe)) else { return record };
     let key = Key::Node(name.clone()).to_string();
     problems.push(RecordProblem { key, fault: RecordFault::StrayProbe(*first) });
-    Arc::new(NodeRecord { probes: usable, ..(*record).clone() })
+    let probes = record.probes.iter().filter(is_own).copied().collect();
+    Arc::new(NodeRecord { probes, ..(*record).clone() })
 }
 
-fn believable_blocks(
-    view: &View,
-    nodes: &Nodes<'_>,
-    problems: &mut Vec<RecordProblem>,
-) -> BTreeMap<NodeName, Vec<Block>> {
-    let mut blocks: BTreeMap<NodeName, Vec<Block>> = BTreeMap::new();
+/// The valid blocks of each valid node.
+fn believable_blocks(view: &View, nodes: &Nodes<'_>, problems: &mut Vec<RecordProblem>) -> Vec<Vec<Block>> {
+    let mut blocks: Vec<Vec<Block>> = vec![Vec::new(); nodes.valid.len()];
     let overlapping = overlapping(view);
     for (block, known) in &view.blocks {
         let checked = match overlapping.get(block) {
@@ -232,7 +260,7 @@ fn believable_blocks(
             None => check_block(view, nodes, *block, &known.record),
         };
         match checked {
-            Ok(()) => blocks.entry(known.record.node.clone()).or_default().push(*block),
+            Ok(position) => blocks[position].push(*block),
             Err(fault) => problems.push(RecordProblem { key: Key::Block(*block).to_string(), fault }),
         }
     }
@@ -274,7 +302,13 @@ fn overlapping(view: &View) -> BTreeMap<Block, Block> {
     later
 }
 
-fn check_block(view: &View, nodes: &Nodes<'_>, block: Block, claim: &BlockRecord) -> Result<(), RecordFault> {
+/// The position of the node that owns the block, among the valid nodes.
+fn check_block(
+    view: &View,
+    nodes: &Nodes<'_>,
+    block: Block,
+    claim: &BlockRecord,
+) -> Result<usize, RecordFault> {
     let BlockRecord { node, incarnation, pool: name, .. } = claim;
     match view.pools.get(name) {
         None if view.any_pool(name).is_some() => return Err(RecordFault::UnusablePool(name.clone())),
@@ -288,10 +322,12 @@ fn check_block(view: &View, nodes: &Nodes<'_>, block: Block, claim: &BlockRecord
     if view.fences.contains_key(incarnation) {
         return Err(RecordFault::Rests(node.clone()));
     }
-    match nodes.get(node) {
+    match nodes.positions.get(node) {
         None => Err(RecordFault::NoNode(node.clone())),
-        Some(known) if known.record.incarnation != *incarnation => Err(RecordFault::Earlier(node.clone())),
-        Some(_) => Ok(()),
+        Some(position) if nodes.valid[*position].known.record.incarnation != *incarnation => {
+            Err(RecordFault::Earlier(node.clone()))
+        }
+        Some(position) => Ok(*position),
     }
 }
 

@@ -205,6 +205,9 @@ impl Quarantine {
     /// The change that this node is to make now: release blocks and addresses of a removed node, or, if none holds
     /// any, delete the oldest fence above [`FENCES_KEPT`].
     pub fn next_change(&self, view: &View, by: &Member, now: Moment) -> Option<Change> {
+        if view.fences.is_empty() {
+            return None;
+        }
         let is_my_turn = |incarnation: &Incarnation| {
             let since = self.confirmed_at.get(incarnation);
             let cool_down = cool_down_of_removed(self.cool_down);
