@@ -251,7 +251,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
 
     let pass = node_state.pass().unwrap_or_default();
     dry.underlay = underlay(node_state, pass.mtu);
-    for ((node, family), peer_path) in &pass.paths {
+    for ((node, family), peer_path) in &*pass.paths {
         dry.peers.entry(describe(peer_path)).or_default().push(format!("{node} ({family})"));
     }
     dry.problems.extend(pass.problems.iter().map(ToString::to_string));

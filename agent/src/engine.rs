@@ -277,7 +277,8 @@ impl<D: Datapath> Engine<D> {
             let resync = self.tools.config.resync;
             self.passes.retry =
                 failed.then(|| self.passes.retry.map_or(RETRY, |before| (before * 2).min(resync)));
-            if settled || failed {
+            // With newer records the next pass starts from the beginning. It also verifies this one.
+            if settled || failed || !Arc::ptr_eq(&grounds.view, &self.node_state().view()) {
                 break;
             }
         }

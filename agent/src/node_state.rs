@@ -201,8 +201,8 @@ pub struct Pass {
     pub mtu: u32,
     /// Records that were not applied, and why.
     pub problems: Vec<RecordProblem>,
-    /// The path to each peer's blocks, by peer and family.
-    pub paths: BTreeMap<Key, PeerPath>,
+    /// The path to each peer's blocks, by peer and family. Shared by successive passes while it does not change.
+    pub paths: Arc<BTreeMap<Key, PeerPath>>,
     /// Number of underlay neighbours through which peers are reached, by family.
     pub next_hops: PerFamily<usize>,
     /// Foreign interfaces on which pods' packets arrive.

@@ -45,8 +45,10 @@ const BATCH_INTERVAL: Duration = Duration::from_millis(10);
 /// Shortest time between two evaluations of the direct paths.
 const JUDGE_EVERY: Duration = Duration::from_millis(500);
 
-/// Replies within this time are published together.
+/// Replies within this time are published together: at least, and for each probed path. A publication evaluates all
+/// paths, which takes about 1 us for each.
 const SETTLE: Duration = Duration::from_millis(20);
+const SETTLE_PER_PATH: Duration = Duration::from_micros(100);
 
 /// Pause between two reads of the leases.
 const LEASE_READ_INTERVAL: Duration = Duration::from_secs(2);
@@ -132,7 +134,8 @@ impl Task {
             // All branches are cancel-safe: a change that is not received now is received in the next iteration.
             tokio::select! {
                 _ = passes.changed() => {}
-                _ = endpoints.changed() => {}
+                // Readiness depends on it, even if it does not change the targets.
+                _ = endpoints.changed() => prober.publish_soon(Instant::now()),
                 (family, reply) = next_reply(&prober.pings, &prober.host.sockets) => {
                     prober.record_reply(ProbeKind::Host, family, reply);
                 }
@@ -210,17 +213,25 @@ impl<P: Pings> Prober<P> {
         };
         if !is_same {
             self.set_endpoint(endpoint);
+            self.targets_from = None;
         } else if self.targets_from.as_ref().is_some_and(|known| Arc::ptr_eq(known, pass)) {
             return;
         }
-        self.targets_from = Some(Arc::clone(pass));
+        let before = self.targets_from.replace(Arc::clone(pass));
+        let mut is_changed = before.is_none_or(|before| !Arc::ptr_eq(&before.paths, &pass.paths));
         for family in Family::BOTH {
             let own = pass.gateways.iter().copied().find(|gateway| Family::of(*gateway) == family);
             let opened = self.host.sockets[family].as_ref().map(|socket| self.pings.source(socket));
             if own.is_none() || opened != own {
                 self.host.sockets[family] = None;
                 self.open_host_socket(family, own);
+                is_changed |= opened.is_some() || self.host.sockets[family].is_some();
             }
+        }
+        let underlay = self.task.passes.underlay().map(|underlay| underlay.addresses()).unwrap_or_default();
+        is_changed |= self.direct.open_sockets(&self.pings, &underlay);
+        if !is_changed {
+            return;
         }
         let endpoint = |family: &Family, peer_path: &PeerPath| {
             let can_forward = self.forwarded.sockets[*family].is_some();
@@ -239,8 +250,7 @@ impl<P: Pings> Prober<P> {
         let now = Instant::now();
         self.host.schedule.set_targets(hosts, now);
         self.forwarded.schedule.set_targets(endpoints, now);
-        let underlay = self.task.passes.underlay().map(|underlay| underlay.addresses()).unwrap_or_default();
-        self.direct.set_targets(&self.pings, &pass.paths, &self.host.sockets, &underlay, now);
+        self.direct.set_targets(&pass.paths, &self.host.sockets, now);
         self.publish_at.get_or_insert(now);
     }
 
@@ -289,7 +299,7 @@ impl<P: Pings> Prober<P> {
         send(&self.pings, &self.host.sockets, host).await;
         send(&self.pings, &self.forwarded.sockets, forwarded).await;
         // An earlier round may have ended without a reply.
-        self.publish_at.get_or_insert(Instant::now() + SETTLE);
+        self.publish_soon(Instant::now());
     }
 
     fn record_reply(&mut self, kind: ProbeKind, family: Family, reply: io::Result<(IpAddr, Token)>) {
@@ -305,7 +315,7 @@ impl<P: Pings> Prober<P> {
                     ProbeKind::Forwarded => self.forwarded.schedule.record_reply(from, token, now),
                     ProbeKind::Underlay => self.direct.record_underlay_reply(from, token, now),
                 }
-                self.publish_at.get_or_insert(now + SETTLE);
+                self.publish_soon(now);
             }
             Err(error) => {
                 warn!(%family, %error, "cannot read replies to probes");
@@ -317,6 +327,12 @@ impl<P: Pings> Prober<P> {
                 self.targets_from = None;
             }
         }
+    }
+
+    /// Plans a publication of the results.
+    fn publish_soon(&mut self, now: Instant) {
+        let paths = u32::try_from(self.host.schedule.len()).unwrap_or(u32::MAX);
+        self.publish_at.get_or_insert(now + SETTLE.max(SETTLE_PER_PATH * paths));
     }
 
     fn wake(&self) -> Instant {

@@ -27,7 +27,7 @@ use crate::underlay::{LOOPBACK, Underlay};
 
 /// The inputs of a pass.
 pub(super) struct PassInputs {
-    view: Arc<View>,
+    pub(super) view: Arc<View>,
     cluster: Arc<ClusterRecord>,
     underlay: Arc<Underlay>,
     /// Whether the node has no underlay address at present, and `underlay` is the previous one.
@@ -171,6 +171,8 @@ impl<D: Datapath> Engine<D> {
         actual.sysctls = self.tools.sysctls.read(desired.sysctls.iter().map(|(path, _)| path));
         let changes = plan(&desired, &actual, prune);
         let paths = inputs.peer_paths();
+        let before = self.node_state().pass().map(|before| Arc::clone(&before.paths));
+        let paths = before.filter(|before| **before == paths).unwrap_or_else(|| Arc::new(paths));
         let next_hops = next_hops(&paths, &underlay_routes);
         let pass = Pass {
             writes: changes.len(),

@@ -49,8 +49,8 @@ struct State {
     is_unreadable: bool,
     snapshots: usize,
     route_deletions: usize,
-    /// Woken at the next read.
-    woken_at_read: Option<WakeSender>,
+    /// Runs at the next read.
+    at_read: Option<Box<dyn FnOnce() + Send>>,
     sysctls: std::path::PathBuf,
 }
 
@@ -73,7 +73,7 @@ impl Datapath for Fake {
     async fn snapshot(&self, table: Table) -> Result<Actual, Error> {
         self.with(|state| {
             state.snapshots += 1;
-            state.woken_at_read.take().iter().for_each(WakeSender::wake);
+            state.at_read.take().into_iter().for_each(|action| action());
             if state.is_unreadable { Err(Error::Interrupted(1)) } else { Ok(state.model.actual(&table)) }
         })
     }
@@ -249,7 +249,8 @@ async fn passes_repeat_until_nothing_is_left_to_change_and_then_each_signal_caus
     harness.pass(Duration::from_secs(1)).await;
     assert_eq!(harness.count(), settled.count + 1);
     // The same while the engine works.
-    harness.kernel.with(|state| state.woken_at_read = Some(harness.senders.clone()));
+    let senders = harness.senders.clone();
+    harness.kernel.with(|state| state.at_read = Some(Box::new(move || senders.wake())));
     harness.senders.wake();
     harness.until(|pass| pass.count > settled.count + 1).await;
     harness.pass(Duration::from_secs(1)).await;
@@ -257,6 +258,19 @@ async fn passes_repeat_until_nothing_is_left_to_change_and_then_each_signal_caus
     let started = Instant::now();
     harness.until(|pass| pass.count > settled.count + 3).await;
     assert!(started.elapsed() > Duration::from_secs(20), "nothing but the clock");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_arrives_during_a_pass_is_applied_by_the_next_pass() {
+    let fixture = Fixture::new();
+    let view = fixture.view.clone();
+    let mut harness = Harness::new(fixture);
+    harness.kernel.with(|state| state.at_read = Some(Box::new(move || drop(with_peer(&view)))));
+    let pass = harness.until(|pass| pass.count > 0).await;
+    assert!(pass.writes > 0 && pass.paths.is_empty(), "it began before the record arrived");
+    let next = harness.until(|next| next.count > pass.count).await;
+    // The second pass applied it, and the third one had nothing left to change.
+    assert_eq!((pass.count, next.count, next.writes, next.paths.len()), (1, 3, 0, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -323,9 +337,9 @@ async fn a_foreign_change_is_shown_in_the_plan_and_repaired_after_the_drift_sign
 }
 
 /// A peer on the same link, with a block.
-fn with_peer(fixture: &Fixture) -> (NodeName, Family) {
+fn with_peer(view: &watch::Sender<Arc<View>>) -> (NodeName, Family) {
     let name: NodeName = "n2".parse().unwrap();
-    fixture.view.send_modify(|view| {
+    view.send_modify(|view| {
         let mut with = View::clone(view);
         let own = &with.nodes[&"n1".parse::<NodeName>().unwrap()].record;
         let record = NodeRecord {
@@ -355,7 +369,7 @@ fn with_peer(fixture: &Fixture) -> (NodeName, Family) {
 #[tokio::test(start_paused = true)]
 async fn a_direct_path_that_drops_packets_is_replaced_by_the_tunnel_also_after_a_restart() {
     let fixture = Fixture::new();
-    let key = with_peer(&fixture);
+    let key = with_peer(&fixture.view);
     let mut harness = Harness::new(fixture);
     let takes_tunnel = |pass: &Pass| matches!(pass.paths[&key].path, Path::Tunnel { .. });
     assert!(!takes_tunnel(&*harness.settled().await), "nothing is known against the direct path");

@@ -166,15 +166,9 @@ impl<E: Sync> Tests<E> {
         }
     }
 
-    /// Sets the peers whose direct paths are tested, in families with sockets on the host.
-    pub(super) fn set_targets<P: Pings<Socket = E>>(
-        &mut self,
-        pings: &P,
-        paths: &BTreeMap<Key, PeerPath>,
-        host: &PerFamily<Option<E>>,
-        underlay: &[IpAddr],
-        now: Instant,
-    ) {
+    /// Opens the sockets with the node's underlay addresses. Returns whether a socket was opened or closed.
+    pub(super) fn open_sockets<P: Pings<Socket = E>>(&mut self, pings: &P, underlay: &[IpAddr]) -> bool {
+        let mut is_changed = false;
         for family in Family::BOTH {
             let own = underlay.iter().copied().find(|address| Family::of(*address) == family);
             let opened = self.nodes.sockets[family].as_ref().map(|socket| pings.source(socket));
@@ -186,8 +180,19 @@ impl<E: Sync> Tests<E> {
                         None
                     }
                 });
+                is_changed |= opened.is_some() || self.nodes.sockets[family].is_some();
             }
         }
+        is_changed
+    }
+
+    /// Sets the peers whose direct paths are tested, in families with sockets on the host.
+    pub(super) fn set_targets(
+        &mut self,
+        paths: &BTreeMap<Key, PeerPath>,
+        host: &PerFamily<Option<E>>,
+        now: Instant,
+    ) {
         let targets = paths.iter().filter(|((_, family), _)| host[*family].is_some());
         let on_link = targets.filter_map(|(key, peer_path)| {
             let is_direct = matches!(peer_path.path, Path::Direct { .. });

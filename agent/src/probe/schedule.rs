@@ -286,6 +286,11 @@ impl Schedule {
         Some(TargetResult { verdict: state.verdict, lost, answered: state.answered })
     }
 
+    /// Number of targets.
+    pub fn len(&self) -> usize {
+        self.numbers.len()
+    }
+
     /// The targets' keys.
     pub fn keys(&self) -> impl Iterator<Item = &Key> {
         self.numbers.keys()

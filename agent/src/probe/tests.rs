@@ -154,7 +154,7 @@ fn fixture(probe_address: Option<&str>) -> Fixture {
     };
     pass.send_replace(Some(Arc::new(Pass {
         gateways: vec![GATEWAY.parse().unwrap()],
-        paths: [(key(), peer_path)].into(),
+        paths: Arc::new([(key(), peer_path)].into()),
         ..Pass::default()
     })));
     let wire = Fake::default();
@@ -210,7 +210,7 @@ impl Fixture {
             let next_hop = HOST.parse().unwrap();
             let tunnel =
                 Path::Tunnel { encapsulation: Encapsulation::Vxlan, over: Family::V4, remote, next_hop };
-            other.paths.get_mut(&key()).unwrap().path = tunnel;
+            Arc::make_mut(&mut other.paths).get_mut(&key()).unwrap().path = tunnel;
             *pass = Some(Arc::new(other));
         });
     }
@@ -301,6 +301,20 @@ async fn a_direct_path_that_permits_only_underlay_source_addresses_drops_pod_pac
     fixture.wire.set_replies(PEER, 1500);
     fixture.run_for(STEADY * 3).await;
     assert_eq!(direct(&fixture), Some(Direct::Carries));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_without_peers_is_ready_as_soon_as_it_needs_no_endpoint() {
+    let mut fixture = fixture(None);
+    fixture.pass.send_modify(|pass| {
+        *pass = Some(Arc::new(Pass { paths: Arc::default(), ..Pass::clone(pass.as_ref().unwrap()) }));
+    });
+    fixture.endpoint.send_replace(Endpoint::Awaited);
+    fixture.run_several_rounds().await;
+    assert_eq!(fixture.probed(), Err(NotProbed::NoEndpoint));
+    fixture.endpoint.send_replace(Endpoint::Unneeded);
+    fixture.run_for(Duration::from_secs(1)).await;
+    assert_eq!(fixture.probed(), Ok(()));
 }
 
 #[tokio::test(start_paused = true)]
