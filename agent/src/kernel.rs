@@ -26,7 +26,7 @@ pub mod snapshot;
 use std::net::IpAddr;
 
 use polder_api::Family;
-use polder_netlink::nft::{Element, FilterSocket, Table};
+use polder_netlink::nft::{Element, FilterSocket};
 use polder_netlink::route::RouteLookup;
 use polder_netlink::{Error, RouteSocket};
 
@@ -68,12 +68,14 @@ impl Kernel {
 }
 
 /// Adds a pod's addresses to the packet filter, before the pod has an interface.
-pub fn admit_pod(filter: &mut FilterSocket, table: &Table, pod: &LocalPod) -> Result<(), Error> {
+pub fn admit_pod(filter: &mut FilterSocket, pod: &LocalPod) -> Result<(), Error> {
+    let table = ruleset::sender_sets();
     senders(pod).try_for_each(|(set, element)| filter.commit(table.change(set, [&element], [])))
 }
 
 /// Deletes the addresses of a pod whose interface is gone from the packet filter. Missing ones are ignored.
-pub fn forget_pod(filter: &mut FilterSocket, table: &Table, pod: &LocalPod) -> Result<(), Error> {
+pub fn forget_pod(filter: &mut FilterSocket, pod: &LocalPod) -> Result<(), Error> {
+    let table = ruleset::sender_sets();
     senders(pod).try_for_each(|(set, element)| match filter.commit(table.change(set, [], [&element])) {
         Err(error) if !error.is_missing() => Err(error),
         _ => Ok(()),

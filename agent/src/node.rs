@@ -35,14 +35,13 @@ use crate::connections::ReleasedAddresses;
 use crate::in_flight::{AttachmentLock, InFlight};
 use crate::kernel::features::Features;
 use crate::kernel::reaper::Reaper;
-use crate::kernel::{self, Kernel, ruleset};
+use crate::kernel::{self, Kernel};
 use crate::local_pods::{LocalPod, LocalPods};
 use crate::machine::now;
 use crate::node_state::NodeState;
 use crate::owner::Owner;
 use crate::presence::Presence;
 use crate::requests::{ClaimRequest, ReserveRequest};
-use crate::service::NotServed;
 use crate::wake::WakeSender;
 
 /// The node. Only the owners of its state change it: the threads of ledger and kernel, and the tasks that receive
@@ -196,13 +195,9 @@ impl PodHost for Node {
     }
 
     async fn admit(&self, held: &AttachmentEntry) -> Result<(), HostError> {
-        let Some(cluster) = &self.node_state.view().cluster else {
-            return Err(HostError::new(NotServed::NoSettings));
-        };
         let pod = local_pod(held);
         self.pods.local.add(pod.clone());
-        let table = ruleset::table(&cluster.record, &ruleset::Lengths::new());
-        let admit = move |filter: &mut FilterSocket| kernel::admit_pod(filter, &table, &pod);
+        let admit = move |filter: &mut FilterSocket| kernel::admit_pod(filter, &pod);
         self.pods.filter.run(admit).await.map_err(HostError::new)
     }
 
@@ -223,16 +218,15 @@ impl PodHost for Node {
     }
 
     async fn forget(&self, held: &AttachmentEntry) {
-        if let Some(cluster) = &self.node_state.view().cluster {
-            let table = ruleset::table(&cluster.record, &ruleset::Lengths::new());
-            let pod = local_pod(held);
-            let forget = move |filter: &mut FilterSocket| kernel::forget_pod(filter, &table, &pod);
+        let (pod, attachment) = (local_pod(held), held.attachment.clone());
+        // Nobody waits for it: the addresses are in cool-down, and a later ADD of the attachment is queued behind it.
+        let forget = move |filter: &mut FilterSocket| {
             // Harmless until the next pass deletes them: no other pod has that MAC address with that address.
-            if let Err(error) = self.pods.filter.run(forget).await {
-                let attachment = &held.attachment;
+            if let Err(error) = kernel::forget_pod(filter, &pod) {
                 warn!(%attachment, %error, "the packet filter still permits a released pod to send");
             }
-        }
+        };
+        self.pods.filter.queue(forget).await;
         self.pods.released.add(&held.addresses, Some(&held.attachment));
     }
 

@@ -49,12 +49,17 @@ impl<T: Send + 'static> Owner<T> {
     /// caller stops waiting.
     pub async fn run<R: Send + 'static>(&self, job: impl FnOnce(&mut T) -> R + Send + 'static) -> R {
         let (reply, answer) = oneshot::channel();
-        let job = Box::new(move |state: &mut T| {
+        let job = move |state: &mut T| {
             let _ = reply.send(job(state));
-        });
-        let sent = self.jobs.send(job).await;
-        assert!(sent.is_ok(), "the owner thread panicked, and its state is lost");
+        };
+        self.queue(job).await;
         answer.await.expect("the owner thread panicked, and its state is lost")
+    }
+
+    /// Queues the job after all jobs queued before, and does not wait for it.
+    pub async fn queue(&self, job: impl FnOnce(&mut T) + Send + 'static) {
+        let sent = self.jobs.send(Box::new(job)).await;
+        assert!(sent.is_ok(), "the owner thread panicked, and its state is lost");
     }
 
     /// Whether the thread finishes any job within that time, so that a long queue does not count as stuck.

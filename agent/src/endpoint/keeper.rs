@@ -23,7 +23,7 @@ use super::{Endpoint, NoEndpoint, OpenEndpoint};
 use crate::config::StoreConfig;
 use crate::kernel::endpoint::{EndpointError, interface};
 use crate::kernel::reaper::NotDeleted;
-use crate::kernel::ruleset;
+
 use crate::kernel::{self, Kernel};
 use crate::local_pods::LocalPod;
 use crate::machine::now;
@@ -142,7 +142,6 @@ trait EndpointHost {
     fn make(
         &self,
         namespace: Arc<File>,
-        cluster: &ClusterRecord,
         wiring: Wiring,
     ) -> impl Future<Output = Result<IfIndex, NotMade>> + Send;
 
@@ -213,7 +212,7 @@ impl<W: EndpointHost> Keeper<W> {
             return self.current();
         }
         self.made = None;
-        match self.make(&cluster, wiring).await {
+        match self.make(wiring).await {
             Ok(()) => {
                 self.failed = None;
                 info!(addresses = ?held.addresses, "probe endpoint created");
@@ -246,10 +245,10 @@ impl<W: EndpointHost> Keeper<W> {
         made.wiring == *wiring && found.unwrap_or(Some(made.index)) == Some(made.index)
     }
 
-    async fn make(&mut self, cluster: &ClusterRecord, wiring: Wiring) -> Result<(), NotMade> {
+    async fn make(&mut self, wiring: Wiring) -> Result<(), NotMade> {
         // The interfaces of a killed agent may still exist: the kernel deletes its network namespace with a delay.
         self.host.delete().await?;
-        let index = self.host.make(Arc::clone(&self.namespace), cluster, wiring.clone()).await?;
+        let index = self.host.make(Arc::clone(&self.namespace), wiring.clone()).await?;
         let addresses = wiring.addresses.iter().map(|pod_address| pod_address.address).collect();
         let endpoint = Arc::new(OpenEndpoint { namespace: Arc::clone(&self.namespace), addresses });
         self.made = Some(Made { endpoint, wiring, index });
@@ -306,17 +305,11 @@ impl EndpointHost for OnNode {
         self.node.pods.kernel.run(move |kernel| kernel.index_of(&name)).await
     }
 
-    async fn make(
-        &self,
-        namespace: Arc<File>,
-        cluster: &ClusterRecord,
-        wiring: Wiring,
-    ) -> Result<IfIndex, NotMade> {
-        let table = ruleset::table(cluster, &ruleset::Lengths::new());
+    async fn make(&self, namespace: Arc<File>, wiring: Wiring) -> Result<IfIndex, NotMade> {
         let addresses = wiring.addresses.iter().map(|pod_address| pod_address.address).collect();
         let pod = LocalPod { name: wiring.host_interface.clone(), mac: wiring.mac, addresses };
         self.node.pods.local.add(pod.clone());
-        let admit = move |filter: &mut FilterSocket| kernel::admit_pod(filter, &table, &pod);
+        let admit = move |filter: &mut FilterSocket| kernel::admit_pod(filter, &pod);
         self.node.pods.filter.run(admit).await.map_err(NotMade::Admission)?;
         // Runs on the thread of the passes, so that no pass finds a half-created endpoint.
         Ok(self.kernel.run(move |kernel| kernel.make_probe(&namespace, &wiring)).await?)

@@ -15,7 +15,7 @@ use ipnetwork::IpNetwork;
 use polder_api::{BRIDGE, Family, Mac, POD_INTERFACE_PREFIX};
 use polder_ipam::record::{AttachMode, ClusterRecord};
 use polder_netlink::nft::{
-    Chain, Element, Elements, Hook, InterfaceMatch, Match, Rule, SetMatch, Table, Verdict,
+    Chain, Element, Elements, Hook, InterfaceMatch, Match, Rule, Set, SetMatch, Table, Verdict,
 };
 
 pub use self::sets::{Lengths, Sets, lengths};
@@ -55,6 +55,13 @@ pub fn table(cluster: &ClusterRecord, lengths: &Lengths) -> Table {
             Chain { name: "masquerading", hook: Hook::SourceNat, rules: masquerade(cluster) },
         ],
     }
+}
+
+/// The part of the table that changes with each pod: the sets of the pods' own addresses, without rules.
+pub fn sender_sets() -> Table {
+    let is_of_senders = |set: &Set| Family::BOTH.iter().any(|family| Sets::of(*family).senders == set.name);
+    let sets = Family::BOTH.into_iter().flat_map(sets::declared).filter(is_of_senders).collect();
+    Table { name: NAME, sets, chains: Vec::new() }
 }
 
 /// The interfaces on which pods' packets arrive.

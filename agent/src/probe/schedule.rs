@@ -287,7 +287,7 @@ impl Schedule {
     }
 
     /// Number of targets.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.numbers.len()
     }
 

@@ -1,6 +1,6 @@
 //! The prober, on sockets whose replies the test defines.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
 use std::pin::Pin;
 use std::sync::Mutex;
@@ -10,6 +10,7 @@ use polder_ipam::store::{Txn, Write};
 use polder_netlink::IfIndex;
 use polder_store::Embedded;
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use super::direct::Direct;
 use super::*;

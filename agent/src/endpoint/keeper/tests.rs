@@ -94,7 +94,7 @@ impl EndpointHost for Fake {
         Ok(self.with(|state| state.interface.map(IfIndex::new)))
     }
 
-    async fn make(&self, _: Arc<File>, _: &ClusterRecord, _: Wiring) -> Result<IfIndex, NotMade> {
+    async fn make(&self, _: Arc<File>, _: Wiring) -> Result<IfIndex, NotMade> {
         self.with(|state| {
             assert!(state.interface.is_none(), "the previous interface still exists");
             if state.is_broken {
