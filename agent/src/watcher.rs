@@ -13,8 +13,8 @@ use polder_ipam::store::{Contents, Entry, Update};
 use polder_ipam::view::View;
 use polder_store::Store;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{info, warn};
 
 use crate::node_state::Chosen;
@@ -27,6 +27,10 @@ pub const SNAPSHOT_BEFORE: &str = "cluster.new";
 
 /// Time that a starting agent waits for the datastore before it uses the snapshot.
 const STORE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Changes within this time, for each known record, are published together: a view is copied for each publication, and
+/// all tasks that follow it wake up.
+const BATCH_PER_RECORD: Duration = Duration::from_micros(2);
 
 /// Pause between a change and the snapshot, so that a burst is written once.
 const WRITE_DELAY: Duration = Duration::from_secs(2);
@@ -58,25 +62,31 @@ impl Task {
             tokio::select! {
                 // Cancel-safe: a message stays in the channel until it is received.
                 update = updates.recv() => {
-                    let Some(update) = update else { return };
-                    records.apply(&update);
-                    match &update {
-                        Update::Loaded(contents) => {
-                            info!(revision = contents.revision.number(), "records loaded");
-                            if let Some(Ok(earlier)) = earlier.take() {
-                                self.take(earlier);
+                    let Some(first) = update else { return };
+                    let batch = self.batch(first, &mut updates).await;
+                    for update in &batch {
+                        records.apply(update);
+                        match update {
+                            Update::Loaded(contents) => {
+                                info!(revision = contents.revision.number(), "records loaded");
+                                if let Some(Ok(earlier)) = earlier.take() {
+                                    self.take(earlier);
+                                }
                             }
+                            Update::Lost { reason } if self.view.borrow().lost.is_none() => {
+                                warn!(reason = reason.to_string(), "datastore unreachable");
+                            }
+                            Update::Back { .. } => info!("datastore reachable again"),
+                            _ => {}
                         }
-                        Update::Lost { reason } if self.view.borrow().lost.is_none() => {
-                            warn!(reason = reason.to_string(), "datastore unreachable");
+                        if matches!(update, Update::Loaded(_) | Update::Changed { .. }) {
+                            write_at.get_or_insert(Instant::now() + WRITE_DELAY);
                         }
-                        Update::Back { .. } => info!("datastore reachable again"),
-                        _ => {}
                     }
-                    if matches!(update, Update::Loaded(_) | Update::Changed { .. }) {
-                        write_at.get_or_insert(Instant::now() + WRITE_DELAY);
-                    }
-                    self.view.send_modify(|view| Arc::make_mut(view).apply(update));
+                    self.view.send_modify(|view| {
+                        let view = Arc::make_mut(view);
+                        batch.into_iter().for_each(|update| view.apply(update));
+                    });
                 }
                 _ = self.underlay.changed() => {
                     let underlay = self.underlay.borrow().clone();
@@ -112,6 +122,21 @@ impl Task {
                 }
             }
         }
+    }
+
+    /// The first update with those that follow it soon. Short in a small cluster.
+    async fn batch(&self, first: Update, updates: &mut mpsc::Receiver<Update>) -> Vec<Update> {
+        let records = {
+            let view = self.view.borrow();
+            u32::try_from(view.nodes.len() + view.blocks.len()).unwrap_or(u32::MAX)
+        };
+        let until = Instant::now() + BATCH_PER_RECORD * records;
+        let mut batch = vec![first];
+        // Cancel-safe. The end of the channel is received again by the caller.
+        while let Ok(Some(update)) = timeout_at(until, updates.recv()).await {
+            batch.push(update);
+        }
+        batch
     }
 
     /// Publishes the snapshot of an earlier agent.

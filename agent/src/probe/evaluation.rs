@@ -40,11 +40,8 @@ const LEASE_STATE_VALIDITY: Duration = Duration::from_secs(30);
 const STORE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<P: Pings> Prober<P> {
-    /// Replies within this time are published together. A node that is not ready waits for the first reply.
+    /// Replies within this time are published together.
     pub(super) fn settle_time(&self) -> Duration {
-        if self.task.probed.borrow().is_err() {
-            return SETTLE;
-        }
         let paths = u32::try_from(self.host.schedule.len()).unwrap_or(u32::MAX);
         SETTLE.max(SETTLE_PER_PATH * paths)
     }
