@@ -42,6 +42,7 @@ use crate::node_state::{Chosen, Made, NodeState, Pass};
 use crate::repair;
 use crate::requests::{NoPlan, PlanRequest};
 use crate::underlay::{NotChosen, Underlay, UnderlayInputs};
+use crate::wake::next_tick;
 
 /// Events within this time are handled by one pass.
 const SETTLE: Duration = Duration::from_millis(10);
@@ -57,9 +58,6 @@ const OUTSIDE: PerFamily<&str> = PerFamily::new("192.0.2.1", "2001:db8::1");
 
 /// How long state of lost records is kept: the nodes that own those records write them again.
 const LOSS_GRACE: Duration = Duration::from_secs(60);
-
-/// Interval between checks of the kernel settings (sysctls), whose changes cause no notification.
-const SETTINGS_EVERY: Duration = Duration::from_millis(600);
 
 /// First pause after a failed pass; it doubles up to `resync`.
 const RETRY: Duration = Duration::from_millis(200);
@@ -209,21 +207,13 @@ impl<D: Datapath> Engine<D> {
                 () = self.tools.drift_signal.woken() => self.repairing.drift_at = Some(Instant::now()),
                 // Changes of kernel settings cause no notification.
                 () = sleep_until(self.repairing.settings_due) => {
-                    self.repairing.settings_due = Instant::now() + SETTINGS_EVERY;
-                    self.repairing.drift_at = self.settings_differ().then(Instant::now);
+                    self.repairing.settings_due = next_tick();
+                    self.repairing.drift_at = self.repairing.settings.differ().then(Instant::now);
                     self.announcer.announce();
                 }
             }
         };
         sleep_until(self.repairing.pace.next(drift_at)).await;
-    }
-
-    /// Whether a kernel setting differs from its value when a pass last had no changes to make.
-    fn settings_differ(&self) -> bool {
-        let Some(in_place) = &self.repairing.in_place else { return false };
-        let found = self.tools.sysctls.read(in_place.sysctls.iter().map(|(path, _)| path));
-        let changed = |path, value| found.get(path).is_some_and(|found| found != value);
-        in_place.sysctls.iter().any(|(path, value)| changed(path, value))
     }
 
     /// Records a repair: the desired state is unchanged, but the kernel differed from it.
@@ -297,6 +287,9 @@ impl<D: Datapath> Engine<D> {
         });
         let digest = desired.digest(prune);
         if changes.is_empty() {
+            if self.repairing.in_place.as_ref().is_none_or(|before| before.sysctls != digest.sysctls) {
+                self.repairing.settings = self.tools.sysctls.watch(&digest.sysctls);
+            }
             self.repairing.in_place = Some(digest);
             return pass;
         }

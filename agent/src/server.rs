@@ -8,7 +8,6 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use polder_api::NodeName;
 use polder_api::credentials::EtcdCredentials;
@@ -22,7 +21,7 @@ use polder_ipam::tasks::operator::{self, Adoption};
 use polder_ipam::tasks::{collect, teardown};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
-use tokio::time::sleep;
+use tokio::time::sleep_until;
 use tracing::{info, warn};
 
 use self::connection::RequestHandler;
@@ -33,6 +32,7 @@ use crate::node::Node;
 use crate::node_state::set_if_changed;
 use crate::reporter::Reporter;
 use crate::requests::PlanRequest;
+use crate::wake::next_tick;
 use crate::{engine, health, inspection, pools, service, show, status};
 
 /// Why the agent's socket is not created.
@@ -111,7 +111,7 @@ impl Socket {
     /// Returns when the socket file was deleted or replaced.
     async fn gone(&self) {
         while id(&self.path) == Some(self.file) {
-            sleep(CHECK_INTERVAL).await;
+            sleep_until(next_tick()).await;
         }
     }
 }
@@ -129,9 +129,6 @@ impl Drop for Socket {
 fn id(path: &Path) -> Option<(u64, u64)> {
     fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
-
-/// Interval between checks that the socket file exists.
-const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 fn bind(path: &Path) -> Result<UnixListener, NotBound> {
     refuse_if_answered(path)?;
@@ -193,7 +190,7 @@ impl Task {
                     }
                 }
             }
-            sleep(CHECK_INTERVAL).await;
+            sleep_until(next_tick()).await;
         }
     }
 }

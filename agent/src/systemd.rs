@@ -5,14 +5,12 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 use crate::liveness::Threads;
 use crate::readiness::Readiness;
-
-/// Interval between status checks.
-const PAUSE: Duration = Duration::from_millis(500);
+use crate::wake::next_tick;
 
 /// Maximum length of the text for `systemctl status`, in characters.
 const LONGEST_STATUS: usize = 1000;
@@ -94,7 +92,7 @@ async fn report<R: WatchdogState>(agent: &R, interval: Duration) {
         if status != last_status && agent.notify(status_line(&status)).await {
             last_status = status;
         }
-        sleep(PAUSE.min(interval)).await;
+        sleep_until(next_tick().min(Instant::now() + interval)).await;
     }
 }
 

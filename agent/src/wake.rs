@@ -1,8 +1,22 @@
-//! Wakes a task: one task waits, and any number of tasks can wake it. Carries no data.
+//! Wakes tasks: by other tasks, or together at fixed times.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// Interval of checks for changes that cause no notification.
+pub const TICK: Duration = Duration::from_millis(600);
+
+/// The time of the next tick. Checks in different tasks are made at the same ticks, because most of the processor time
+/// of an idle agent is spent to wake up.
+pub fn next_tick() -> Instant {
+    static FIRST: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let (first, now) = (*FIRST, Instant::now());
+    let count = now.saturating_duration_since(first).as_nanos() / TICK.as_nanos() + 1;
+    first + TICK * u32::try_from(count).unwrap_or(u32::MAX)
+}
 
 /// Wakes the task that waits on the [`WakeReceiver`] of the same pair.
 #[derive(Debug, Clone)]
@@ -40,6 +54,15 @@ mod tests {
     use std::task::{Context, Waker};
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn tasks_wait_for_the_same_ticks() {
+        let tick = next_tick();
+        tokio::time::sleep((tick - Instant::now()) / 2).await;
+        assert_eq!(next_tick(), tick);
+        tokio::time::sleep_until(tick).await;
+        assert_eq!(next_tick(), tick + TICK);
+    }
 
     #[test]
     fn calls_without_a_waiting_task_end_the_next_wait_once() {

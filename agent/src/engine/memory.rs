@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::kernel::desired::DesiredDigest;
 use crate::kernel::snapshot::{HostNetwork, RouteTo};
+use crate::kernel::sysctl::WatchedSettings;
 use crate::repair::Pace;
 use crate::underlay::Underlay;
 
@@ -95,6 +96,8 @@ pub(super) struct Repairing {
     pub(super) pace: Pace,
     /// The desired state when a pass last had no changes to make.
     pub(super) in_place: Option<DesiredDigest>,
+    /// The kernel settings of that state.
+    pub(super) settings: WatchedSettings,
     /// When another program changed Polder's kernel state; `None` if not since the last pass.
     pub(super) drift_at: Option<Instant>,
     /// When the kernel settings are checked again.
@@ -103,6 +106,12 @@ pub(super) struct Repairing {
 
 impl Default for Repairing {
     fn default() -> Self {
-        Self { pace: Pace::default(), in_place: None, drift_at: None, settings_due: Instant::now() }
+        Self {
+            pace: Pace::default(),
+            in_place: None,
+            settings: WatchedSettings::default(),
+            drift_at: None,
+            settings_due: Instant::now(),
+        }
     }
 }

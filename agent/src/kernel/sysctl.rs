@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
@@ -125,6 +126,45 @@ pub struct NoSysctls {
     pub folder: PathBuf,
 }
 
+/// Settings whose changes are detected by frequent reads. Their files stay open, because to find a file takes the
+/// kernel longer than to read it.
+#[derive(Debug, Default)]
+pub struct WatchedSettings(Vec<WatchedSetting>);
+
+#[derive(Debug)]
+struct WatchedSetting {
+    path: PathBuf,
+    /// The value that it should have.
+    value: String,
+    file: Option<File>,
+}
+
+impl WatchedSettings {
+    /// Whether an existing setting has another value.
+    pub fn differ(&mut self) -> bool {
+        self.0.iter_mut().any(|setting| setting.read().is_ok_and(|value| value != setting.value))
+    }
+}
+
+impl WatchedSetting {
+    fn read(&mut self) -> io::Result<String> {
+        // The file of a deleted interface cannot be read any more. There may be a new interface of that name.
+        if let Some(Ok(value)) = self.file.as_ref().map(read) {
+            return Ok(value);
+        }
+        let file = self.file.insert(File::open(&self.path)?);
+        read(file)
+    }
+}
+
+fn read(file: &File) -> io::Result<String> {
+    let mut value = [0; LONGEST];
+    // The kernel returns the complete value to one read from the beginning.
+    let length = file.read_at(&mut value, 0)?;
+    let value = str::from_utf8(&value[..length]).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    Ok(value.trim().to_owned())
+}
+
 /// Largest length of a value, in bytes: each is one number.
 const LONGEST: usize = 64;
 
@@ -153,12 +193,17 @@ impl Sysctls {
 
     /// Reads one setting, by its path under `/proc/sys`, without surrounding white space.
     pub fn get(&self, path: &str) -> io::Result<String> {
-        let mut value = [0; LONGEST];
-        // The kernel returns the complete value to the first read.
-        let length = File::open(self.full(path))?.read(&mut value)?;
-        let value =
-            str::from_utf8(&value[..length]).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-        Ok(value.trim().to_owned())
+        read(&File::open(self.full(path))?)
+    }
+
+    /// The settings with these values, by path, for frequent checks.
+    pub fn watch(&self, settings: &[(String, String)]) -> WatchedSettings {
+        let watched = |(path, value): &(String, String)| WatchedSetting {
+            path: self.full(path),
+            value: value.clone(),
+            file: None,
+        };
+        WatchedSettings(settings.iter().map(watched).collect())
     }
 
     /// Writes one setting, by its path under `/proc/sys`.
@@ -239,7 +284,34 @@ pub fn remedy(refused: &io::Error) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
+    use polder_netlink::namespace;
+
     use super::*;
+
+    #[test]
+    fn a_watched_setting_is_read_again_after_its_interface_was_replaced() {
+        let run =
+            |command: &str| assert!(Command::new("sh").args(["-ec", command]).status().unwrap().success());
+        namespace::run_in_new(|| {
+            run("ip link add d0 type bridge");
+            let sysctls = Sysctls::at(PathBuf::from(USUAL_FOLDER)).unwrap();
+            let path = "net/ipv4/conf/d0/rp_filter".to_owned();
+            sysctls.set(&path, "1").unwrap();
+            let mut watched = sysctls.watch(&[(path.clone(), "1".to_owned())]);
+            assert!(!watched.differ());
+            sysctls.set(&path, "2").unwrap();
+            assert!(watched.differ());
+            sysctls.set(&path, "1").unwrap();
+            run("ip link delete d0");
+            assert!(!watched.differ(), "it does not exist");
+            run("ip link add d0 type bridge");
+            sysctls.set(&path, "2").unwrap();
+            assert!(watched.differ(), "a new interface");
+        })
+        .expect("tests of the kernel need root");
+    }
 
     #[test]
     fn kernel_settings_are_read_and_written_in_the_configured_folder() {
