@@ -29,7 +29,7 @@ use crate::owner::Owner;
 use crate::wiring::wiring;
 
 /// Number of pods that are inspected at a time. One takes about 0.3 ms, on a background thread.
-const AT_A_TIME: usize = 32;
+const AT_A_TIME: usize = 16;
 
 /// Consecutive inspections that must find a difference before it is reported: later plugins still change the pod during
 /// an ADD.
