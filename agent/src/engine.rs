@@ -302,6 +302,10 @@ impl<D: Datapath> Engine<D> {
             by.sort();
             by.dedup();
         }
+        if !is_repair {
+            // Another state is put in place now. If no pass verifies it, a return to the state before is no repair.
+            self.repairing.in_place = None;
+        }
         self.keep_previous(&changes, &sysctls).await;
         let wanted = if is_repair {
             let is_in_flight = |name: &IfName| self.tools.in_flight.has_interface(name);

@@ -42,6 +42,7 @@ use crate::node_state::NodeState;
 use crate::owner::Owner;
 use crate::presence::Presence;
 use crate::requests::{ClaimRequest, ReserveRequest};
+use crate::service::NotServed;
 use crate::wake::WakeSender;
 
 /// The node. Only the owners of its state change it: the threads of ledger and kernel, and the tasks that receive
@@ -195,6 +196,10 @@ impl PodHost for Node {
     }
 
     async fn admit(&self, held: &AttachmentEntry) -> Result<(), HostError> {
+        if self.node_state.view().cluster.is_none() {
+            // The wiring needs them. If this fails, the addresses are released.
+            return Err(HostError::new(NotServed::NoSettings));
+        }
         let pod = local_pod(held);
         self.pods.local.add(pod.clone());
         let admit = move |filter: &mut FilterSocket| kernel::admit_pod(filter, &pod);
@@ -219,9 +224,9 @@ impl PodHost for Node {
 
     async fn forget(&self, held: &AttachmentEntry) {
         let (pod, attachment) = (local_pod(held), held.attachment.clone());
-        // Nobody waits for it: the addresses are in cool-down, and a later ADD of the attachment is queued behind it.
+        // Not awaited: the addresses are freed after this, so each ADD that gets them is queued behind it.
         let forget = move |filter: &mut FilterSocket| {
-            // Harmless until the next pass deletes them: no other pod has that MAC address with that address.
+            // The next pass deletes them. Harmless until then: the pod has no interface.
             if let Err(error) = kernel::forget_pod(filter, &pod) {
                 warn!(%attachment, %error, "the packet filter still permits a released pod to send");
             }

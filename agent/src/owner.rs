@@ -56,7 +56,7 @@ impl<T: Send + 'static> Owner<T> {
         answer.await.expect("the owner thread panicked, and its state is lost")
     }
 
-    /// Queues the job after all jobs queued before, and does not wait for it.
+    /// Queues the job after all jobs queued before, and does not wait for it. Waits while the queue is full.
     pub async fn queue(&self, job: impl FnOnce(&mut T) + Send + 'static) {
         let sent = self.jobs.send(Box::new(job)).await;
         assert!(sent.is_ok(), "the owner thread panicked, and its state is lost");

@@ -106,6 +106,11 @@ impl Task {
                 }
                 continue;
             };
+            // A node without peers waits only for the endpoint, or for the decision that it needs none. The change may
+            // have arrived together with another event.
+            if endpoints.has_changed().unwrap_or(false) {
+                prober.publish_by(Instant::now());
+            }
             let endpoint = endpoints.borrow_and_update().clone();
             prober.set_targets(&pass, endpoint);
             prober.send_due_probes().await;
@@ -113,8 +118,7 @@ impl Task {
             // All branches are cancel-safe: a change that is not received now is received in the next iteration.
             tokio::select! {
                 _ = passes.changed() => {}
-                // Readiness depends on it, even if it does not change the targets.
-                _ = endpoints.changed() => prober.publish_soon(Instant::now()),
+                _ = endpoints.changed() => prober.publish_by(Instant::now()),
                 (family, reply) = next_reply(&prober.pings, &prober.host.sockets) => {
                     prober.record_reply(ProbeKind::Host, family, reply);
                 }
@@ -203,8 +207,10 @@ impl<P: Pings> Prober<P> {
             let opened = self.host.sockets[family].as_ref().map(|socket| self.pings.source(socket));
             if own.is_none() || opened != own {
                 self.host.sockets[family] = None;
+                let reason = self.no_socket[family].clone();
                 self.open_host_socket(family, own);
                 is_changed |= opened.is_some() || self.host.sockets[family].is_some();
+                is_changed |= reason != self.no_socket[family];
             }
         }
         let underlay = self.task.passes.underlay().map(|underlay| underlay.addresses()).unwrap_or_default();
@@ -230,7 +236,7 @@ impl<P: Pings> Prober<P> {
         self.host.schedule.set_targets(hosts, now);
         self.forwarded.schedule.set_targets(endpoints, now);
         self.direct.set_targets(&pass.paths, &self.host.sockets, now);
-        self.publish_at.get_or_insert(now);
+        self.publish_by(now);
     }
 
     /// Closes the sockets in the previous endpoint, and opens those in the new one, if there is one.
@@ -308,9 +314,14 @@ impl<P: Pings> Prober<P> {
         }
     }
 
-    /// Plans a publication of the results.
+    /// Plans a publication of the results, together with those that follow soon.
     fn publish_soon(&mut self, now: Instant) {
-        self.publish_at.get_or_insert(now + self.settle_time());
+        self.publish_by(now + self.settle_time());
+    }
+
+    /// Plans a publication of the results at that time, if none is planned before.
+    fn publish_by(&mut self, at: Instant) {
+        self.publish_at = Some(self.publish_at.map_or(at, |planned| planned.min(at)));
     }
 
     fn wake(&self) -> Instant {

@@ -52,14 +52,14 @@ pub async fn add(
     request: AddRequest,
     caller: &Caller<'_>,
 ) -> Result<(Wiring, AttachmentLock), Refusal> {
-    let Some(before) = node.node_state.view().cluster.clone() else {
-        return Err(NotServed::NoSettings.into());
-    };
+    let before = node.node_state.view();
     let (held, wired) = tasks::add(node, node.node_state.membership.me(), request, caller).await?;
     node.pods.released.reuse(&held.addresses, &held.attachment).await;
     let now = node.node_state.view();
     // If the datastore has just lost the settings, those from before the allocation are used.
-    let cluster = now.cluster.as_ref().unwrap_or(&before);
+    let Some(cluster) = now.cluster.as_ref().or(before.cluster.as_ref()) else {
+        return Err(NotServed::NoSettings.into());
+    };
     let wiring = wiring(&node.node_state.membership, node.features, &cluster.record, &held);
     if !wiring.strays.is_empty() {
         // The packet filter needs addresses that are in none of the node's blocks.

@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// Interval of checks for changes that cause no notification.
-pub const TICK: Duration = Duration::from_millis(600);
+const TICK: Duration = Duration::from_millis(600);
 
 /// The time of the next tick. Checks in different tasks are made at the same ticks, because most of the processor time
 /// of an idle agent is spent to wake up.

@@ -28,8 +28,8 @@ pub const SNAPSHOT_BEFORE: &str = "cluster.new";
 /// Time that a starting agent waits for the datastore before it uses the snapshot.
 const STORE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Changes within this time, for each known record, are published together: a view is copied for each publication, and
-/// all tasks that follow it wake up.
+/// Changes are published together if they arrive within this time, multiplied by the number of nodes and blocks that are
+/// known: for each publication, the view is copied and all tasks that follow it wake up. 10,000 records: 20 ms.
 const BATCH_PER_RECORD: Duration = Duration::from_micros(2);
 
 /// Pause between a change and the snapshot, so that a burst is written once.
@@ -124,7 +124,8 @@ impl Task {
         }
     }
 
-    /// The first update with those that follow it soon. Short in a small cluster.
+    /// The first update with those that follow it soon, up to one that is not a change of records. Short in a small
+    /// cluster.
     async fn batch(&self, first: Update, updates: &mut mpsc::Receiver<Update>) -> Vec<Update> {
         let records = {
             let view = self.view.borrow();
@@ -132,8 +133,9 @@ impl Task {
         };
         let until = Instant::now() + BATCH_PER_RECORD * records;
         let mut batch = vec![first];
-        // Cancel-safe. The end of the channel is received again by the caller.
-        while let Ok(Some(update)) = timeout_at(until, updates.recv()).await {
+        while let Some(Update::Changed { .. }) = batch.last() {
+            // Cancel-safe. The caller receives the end of the channel again.
+            let Ok(Some(update)) = timeout_at(until, updates.recv()).await else { break };
             batch.push(update);
         }
         batch
@@ -308,6 +310,25 @@ mod tests {
         let file = folder.path().join("cluster.json");
         fs::write(&file, "{\"revision\":5").unwrap();
         assert!(read(&file).unwrap_err().to_string().contains("cluster.json"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_of_many_records_are_published_together_until_the_datastore_is_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::Embedded(Embedded::open(&folder.path().join("store")).unwrap());
+        let (view, _receiver) = watch::channel(Arc::<View>::default());
+        let underlay = watch::channel(Err(NotChosen::NotYet)).1;
+        let task = Task { store, state_dir: folder.path().to_owned(), underlay, view };
+        let (sender, mut updates) = mpsc::channel(9);
+        let changed = |number| Update::Changed { revision: Revision::new(number), changes: Vec::new() };
+        for update in [changed(2), Update::Back { revision: Revision::new(2) }, changed(3)] {
+            sender.send(update).await.unwrap();
+        }
+        let batch = task.batch(changed(1), &mut updates).await;
+        assert!(matches!(batch[..], [Update::Changed { .. }, Update::Changed { .. }, Update::Back { .. }]));
+        let begin = Instant::now();
+        assert_eq!(task.batch(changed(3), &mut updates).await.len(), 2);
+        assert!(begin.elapsed() <= Duration::from_millis(1), "a small cluster waits for nothing");
     }
 
     #[tokio::test]

@@ -23,7 +23,6 @@ use super::{Endpoint, NoEndpoint, OpenEndpoint};
 use crate::config::StoreConfig;
 use crate::kernel::endpoint::{EndpointError, interface};
 use crate::kernel::reaper::NotDeleted;
-
 use crate::kernel::{self, Kernel};
 use crate::local_pods::LocalPod;
 use crate::machine::now;

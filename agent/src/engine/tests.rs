@@ -274,6 +274,21 @@ async fn a_record_that_arrives_during_a_pass_is_applied_by_the_next_pass() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_record_that_is_withdrawn_during_its_pass_is_no_change_by_another_program() {
+    let fixture = Fixture::new();
+    let view = fixture.view.clone();
+    let mut harness = Harness::new(fixture);
+    let settled = harness.settled().await;
+    let before = Arc::clone(&view.borrow());
+    drop(with_peer(&view));
+    harness.kernel.with(|state| state.at_read = Some(Box::new(move || drop(view.send_replace(before)))));
+    harness.settled().await;
+    let now = harness.passes.borrow().clone().unwrap();
+    assert!(now.written > settled.written && now.paths.is_empty(), "routes were created and deleted");
+    assert_eq!(harness.repairs.borrow().count, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failed_pass_is_retried_ever_more_slowly_and_its_failures_disappear_with_a_success() {
     let mut harness = Harness::new(Fixture::new());
     harness.kernel.with(|state| state.is_unreadable = true);

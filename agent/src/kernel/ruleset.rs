@@ -232,3 +232,20 @@ pub fn elements(members: &Members, lengths: &Lengths) -> Elements {
     }
     elements
 }
+
+#[cfg(test)]
+mod tests {
+    use polder_ipam::ids::ClusterId;
+
+    use super::*;
+
+    #[test]
+    fn the_sets_that_change_with_each_pod_are_declared_as_in_the_table() {
+        let whole = table(&ClusterRecord::new(ClusterId::new("c")), &lengths([]));
+        let of_senders = |set: &&Set| set.name.starts_with("senders");
+        let in_table: Vec<&Set> = whole.sets.iter().filter(of_senders).collect();
+        assert_eq!(in_table.len(), 3, "IPv4 with ARP, and IPv6");
+        assert_eq!(sender_sets().sets.iter().collect::<Vec<_>>(), in_table);
+        assert_eq!(sender_sets().name, whole.name);
+    }
+}

@@ -21,9 +21,9 @@ use crate::node_state::{Pass, set_if_changed};
 /// Shortest time between two evaluations of the direct paths.
 const JUDGE_EVERY: Duration = Duration::from_millis(500);
 
-/// Replies within this time are published together: at least, and for each probed path. A publication evaluates all
-/// paths, which takes about 1 us for each.
-const SETTLE: Duration = Duration::from_millis(20);
+/// Replies are published together if they arrive within this time: `SETTLE_PER_PATH` times the number of probed paths,
+/// within these limits. A publication evaluates all paths, which takes about 1 us for each.
+const SETTLE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 const SETTLE_PER_PATH: Duration = Duration::from_micros(100);
 
 /// Pause between two reads of the leases.
@@ -40,10 +40,10 @@ const LEASE_STATE_VALIDITY: Duration = Duration::from_secs(30);
 const STORE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<P: Pings> Prober<P> {
-    /// Replies within this time are published together.
+    /// Replies are published together if they arrive within this time.
     pub(super) fn settle_time(&self) -> Duration {
         let paths = u32::try_from(self.host.schedule.len()).unwrap_or(u32::MAX);
-        SETTLE.max(SETTLE_PER_PATH * paths)
+        (SETTLE_PER_PATH * paths).clamp(SETTLE.0, SETTLE.1)
     }
 
     /// Publishes the results, if they are due.
@@ -75,10 +75,11 @@ impl<P: Pings> Prober<P> {
         });
     }
 
-    /// Evaluates the direct paths, at most every [`JUDGE_EVERY`], because it reads the state of every peer.
+    /// Evaluates the direct paths, not more often than results are published and at most every [`JUDGE_EVERY`], because
+    /// it reads the state of every peer.
     fn judge_direct(&mut self, verdicts: &BTreeMap<Key, Verdict>, now: Instant) {
         if now < self.judge_at {
-            self.publish_at.get_or_insert(self.judge_at);
+            self.publish_by(self.judge_at);
             return;
         }
         self.judge_at = now + JUDGE_EVERY.max(self.settle_time());

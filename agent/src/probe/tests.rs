@@ -306,16 +306,26 @@ async fn a_direct_path_that_permits_only_underlay_source_addresses_drops_pod_pac
 
 #[tokio::test(start_paused = true)]
 async fn a_node_without_peers_is_ready_as_soon_as_it_needs_no_endpoint() {
-    let mut fixture = fixture(None);
-    fixture.pass.send_modify(|pass| {
-        *pass = Some(Arc::new(Pass { paths: Arc::default(), ..Pass::clone(pass.as_ref().unwrap()) }));
-    });
-    fixture.endpoint.send_replace(Endpoint::Awaited);
-    fixture.run_several_rounds().await;
-    assert_eq!(fixture.probed(), Err(NotProbed::NoEndpoint));
-    fixture.endpoint.send_replace(Endpoint::Unneeded);
-    fixture.run_for(Duration::from_secs(1)).await;
-    assert_eq!(fixture.probed(), Ok(()));
+    // With a new pass at the same time, it is random which of them wakes the prober.
+    for has_new_pass in [false, true].into_iter().cycle().take(20) {
+        let mut fixture = fixture(None);
+        let new_pass = |fixture: &Fixture, paths| {
+            fixture.pass.send_modify(|pass| {
+                *pass = Some(Arc::new(Pass { paths, ..Pass::clone(pass.as_ref().unwrap()) }));
+            });
+        };
+        let paths = Arc::default();
+        new_pass(&fixture, Arc::clone(&paths));
+        fixture.endpoint.send_replace(Endpoint::Awaited);
+        fixture.run_several_rounds().await;
+        assert_eq!(fixture.probed(), Err(NotProbed::NoEndpoint));
+        if has_new_pass {
+            new_pass(&fixture, paths);
+        }
+        fixture.endpoint.send_replace(Endpoint::Unneeded);
+        fixture.run_for(Duration::from_secs(1)).await;
+        assert_eq!(fixture.probed(), Ok(()), "with a new pass: {has_new_pass}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

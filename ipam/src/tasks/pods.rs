@@ -67,8 +67,9 @@ pub trait PodHost: Host + Requests + Sized {
         held: Option<&AttachmentEntry>,
     ) -> impl Future<Output = Result<(), HostError>>;
 
-    /// Deletes the filter entries of an attachment whose interface is gone; the next pass repeats what fails. Its
-    /// tracked connections are deleted later, before its addresses go to another attachment.
+    /// Lets the filter entries of an attachment be deleted whose interface is gone, before its addresses are permitted
+    /// again; the next pass repeats what fails. Its tracked connections are deleted later, before its addresses go to
+    /// another attachment.
     fn forget(&self, held: &AttachmentEntry) -> impl Future<Output = ()>;
 
     /// Starts the cool-down of the addresses of an attachment whose interface is gone. Succeeds if it has no addresses.
