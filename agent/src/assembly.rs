@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::conflist::NotWritten;
 use crate::connections::{self, ReleasedAddresses};
 use crate::endpoint::{self, Endpoint};
-use crate::host::insides::Looker;
+use crate::host::pod_inspection::PodInspector;
 use crate::in_flight::InFlight;
 use crate::kernel::Kernel;
 use crate::kernel::features::Features;
@@ -289,8 +289,8 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
             engine: to_engine,
         },
     });
-    let (unserved, unserved_read) = watch::channel(None);
-    let reporter = reporter(&node, readiness.clone(), &records, &datapath, unserved_read);
+    let (listen_problem, listen_problem_read) = watch::channel(None);
+    let reporter = reporter(&node, readiness.clone(), &records, &datapath, listen_problem_read);
     let lines = Lines {
         leases: records.leases.subscribe(),
         own_ports: sockets.ports,
@@ -317,7 +317,7 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
         pods: node.pods.kernel.clone(),
         filter: node.pods.filter.clone(),
     };
-    let ends = OperatorEnds { plans, adopted: addresses.adopted, unreachable, unserved };
+    let ends = OperatorEnds { plans, adopted: addresses.adopted, unreachable, listen_problem };
     Ok(Tasks {
         records: record_tasks(&node, records, underlay_changed),
         addresses: AddressTasks {
@@ -339,7 +339,7 @@ struct OperatorEnds {
     plans: mpsc::Sender<PlanRequest>,
     adopted: watch::Sender<Option<LeaseRecord>>,
     unreachable: watch::Sender<Option<String>>,
-    unserved: watch::Sender<Option<String>>,
+    listen_problem: watch::Sender<Option<String>>,
 }
 
 fn operator_tasks(
@@ -357,10 +357,10 @@ fn operator_tasks(
             threads: threads.clone(),
             unreachable: ends.unreachable,
         },
-        inspection: inspection::Task { looker: looker(node), node: Arc::clone(node) },
+        inspection: inspection::Task { inspector: pod_inspector(node), node: Arc::clone(node) },
         http: http::Task {
             address: node.config.http,
-            unserved: ends.unserved,
+            listen_problem: ends.listen_problem,
             threads: threads.clone(),
             reporter: reporter.clone(),
         },
@@ -369,8 +369,8 @@ fn operator_tasks(
     }
 }
 
-fn looker(node: &Node) -> Looker {
-    Looker {
+fn pod_inspector(node: &Node) -> PodInspector {
+    PodInspector {
         pods: node.pods.kernel.clone(),
         ipam: node.ipam.clone(),
         in_flight: Arc::clone(&node.in_flight),
@@ -384,7 +384,7 @@ fn reporter(
     readiness: Readiness,
     records: &RecordEntries,
     datapath: &DatapathEntries,
-    unserved: watch::Receiver<Option<String>>,
+    listen_problem: watch::Receiver<Option<String>>,
 ) -> Reporter {
     Reporter {
         config: Arc::clone(&node.config),
@@ -399,7 +399,7 @@ fn reporter(
             leases: records.leases.subscribe(),
             endpoint: datapath.probe.endpoint.subscribe(),
             host: datapath.host.subscribe(),
-            unserved,
+            listen_problem,
         },
     }
 }
@@ -415,8 +415,8 @@ fn record_tasks(node: &Node, entries: RecordEntries, underlay_changed: WakeSende
         },
         etcd_addresses: etcd_addresses::Task {
             store: config.store.clone(),
-            found: entries.store_at,
-            underlay_changed,
+            addresses: entries.store_at,
+            engine_wake: underlay_changed,
         },
         leases: leases::poll::Task {
             node: config.node.clone(),
@@ -458,11 +458,11 @@ fn datapath_tasks(
     };
     let host = host::Task {
         resync: config.resync,
-        survey: host::OnHost::new(kernel.clone(), looker(node)),
+        host: host::LocalHost::new(kernel.clone(), pod_inspector(node)),
         records: node_state.records.clone(),
         passes: node_state.passes.clone(),
         verdicts: prober.verdicts.subscribe(),
-        host: entries.host,
+        problems: entries.host,
     };
     let engine = engine::Task {
         tools: engine::Tools {

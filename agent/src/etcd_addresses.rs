@@ -19,11 +19,14 @@ use tracing::{info, warn};
 use crate::config::StoreConfig;
 use crate::wake::WakeSender;
 
-/// Pause between lookups: after all names were resolved, and after a failure.
-const PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(1));
+/// Pause between lookups after all names were resolved.
+const LOOKUP_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Pause between lookups after a failure.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The file with the host's name servers.
-const RESOLVER: &str = "/etc/resolv.conf";
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// The address in a URL; `None` if the host is a name.
 pub fn address(url: &str) -> Option<IpAddr> {
@@ -52,12 +55,12 @@ fn connected_to(ports: &BTreeSet<u16>) -> Vec<IpAddr> {
     peers.filter(|(_, port)| ports.contains(port)).map(|(address, _)| address.to_canonical()).collect()
 }
 
-/// The addresses as needed ranges, without duplicates.
-fn needed(addresses: impl Iterator<Item = (String, IpAddr)>) -> Vec<RequiredRange> {
-    let elsewhere = addresses.filter(|(_, address)| !address.is_loopback() && !address.is_unspecified());
+/// The addresses as required ranges, without duplicates.
+fn required_ranges(addresses: impl Iterator<Item = (String, IpAddr)>) -> Vec<RequiredRange> {
+    let remote = addresses.filter(|(_, address)| !address.is_loopback() && !address.is_unspecified());
     // The first description of an address is the best one.
     let mut by_address = BTreeMap::new();
-    for (what, address) in elsewhere {
+    for (what, address) in remote {
         by_address.entry(address).or_insert(what);
     }
     by_address
@@ -72,9 +75,9 @@ pub struct Task {
     /// The configured datastore.
     pub store: StoreConfig,
     /// etcd's addresses; `None` until the first lookup.
-    pub found: watch::Sender<Option<Vec<RequiredRange>>>,
-    /// Wakes the engine when the addresses changed.
-    pub underlay_changed: WakeSender,
+    pub addresses: watch::Sender<Option<Vec<RequiredRange>>>,
+    /// Wakes the engine when the addresses have changed.
+    pub engine_wake: WakeSender,
 }
 
 /// Sources of etcd's addresses.
@@ -106,7 +109,7 @@ impl AddressSources for MemberLookup {
     }
 
     fn name_servers(&self) -> Vec<IpAddr> {
-        name_servers(&fs::read_to_string(RESOLVER).unwrap_or_default())
+        name_servers(&fs::read_to_string(RESOLV_CONF).unwrap_or_default())
     }
 }
 
@@ -136,31 +139,31 @@ impl Task {
             let servers = if sources.has_names() { sources.name_servers() } else { Vec::new() };
             let servers = servers
                 .into_iter()
-                .map(|server| (format!("the name server ({RESOLVER}) that resolves etcd's name"), server));
-            self.publish(needed(members.chain(connected).chain(servers)));
+                .map(|server| (format!("the name server ({RESOLV_CONF}) that resolves etcd's name"), server));
+            self.publish(required_ranges(members.chain(connected).chain(servers)));
             if !sources.has_names() {
                 std::future::pending::<()>().await;
             }
-            sleep(if problem.is_none() { PAUSE.0 } else { PAUSE.1 }).await;
+            sleep(if problem.is_none() { LOOKUP_INTERVAL } else { RETRY_INTERVAL }).await;
         }
     }
 
-    fn publish(&self, found: Vec<RequiredRange>) {
-        let changed = self.found.send_if_modified(|known| {
-            let changed = known.as_ref() != Some(&found);
+    fn publish(&self, addresses: Vec<RequiredRange>) {
+        let changed = self.addresses.send_if_modified(|known| {
+            let changed = known.as_ref() != Some(&addresses);
             if changed {
-                let words: Vec<String> = found.iter().map(ToString::to_string).collect();
+                let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
                 match known {
-                    None if words.is_empty() => {}
-                    None => info!("etcd addresses: {}", words.join("; ")),
-                    Some(_) => warn!("etcd addresses changed: {}", words.join("; ")),
+                    None if texts.is_empty() => {}
+                    None => info!("etcd addresses: {}", texts.join("; ")),
+                    Some(_) => warn!("etcd addresses changed: {}", texts.join("; ")),
                 }
-                *known = Some(found);
+                *known = Some(addresses);
             }
             changed
         });
         if changed {
-            self.underlay_changed.wake();
+            self.engine_wake.wake();
         }
     }
 }
@@ -184,7 +187,7 @@ mod tests {
         members: Vec<ResolvedMember>,
         problem: Option<String>,
         connected: Vec<IpAddr>,
-        looks: usize,
+        lookups: usize,
     }
 
     impl Fake {
@@ -200,7 +203,7 @@ mod tests {
 
         async fn look_up(&mut self) -> (Vec<ResolvedMember>, Option<String>) {
             self.with(|state| {
-                state.looks += 1;
+                state.lookups += 1;
                 (state.members.clone(), state.problem.clone())
             })
         }
@@ -220,9 +223,9 @@ mod tests {
     }
 
     fn task() -> (Task, watch::Receiver<Option<Vec<RequiredRange>>>, WakeReceiver) {
-        let (found, receiver) = watch::channel(None);
-        let (underlay_changed, wake) = wake_channel();
-        (Task { store: StoreConfig::Embedded, found, underlay_changed }, receiver, wake)
+        let (addresses, receiver) = watch::channel(None);
+        let (engine_wake, wake) = wake_channel();
+        (Task { store: StoreConfig::Embedded, addresses, engine_wake }, receiver, wake)
     }
 
     /// Lets the task run for that long.
@@ -243,17 +246,17 @@ mod tests {
         let (sources, (task, receiver, wake)) = (Fake::default(), task());
         sources.with(|state| state.members.push(member("10.0.0.1")));
         let mut running = Box::pin(task.resolve(sources.clone()));
-        run(&mut running, PAUSE.0 / 2).await;
+        run(&mut running, LOOKUP_INTERVAL / 2).await;
         let server = "10.0.0.53, the name server (/etc/resolv.conf) that resolves etcd's name";
         assert_eq!(published(&receiver), ["10.0.0.1, the address of etcd (etcd)", server]);
         assert!(was_woken(&wake).await);
-        run(&mut running, PAUSE.0).await;
+        run(&mut running, LOOKUP_INTERVAL).await;
         assert!(!was_woken(&wake).await, "nothing has changed");
         sources.with(|state| {
             state.members = vec![member("10.0.0.2")];
             state.connected = vec!["10.0.0.1".parse().unwrap()];
         });
-        run(&mut running, PAUSE.0).await;
+        run(&mut running, LOOKUP_INTERVAL).await;
         let both =
             ["10.0.0.1, the address of a connection to etcd", "10.0.0.2, the address of etcd (etcd)", server];
         assert_eq!(published(&receiver), both);
@@ -265,13 +268,13 @@ mod tests {
         let (sources, (task, receiver, _wake)) = (Fake::default(), task());
         sources.with(|state| state.problem = Some("no name server answers".to_owned()));
         let mut running = Box::pin(task.resolve(sources.clone()));
-        run(&mut running, PAUSE.1 / 2).await;
-        assert_eq!(published(&receiver).len(), 1, "it is known that nothing is known but the name server");
-        run(&mut running, PAUSE.1).await;
-        assert_eq!(sources.with(|state| state.looks), 2);
+        run(&mut running, RETRY_INTERVAL / 2).await;
+        assert_eq!(published(&receiver).len(), 1, "only the name server is published");
+        run(&mut running, RETRY_INTERVAL).await;
+        assert_eq!(sources.with(|state| state.lookups), 2);
         sources.with(|state| state.problem = None);
-        run(&mut running, PAUSE.0 + PAUSE.1).await;
-        assert_eq!(sources.with(|state| state.looks), 4);
+        run(&mut running, LOOKUP_INTERVAL + RETRY_INTERVAL).await;
+        assert_eq!(sources.with(|state| state.lookups), 4);
     }
 
     #[tokio::test(start_paused = true)]
@@ -280,20 +283,20 @@ mod tests {
         let config =
             EtcdConfig { endpoints: vec!["http://10.0.0.1:2379".to_owned()], ..EtcdConfig::default() };
         let mut running = Box::pin(Task { store: StoreConfig::Etcd(config), ..task }.run());
-        run(&mut running, PAUSE.0 * 3).await;
+        run(&mut running, LOOKUP_INTERVAL * 3).await;
         assert_eq!(published(&receiver), ["10.0.0.1, the address of etcd (http://10.0.0.1:2379)"]);
         assert!(was_woken(&wake).await);
     }
 
     #[test]
     fn the_address_of_an_endpoint_is_parsed_from_its_url() {
-        for (url, found) in [
+        for (url, expected) in [
             ("http://10.0.0.1:2379", Some("10.0.0.1")),
             ("https://[fd00::1]:2379", Some("fd00::1")),
             ("http://10.0.0.1", Some("10.0.0.1")),
             ("http://etcd.example:2379", None),
         ] {
-            assert_eq!(address(url), found.map(|address| address.parse().unwrap()), "{url}");
+            assert_eq!(address(url), expected.map(|address| address.parse().unwrap()), "{url}");
         }
     }
 
@@ -316,10 +319,11 @@ mod tests {
     }
 
     #[test]
-    fn needed_addresses_have_no_duplicates_and_no_loopback_addresses() {
+    fn required_ranges_have_no_duplicates_and_no_loopback_addresses() {
         let found = [("first", "10.0.0.1"), ("second", "10.0.0.1"), ("local", "127.0.0.53")];
-        let found =
-            needed(found.map(|(what, address)| (what.to_owned(), address.parse().unwrap())).into_iter());
+        let found = required_ranges(
+            found.map(|(what, address)| (what.to_owned(), address.parse().unwrap())).into_iter(),
+        );
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].to_string(), "10.0.0.1, first");
     }

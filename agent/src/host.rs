@@ -1,10 +1,10 @@
-//! Effects of other software on the host on pods: checked periodically (at least every 30 s) and reported in `status`
-//! with a remedy. Nothing is changed, because these settings do not belong to Polder.
+//! Settings of other software on this host that disturb pods: checked periodically (at least every 30 s) and reported
+//! in `status` with a remedy. Nothing is changed, because these settings do not belong to Polder.
 
 pub mod firewall;
-pub mod insides;
 pub mod limits;
 pub mod managers;
+pub mod pod_inspection;
 pub mod routing;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,9 +23,9 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
-use self::insides::{Insides, Looker};
-use self::managers::Gap;
-use self::routing::Pods;
+use self::managers::MissingSetting;
+use self::pod_inspection::{PodInspections, PodInspector};
+use self::routing::PodTraffic;
 use crate::kernel::Kernel;
 use crate::kernel::desired::{self, PeerPath};
 use crate::kernel::foreign_state::{Filter, ForeignState};
@@ -36,11 +36,11 @@ use crate::presence;
 use crate::probe::schedule::{Key, Verdict};
 
 /// Longest time between two checks.
-const EVERY: Duration = Duration::from_secs(30);
+const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The state of this node that the host's settings are checked against.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Needs {
+pub struct CheckContext {
     /// How pods are attached.
     pub attach: AttachMode,
     /// Number of underlay neighbours through which peers are reached, by family.
@@ -48,50 +48,60 @@ pub struct Needs {
     /// Underlay families with tunnels to peers, none of which answers.
     pub silent_tunnels: BTreeSet<Family>,
     /// Pod families in which at least one peer's pods do not answer.
-    pub failing: BTreeSet<Family>,
+    pub failing_families: BTreeSet<Family>,
     /// The UDP port of the tunnels.
     pub tunnel_port: u16,
     /// Interfaces on which tunnel packets arrive.
     pub uplinks: BTreeSet<String>,
     /// Pools, addresses and interfaces that routing must not divert.
-    pub pods: Pods,
+    pub pod_traffic: PodTraffic,
 }
 
 /// The problems found, each with its remedy.
-pub fn problems(foreign: &ForeignState, gaps: &[Gap], needs: &Needs) -> Vec<String> {
-    let between = |judged, filter: &Filter| filter.problem_between(judged, needs.attach, &needs.pods);
-    let others = foreign.routing_filters.iter().filter_map(|(judged, filter)| between(*judged, filter));
-    let back =
-        foreign.routing_filters.iter().filter_map(|(_, filter)| filter.reverse_path_problem(&needs.failing));
+pub fn problems(
+    foreign: &ForeignState,
+    missing_settings: &[MissingSetting],
+    context: &CheckContext,
+) -> Vec<String> {
+    let pod_rule =
+        |base_hook, filter: &Filter| filter.pod_rule_problem(base_hook, context.attach, &context.pod_traffic);
+    let routing_filters =
+        foreign.routing_filters.iter().filter_map(|(base_hook, filter)| pod_rule(*base_hook, filter));
+    let reverse_path_filters = foreign
+        .routing_filters
+        .iter()
+        .filter_map(|(_, filter)| filter.reverse_path_problem(&context.failing_families));
     let has_firewalld = foreign.filters.iter().chain(&foreign.host_filters).any(Filter::is_firewalld);
     let forwarded = |filter: &Filter| {
-        filter.problem(needs.attach, has_firewalld).or_else(|| between(BaseHook::Forwarded, filter))
+        filter.problem(context.attach, has_firewalld).or_else(|| pod_rule(BaseHook::Forwarded, filter))
     };
-    let filters = foreign.filters.iter().filter_map(forwarded).chain(others).chain(back);
+    let forward_filters = foreign.filters.iter().filter_map(forwarded);
+    let filters = forward_filters.chain(routing_filters).chain(reverse_path_filters);
     let tunnels = foreign
         .host_filters
         .iter()
-        .filter(|filter| needs.silent_tunnels.iter().any(|family| filter.judges(*family)))
-        .filter_map(|filter| filter.problem_of_tunnels(needs.tunnel_port, &needs.uplinks));
-    // May be harmless: reported only if pods of a peer do not answer.
-    let legacy = foreign.legacy_filters.iter().filter(|family| needs.failing.contains(family));
-    let legacy = legacy.map(|family| firewall::unreadable(*family, needs.attach));
+        .filter(|filter| context.silent_tunnels.iter().any(|family| filter.applies_to(*family)))
+        .filter_map(|filter| filter.tunnel_problem(context.tunnel_port, &context.uplinks));
+    // Rules of legacy iptables may be harmless: they are reported only if pods of a peer do not answer.
+    let legacy = foreign.legacy_filters.iter().filter(|family| context.failing_families.contains(family));
+    let legacy = legacy.map(|family| firewall::legacy_iptables_problem(*family, context.attach));
     let neighbours = foreign.neighbours.iter().filter_map(|(family, limits)| {
-        let needed = Some(needs.neighbours[family]).filter(|needed| *needed > 0)?;
+        let needed = Some(context.neighbours[family]).filter(|needed| *needed > 0)?;
         limits.problem(family, needed)
     });
-    let ports = match needs.attach {
+    let ports = match context.attach {
         AttachMode::Bridge => limits::ports(foreign.bridge_ports),
         AttachMode::Routed => None,
     };
-    let gaps = gaps.iter().map(ToString::to_string);
-    let sources = foreign.rp_filter_interface.as_deref().map(rp_filter_problem);
-    let routing = routing::problems(&foreign.routing, &needs.pods).into_iter();
+    let missing_settings = missing_settings.iter().map(ToString::to_string);
+    let rp_filter = foreign.rp_filter_interface.as_deref().map(rp_filter_problem);
+    let routing = routing::problems(&foreign.routing, &context.pod_traffic).into_iter();
     let packets = filters.chain(tunnels).chain(routing);
-    packets.chain(legacy).chain(neighbours).chain(ports).chain(gaps).chain(sources).collect()
+    let limits = neighbours.chain(ports);
+    packets.chain(legacy).chain(limits).chain(missing_settings).chain(rp_filter).collect()
 }
 
-/// The problem with the `rp_filter` of all interfaces, or of this uplink.
+/// The problem with `rp_filter`; `name` is `all` or the name of an uplink.
 fn rp_filter_problem(name: &str) -> String {
     match name {
         "all" => "net.ipv4.conf.all.rp_filter is not 0: the kernel can drop packets between two nodes that use \
@@ -109,11 +119,11 @@ fn rp_filter_problem(name: &str) -> String {
 
 /// The inputs of the host check, and the value that it publishes.
 #[derive(Debug)]
-pub struct Task<S = OnHost> {
+pub struct Task<H = LocalHost> {
     /// Configured time between two periodic passes (`resync_seconds`).
     pub resync: Duration,
     /// The host.
-    pub survey: S,
+    pub host: H,
     /// The cluster's records.
     pub records: Records,
     /// The last pass over the kernel.
@@ -121,16 +131,16 @@ pub struct Task<S = OnHost> {
     /// Probe results of the path to each peer.
     pub verdicts: watch::Receiver<Arc<BTreeMap<Key, Verdict>>>,
     /// The problems found, each with its remedy.
-    pub host: watch::Sender<Vec<String>>,
+    pub problems: watch::Sender<Vec<String>>,
 }
 
 /// Access to the host that is checked.
-pub trait HostChecks {
+pub trait HostAccess {
     /// Problems inside pods' network namespaces.
-    fn insides(&mut self, cluster: &ClusterRecord) -> impl Future<Output = Vec<String>> + Send;
+    fn pod_problems(&mut self, cluster: &ClusterRecord) -> impl Future<Output = Vec<String>> + Send;
 
     /// The attachments whose interfaces belong to other plugins.
-    fn leases(&self) -> impl Future<Output = Vec<AttachmentEntry>> + Send;
+    fn leased_attachments(&self) -> impl Future<Output = Vec<AttachmentEntry>> + Send;
 
     /// Foreign filters, routes, rules and limits on the host ([`Kernel::foreign_state`]).
     fn foreign_state(
@@ -140,33 +150,33 @@ pub trait HostChecks {
         no_tunnel_answers: bool,
     ) -> impl Future<Output = Result<ForeignState, Error>> + Send;
 
-    /// Network managers that are not configured to ignore Polder's interfaces or routes.
-    fn gaps(&self) -> impl Future<Output = Vec<Gap>> + Send;
+    /// The settings that network managers lack to ignore Polder's interfaces and routes.
+    fn missing_settings(&self) -> impl Future<Output = Vec<MissingSetting>> + Send;
 }
 
 /// The host that the agent runs on.
 #[derive(Debug)]
-pub struct OnHost {
+pub struct LocalHost {
     kernel: Owner<Kernel>,
-    looker: Looker,
-    insides: Insides,
+    inspector: PodInspector,
+    inspections: PodInspections,
 }
 
-impl OnHost {
-    /// Reads the host through the kernel connection of the passes, and pods through `looker`.
-    pub fn new(kernel: Owner<Kernel>, looker: Looker) -> Self {
-        Self { kernel, looker, insides: Insides::default() }
+impl LocalHost {
+    /// Reads the host through the kernel connection of the passes, and pods through `inspector`.
+    pub fn new(kernel: Owner<Kernel>, inspector: PodInspector) -> Self {
+        Self { kernel, inspector, inspections: PodInspections::default() }
     }
 }
 
-impl HostChecks for OnHost {
-    async fn insides(&mut self, cluster: &ClusterRecord) -> Vec<String> {
-        self.insides.check_all(&self.looker, cluster).await
+impl HostAccess for LocalHost {
+    async fn pod_problems(&mut self, cluster: &ClusterRecord) -> Vec<String> {
+        self.inspections.check_all(&self.inspector, cluster).await
     }
 
-    async fn leases(&self) -> Vec<AttachmentEntry> {
+    async fn leased_attachments(&self) -> Vec<AttachmentEntry> {
         let is_lease = |held: &&AttachmentEntry| held.kind == AttachmentKind::Lease;
-        self.looker.ipam.run(move |ipam| ipam.attachments().filter(is_lease).cloned().collect()).await
+        self.inspector.ipam.run(move |ipam| ipam.attachments().filter(is_lease).cloned().collect()).await
     }
 
     async fn foreign_state(
@@ -180,12 +190,12 @@ impl HostChecks for OnHost {
             .await
     }
 
-    async fn gaps(&self) -> Vec<Gap> {
-        spawn_blocking(|| managers::gaps(Path::new("/"))).await.unwrap_or_default()
+    async fn missing_settings(&self) -> Vec<MissingSetting> {
+        spawn_blocking(|| managers::missing_settings(Path::new("/"))).await.unwrap_or_default()
     }
 }
 
-impl<S: HostChecks> Task<S> {
+impl<H: HostAccess> Task<H> {
     /// Runs for ever.
     pub async fn run(mut self) {
         let mut view = self.records.changes();
@@ -197,52 +207,54 @@ impl<S: HostChecks> Task<S> {
                 let _ = view.changed().await;
                 continue;
             };
-            let of_pods = self.survey.insides(&cluster).await;
-            self.check(&cluster, of_pods).await;
-            sleep(self.resync.min(EVERY)).await;
+            let pod_problems = self.host.pod_problems(&cluster).await;
+            self.check(&cluster, pod_problems).await;
+            sleep(self.resync.min(CHECK_INTERVAL)).await;
         }
     }
 
     /// Checks once.
-    pub(crate) async fn check(&self, cluster: &ClusterRecord, of_pods: Vec<String>) {
+    pub(crate) async fn check(&self, cluster: &ClusterRecord, pod_problems: Vec<String>) {
         let pass = self.passes.last().unwrap_or_default();
         let view = self.records.view();
         let pools = view.every_pool().map(|pool| (pool.record.cidr(), pool.record.block_length()));
-        let leases = self.survey.leases().await;
-        let addresses = leases.iter().flat_map(|held| held.addresses.iter().copied()).collect();
-        let pods = Pods {
+        let leased = self.host.leased_attachments().await;
+        let leased_addresses = leased.iter().flat_map(|held| held.addresses.iter().copied()).collect();
+        let pod_traffic = PodTraffic {
             pools: pools.collect(),
-            leased: addresses,
+            leased: leased_addresses,
             ingress_interfaces: pass.ingress_interfaces.clone(),
         };
-        // One borrow in the statement: with two, a writer that waits between them blocks the second one, and both hang.
+        // Borrow the channel once per statement: a second borrow would wait for a writer, and the writer for the first
+        // borrow.
         let verdicts = Arc::clone(&self.verdicts.borrow());
-        let needs = Needs {
+        let context = CheckContext {
             attach: cluster.attach,
             neighbours: pass.next_hops,
             silent_tunnels: silent_tunnels(&pass.paths, &verdicts),
-            failing: failing(&verdicts),
+            failing_families: failing_families(&verdicts),
             tunnel_port: Encapsulation::of(cluster).port(cluster),
             uplinks: self.passes.underlay().map(|underlay| underlay.interfaces()).unwrap_or_default(),
-            pods,
+            pod_traffic,
         };
-        let (pools, no_tunnel_answers) = (needs.pods.pools.clone(), !needs.silent_tunnels.is_empty());
-        // With one kind of path, both directions use the same interface. IPv6 has no such setting.
-        let can_differ = cluster.backend == Backend::Auto && view.families().contains(&Family::V4);
-        let underlay = self.passes.underlay().ok().filter(|_| can_differ);
+        let pools = context.pod_traffic.pools.clone();
+        let no_tunnel_answers = !context.silent_tunnels.is_empty();
+        // rp_filter exists only for IPv4. It drops packets only if the two directions use different kinds of path.
+        let may_be_asymmetric = cluster.backend == Backend::Auto && view.families().contains(&Family::V4);
+        let underlay = self.passes.underlay().ok().filter(|_| may_be_asymmetric);
         let uplink =
             underlay.and_then(|underlay| Some(underlay.uplinks[Family::V4].as_ref()?.interface.clone()));
-        let foreign = match self.survey.foreign_state(pools, uplink, no_tunnel_answers).await {
+        let foreign = match self.host.foreign_state(pools, uplink, no_tunnel_answers).await {
             Ok(foreign) => foreign,
             // Other programs may change their rules during the read: keep the last result.
             Err(error) => {
                 return debug!(%error, "cannot read the packet filters of other programs: keeping the last result");
             }
         };
-        let gaps = self.survey.gaps().await;
-        let problems =
-            [problems(&foreign, &gaps, &needs), presence::problems(leases.iter()), of_pods].concat();
-        self.host.send_if_modified(|known| {
+        let missing_settings = self.host.missing_settings().await;
+        let host_problems = problems(&foreign, &missing_settings, &context);
+        let problems = [host_problems, presence::problems(leased.iter()), pod_problems].concat();
+        self.problems.send_if_modified(|known| {
             problems.iter().filter(|problem| !known.contains(problem)).for_each(|problem| warn!("{problem}"));
             known
                 .iter()
@@ -256,7 +268,7 @@ impl<S: HostChecks> Task<S> {
 }
 
 /// Pod families in which at least one peer's pods do not answer.
-fn failing(verdicts: &BTreeMap<Key, Verdict>) -> BTreeSet<Family> {
+fn failing_families(verdicts: &BTreeMap<Key, Verdict>) -> BTreeSet<Family> {
     let has_failed = |verdict: &Verdict| {
         matches!(verdict, Verdict::Silent | Verdict::Dropped | Verdict::PathMtuTooSmall(_))
     };
@@ -290,30 +302,30 @@ mod tests {
     use crate::underlay::NotChosen;
     use polder_ipam::Revision;
 
-    fn needs(attach: AttachMode) -> Needs {
+    fn context(attach: AttachMode) -> CheckContext {
         let silent_tunnels = BTreeSet::new();
-        Needs {
+        CheckContext {
             attach,
             neighbours: PerFamily::default(),
             silent_tunnels,
-            failing: BTreeSet::new(),
+            failing_families: BTreeSet::new(),
             tunnel_port: 8472,
             uplinks: BTreeSet::new(),
-            pods: Pods::default(),
+            pod_traffic: PodTraffic::default(),
         }
     }
 
     #[test]
     fn a_host_without_disturbing_settings_has_no_problems() {
-        let needs = Needs { neighbours: PerFamily::new(100, 0), ..needs(AttachMode::Bridge) };
-        assert_eq!(problems(&ForeignState::default(), &[], &needs), Vec::<String>::new());
+        let context = CheckContext { neighbours: PerFamily::new(100, 0), ..context(AttachMode::Bridge) };
+        assert_eq!(problems(&ForeignState::default(), &[], &context), Vec::<String>::new());
     }
 
     #[test]
     fn a_nearly_full_bridge_is_a_problem_only_in_attach_mode_bridge() {
         let foreign = ForeignState { bridge_ports: 1000, ..ForeignState::default() };
-        assert_eq!(problems(&foreign, &[], &needs(AttachMode::Bridge)).len(), 1);
-        assert_eq!(problems(&foreign, &[], &needs(AttachMode::Routed)), Vec::<String>::new());
+        assert_eq!(problems(&foreign, &[], &context(AttachMode::Bridge)).len(), 1);
+        assert_eq!(problems(&foreign, &[], &context(AttachMode::Routed)), Vec::<String>::new());
     }
 
     /// A host with the state that the test sets.
@@ -322,10 +334,10 @@ mod tests {
 
     #[derive(Debug, Default)]
     struct State {
-        insides: Vec<String>,
+        pod_problems: Vec<String>,
         foreign: ForeignState,
         is_unreadable: bool,
-        looks: usize,
+        reads: usize,
     }
 
     impl Fake {
@@ -334,12 +346,12 @@ mod tests {
         }
     }
 
-    impl HostChecks for Fake {
-        async fn insides(&mut self, _: &ClusterRecord) -> Vec<String> {
-            self.with(|state| state.insides.clone())
+    impl HostAccess for Fake {
+        async fn pod_problems(&mut self, _: &ClusterRecord) -> Vec<String> {
+            self.with(|state| state.pod_problems.clone())
         }
 
-        async fn leases(&self) -> Vec<AttachmentEntry> {
+        async fn leased_attachments(&self) -> Vec<AttachmentEntry> {
             Vec::new()
         }
 
@@ -350,7 +362,7 @@ mod tests {
             _: bool,
         ) -> Result<ForeignState, Error> {
             self.with(|state| {
-                state.looks += 1;
+                state.reads += 1;
                 if state.is_unreadable {
                     return Err(Error::Interrupted(1));
                 }
@@ -358,7 +370,7 @@ mod tests {
             })
         }
 
-        async fn gaps(&self) -> Vec<Gap> {
+        async fn missing_settings(&self) -> Vec<MissingSetting> {
             Vec::new()
         }
     }
@@ -372,57 +384,57 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn problems_are_published_until_resolved_and_kept_while_the_host_cannot_be_read() {
-        let survey = Fake::default();
-        let (watcher, view) = watch::channel(Arc::<View>::default());
-        let (host, problems) = watch::channel(Vec::new());
+        let host = Fake::default();
+        let (view_sender, view) = watch::channel(Arc::<View>::default());
+        let (problem_sender, problems) = watch::channel(Vec::new());
         let task = Task {
-            resync: EVERY,
-            survey: survey.clone(),
+            resync: CHECK_INTERVAL,
+            host: host.clone(),
             records: Records::new(view),
             passes: Passes::new(watch::channel(Err(NotChosen::NotYet)).1, watch::channel(None).1),
             verdicts: watch::channel(Arc::default()).1,
-            host,
+            problems: problem_sender,
         };
         let mut running = Box::pin(task.run());
-        let mut go_on =
+        let mut advance =
             async |time: Duration| assert!(timeout(time, &mut running).await.is_err(), "the task ended");
-        go_on(EVERY * 2).await;
+        advance(CHECK_INTERVAL * 2).await;
         assert_eq!(
-            survey.with(|state| state.looks),
+            host.with(|state| state.reads),
             0,
-            "without the cluster's settings, the own state is unknown"
+            "the host is checked before the cluster settings are known"
         );
-        watcher.send_replace(Arc::new(cluster()));
-        survey.with(|state| {
-            state.insides.push("a pod has no route".to_owned());
+        view_sender.send_replace(Arc::new(cluster()));
+        host.with(|state| {
+            state.pod_problems.push("a pod has no route".to_owned());
             state.foreign.rp_filter_interface = Some("all".to_owned());
         });
-        go_on(EVERY / 2).await;
+        advance(CHECK_INTERVAL / 2).await;
         let found = problems.borrow().clone();
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].contains("rp_filter") && found[1] == "a pod has no route", "{found:?}");
-        survey.with(|state| (state.is_unreadable, state.insides) = (true, Vec::new()));
-        go_on(EVERY).await;
+        host.with(|state| (state.is_unreadable, state.pod_problems) = (true, Vec::new()));
+        advance(CHECK_INTERVAL).await;
         assert_eq!(*problems.borrow(), found);
-        survey.with(|state| state.is_unreadable = false);
-        go_on(EVERY).await;
+        host.with(|state| state.is_unreadable = false);
+        advance(CHECK_INTERVAL).await;
         assert_eq!(*problems.borrow(), found[..1]);
-        survey.with(|state| state.foreign.rp_filter_interface = None);
-        go_on(EVERY).await;
+        host.with(|state| state.foreign.rp_filter_interface = None);
+        advance(CHECK_INTERVAL).await;
         assert!(problems.borrow().is_empty());
-        assert_eq!(survey.with(|state| state.looks), 4);
+        assert_eq!(host.with(|state| state.reads), 4);
     }
 
     #[test]
     fn a_check_and_a_change_of_the_verdicts_do_not_deadlock() {
         let (verdicts, receiver) = watch::channel(Arc::default());
         let task = Task {
-            resync: EVERY,
-            survey: Fake::default(),
+            resync: CHECK_INTERVAL,
+            host: Fake::default(),
             records: Records::new(watch::channel(Arc::new(cluster())).1),
             passes: Passes::new(watch::channel(Err(NotChosen::NotYet)).1, watch::channel(None).1),
             verdicts: receiver,
-            host: watch::channel(Vec::new()).0,
+            problems: watch::channel(Vec::new()).0,
         };
         let (done, ended) = mpsc::channel();
         std::thread::spawn(move || {
@@ -442,6 +454,6 @@ mod tests {
         while !changes.is_finished() && std::time::Instant::now() < deadline {
             std::thread::yield_now();
         }
-        assert!(changes.is_finished() && changes.join().unwrap(), "both wait for each other");
+        assert!(changes.is_finished() && changes.join().unwrap(), "the check and the prober deadlock");
     }
 }

@@ -29,15 +29,15 @@ use crate::reporter::Reporter;
 use crate::status;
 
 /// Interval between attempts to listen while the port is in use.
-const AGAIN: Duration = Duration::from_secs(5);
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// State of the HTTP server.
 #[derive(Debug)]
 pub struct Task {
     /// Listen address.
     pub address: SocketAddr,
-    /// Why the server does not listen; `None` if it does. Pods do not depend on it.
-    pub unserved: watch::Sender<Option<String>>,
+    /// Why the server does not listen; `None` if it listens. Pods do not depend on the server.
+    pub listen_problem: watch::Sender<Option<String>>,
     /// The agent's threads.
     pub threads: Threads,
     /// Sources of the node's status.
@@ -47,54 +47,53 @@ pub struct Task {
 impl Task {
     /// Serves for ever.
     pub async fn run(self) {
-        let listener = listen(self.address, &self.unserved).await;
+        let listener = listen(self.address, &self.listen_problem).await;
         serve(self, listener).await;
     }
 }
 
 /// Listens on the address, as soon as no other program does.
-async fn listen(address: SocketAddr, unserved: &watch::Sender<Option<String>>) -> TcpListener {
+async fn listen(address: SocketAddr, listen_problem: &watch::Sender<Option<String>>) -> TcpListener {
     loop {
         match TcpListener::bind(address).await {
             Ok(listener) => {
-                if unserved.send_replace(None).is_some() {
+                if listen_problem.send_replace(None).is_some() {
                     info!(%address, "health and metrics are now served");
                 }
                 return listener;
             }
             Err(error) => {
                 let problem = format!(
-                    "health and metrics are not served at {address}: {error}. Set another address with http or \
-                     --http; ss -ltnp \
-                     shows which process listens where"
+                    "health and metrics are not served at {address}: {error}. `ss -ltnp` shows the process that uses \
+                     the port: stop it, or set another address with http in agent.toml or with --http"
                 );
-                if set_if_changed(unserved, Some(problem.clone())) {
+                if set_if_changed(listen_problem, Some(problem.clone())) {
                     warn!("{problem}");
                 }
             }
         }
-        sleep(AGAIN).await;
+        sleep(RETRY_INTERVAL).await;
     }
 }
 
 /// An agent whose state is requested.
 trait AgentState: Send + Sync + 'static {
     /// A text for each stuck thread of the agent, as for systemd's watchdog.
-    fn standstills(&self) -> impl Future<Output = Vec<String>> + Send;
+    fn stuck_threads(&self) -> impl Future<Output = Vec<String>> + Send;
 
-    /// Why the node is not ready. Empty if it is.
-    fn reasons(&self) -> Vec<String>;
+    /// Why the node is not ready. Empty if it is ready.
+    fn unready_reasons(&self) -> Vec<String>;
 
     /// All metrics.
     fn metrics(&self) -> impl Future<Output = Registry> + Send;
 }
 
 impl AgentState for Task {
-    async fn standstills(&self) -> Vec<String> {
-        self.threads.standstills().await
+    async fn stuck_threads(&self) -> Vec<String> {
+        self.threads.stuck_threads().await
     }
 
-    fn reasons(&self) -> Vec<String> {
+    fn unready_reasons(&self) -> Vec<String> {
         self.reporter.readiness.reasons()
     }
 
@@ -115,19 +114,19 @@ async fn serve<A: AgentState>(agent: A, listener: TcpListener) {
 }
 
 async fn live<A: AgentState>(State(agent): State<Arc<A>>) -> (StatusCode, String) {
-    unless(&agent.standstills().await)
+    health_response(&agent.stuck_threads().await)
 }
 
 async fn ready<A: AgentState>(State(agent): State<Arc<A>>) -> (StatusCode, String) {
-    unless(&agent.reasons())
+    health_response(&agent.unready_reasons())
 }
 
 /// Status 200 without problems, otherwise 503 with the texts.
-fn unless(wrong: &[String]) -> (StatusCode, String) {
-    if wrong.is_empty() {
+fn health_response(problems: &[String]) -> (StatusCode, String) {
+    if problems.is_empty() {
         (StatusCode::OK, "ok\n".to_owned())
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, wrong.join("\n") + "\n")
+        (StatusCode::SERVICE_UNAVAILABLE, problems.join("\n") + "\n")
     }
 }
 
@@ -212,20 +211,23 @@ fn register_nodes(registry: &mut Registry, reporter: &Reporter) {
 }
 
 /// A gauge for fractions, and for numbers larger than an integer gauge can hold.
-type Fraction = Gauge<f64, AtomicU64>;
+type FloatGauge = Gauge<f64, AtomicU64>;
 
 /// Usage of the pools: an alarm at 80 % leaves time to add a pool.
 fn register_pools(registry: &mut Registry, reporter: &Reporter) {
     let view = reporter.node_state().view();
-    let blocks: Metrics<[(&'static str, String); 2], Fraction> = Metrics::default();
-    let ratio: Metrics<[(&'static str, String); 1], Fraction> = Metrics::default();
+    let blocks: Metrics<[(&'static str, String); 2], FloatGauge> = Metrics::default();
+    let ratio: Metrics<[(&'static str, String); 1], FloatGauge> = Metrics::default();
     for known in view.every_pool().filter(|known| known.record.purpose == Purpose::Blocks) {
         let (pool, name) = (&known.record, known.record.name.to_string());
         let claimed = ClaimedCount::of(&view, pool);
         for (state, number) in
             [("owned", claimed.owned.into()), ("resting", claimed.resting.into()), ("free", claimed.free())]
         {
-            #[expect(clippy::cast_precision_loss, reason = "of 2^53 blocks one more or less is none")]
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "above 2^53 blocks, a rounding error does not matter"
+            )]
             blocks.get_or_create(&[("pool", name.clone()), ("state", state.to_owned())]).set(number as f64);
         }
         ratio.get_or_create(&[("pool", name)]).set(claimed.ratio());
@@ -244,17 +246,17 @@ mod tests {
     /// An agent with these stuck threads and these reasons for not being ready.
     #[derive(Debug, Clone, Default)]
     struct Fake {
-        standstills: Vec<String>,
-        reasons: Vec<String>,
+        stuck_threads: Vec<String>,
+        unready_reasons: Vec<String>,
     }
 
     impl AgentState for Fake {
-        async fn standstills(&self) -> Vec<String> {
-            self.standstills.clone()
+        async fn stuck_threads(&self) -> Vec<String> {
+            self.stuck_threads.clone()
         }
 
-        fn reasons(&self) -> Vec<String> {
-            self.reasons.clone()
+        fn unready_reasons(&self) -> Vec<String> {
+            self.unready_reasons.clone()
         }
 
         async fn metrics(&self) -> Registry {
@@ -280,8 +282,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_working_agent_is_alive_although_its_node_is_not_ready() {
-        let reasons = vec!["no etcd".to_owned(), "no path".to_owned()];
-        let agent = Fake { reasons, ..Fake::default() };
+        let unready_reasons = vec!["no etcd".to_owned(), "no path".to_owned()];
+        let agent = Fake { unready_reasons, ..Fake::default() };
         assert_eq!(get(agent.clone(), "/livez").await, ("HTTP/1.1 200 OK".to_owned(), "ok\n".to_owned()));
         let (status, body) = get(agent, "/readyz").await;
         assert_eq!(
@@ -295,9 +297,9 @@ mod tests {
     async fn a_used_port_is_reported_and_retried() {
         let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = taken.local_addr().unwrap();
-        let (unserved, receiver) = watch::channel(None);
-        let waiting = tokio::spawn(async move { listen(address, &unserved).await });
-        sleep(AGAIN / 2).await;
+        let (listen_problem, receiver) = watch::channel(None);
+        let waiting = tokio::spawn(async move { listen(address, &listen_problem).await });
+        sleep(RETRY_INTERVAL / 2).await;
         let problem = receiver.borrow().clone().unwrap();
         assert!(problem.contains(&address.to_string()) && problem.contains("--http"), "{problem}");
         drop(taken);
@@ -307,7 +309,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_blocked_agent_is_not_alive_but_still_serves_metrics() {
-        let agent = Fake { standstills: vec!["the ledger".to_owned()], ..Fake::default() };
+        let agent = Fake { stuck_threads: vec!["the ledger".to_owned()], ..Fake::default() };
         let (status, body) = get(agent.clone(), "/livez").await;
         assert_eq!((status.as_str(), body.as_str()), ("HTTP/1.1 503 Service Unavailable", "the ledger\n"));
         let (status, body) = get(agent, "/metrics").await;

@@ -85,7 +85,7 @@ pub async fn check(membership: &Membership, store: &Store, repairs: RepairMode) 
     let checked = match sent {
         Ok(_) => ask(membership, store, &id, repairs).await,
         // The request is not in the datastore.
-        Err(error) if !error.needs_look() => return Err(NotChecked::Store(error).into()),
+        Err(error) if !error.needs_reread() => return Err(NotChecked::Store(error).into()),
         Err(error) => Err(NotChecked::Store(error)),
     };
     if let Err(error) = clean_up(store, &id).await {
@@ -111,7 +111,8 @@ async fn ask(
     loop {
         let (silent, absent) = unanswered(&members, &alive, &answers);
         // An agent without a lease can answer, too: the datastore may have refused the lease.
-        let is_over = silent.is_empty() && (absent.is_empty() || started.elapsed() >= answer::CERTAIN);
+        let is_over =
+            silent.is_empty() && (absent.is_empty() || started.elapsed() >= answer::MIN_DEVIATION_TIME);
         if is_over || started.elapsed() >= answer_timeout {
             break;
         }
@@ -122,7 +123,7 @@ async fn ask(
             Err(error) => debug!(%error, "cannot read the answers to a check yet"),
         }
     }
-    while !among.is_empty() && started.elapsed() < answer::CERTAIN {
+    while !among.is_empty() && started.elapsed() < answer::MIN_DEVIATION_TIME {
         sleep(PAUSE).await;
     }
     // While blocks and addresses change, a single examination can report inconsistencies that do not persist.

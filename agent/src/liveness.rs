@@ -28,7 +28,7 @@ pub struct Threads {
 impl Threads {
     /// A text for each stuck thread. Empty if all make progress. Faults of the datastore or of peers do not count,
     /// because a restart of the agent would not help.
-    pub async fn standstills(&self) -> Vec<String> {
+    pub async fn stuck_threads(&self) -> Vec<String> {
         let (ledger, kernel, pods, filter) = tokio::join!(
             self.ledger.works(TIMEOUT),
             self.kernel.works(TIMEOUT),

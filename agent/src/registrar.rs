@@ -136,7 +136,7 @@ impl RegistrarHost for OnNode {
         let _ = timeout(max_wait, views.wait_for(|now| !Arc::ptr_eq(now, view))).await;
     }
 
-    async fn caught_up(&self, revision: Revision) -> Result<(), StoreError> {
+    async fn wait_for_revision(&self, revision: Revision) -> Result<(), StoreError> {
         let mut views = self.node.node_state.records.changes();
         match timeout(CATCH_UP, views.wait_for(|view| view.revision >= revision)).await {
             Ok(Ok(_)) => Ok(()),

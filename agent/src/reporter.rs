@@ -51,7 +51,7 @@ pub struct Published {
     /// Effects of other software on the host on pods, each with its remedy.
     pub host: watch::Receiver<Vec<String>>,
     /// Why health and metrics are not served over HTTP.
-    pub unserved: watch::Receiver<Option<String>>,
+    pub listen_problem: watch::Receiver<Option<String>>,
 }
 
 impl Reporter {

@@ -254,7 +254,7 @@ impl RequestHandler for Task {
             }
             Request::Health(request) => Reply::Health(health::health(reporter, &request).await),
             Request::Status => Reply::Status(Box::new(status::status(reporter).await)),
-            Request::Live => Reply::Live(self.threads.standstills().await),
+            Request::Live => Reply::Live(self.threads.stuck_threads().await),
             Request::Plan => Reply::Planned(engine::ask(plans).await?),
             Request::Nodes => Reply::Nodes(status::nodes(reporter).await?),
             Request::Pools => Reply::Pools(pools::list(records, &reporter.store).await?),

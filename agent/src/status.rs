@@ -11,7 +11,7 @@ use polder_api::{Family, NodeName, PerFamily};
 use tokio::time::Instant;
 
 use crate::health;
-use crate::host::{insides, managers};
+use crate::host::{managers, pod_inspection};
 use crate::kernel::desired::Path;
 use crate::leases;
 use crate::machine::now;
@@ -43,7 +43,7 @@ pub async fn status(reporter: &Reporter) -> Status {
     let mut problems = problems(reporter, &view, pass.as_deref());
     problems.extend(refused::problems(&reporter.store));
     problems.extend(reporter.published.host.borrow().iter().cloned());
-    problems.extend(reporter.published.unserved.borrow().clone());
+    problems.extend(reporter.published.listen_problem.borrow().clone());
     problems.extend(preceding(reporter));
     let leases = reporter.published.leases.borrow().among(|name| view.nodes.contains_key(name));
     problems.extend(leases.problems(Instant::now()));
@@ -141,7 +141,7 @@ fn missing(reporter: &Reporter, view: &View) -> Vec<String> {
     if reporter.config.probe_peers {
         missing.extend(reporter.published.endpoint.borrow().missing(&view.families()));
     }
-    missing.extend(insides::not_looked_at());
+    missing.extend(pod_inspection::not_looked_at());
     missing.extend(managers::not_looked_at());
     missing.extend(presence::not_seen());
     missing

@@ -48,7 +48,7 @@ impl Task {
 /// An agent that reports to systemd.
 trait WatchdogState {
     /// A text for each stuck thread of the agent.
-    fn standstills(&self) -> impl Future<Output = Vec<String>>;
+    fn stuck_threads(&self) -> impl Future<Output = Vec<String>>;
 
     /// Why the node is not ready. Empty if it is.
     fn reasons(&self) -> Vec<String>;
@@ -58,8 +58,8 @@ trait WatchdogState {
 }
 
 impl WatchdogState for Task {
-    async fn standstills(&self) -> Vec<String> {
-        self.threads.standstills().await
+    async fn stuck_threads(&self) -> Vec<String> {
+        self.threads.stuck_threads().await
     }
 
     fn reasons(&self) -> Vec<String> {
@@ -76,10 +76,10 @@ async fn report<R: WatchdogState>(agent: &R, interval: Duration) {
     let (mut started, mut last_status) = (false, String::new());
     let mut due = Instant::now();
     loop {
-        let mut standstills = Vec::new();
+        let mut stuck_threads = Vec::new();
         if due <= Instant::now() {
-            standstills = agent.standstills().await;
-            if standstills.is_empty() {
+            stuck_threads = agent.stuck_threads().await;
+            if stuck_threads.is_empty() {
                 let sign = if started { "" } else { "READY=1\n" };
                 if agent.notify(format!("{sign}{}", NotifyState::Watchdog)).await {
                     due = Instant::now() + interval;
@@ -87,7 +87,8 @@ async fn report<R: WatchdogState>(agent: &R, interval: Duration) {
                 }
             }
         }
-        let status = if standstills.is_empty() { describe(&agent.reasons()) } else { standstills.join("; ") };
+        let status =
+            if stuck_threads.is_empty() { describe(&agent.reasons()) } else { stuck_threads.join("; ") };
         // In a separate message: systemd drops the whole message if it is too long.
         if status != last_status && agent.notify(status_line(&status)).await {
             last_status = status;
@@ -142,7 +143,7 @@ mod tests {
 
     #[derive(Debug, Default)]
     struct State {
-        standstills: Vec<String>,
+        stuck_threads: Vec<String>,
         reasons: Vec<String>,
         /// Whether messages to systemd fail.
         sending_fails: bool,
@@ -167,8 +168,8 @@ mod tests {
     }
 
     impl WatchdogState for Fake {
-        async fn standstills(&self) -> Vec<String> {
-            self.with(|state| state.standstills.clone())
+        async fn stuck_threads(&self) -> Vec<String> {
+            self.with(|state| state.stuck_threads.clone())
         }
 
         fn reasons(&self) -> Vec<String> {
@@ -204,10 +205,10 @@ mod tests {
         let agent = Fake::default();
         let mut running = Box::pin(report(&agent, INTERVAL));
         agent.messages_within(&mut running, INTERVAL / 2).await;
-        agent.with(|state| state.standstills.push("the ledger does not respond".to_owned()));
+        agent.with(|state| state.stuck_threads.push("the ledger does not respond".to_owned()));
         let messages = agent.messages_within(&mut running, INTERVAL * 3).await;
         assert_eq!(messages, "STATUS=the ledger does not respond");
-        agent.with(|state| state.standstills.clear());
+        agent.with(|state| state.stuck_threads.clear());
         let messages = agent.messages_within(&mut running, INTERVAL / 2).await;
         assert_eq!(messages, "WATCHDOG=1 | STATUS=ready");
     }

@@ -58,7 +58,7 @@ impl Attempt {
         match (answer, self.trace) {
             (Ok(Outcome::Applied { revision }), _) => AttemptAnswer::Made(revision),
             (Ok(Outcome::Refused), _) => AttemptAnswer::Refused,
-            (Err(error), Some(trace)) if error.needs_look() => {
+            (Err(error), Some(trace)) if error.needs_reread() => {
                 AttemptAnswer::InDoubt(UnknownOutcome { trace, error })
             }
             (Err(error), _) => AttemptAnswer::Failed(error),

@@ -146,7 +146,7 @@ impl StoreError {
     }
 
     /// Whether the result of a transaction with this error must be read. After a refusal one read is enough.
-    pub fn needs_look(&self) -> bool {
+    pub fn needs_reread(&self) -> bool {
         match self {
             Self::NoAnswer { .. } => true,
             Self::Refused { refusal, .. } => refusal.effect() == Effect::Perhaps,

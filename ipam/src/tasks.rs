@@ -180,7 +180,7 @@ pub trait RegistrarHost: Host {
     fn changed(&self, view: &Arc<View>, max_wait: Duration) -> impl Future<Output = ()>;
 
     /// Waits until the view shows the record written at `revision`. Fails after [`CATCH_UP`].
-    fn caught_up(&self, revision: Revision) -> impl Future<Output = Result<(), StoreError>>;
+    fn wait_for_revision(&self, revision: Revision) -> impl Future<Output = Result<(), StoreError>>;
 
     /// How peers reach this node, or why that is not known yet.
     fn presence(&self, view: &View) -> Result<NodePresence, NoPresence>;

@@ -50,24 +50,24 @@ pub struct Table {
     pub chains: Vec<Chain>,
 }
 
-/// The table family: the kernel has separate tables for IP and ARP.
+/// One of the two tables of a [`Table`]. [`TableFamily`] is the family of a table of another program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum TableSide {
+pub enum TableKind {
     /// IPv4 and IPv6 (family `inet`).
     Ip,
     /// ARP (family `arp`).
     Arp,
 }
 
-impl TableSide {
+impl TableKind {
     const BOTH: [Self; 2] = [Self::Ip, Self::Arp];
 }
 
-/// A set, which rules refer to by name. A set that exists on both sides has the same elements on both.
+/// A set, which rules refer to by name. A set that exists in both tables has the same elements in both.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Set {
     /// The table that has the set.
-    pub side: TableSide,
+    pub table: TableKind,
     /// The name of the set.
     pub name: &'static str,
     /// The type of its elements.
@@ -99,16 +99,16 @@ pub enum Hook {
 }
 
 impl Hook {
-    /// The table family of the hook.
-    pub fn side(self) -> TableSide {
+    /// The table that has the hook.
+    pub fn table(self) -> TableKind {
         match self {
-            Self::Raw | Self::Input | Self::SourceNat => TableSide::Ip,
-            Self::ArpInput => TableSide::Arp,
+            Self::Raw | Self::Input | Self::SourceNat => TableKind::Ip,
+            Self::ArpInput => TableKind::Arp,
         }
     }
 }
 
-/// A rule: applies the verdict to packets for which all matches are true. It counts them.
+/// A rule: applies the verdict to packets for which all matches are true, and counts these packets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rule {
     /// The purpose of the rule, shown by `nft list`.
@@ -145,16 +145,16 @@ pub enum Match {
     /// ICMP for IPv6 of this type (RFC 4443).
     Icmpv6(u8),
     /// The address family of the inner packet of a tunnel. Requires [`Match::UdpTo`] before it.
-    Carries(Family),
+    InnerFamily(Family),
     /// The pair of outer source address and first bits of the inner source address, in or not in a set. Requires
-    /// [`Match::Family`] and [`Match::Carries`] before it.
-    Bearer {
+    /// [`Match::Family`] and [`Match::InnerFamily`] before it.
+    TunnelSource {
         /// The address family of the inner packet.
-        carried: Family,
+        inner: Family,
         /// The number of bits of the inner source address that are compared.
         length: u8,
         /// The set. Its family is the outer one.
-        within: SetMatch,
+        set: SetMatch,
     },
     /// An ARP reply.
     ArpReply,
@@ -203,11 +203,11 @@ pub enum TableState {
     Different(String),
 }
 
-/// Number of times a set that exists on both sides is read again if the sides differ.
-const ATTEMPTS: usize = 3;
+/// Number of times a set that exists in both tables is read again if its elements differ.
+const MAX_REREADS: usize = 3;
 
 /// Maximum number of dumps of a set, if they are not equal.
-const DUMPS: usize = 4;
+const MAX_DUMPS: usize = 4;
 
 /// An atomic list of changes.
 #[derive(Debug)]
@@ -223,19 +223,19 @@ impl Table {
 
     /// Creates the table with these elements, and replaces any table of that name.
     pub fn install(&self, elements: &Elements) -> Transaction {
-        let mut all = self.delete().0;
+        let mut operations = self.delete().0;
         let fingerprint = self.fingerprint();
-        all.extend(TableSide::BOTH.map(|side| encode::add_table(side, self.name, Some(&fingerprint))));
-        all.extend(self.sets.iter().zip(1..).map(|(set, id)| encode::add_set(self.name, set, id)));
+        operations.extend(TableKind::BOTH.map(|kind| encode::add_table(kind, self.name, Some(&fingerprint))));
+        operations.extend(self.sets.iter().zip(1..).map(|(set, id)| encode::add_set(self.name, set, id)));
         for set in &self.sets {
             let members = elements.get(set.name).into_iter().flatten();
-            all.extend(encode::add_elements(self.name, set, members));
+            operations.extend(encode::add_elements(self.name, set, members));
         }
         for chain in &self.chains {
-            all.push(encode::add_chain(self.name, chain));
-            all.extend(chain.rules.iter().map(|rule| encode::add_rule(self.name, chain, rule)));
+            operations.push(encode::add_chain(self.name, chain));
+            operations.extend(chain.rules.iter().map(|rule| encode::add_rule(self.name, chain, rule)));
         }
-        Transaction(all)
+        Transaction(operations)
     }
 
     /// Adds and removes elements of one set. The transaction fails if an element to remove does not exist.
@@ -247,32 +247,32 @@ impl Table {
     ) -> Transaction {
         let (add, remove) = (add.into_iter(), remove.into_iter());
         let change = |set| {
-            let mut all = encode::delete_elements(self.name, set, remove.clone());
-            all.extend(encode::add_elements(self.name, set, add.clone()));
-            all
+            let mut operations = encode::delete_elements(self.name, set, remove.clone());
+            operations.extend(encode::add_elements(self.name, set, add.clone()));
+            operations
         };
-        Transaction(self.named(set).flat_map(change).collect())
+        Transaction(self.sets_named(set).flat_map(change).collect())
     }
 
-    /// The set, once for each side that has it.
-    fn named(&self, name: &'static str) -> impl Iterator<Item = &Set> {
+    /// The set, once for each table that has it.
+    fn sets_named(&self, name: &'static str) -> impl Iterator<Item = &Set> {
         self.sets.iter().filter(move |set| set.name == name)
     }
 
     /// Replaces all elements of the set by `elements`.
     pub fn refill(&self, set: &'static str, elements: &BTreeSet<Element>) -> Transaction {
         let refill = |set| {
-            let mut all = vec![encode::flush_set(self.name, set)];
-            all.extend(encode::add_elements(self.name, set, elements));
-            all
+            let mut operations = vec![encode::flush_set(self.name, set)];
+            operations.extend(encode::add_elements(self.name, set, elements));
+            operations
         };
-        Transaction(self.named(set).flat_map(refill).collect())
+        Transaction(self.sets_named(set).flat_map(refill).collect())
     }
 
     /// Deletes the table with its content. Succeeds if it does not exist.
     pub fn delete(&self) -> Transaction {
-        let delete = |side| [encode::add_table(side, self.name, None), encode::delete_table(side, self.name)];
-        Transaction(TableSide::BOTH.into_iter().flat_map(delete).collect())
+        let delete = |kind| [encode::add_table(kind, self.name, None), encode::delete_table(kind, self.name)];
+        Transaction(TableKind::BOTH.into_iter().flat_map(delete).collect())
     }
 }
 
@@ -285,10 +285,10 @@ impl FilterSocket {
         self.transact(encode::begin(), transaction.0, encode::end())
     }
 
-    /// Whether a table with the name of `table` exists, on either side.
+    /// Whether a table with the name of `table` exists, of either family.
     pub fn has(&mut self, table: &Table) -> Result<bool, Error> {
-        for side in TableSide::BOTH {
-            match self.get(encode::get_table(side, table.name)) {
+        for kind in TableKind::BOTH {
+            match self.get(encode::get_table(kind, table.name)) {
                 Ok(_) => return Ok(true),
                 Err(error) if error.is_missing() => {}
                 Err(error) => return Err(error),
@@ -298,7 +298,7 @@ impl FilterSocket {
     }
 
     /// Reads the table from the kernel and compares it with `table`.
-    pub fn find(&mut self, table: &Table) -> Result<TableState, Error> {
+    pub fn table_state(&mut self, table: &Table) -> Result<TableState, Error> {
         match self.read(table) {
             Ok(found) => Ok(found),
             Err(error) if error.is_missing() => {
@@ -309,8 +309,8 @@ impl FilterSocket {
     }
 
     fn read(&mut self, table: &Table) -> Result<TableState, Error> {
-        for side in TableSide::BOTH {
-            let comment = decode::table_comment(&self.get(encode::get_table(side, table.name))?);
+        for kind in TableKind::BOTH {
+            let comment = decode::table_comment(&self.get(encode::get_table(kind, table.name))?);
             if comment.as_deref() != Some(table.fingerprint().as_str()) {
                 return Ok(TableState::Different(format!(
                     "another version created the table (comment {:?})",
@@ -328,8 +328,8 @@ impl FilterSocket {
             }
         }
         let mut rules = Vec::new();
-        for side in TableSide::BOTH {
-            let message = encode::get_rules(side, table.name);
+        for kind in TableKind::BOTH {
+            let message = encode::get_rules(kind, table.name);
             rules.extend(self.dump(message, |message| decode::rule(&message, table.name))?);
         }
         for chain in &table.chains {
@@ -342,19 +342,19 @@ impl FilterSocket {
         let mut elements = Elements::new();
         for set in &table.sets {
             let found = self.elements(table, set)?;
-            let Some(before) = elements.insert(set.name, found.clone()) else { continue };
-            let mut differ: BTreeSet<Element> = before.symmetric_difference(&found).cloned().collect();
-            // A change between the reads of the two sides disappears when both are read again.
-            for _ in 0..ATTEMPTS {
-                if differ.is_empty() {
+            let Some(other) = elements.insert(set.name, found.clone()) else { continue };
+            let mut differing: BTreeSet<Element> = other.symmetric_difference(&found).cloned().collect();
+            // A change between the reads of the two tables disappears when both are read again.
+            for _ in 0..MAX_REREADS {
+                if differing.is_empty() {
                     break;
                 }
-                let other = table.named(set.name).next().unwrap_or(set);
-                let (one, two) = (self.elements(table, other)?, self.elements(table, set)?);
-                differ.retain(|element| one.contains(element) != two.contains(element));
-                elements.insert(set.name, two);
+                let first_set = table.sets_named(set.name).next().unwrap_or(set);
+                let (first, second) = (self.elements(table, first_set)?, self.elements(table, set)?);
+                differing.retain(|element| first.contains(element) != second.contains(element));
+                elements.insert(set.name, second);
             }
-            if !differ.is_empty() {
+            if !differing.is_empty() {
                 return Ok(TableState::Different(format!(
                     "set {} differs between the inet and the arp table",
                     set.name
@@ -371,22 +371,23 @@ impl FilterSocket {
 
     /// Dumps a set.
     ///
-    /// The kernel dumps a set by position, and resizes a hash set at a time of its own, which changes the positions: a
-    /// dump of several messages can miss elements (`nft_rhash_walk` in `net/netfilter/nft_set_hash.c`). So it is
-    /// repeated until two dumps are equal. If none are, because the set changes all the time, the last one counts.
+    /// The kernel dumps a set by position, and can resize a hash set at any time, which changes the positions: a dump
+    /// of several messages can miss elements (`nft_rhash_walk` in `net/netfilter/nft_set_hash.c`). So the dump is
+    /// repeated until two consecutive dumps are equal. If no two are equal, because the set changes all the time, this
+    /// returns the last dump.
     pub(crate) fn dump_set<T: PartialEq>(
         &mut self,
         request: NetfilterMessage,
         decode: impl Fn(&NetfilterMessage) -> Result<Vec<T>, Error>,
     ) -> Result<Vec<T>, Error> {
         let mut found = Vec::new();
-        for _ in 0..DUMPS {
+        for _ in 0..MAX_DUMPS {
             let messages = self.dump(request.clone(), |message| Some(decode(&message)))?;
             let messages: Vec<Vec<T>> = messages.into_iter().collect::<Result<_, _>>()?;
             // The last message of a dump has no elements.
-            let is_one = messages.iter().filter(|elements| !elements.is_empty()).count() < 2;
-            let before = std::mem::replace(&mut found, messages.into_iter().flatten().collect());
-            if is_one || found == before {
+            let is_single_message = messages.iter().filter(|elements| !elements.is_empty()).count() < 2;
+            let previous = std::mem::replace(&mut found, messages.into_iter().flatten().collect());
+            if is_single_message || found == previous {
                 break;
             }
         }

@@ -10,20 +10,21 @@ use common::{POD_MAC, in_a_new_namespace, ip, network, run};
 use polder_api::Family;
 use polder_netlink::nft::{
     Chain, Element, ElementKey, Elements, FilterMonitor, FilterSocket, Hook, InterfaceMatch, Match, Rule,
-    Set, SetMatch, Table, TableSide, TableState, Verdict,
+    Set, SetMatch, Table, TableKind, TableState, Verdict,
 };
 
 fn table() -> Table {
+    let tunnel_sources = ElementKey::TunnelSource(Family::V4, Family::V6);
     let bridge = Match::Input(InterfaceMatch::Named("br"));
     Table {
         name: "lab",
         sets: vec![
-            Set { side: TableSide::Ip, name: "networks", key: ElementKey::Network(Family::V4) },
-            Set { side: TableSide::Ip, name: "senders", key: ElementKey::Sender(Family::V6) },
-            Set { side: TableSide::Ip, name: "peers", key: ElementKey::Address(Family::V6) },
-            Set { side: TableSide::Ip, name: "bearers", key: ElementKey::Bearer(Family::V4, Family::V6) },
-            Set { side: TableSide::Ip, name: "neighbours", key: ElementKey::Sender(Family::V4) },
-            Set { side: TableSide::Arp, name: "neighbours", key: ElementKey::Sender(Family::V4) },
+            Set { table: TableKind::Ip, name: "networks", key: ElementKey::Network(Family::V4) },
+            Set { table: TableKind::Ip, name: "senders", key: ElementKey::Sender(Family::V6) },
+            Set { table: TableKind::Ip, name: "peers", key: ElementKey::Address(Family::V6) },
+            Set { table: TableKind::Ip, name: "bearers", key: tunnel_sources },
+            Set { table: TableKind::Ip, name: "neighbours", key: ElementKey::Sender(Family::V4) },
+            Set { table: TableKind::Arp, name: "neighbours", key: ElementKey::Sender(Family::V4) },
         ],
         chains: vec![
             Chain {
@@ -62,11 +63,11 @@ fn table() -> Table {
                         matches: vec![
                             Match::UdpTo(8472),
                             Match::Family(Family::V4),
-                            Match::Carries(Family::V6),
-                            Match::Bearer {
-                                carried: Family::V6,
+                            Match::InnerFamily(Family::V6),
+                            Match::TunnelSource {
+                                inner: Family::V6,
                                 length: 122,
-                                within: SetMatch::Set(Family::V4, "bearers"),
+                                set: SetMatch::Set(Family::V4, "bearers"),
                             },
                         ],
                         verdict: Verdict::Accept,
@@ -122,14 +123,14 @@ fn elements() -> Elements {
         ),
         ("senders", (1..=1500).map(|n| Element::sender(POD_MAC, ip(&format!("fd00::{n:x}")))).collect()),
         ("peers", [Element::address(ip("fd09::1"))].into()),
-        ("bearers", [Element::bearer(ip("10.9.0.1"), network("fd00::40/122"))].into()),
+        ("bearers", [Element::tunnel_source(ip("10.9.0.1"), network("fd00::40/122"))].into()),
         ("neighbours", [Element::sender(POD_MAC, ip("10.1.0.5"))].into()),
     ])
 }
 
 /// Checks that the kernel has the table with these elements.
 fn assert_found(filter: &mut FilterSocket, table: &Table, expected: &Elements) {
-    let TableState::Intact(found) = filter.find(table).unwrap() else { panic!("the table differs") };
+    let TableState::Intact(found) = filter.table_state(table).unwrap() else { panic!("the table differs") };
     let differ = |set: &&&str| found.get(**set) != expected.get(**set);
     // A failure prints only the names of the sets: there are over 1500 elements.
     let differing: Vec<_> = expected.keys().chain(found.keys()).filter(differ).collect();
@@ -141,7 +142,7 @@ fn a_new_table_is_intact_and_nft_lists_it_correctly() {
     in_a_new_namespace(|_| {
         let mut filter = FilterSocket::open().unwrap();
         let table = table();
-        assert!(matches!(filter.find(&table).unwrap(), TableState::Different(_)));
+        assert!(matches!(filter.table_state(&table).unwrap(), TableState::Different(_)));
         for _ in 0..2 {
             filter.commit(table.install(&elements())).unwrap();
             assert_found(&mut filter, &table, &elements());
@@ -236,7 +237,7 @@ fn a_table_changed_by_another_program_is_not_intact() {
             let mut filter = FilterSocket::open().unwrap();
             filter.commit(table().install(&elements())).unwrap();
             run("nft", &[change]);
-            assert!(matches!(filter.find(&table()).unwrap(), TableState::Different(_)), "{change}");
+            assert!(matches!(filter.table_state(&table()).unwrap(), TableState::Different(_)), "{change}");
         });
     }
 }
@@ -247,12 +248,12 @@ fn a_table_without_one_of_its_sets_is_not_intact() {
         let mut filter = FilterSocket::open().unwrap();
         let mut table = table();
         // A set that no rule uses can be deleted without any other change of the table.
-        table.sets.push(Set { side: TableSide::Ip, name: "spare", key: ElementKey::Address(Family::V4) });
+        table.sets.push(Set { table: TableKind::Ip, name: "spare", key: ElementKey::Address(Family::V4) });
         filter.commit(table.install(&Elements::new())).unwrap();
-        assert!(matches!(filter.find(&table).unwrap(), TableState::Intact(_)));
+        assert!(matches!(filter.table_state(&table).unwrap(), TableState::Intact(_)));
         run("nft", &["delete set inet lab spare"]);
         assert_eq!(
-            filter.find(&table).unwrap(),
+            filter.table_state(&table).unwrap(),
             TableState::Different("a part of the table is missing".to_owned())
         );
     });

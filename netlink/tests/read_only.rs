@@ -6,7 +6,7 @@ mod common;
 
 use common::in_a_new_namespace;
 use polder_api::{Family, Mac};
-use polder_netlink::nft::{ElementKey, Elements, FilterSocket, Set, Table, TableSide};
+use polder_netlink::nft::{ElementKey, Elements, FilterSocket, Set, Table, TableKind};
 use polder_netlink::{Error, RouteSocket, link};
 
 const BRIDGE_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
@@ -32,11 +32,14 @@ fn a_read_only_filter_socket_reads_tables_and_changes_nothing() {
         let table = Table { name: "lab", sets: Vec::new(), chains: Vec::new() };
         let mut filter = FilterSocket::open().unwrap();
         filter.commit(table.install(&Elements::new())).unwrap();
-        let before = filter.find(&table).unwrap();
+        let before = filter.table_state(&table).unwrap();
         let mut reader = FilterSocket::open_to_read().unwrap();
-        let set = Set { side: TableSide::Ip, name: "more", key: ElementKey::Address(Family::V4) };
+        let set = Set { table: TableKind::Ip, name: "more", key: ElementKey::Address(Family::V4) };
         let more = Table { sets: vec![set], ..table.clone() };
         assert!(matches!(reader.commit(more.install(&Elements::new())), Err(Error::ReadOnly)));
-        assert_eq!((reader.find(&table).unwrap(), filter.find(&table).unwrap()), (before.clone(), before));
+        assert_eq!(
+            (reader.table_state(&table).unwrap(), filter.table_state(&table).unwrap()),
+            (before.clone(), before)
+        );
     });
 }

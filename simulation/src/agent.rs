@@ -34,7 +34,7 @@ use crate::disk::Disk;
 use crate::etcd::Operation;
 use crate::in_flight::InFlight;
 use crate::settings;
-use crate::store_request::{Answer, Question, no_answer};
+use crate::store_request::{StoreOperation, StoreReply, no_answer};
 use crate::task::{Owner, Pause, Task, Wait, Waiting};
 use crate::world::{Agent, COOL_DOWN, Kernel, Machine, Shared, StoreKind, World};
 
@@ -47,15 +47,15 @@ pub struct SimHost {
     pub machine: usize,
     /// Epoch of the agent that owns the task; 0 for a plugin.
     pub epoch: u64,
-    /// Whether the task continues if an ADD does not end, as a DEL does.
-    overtakes: bool,
+    /// Whether the task, like a DEL, marks an attachment as deleted meanwhile if the wait for its lock times out.
+    marks_deleted: bool,
     waiting: Waiting,
 }
 
 impl SimHost {
     /// A handle for a new task of the agent.
     pub fn new(world: &Shared, machine: usize, epoch: u64) -> Self {
-        Self { world: Rc::clone(world), machine, epoch, overtakes: true, waiting: Rc::default() }
+        Self { world: Rc::clone(world), machine, epoch, marks_deleted: true, waiting: Rc::default() }
     }
 
     /// Runs an action on the world.
@@ -91,8 +91,8 @@ impl SimHost {
     }
 
     /// The attachments whose interfaces plugins are creating.
-    pub fn marked(&self) -> InFlight {
-        self.with(|world| Rc::clone(&world.machines[self.machine].kernel.marked))
+    pub fn in_creation(&self) -> InFlight {
+        self.with(|world| Rc::clone(&world.machines[self.machine].kernel.in_creation))
     }
 
     /// Waits for the condition.
@@ -112,43 +112,43 @@ impl SimHost {
 
     /// Commits a change to the store.
     pub async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
-        match self.call_store(Question::Commit(transaction(change))).await? {
-            Answer::Outcome(outcome) => Ok(outcome),
+        match self.call_store(StoreOperation::Commit(transaction(change))).await? {
+            StoreReply::Outcome(outcome) => Ok(outcome),
             other => Err(other.error()),
         }
     }
 
     /// Reads a range of the store.
     pub async fn range(&self, range: Range) -> Result<Contents, StoreError> {
-        match self.call_store(Question::Range(range)).await? {
-            Answer::Contents(contents) => Ok(contents),
+        match self.call_store(StoreOperation::Range(range)).await? {
+            StoreReply::Contents(contents) => Ok(contents),
             other => Err(other.error()),
         }
     }
 
     /// Sends a request to the store and waits for the reply.
-    async fn call_store(&self, question: Question) -> Result<Answer, StoreError> {
-        let is_commit = matches!(question, Question::Commit(_));
-        let id = self.with(|world| world.send_request(self.machine, question));
-        let mut asked = PendingRequest { host: self, id, is_commit, is_answered: false };
+    async fn call_store(&self, operation: StoreOperation) -> Result<StoreReply, StoreError> {
+        let is_commit = matches!(operation, StoreOperation::Commit(_));
+        let id = self.with(|world| world.send_request(self.machine, operation));
+        let mut pending = PendingRequest { host: self, id, is_commit, is_answered: false };
         self.wait(Wait::Reply(id)).await;
-        asked.is_answered = true;
+        pending.is_answered = true;
         self.with(|world| world.take_answer(id))
     }
 
     /// Waits, at most [`CATCH_UP`], until the agent's view shows that revision.
-    pub async fn caught_up(&self, revision: Revision) -> Result<(), StoreError> {
+    pub async fn wait_for_revision(&self, revision: Revision) -> Result<(), StoreError> {
         self.wait(Wait::Revision(revision, self.clock() + host::millis(CATCH_UP))).await;
         if self.view().revision >= revision { Ok(()) } else { Err(no_answer()) }
     }
 
     /// The identity of the node.
-    pub fn me(&self) -> Rc<OwnNode> {
+    pub fn own_node(&self) -> Rc<OwnNode> {
         self.agent(|agent| Rc::clone(&agent.me))
     }
 
     /// A name that is unique in the simulation.
-    pub fn fresh(&self) -> String {
+    pub fn unique_name(&self) -> String {
         self.with(|world| format!("x{}", world.number()))
     }
 
@@ -185,8 +185,8 @@ impl Drop for PendingRequest<'_> {
     }
 }
 
-/// Maximum delay of a plugin that is ready, in milliseconds.
-pub const TIMEOUT_MS: u64 = 4_000;
+/// Time after the start of a plugin, in milliseconds, from which it continues at once whenever it is ready.
+pub const PLUGIN_TIMEOUT_MS: u64 = 4_000;
 
 /// Starts a task of the agent.
 pub fn spawn<F: Future<Output = ()> + 'static>(
@@ -211,7 +211,7 @@ pub fn spawn_plugin<F: Future<Output = ()> + 'static>(
 ) -> u64 {
     let (number, deadline) = {
         let mut world = world.borrow_mut();
-        (world.number(), world.now + TIMEOUT_MS)
+        (world.number(), world.now + PLUGIN_TIMEOUT_MS)
     };
     let host = SimHost::new(world, machine, 0);
     let waiting = Rc::clone(&host.waiting);
@@ -229,7 +229,8 @@ pub fn start(world: &Shared, index: usize) -> bool {
     let proof = guard.proof();
     let World { machines, first_pools, store_kind, etcd, .. } = &mut *guard;
     let machine = &mut machines[index];
-    let Ok((ipam, void)) = NodeIpam::with(machine.disk.clone(), &machine.boot_id, COOL_DOWN) else {
+    let Ok((ipam, void_attachments)) = NodeIpam::with(machine.disk.clone(), &machine.boot_id, COOL_DOWN)
+    else {
         return false;
     };
     let mut ipam = ipam.with_low_water(2);
@@ -239,10 +240,10 @@ pub fn start(world: &Shared, index: usize) -> bool {
     machine.ledger_is_whole = true;
     machine.epoch = number;
     if *store_kind == StoreKind::Embedded {
-        // Liveness records from before the file was closed are stale.
+        // The leases of an embedded store end with the agent: the records of the previous agent are stale.
         let _ = etcd.transact(&[], &[Operation::Delete(Key::all_leases())]);
     }
-    let me = me(machine, proof, first_pools.clone());
+    let me = own_node(machine, proof, first_pools.clone());
     let leaving: Vec<Attachment> =
         ipam.attachments().filter(|held| held.leaving).map(|held| held.attachment.clone()).collect();
     machine.agent = Some(Agent {
@@ -257,7 +258,7 @@ pub fn start(world: &Shared, index: usize) -> bool {
         is_open: false,
         claims: VecDeque::new(),
         reservations: VecDeque::new(),
-        news: true,
+        must_check_records: true,
         is_unpublished: false,
         adopted: None,
         losses: 0,
@@ -268,7 +269,7 @@ pub fn start(world: &Shared, index: usize) -> bool {
     if machine.is_partitioned {
         machine.agent.as_mut().expect("just made").watcher.cut();
     }
-    guard.note(|| format!("{index}: agent {number} starts, {} attachments are void", void.len()));
+    guard.note(|| format!("{index}: agent {number} starts, {} attachments are void", void_attachments.len()));
     drop(guard);
     spawn(world, index, number, "main", |host| async move {
         tombstones::apply_all(&host).await;
@@ -278,9 +279,9 @@ pub fn start(world: &Shared, index: usize) -> bool {
         spawn(world, *machine, *epoch, "registrar", registrar::run);
         spawn(world, *machine, *epoch, "engine", engine::run);
         spawn(world, *machine, *epoch, "publisher", async move |host| {
-            run_publisher(&host, &host.me()).await;
+            run_publisher(&host, &host.own_node()).await;
         });
-        spawn(world, *machine, *epoch, "sweeper", async move |host| {
+        spawn(world, *machine, *epoch, "orphan collector", async move |host| {
             orphan_collector::run(&host, leaving, GRACE).await;
         });
     });
@@ -288,7 +289,7 @@ pub fn start(world: &Shared, index: usize) -> bool {
 }
 
 /// The identity of the node on that machine, in the current boot.
-fn me(machine: &Machine, proof: Proof, pools: Vec<Pool>) -> OwnNode {
+fn own_node(machine: &Machine, proof: Proof, pools: Vec<Pool>) -> OwnNode {
     let ClusterRecord { backend, attach, vxlan, masquerade, .. } = settings::first_settings();
     OwnNode {
         name: machine.name.clone(),
@@ -310,7 +311,7 @@ async fn verify(host: SimHost) {
             let agent = machines[host.machine].agent.as_mut().expect("a task of an agent ends with it");
             if let Some(update) = agent.watcher.verify(etcd) {
                 Arc::make_mut(&mut agent.view).apply(update);
-                agent.news = true;
+                agent.must_check_records = true;
             }
         });
     }
@@ -318,7 +319,7 @@ async fn verify(host: SimHost) {
 
 /// If the ledger has no identity, restores its entries from the kernel.
 fn recover(ipam: &mut NodeIpam<Disk>, kernel: &Kernel, now: Moment) -> Result<(), NotRestored> {
-    // A ledger in memory always answers.
+    // Reading a simulated ledger cannot fail.
     if ipam.identity().is_ok_and(|identity| identity.is_some()) {
         return Ok(());
     }
@@ -332,8 +333,8 @@ fn recover(ipam: &mut NodeIpam<Disk>, kernel: &Kernel, now: Moment) -> Result<()
     recovery::recover(ipam, &kernel.gateways, pods.collect(), now)
 }
 
-/// Interval of the verifier: a third of a node's, so that a cluster recovers within the test time.
-const VERIFY_EVERY: Duration = position::VERIFY_EVERY.checked_div(3).expect("not by 0");
+/// Interval of the verifier: a third of the real interval, so that a cluster recovers within the test time.
+const VERIFY_EVERY: Duration = position::VERIFY_EVERY.checked_div(3).expect("the divisor is not 0");
 
 /// How long an interface may be missing before its address is released.
 pub const GRACE: Duration = Duration::from_millis(crate::world::GRACE_MS);

@@ -63,7 +63,7 @@ pub fn send_request(shared: &Shared, machine: usize, kind: Fault) -> bool {
 async fn serve(host: SimHost, request: OperatorRequest) {
     let started = host.with(|world| reply_check::RequestStart::new(world, &request));
     host.turn().await;
-    let me = host.me();
+    let me = host.own_node();
     let answer = match request.clone() {
         OperatorRequest::Pools(change) => operator::change_pools(&host, &host.view(), change).await,
         OperatorRequest::Backend(backend) => operator::change_settings(&host, &backend.into()).await,
@@ -76,7 +76,7 @@ async fn serve(host: SimHost, request: OperatorRequest) {
 
 /// An operator who removes a node confirms the number of pods that are disconnected.
 async fn remove(host: &SimHost, mut removal: Removal) -> Result<String, Refusal> {
-    let me = host.me();
+    let me = host.own_node();
     loop {
         match operator::allow_removal(host, &me, host, &removal).await {
             Ok(()) => return operator::remove_node(host, host, removal).await,
@@ -191,14 +191,14 @@ pub fn replace_machine(shared: &Shared, index: usize) {
 }
 
 async fn adopt(host: SimHost, name: NodeName) {
-    let me = Rc::clone(&host.me());
+    let me = Rc::clone(&host.own_node());
     let answer = operator::adopt(&host, &me, &name).await;
     host.note(|| format!("reply to the operator: {answer:?}"));
     match answer {
         Ok(Adoption::InPlaceOf(other, _)) => {
             host.agent(|agent| {
                 agent.adopted = Some(other);
-                agent.news = true;
+                agent.must_check_records = true;
             });
             host.with(|world| world.count("node adopted"));
         }

@@ -100,7 +100,7 @@ async fn plugin_add(host: &SimHost, request: AddRequest) -> Option<Vec<IpAddr>> 
     host.wait(Wait::Flag(Rc::clone(&connection.answered), epoch)).await;
     let addresses = connection.answer.borrow_mut().take()?;
     let holds = || host.with(|world| world.machines[host.machine].epoch_running() == Some(epoch));
-    let mark = Lock::new(host.marked(), &attachment).filter(|_| holds())?;
+    let mark = Lock::new(host.in_creation(), &attachment).filter(|_| holds())?;
     host.turn().await;
     let is_made = host.with(|world| {
         let machine = &mut world.machines[host.machine];
@@ -152,7 +152,7 @@ async fn plugin_add(host: &SimHost, request: AddRequest) -> Option<Vec<IpAddr>> 
 async fn serve(host: SimHost, request: AddRequest, connection: Connection) {
     let attachment = request.attachment.clone();
     let closed = host.with(|world| closed(world, host.machine, &attachment));
-    let added = tasks::add(&host, &host.me(), request, &connection).await;
+    let added = tasks::add(&host, &host.own_node(), request, &connection).await;
     if let Ok((held, _)) = &added {
         host.with(|world| check_closed(world, held, &closed));
     }

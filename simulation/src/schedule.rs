@@ -7,7 +7,7 @@ use polder_api::NodeName;
 use polder_ipam::ids::MachineId;
 use polder_ipam::tasks::teardown::WIRING_TIMEOUT;
 
-use crate::agent::TIMEOUT_MS;
+use crate::agent::PLUGIN_TIMEOUT_MS;
 use crate::agent::host::millis;
 use crate::container::Container;
 use crate::disk::Disk;
@@ -209,7 +209,7 @@ impl Schedule {
             Arc::make_mut(&mut agent.view).apply(update);
         }
         let has_news = before != (agent.view.revision, agent.view.lost.is_some());
-        agent.news |= has_news;
+        agent.must_check_records |= has_news;
         has_news
     }
 
@@ -258,7 +258,7 @@ impl Schedule {
             if self.tasks[index].hangs {
                 // From now on it continues like all other plugins.
                 self.tasks[index].hangs = false;
-                self.tasks[index].deadline = self.world.borrow().now + TIMEOUT_MS;
+                self.tasks[index].deadline = self.world.borrow().now + PLUGIN_TIMEOUT_MS;
             }
             self.poll(index);
             self.collect_spawned();

@@ -7,19 +7,19 @@ use polder_ipam::store::refusal::{RefusalCause, StoreRefusal};
 use polder_ipam::store::{Outcome, StoreError, Txn, Write};
 
 use crate::etcd::{Condition, Error, LeaseId, Operation};
-use crate::store_request::{Answer, Progress, Question, Request, brief, no_answer, short};
+use crate::store_request::{Progress, Request, StoreOperation, StoreReply, brief, no_answer, short};
 use crate::world::{Machine, StoreKind, TAIL, World};
 
 impl World {
     /// Sends a request to the store. Returns the request number.
-    pub fn send_request(&mut self, machine: usize, question: Question) -> u64 {
+    pub fn send_request(&mut self, machine: usize, operation: StoreOperation) -> u64 {
         let id = self.number();
         let state = if self.machines[machine].is_partitioned {
             Progress::Answered(Err(no_answer()))
         } else {
             Progress::Sent
         };
-        self.requests.push(Request { id, machine, question, state });
+        self.requests.push(Request { id, machine, operation, state });
         if self.store_kind == StoreKind::Embedded {
             // Embedded store: the write has taken effect, even if the task ends before it reads the reply.
             let index = self.requests.len() - 1;
@@ -39,7 +39,7 @@ impl World {
     }
 
     /// Removes the request and returns its reply.
-    pub fn take_answer(&mut self, id: u64) -> Result<Answer, StoreError> {
+    pub fn take_answer(&mut self, id: u64) -> Result<StoreReply, StoreError> {
         let found = self.requests.iter().position(|request| request.id == id);
         match found.map(|index| self.requests.swap_remove(index).state) {
             Some(Progress::Answered(answer)) => answer,
@@ -58,26 +58,26 @@ impl World {
 
     /// Lets the store process a request.
     pub fn serve(&mut self, index: usize) {
-        let question = self.requests[index].question.clone();
+        let operation = self.requests[index].operation.clone();
         let (machine, late) =
             (self.requests[index].machine, matches!(self.requests[index].state, Progress::Late));
-        let answer = match &question {
-            Question::Range(range) => Answer::Contents(self.etcd.range(range)),
-            Question::Commit(txn) => self.commit(machine, None, txn),
-            Question::Grant(seconds) => self.grant(*seconds),
-            Question::Put(lease, txn) => self.commit(machine, Some(*lease), txn),
-            Question::Renew(lease) => Answer::Lease(self.renew(*lease)),
-            Question::Revoke(lease) => {
+        let answer = match &operation {
+            StoreOperation::Range(range) => StoreReply::Contents(self.etcd.range(range)),
+            StoreOperation::Commit(txn) => self.commit(machine, None, txn),
+            StoreOperation::Grant(seconds) => self.grant(*seconds),
+            StoreOperation::Put(lease, txn) => self.commit(machine, Some(*lease), txn),
+            StoreOperation::Renew(lease) => StoreReply::Lease(self.renew(*lease)),
+            StoreOperation::Revoke(lease) => {
                 // A lease that has already expired is not an error.
                 let _ = self.etcd.revoke(*lease);
-                Answer::Lease(None)
+                StoreReply::Lease(None)
             }
         };
         self.note(|| {
             format!(
                 "store: {machine} asked {}{} -> {}",
                 if late { "late " } else { "" },
-                brief(&question),
+                brief(&operation),
                 short(&answer)
             )
         });
@@ -89,8 +89,8 @@ impl World {
         self.observe();
     }
 
-    fn commit(&mut self, machine: usize, lease: Option<LeaseId>, txn: &Txn) -> Answer {
-        let refused = |cause, words: &str| Answer::Refused(StoreRefusal::new(cause, words.to_owned()));
+    fn commit(&mut self, machine: usize, lease: Option<LeaseId>, txn: &Txn) -> StoreReply {
+        let refused = |cause, words: &str| StoreReply::Refused(StoreRefusal::new(cause, words.to_owned()));
         let Machine { reads_only, disk, .. } = &self.machines[machine];
         if *reads_only {
             return refused(RefusalCause::Permission, "etcdserver: permission denied");
@@ -108,7 +108,7 @@ impl World {
         if lease.is_some() && matches!(outcome, Ok(Outcome::Applied { .. })) {
             txn.writes.iter().for_each(|write| self.check_liveness_record(write));
         }
-        outcome.map_or_else(Answer::Refused, Answer::Outcome)
+        outcome.map_or_else(StoreReply::Refused, StoreReply::Outcome)
     }
 
     /// Executes a transaction in the store immediately.
@@ -126,13 +126,13 @@ impl World {
         outcome
     }
 
-    fn grant(&mut self, seconds: u64) -> Answer {
+    fn grant(&mut self, seconds: u64) -> StoreReply {
         let id = LeaseId::try_from(self.number()).expect("fewer than that");
         match self.store_kind {
-            StoreKind::Embedded => Answer::Lease(Some(id)),
+            StoreKind::Embedded => StoreReply::Lease(Some(id)),
             StoreKind::Etcd => match self.etcd.grant(id, seconds) {
-                Ok(()) => Answer::Lease(Some(id)),
-                Err(error) => Answer::Refused(refusal(error)),
+                Ok(()) => StoreReply::Lease(Some(id)),
+                Err(error) => StoreReply::Refused(refusal(error)),
             },
         }
     }

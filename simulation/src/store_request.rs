@@ -13,14 +13,14 @@ pub struct Request {
     /// Index of the machine that sent the request.
     pub machine: usize,
     /// The operation requested.
-    pub question: Question,
+    pub operation: StoreOperation,
     /// Progress of the request.
     pub state: Progress,
 }
 
 /// The operation that a request asks for.
 #[derive(Debug, Clone)]
-pub enum Question {
+pub enum StoreOperation {
     /// Read all entries of a range.
     Range(Range),
     /// A transaction.
@@ -43,14 +43,14 @@ pub enum Progress {
     /// In flight to the store; the sender does not wait for it any more.
     Late,
     /// Served by the store; the reply is in flight.
-    Served(Answer),
+    Served(StoreReply),
     /// The reply has arrived, or the request has failed.
-    Answered(Result<Answer, StoreError>),
+    Answered(Result<StoreReply, StoreError>),
 }
 
 /// A reply of the store.
 #[derive(Debug, Clone)]
-pub enum Answer {
+pub enum StoreReply {
     /// Reply to a range read.
     Contents(Contents),
     /// Reply to a transaction.
@@ -61,7 +61,7 @@ pub enum Answer {
     Refused(StoreRefusal),
 }
 
-impl Answer {
+impl StoreReply {
     /// The error for a caller that expected another kind of reply.
     pub fn error(self) -> StoreError {
         match self {
@@ -77,14 +77,14 @@ pub fn no_answer() -> StoreError {
 }
 
 /// One-line description of a request, for the log.
-pub fn brief(question: &Question) -> String {
-    match question {
-        Question::Range(range) => format!("for {}", range.start),
-        Question::Commit(txn) => format!("to write {}", writes(txn)),
-        Question::Grant(seconds) => format!("for a lease of {seconds} s"),
-        Question::Put(lease, txn) => format!("to write {} under lease {lease}", writes(txn)),
-        Question::Renew(lease) => format!("to renew lease {lease}"),
-        Question::Revoke(lease) => format!("to revoke lease {lease}"),
+pub fn brief(operation: &StoreOperation) -> String {
+    match operation {
+        StoreOperation::Range(range) => format!("for {}", range.start),
+        StoreOperation::Commit(txn) => format!("to write {}", writes(txn)),
+        StoreOperation::Grant(seconds) => format!("for a lease of {seconds} s"),
+        StoreOperation::Put(lease, txn) => format!("to write {} under lease {lease}", writes(txn)),
+        StoreOperation::Renew(lease) => format!("to renew lease {lease}"),
+        StoreOperation::Revoke(lease) => format!("to revoke lease {lease}"),
     }
 }
 
@@ -97,11 +97,11 @@ fn writes(txn: &Txn) -> String {
 }
 
 /// One-line description of a reply, for the log.
-pub fn short(answer: &Answer) -> String {
-    match answer {
-        Answer::Contents(contents) => format!("{} entries", contents.entries.len()),
-        Answer::Outcome(outcome) => format!("{outcome:?}"),
-        Answer::Lease(lease) => lease.map_or("no lease".to_owned(), |lease| format!("lease {lease}")),
-        Answer::Refused(refusal) => refusal.message.clone(),
+pub fn short(reply: &StoreReply) -> String {
+    match reply {
+        StoreReply::Contents(contents) => format!("{} entries", contents.entries.len()),
+        StoreReply::Outcome(outcome) => format!("{outcome:?}"),
+        StoreReply::Lease(lease) => lease.map_or("no lease".to_owned(), |lease| format!("lease {lease}")),
+        StoreReply::Refused(refusal) => refusal.message.clone(),
     }
 }

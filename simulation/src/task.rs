@@ -124,7 +124,7 @@ impl Wait {
                 };
                 over(*until) || agent.is_some_and(differ)
             }
-            Self::News(until) => over(*until) || agent.is_some_and(|agent| agent.news),
+            Self::News(until) => over(*until) || agent.is_some_and(|agent| agent.must_check_records),
             Self::Basis(basis) => machine.basis().is_some_and(|now| now != *basis),
             Self::Unpublished => agent.is_some_and(|agent| agent.is_unpublished),
             Self::Flag(flag, epoch) => flag.get() || machine.epoch_running() != Some(*epoch),

@@ -68,7 +68,7 @@ fn is_restored(world: &World) -> bool {
                 && agent.view.cluster.is_some()
                 && agent.view.revision == world.etcd.revision()
                 && !agent.holds_off()
-                && !agent.news
+                && !agent.must_check_records
         })
     })
 }

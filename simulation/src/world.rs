@@ -98,13 +98,13 @@ pub struct Kernel {
     /// created afterwards.
     pub deleted_meanwhile: BTreeSet<Attachment>,
     /// The attachments whose interfaces plugins are creating.
-    pub marked: InFlight,
+    pub in_creation: InFlight,
 }
 
 impl Machine {
     /// Whether a plugin is creating the interface of the attachment after a reply of an earlier agent.
     pub fn is_wired_by_earlier_process(&self, attachment: &Attachment) -> bool {
-        !self.is_locked_by_agent(attachment) && self.kernel.marked.borrow().contains(attachment)
+        !self.is_locked_by_agent(attachment) && self.kernel.in_creation.borrow().contains(attachment)
     }
 
     /// Whether a task works on the attachment.
@@ -149,7 +149,7 @@ pub struct Agent {
     /// Requests for reserved addresses, for the registrar.
     pub reservations: VecDeque<ReserveRequest>,
     /// Whether the registrar must check the records.
-    pub news: bool,
+    pub must_check_records: bool,
     /// Whether an attachment was added or removed since the publisher last checked.
     pub is_unpublished: bool,
     /// The machine that this one replaces, as declared by an operator.

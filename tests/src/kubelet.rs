@@ -174,7 +174,7 @@ impl Kubelet<'_> {
 
     fn host_path(&self, written: &Value) -> String {
         let path = text(&written["path"]);
-        let outside = self.node.outside(Path::new(&path));
+        let outside = self.node.path_on_host(Path::new(&path));
         match written["type"].as_str() {
             Some("DirectoryOrCreate") => drop(self.node.run("mkdir", &["-p", &path])),
             Some("Directory") => {

@@ -142,7 +142,7 @@ impl Node {
 
     /// A command that runs in a network namespace, given by its path in the node.
     pub fn command_in(&self, netns: &Path, program: impl AsRef<OsStr>) -> Command {
-        let mut command = self.enter(&[format!("--net={}", self.outside(netns).display())]);
+        let mut command = self.enter(&[format!("--net={}", self.path_on_host(netns).display())]);
         command.arg(program);
         command
     }
@@ -158,19 +158,19 @@ impl Node {
     }
 
     /// The path on the host of a path in the node.
-    pub fn outside(&self, path: &Path) -> PathBuf {
+    pub fn path_on_host(&self, path: &Path) -> PathBuf {
         let relative = path.strip_prefix("/").unwrap_or(path);
         Path::new("/proc").join(self.pid().to_string()).join("root").join(relative)
     }
 
     /// Reads a file in the node.
     pub fn read(&self, path: &str) -> std::io::Result<String> {
-        fs::read_to_string(self.outside(Path::new(path)))
+        fs::read_to_string(self.path_on_host(Path::new(path)))
     }
 
     /// Writes a file in the node.
     pub fn write(&self, path: &str, text: &str) {
-        let path = self.outside(Path::new(path));
+        let path = self.path_on_host(Path::new(path));
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).expect("a folder in the node");
         }
@@ -179,7 +179,7 @@ impl Node {
 
     /// Runs a job on a thread in the node's network namespace.
     pub fn within<T: Send>(&self, job: impl FnOnce() -> T + Send) -> T {
-        within(&self.outside(Path::new("/proc/1/ns/net")), job)
+        within(&self.path_on_host(Path::new("/proc/1/ns/net")), job)
     }
 
     /// Sends a request to an HTTP server from this machine. Returns the status code and the body.

@@ -32,7 +32,7 @@ impl Pod {
             name: name.to_owned(),
             node: node.name().to_owned(),
             netns: netns.to_owned(),
-            outside: node.outside(Path::new(netns)),
+            outside: node.path_on_host(Path::new(netns)),
             enter,
             conf,
             result,

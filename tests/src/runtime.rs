@@ -71,14 +71,14 @@ pub struct ExecResult {
 
 /// The containerd release.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Release {
+pub enum ContainerdRelease {
     /// The installed one, which supports CNI 1.0.
     Installed,
     /// One with its programs in this folder, which supports CNI 1.1.
     Newer(PathBuf),
 }
 
-impl Release {
+impl ContainerdRelease {
     /// The newer release, if `scripts/test` has provided it.
     pub fn newer() -> Option<Self> {
         std::env::var_os("POLDER_NEWER_CONTAINERD").map(|folder| Self::Newer(folder.into()))
@@ -96,7 +96,7 @@ impl Release {
 
 impl Runtime {
     /// Starts containerd on a node with a serving agent. All its folders are the node's own.
-    pub fn start(worker: &Worker, release: &Release) -> Self {
+    pub fn start(worker: &Worker, release: &ContainerdRelease) -> Self {
         worker.node.shell("mkdir -p /run/cni/bin");
         // Plugins of other software, which the agent's install command would replace by a link to Polder's.
         let foreign = ["tuning", "loopback"].map(|name| Path::new(CNI_PLUGINS).join(name));
@@ -112,13 +112,13 @@ impl Runtime {
     pub fn start_for_manifests(node: &Node, images: &[&Path]) -> Self {
         // Shared mounts as systemd sets them up, and a plugin folder of the node's own.
         node.shell("mount --make-rshared /; mount -t tmpfs tmpfs /opt");
-        let runtime = Self::start_without_network(node, &Release::Installed, MANIFESTS_FOLDERS);
+        let runtime = Self::start_without_network(node, &ContainerdRelease::Installed, MANIFESTS_FOLDERS);
         images.iter().for_each(|image| runtime.import(node, image));
         runtime
     }
 
     /// Starts containerd on a node without Polder.
-    fn start_without_network(node: &Node, release: &Release, cni: CniFolders) -> Self {
+    fn start_without_network(node: &Node, release: &ContainerdRelease, cni: CniFolders) -> Self {
         Self::start_configured(node, release, cni.plugins, &config(cni))
     }
 
@@ -127,10 +127,10 @@ impl Runtime {
     /// in the lab are replaced as by kind's entrypoint: the snapshotter, and the limits of a user namespace.
     pub fn start_of_kind(node: &Node) -> Self {
         node.shell("mkdir -p /etc/containerd; ctr oci spec >/etc/containerd/cri-base.json");
-        Self::start_configured(node, &Release::Installed, "/opt/cni/bin", &config_of_kind())
+        Self::start_configured(node, &ContainerdRelease::Installed, "/opt/cni/bin", &config_of_kind())
     }
 
-    fn start_configured(node: &Node, release: &Release, plugins: &str, config: &str) -> Self {
+    fn start_configured(node: &Node, release: &ContainerdRelease, plugins: &str, config: &str) -> Self {
         let path = format!("PATH={}", release.path());
         node.run("mkdir", &["-p", plugins]);
         node.write("/etc/containerd/config.toml", config);
@@ -140,7 +140,7 @@ impl Runtime {
         );
         import(node, &path, &image::make(&node.folder().join("image")));
         let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let url = format!("unix://{}", node.outside(Path::new(SOCKET)).display());
+        let url = format!("unix://{}", node.path_on_host(Path::new(SOCKET)).display());
         let connect = async { Endpoint::from_shared(url)?.timeout(Duration::from_secs(60)).connect().await };
         let channel = tokio.block_on(connect).expect("containerd listens");
         let cgroup = cgroup::of_node(node.folder());

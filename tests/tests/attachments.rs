@@ -344,7 +344,7 @@ fn the_address_is_released_if_the_plugin_dies_before_it_creates_the_interface() 
     let lab = Lab::start_node();
     let worker = &lab.workers[0];
     // To the agent, this is a client that sends a request and disconnects.
-    let socket = worker.node.outside(Path::new("/run/polder/agent.sock"));
+    let socket = worker.node.path_on_host(Path::new("/run/polder/agent.sock"));
     let mut plugin = Client::connect(&socket, Duration::from_secs(30)).unwrap();
     let reply = plugin.ask(&Request::Add(an_add("x"))).unwrap();
     assert!(matches!(reply, Reply::Wiring(_)), "{reply:?}");
@@ -357,7 +357,7 @@ fn the_address_is_released_if_the_plugin_dies_before_it_creates_the_interface() 
 fn a_plugin_that_dies_before_its_request_is_read_gets_no_address() {
     let lab = Lab::start_node();
     let worker = &lab.workers[0];
-    let socket = worker.node.outside(Path::new("/run/polder/agent.sock"));
+    let socket = worker.node.path_on_host(Path::new("/run/polder/agent.sock"));
     // The agent may handle a DEL for this attachment before the ADD.
     worker.freeze(true);
     for request in [Request::Add(an_add("x")), Request::Lease(an_add("y"))] {

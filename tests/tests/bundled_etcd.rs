@@ -258,9 +258,9 @@ fn three_members_serve_the_agents_and_lose_one_and_then_all_of_their_data() {
         member.kubelet.node.shell("mv /var/lib/polder-etcd/data /var/lib/polder-etcd/data.old");
     }
     cluster.assert_new_pods_reach_each_other("without");
-    let backup = cluster.lab.workers[0].node.outside(Path::new("/var/lib/polder-etcd/backup.db"));
+    let backup = cluster.lab.workers[0].node.path_on_host(Path::new("/var/lib/polder-etcd/backup.db"));
     for (number, member) in (1..).zip(&members) {
-        let there = member.kubelet.node.outside(Path::new("/var/lib/polder-etcd/backup.db"));
+        let there = member.kubelet.node.path_on_host(Path::new("/var/lib/polder-etcd/backup.db"));
         if number == 2 {
             fs::copy(cluster.folder.path().join("backup.db"), there).unwrap();
         } else if number == 3 {

@@ -98,7 +98,7 @@ fn an_add_is_refused_and_undone_while_another_process_creates_the_interface() {
     let lab = lab();
     let worker = &lab.workers[0];
     let netns = worker.namespace("a");
-    let socket = worker.node.outside(Path::new("/run/polder/agent.sock"));
+    let socket = worker.node.path_on_host(Path::new("/run/polder/agent.sock"));
     let mark = AddMark::set(&socket, &"polder/a/eth0".parse().unwrap()).unwrap();
     let add = || worker.cni("ADD", "a", &netns, &Worker::netconf("1.1.0"));
     let error = add().unwrap_err();

@@ -42,8 +42,8 @@ fn copy_ledger(from: &Worker, to: &Worker) {
     to.node.shell("mkdir -p /var/lib/polder; rm -f /var/lib/polder/ledger.db*");
     for file in ["ledger.db", "ledger.db-wal"] {
         let path = Path::new("/var/lib/polder").join(file);
-        if from.node.outside(&path).exists() {
-            std::fs::copy(from.node.outside(&path), to.node.outside(&path)).unwrap();
+        if from.node.path_on_host(&path).exists() {
+            std::fs::copy(from.node.path_on_host(&path), to.node.path_on_host(&path)).unwrap();
         }
     }
 }

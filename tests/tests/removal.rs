@@ -107,7 +107,7 @@ fn a_removed_node_does_not_confirm_while_an_earlier_plugin_call_runs() {
     let pod = lab.workers[1].pod("a");
     lab.workers[1].kill();
     // A plugin holds this from the agent's answer until its interface is created. This plugin hangs.
-    let socket = lab.workers[1].node.outside(Path::new("/run/polder/agent.sock"));
+    let socket = lab.workers[1].node.path_on_host(Path::new("/run/polder/agent.sock"));
     let hung = AddMark::set(&socket, &pod.attachment()).unwrap();
     lab.workers[1].start();
     lab.workers[0].remove_node("n2", 1);
@@ -300,7 +300,7 @@ fn a_clone_of_a_live_machine_does_not_serve_and_reports_the_reason() {
     clone.node.shell("rm /var/lib/polder/ledger.db*");
     for file in ["ledger.db", "ledger.db-wal"] {
         let path = Path::new("/var/lib/polder").join(file);
-        std::fs::copy(original.node.outside(&path), clone.node.outside(&path)).unwrap();
+        std::fs::copy(original.node.path_on_host(&path), clone.node.path_on_host(&path)).unwrap();
     }
     original.freeze(false);
     clone.start();

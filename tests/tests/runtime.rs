@@ -3,20 +3,20 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use polder_tests::fabric::Families;
-use polder_tests::runtime::{Release, Runtime, Sandbox};
+use polder_tests::runtime::{ContainerdRelease, Runtime, Sandbox};
 use polder_tests::{Lab, Topology, wait};
 
 const SLEEP: [&str; 2] = ["sleep", "86400"];
 
 /// The installed runtime, and the newer one if it is configured.
-fn releases() -> Vec<Release> {
-    let newer = Release::newer();
+fn releases() -> Vec<ContainerdRelease> {
+    let newer = ContainerdRelease::newer();
     if newer.is_none() {
         println!(
-            "NOT TESTED with a runtime that speaks CNI 1.1: POLDER_NEWER_CONTAINERD does not say where one is"
+            "NOT TESTED with a runtime that supports CNI 1.1: set POLDER_NEWER_CONTAINERD to the folder of its programs"
         );
     }
-    [Some(Release::Installed), newer].into_iter().flatten().collect()
+    [Some(ContainerdRelease::Installed), newer].into_iter().flatten().collect()
 }
 
 /// A pod with two containers.
@@ -55,7 +55,7 @@ impl<'a> Pod<'a> {
     fn get(&self, server: &str, port: u16, page: &str) -> String {
         let get = format!(r"printf 'GET {page} HTTP/1.0\r\n\r\n' | busybox nc -w 5 {server} {port}");
         let answer = self.exec(&self.second, &["sh", "-c", &get]);
-        assert!(answer.starts_with("HTTP/1.1 200"), "{server} says {answer}");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{server} answered {answer}");
         answer.lines().last().unwrap_or_default().to_owned()
     }
 }
@@ -65,15 +65,15 @@ fn the_containers_of_a_pod_share_one_address_one_loopback_and_one_port_space() {
     releases().iter().for_each(assert_pod_network_is_shared);
 }
 
-fn assert_pod_network_is_shared(release: &Release) {
+fn assert_pod_network_is_shared(release: &ContainerdRelease) {
     let lab = Lab::start(Topology::one_segment(1));
     let runtime = Runtime::start(&lab.workers[0], release);
     let pod = Pod::run(&runtime, "web");
 
-    let own = format!("inet {}/32", pod.address());
+    let expected = format!("inet {}/32", pod.address());
     for container in [&pod.first, &pod.second] {
         let interfaces = pod.exec(container, &["ip", "-o", "address", "show", "dev", "eth0"]);
-        assert!(interfaces.contains(&own), "{own} in {interfaces}");
+        assert!(interfaces.contains(&expected), "{expected} in {interfaces}");
     }
 
     pod.serve("127.0.0.1:8081");
@@ -88,11 +88,11 @@ fn assert_pod_network_is_shared(release: &Release) {
 }
 
 #[test]
-fn pods_use_the_same_port_and_see_each_others_own_address_on_one_node_and_across_nodes() {
-    releases().iter().for_each(assert_pods_see_each_other);
+fn pods_use_the_same_port_and_reach_each_other_without_nat_on_one_node_and_across_nodes() {
+    releases().iter().for_each(assert_pods_reach_each_other);
 }
 
-fn assert_pods_see_each_other(release: &Release) {
+fn assert_pods_reach_each_other(release: &ContainerdRelease) {
     let lab = Lab::start(Topology { nodes: vec![1, 2], router: true, ..Topology::default() });
     let runtimes: Vec<_> = lab.workers.iter().map(|worker| Runtime::start(worker, release)).collect();
     assert_eq!(lab.workers[0].path_to("n2", "ipv4"), "vxlan");
@@ -105,7 +105,7 @@ fn assert_pods_see_each_other(release: &Release) {
     for client in &pods {
         for server in pods.iter().filter(|server| server.address() != client.address()) {
             let seen = client.get(server.address(), 8080, "/cgi-bin/who");
-            assert_eq!(seen, client.address(), "{} sees somebody else", server.address());
+            assert_eq!(seen, client.address(), "server {} sees another client address", server.address());
         }
     }
 }
@@ -115,15 +115,15 @@ fn the_address_of_a_removed_pod_is_released() {
     releases().iter().for_each(assert_address_released);
 }
 
-fn assert_address_released(release: &Release) {
+fn assert_address_released(release: &ContainerdRelease) {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
     let runtime = Runtime::start(worker, release);
     let used = || worker.status()["blocks"][0]["used"].as_u64().unwrap();
-    assert_eq!(used(), 1, "the gateway's");
+    assert_eq!(used(), 1, "only the gateway address is used");
     let pods = ["a", "b"].map(|name| Pod::run(&runtime, name));
     assert_eq!(used(), 3);
-    wait::until_true("etcd to be told of the pod", || {
+    wait::until_true("etcd to have the address record of the pod", || {
         let key = format!("/polder/v1/addresses/n1/{}", pods[0].address());
         lab.etcd.ctl(&["get", "--print-value-only", &key]).contains(r#""namespace":"default","name":"a""#)
     });
@@ -135,7 +135,9 @@ fn assert_address_released(release: &Release) {
     let status = worker.status();
     assert_eq!((used(), &status["blocks"][0]["resting"], &status["pods"]), (1, &2.into(), &0.into()));
     assert!(!worker.node.run("ip", &["link"]).contains("pld"), "an interface is left");
-    wait::until_true("etcd to be told", || lab.etcd.keys("/polder/v1/addresses/").is_empty());
+    wait::until_true("the address records of the pods to be deleted from etcd", || {
+        lab.etcd.keys("/polder/v1/addresses/").is_empty()
+    });
 }
 
 #[test]
@@ -143,9 +145,9 @@ fn a_pod_gets_the_address_and_the_pool_that_its_annotations_name() {
     releases().iter().for_each(assert_annotations_work);
 }
 
-fn assert_annotations_work(release: &Release) {
+fn assert_annotations_work(release: &ContainerdRelease) {
     let mut lab = Lab::build(Topology::one_segment(1).families(Families::DUAL));
-    // A plugin of another project after ours: the runtime calls both.
+    // A plugin of another project after polder in the chain: the runtime calls both.
     let chain = "[cni]\nchain = [{ type = \"tuning\", sysctl = { \"net.core.somaxconn\" = \"567\" } }]\n";
     lab.workers[0]
         .configure(&lab.workers[0].configuration().replace("[etcd]\n", &format!("{chain}[etcd]\n")));
@@ -153,36 +155,38 @@ fn assert_annotations_work(release: &Release) {
     let runtime = Runtime::start(&lab.workers[0], release);
     // In a block that no node owns, so that no other pod has the address by chance.
     let wanted = "10.244.255.77";
-    let asked =
+    let annotations =
         [("polder.dev/address", wanted), ("polder.dev/pool", "ipv4"), ("example.com/other", "anything")];
-    let pod = runtime.try_run_pod("asks", &asked).unwrap();
-    assert_eq!(pod.addresses, [wanted], "one pool is one family");
-    assert_eq!(runtime.run_pod("asks-nothing").addresses.len(), 2);
+    let pod = runtime.try_run_pod("annotated", &annotations).unwrap();
+    assert_eq!(pod.addresses, [wanted], "a pod with one pool has one address");
+    assert_eq!(runtime.run_pod("without-annotations").addresses.len(), 2);
     let container = runtime.run_container(&pod, "first", &SLEEP);
-    let inside = runtime.exec(&container, &["ip", "-o", "address", "show", "dev", "eth0"]).output;
-    assert!(inside.contains(&format!("inet {wanted}/32")), "{inside}");
+    let interface = runtime.exec(&container, &["ip", "-o", "address", "show", "dev", "eth0"]).output;
+    assert!(interface.contains(&format!("inet {wanted}/32")), "{interface}");
     let tuned = runtime.exec(&container, &["cat", "/proc/sys/net/core/somaxconn"]).output;
     assert_eq!(tuned.trim(), "567", "the chained plugin was not called");
 
     // The runtime's error contains the plugin's reason.
-    let refused = runtime.try_run_pod("asks-too", &asked).unwrap_err();
+    let refused = runtime.try_run_pod("same-address", &annotations).unwrap_err();
     assert!(refused.contains(wanted) && refused.contains(&pod.id), "{refused}");
-    let refused = runtime.try_run_pod("asks-wrongly", &[("polder.dev/pool", "nobody")]).unwrap_err();
+    let refused = runtime.try_run_pod("unknown-pool", &[("polder.dev/pool", "nobody")]).unwrap_err();
     assert!(refused.contains("there is no pool nobody"), "{refused}");
     assert_eq!(lab.workers[0].status()["pods"], 2);
 }
 
 #[test]
 fn the_runtime_reports_the_network_as_not_ready_without_the_agent() {
-    for release in releases().into_iter().filter(|release| *release != Release::Installed) {
+    for release in releases().into_iter().filter(|release| *release != ContainerdRelease::Installed) {
         let mut lab = Lab::start(Topology::one_segment(1));
         let runtime = Runtime::start(&lab.workers[0], &release);
         lab.workers[0].kill();
-        let message = wait::until("the runtime to notice", || {
-            runtime.network_problem().ok_or("all is well".to_owned())
+        let message = wait::until("the runtime to report the network as not ready", || {
+            runtime.network_problem().ok_or("the runtime reports no network problem".to_owned())
         });
         assert!(message.contains("polder-agent is not reachable"), "{message}");
         lab.workers[0].start_and_wait();
-        wait::until_true("the runtime to notice the return", || runtime.network_problem().is_none());
+        wait::until_true("the runtime to report the network as ready", || {
+            runtime.network_problem().is_none()
+        });
     }
 }

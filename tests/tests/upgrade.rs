@@ -26,7 +26,7 @@ const LEDGER: &str = "/var/lib/polder/ledger.db";
 fn copy(worker: &Worker) -> (TempDir, Connection) {
     let folder = tempfile::tempdir().unwrap();
     for beside in ["", "-wal"] {
-        let file = worker.node.outside(Path::new(&format!("{LEDGER}{beside}")));
+        let file = worker.node.path_on_host(Path::new(&format!("{LEDGER}{beside}")));
         if file.exists() {
             fs::copy(file, folder.path().join(format!("ledger.db{beside}"))).unwrap();
         }
@@ -41,7 +41,7 @@ fn change_ledger(worker: &Worker, sql: &str) {
     ledger.execute_batch(sql).unwrap();
     ledger.close().unwrap();
     worker.node.shell(&format!("rm {LEDGER}*"));
-    fs::copy(folder.path().join("ledger.db"), worker.node.outside(Path::new(LEDGER))).unwrap();
+    fs::copy(folder.path().join("ledger.db"), worker.node.path_on_host(Path::new(LEDGER))).unwrap();
 }
 
 /// The layout version of the ledger.

@@ -1,4 +1,4 @@
-//! Foreign packet filters that drop forwarded packets, and so pod packets, or tunnel packets.
+//! Packet filters of other programs that drop tunnel packets, or forwarded packets, which include pod packets.
 //!
 //! Rules of Polder cannot prevent that: in nftables, an accept in one table does not keep another table from dropping
 //! the packet. So the filters are evaluated and reported.
@@ -11,15 +11,15 @@ use polder_ipam::record::AttachMode;
 use polder_netlink::nft::TableFamily;
 use polder_netlink::nft::foreign::{BaseChain, BaseHook, ForeignVerdict, NamePattern, Policy, RuleCondition};
 
-use super::routing::Pods;
+use super::routing::PodTraffic;
 use crate::kernel::foreign_state::Filter;
 use crate::kernel::tunnel;
 
 /// The kernel's limit of nested jumps (`NFT_JUMP_STACK_SIZE`).
-const DEPTH: usize = 16;
+const MAX_JUMP_DEPTH: usize = 16;
 
 /// The chains of `ufw` for an operator's rules.
-const UFW: [&str; 4] = ["ufw-user-forward", "ufw6-user-forward", "ufw-user-input", "ufw6-user-input"];
+const UFW_CHAINS: [&str; 4] = ["ufw-user-forward", "ufw6-user-forward", "ufw-user-input", "ufw6-user-input"];
 
 /// The direction of packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,41 +28,43 @@ enum Direction {
     ToPods,
 }
 
-/// Packets between pods with known source and destination.
+/// Packets that pass this host in one direction, between pods of one pool.
 #[derive(Debug, Clone, Copy)]
-struct Class<'a> {
+struct PacketClass<'a> {
     direction: Direction,
-    /// The interface on the other side of this host.
-    outside: &'a str,
-    /// The pool of both addresses, and the prefix length of its blocks.
+    /// The interface of this host on the path to the pods of other nodes.
+    peer_interface: &'a str,
+    /// The pool of the source and the destination address.
     pool: IpNetwork,
-    block: u8,
+    /// The prefix length of the blocks of the pool.
+    block_length: u8,
 }
 
-impl Class<'_> {
+impl PacketClass<'_> {
     /// Whether packets of this class meet the condition.
     fn fulfils(self, condition: &RuleCondition, base_hook: BaseHook, attach: AttachMode) -> bool {
-        let is_outside = |names: &[NamePattern]| {
-            names.iter().any(|names| match names {
-                NamePattern::Exactly(name) => name == self.outside,
-                NamePattern::Prefixed(prefix) => self.outside.starts_with(prefix),
+        let match_peer_interface = |patterns: &[NamePattern]| {
+            patterns.iter().any(|pattern| match pattern {
+                NamePattern::Exactly(name) => name == self.peer_interface,
+                NamePattern::Prefixed(prefix) => self.peer_interface.starts_with(prefix),
             })
         };
-        let of_pods = |names: &[NamePattern]| names.iter().any(|names| are_pods(names, attach));
+        let match_pod_interfaces =
+            |patterns: &[NamePattern]| patterns.iter().any(|pattern| matches_pod_interfaces(pattern, attach));
         match (condition, self.direction) {
             // Before routing, the output interface is unknown; after routing, some kernels do not report the input
             // interface.
             (RuleCondition::Input(_), _) if base_hook == BaseHook::Outgoing => false,
             (RuleCondition::Output(_), _) if base_hook == BaseHook::Incoming => false,
-            (RuleCondition::Input(names), Direction::FromPods)
-            | (RuleCondition::Output(names), Direction::ToPods) => of_pods(names),
-            (RuleCondition::Input(names), Direction::ToPods)
-            | (RuleCondition::Output(names), Direction::FromPods) => is_outside(names),
+            (RuleCondition::Input(patterns), Direction::FromPods)
+            | (RuleCondition::Output(patterns), Direction::ToPods) => match_pod_interfaces(patterns),
+            (RuleCondition::Input(patterns), Direction::ToPods)
+            | (RuleCondition::Output(patterns), Direction::FromPods) => match_peer_interface(patterns),
             (RuleCondition::Family(family), _) => *family == Family::of(self.pool.ip()),
-            // A rule for single addresses is intentional.
+            // A rule for less than a block, such as a single address, is intentional: it is not reported.
             (RuleCondition::Source(network) | RuleCondition::Destination(network), _) => {
                 let covers = network.prefix() <= self.pool.prefix() && network.contains(self.pool.ip());
-                covers || (network.prefix() <= self.block && self.pool.contains(network.ip()))
+                covers || (network.prefix() <= self.block_length && self.pool.contains(network.ip()))
             }
             (RuleCondition::OtherReversePath | RuleCondition::Other, _) => false,
         }
@@ -71,7 +73,7 @@ impl Class<'_> {
 
 /// The outcome for a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum PacketOutcome {
     Accepted,
     Dropped,
 }
@@ -88,9 +90,9 @@ enum Owner {
 
 impl Filter {
     /// The problem, if the filter drops pod packets, as far as its rules are supported here.
-    pub fn problem(&self, attach: AttachMode, beside_firewalld: bool) -> Option<String> {
+    pub fn problem(&self, attach: AttachMode, has_firewalld: bool) -> Option<String> {
         let drops = |direction: &Direction| {
-            self.fate(&|condition| direction.fulfils(condition, attach)) == Fate::Dropped
+            self.outcome(&|condition| direction.fulfils(condition, attach)) == PacketOutcome::Dropped
         };
         let dropped: Vec<Direction> =
             [Direction::FromPods, Direction::ToPods].into_iter().filter(drops).collect();
@@ -104,29 +106,38 @@ impl Filter {
         Some(format!(
             "chain {name} of table {family} {table} drops forwarded packets by default (policy or last rule), and the \
              agent finds no rule that accepts {what}: pods may be unreachable. {}",
-            self.remedy(&dropped, attach, beside_firewalld)
+            self.remedy(&dropped, attach, has_firewalld)
         ))
     }
 
     /// The problem, if a rule of the filter drops packets between pods by address or interface, whatever its policy and
     /// hook.
-    pub fn problem_between(&self, base_hook: BaseHook, attach: AttachMode, pods: &Pods) -> Option<String> {
-        let mut classes =
-            pods.pools.iter().filter(|(pool, _)| self.judges(pool.family())).flat_map(|(pool, block)| {
-                let outside =
-                    pods.ingress_interfaces.iter().map(String::as_str).chain(Family::BOTH.map(tunnel::name));
-                outside.flat_map(move |outside| {
-                    [Direction::FromPods, Direction::ToPods].map(|direction| Class {
+    pub fn pod_rule_problem(
+        &self,
+        base_hook: BaseHook,
+        attach: AttachMode,
+        traffic: &PodTraffic,
+    ) -> Option<String> {
+        let mut classes = traffic.pools.iter().filter(|(pool, _)| self.applies_to(pool.family())).flat_map(
+            |(pool, block_length)| {
+                let peer_interfaces = traffic
+                    .ingress_interfaces
+                    .iter()
+                    .map(String::as_str)
+                    .chain(Family::BOTH.map(tunnel::name));
+                peer_interfaces.flat_map(move |peer_interface| {
+                    [Direction::FromPods, Direction::ToPods].map(|direction| PacketClass {
                         direction,
-                        outside,
+                        peer_interface,
                         pool: (*pool).into(),
-                        block: *block,
+                        block_length: *block_length,
                     })
                 })
-            });
-        let drops = |class: &Class<'_>| {
+            },
+        );
+        let drops = |class: &PacketClass<'_>| {
             let fulfils = |condition: &RuleCondition| class.fulfils(condition, base_hook, attach);
-            self.walk(&self.base.name, &fulfils, DEPTH) == Some(Fate::Dropped)
+            self.evaluate(&self.base.name, &fulfils, MAX_JUMP_DEPTH) == Some(PacketOutcome::Dropped)
         };
         let class = classes.find(drops)?;
         let BaseChain { family, table, name, .. } = &self.base;
@@ -140,14 +151,14 @@ impl Filter {
              pods (pool {}, interface {}): pods are unreachable, although probes of peers may succeed. Delete that \
              rule, or insert an accept rule before it and make it persistent: `nft insert rule {family} {table} \
              {name} {condition} accept`",
-            class.pool, class.outside
+            class.pool, class.peer_interface
         ))
     }
 
-    /// The problem of a filter for packets to the host, while no peer answers through a tunnel: if it drops tunnel
-    /// packets, as far as its rules are supported here.
-    pub fn problem_of_tunnels(&self, port: u16, uplinks: &BTreeSet<String>) -> Option<String> {
-        (self.fate(&|_| false) == Fate::Dropped).then_some(())?;
+    /// The problem, if the filter drops tunnel packets, as far as its rules are supported here. For filters of packets
+    /// to the host, while no peer answers through a tunnel.
+    pub fn tunnel_problem(&self, port: u16, uplinks: &BTreeSet<String>) -> Option<String> {
+        (self.outcome(&|_| false) == PacketOutcome::Dropped).then_some(())?;
         let BaseChain { family, table, name, .. } = &self.base;
         let remedy = match self.owner() {
             Owner::Firewalld => {
@@ -160,7 +171,7 @@ impl Filter {
             }
             Owner::Ufw => format!("`ufw allow {port}/udp`"),
             Owner::Docker | Owner::Iptables => {
-                format!("`{} -I {name} -p udp --dport {port} -j ACCEPT`", self.iptables())
+                format!("`{} -I {name} -p udp --dport {port} -j ACCEPT`", self.iptables_program())
             }
             Owner::Other => format!("`nft insert rule {family} {table} {name} udp dport {port} accept`"),
         };
@@ -172,7 +183,7 @@ impl Filter {
     }
 
     /// Whether the filter applies to packets of that family.
-    pub fn judges(&self, family: Family) -> bool {
+    pub fn applies_to(&self, family: Family) -> bool {
         match self.base.family {
             TableFamily::Ip => family == Family::V4,
             TableFamily::Ip6 => family == Family::V6,
@@ -182,28 +193,35 @@ impl Filter {
 
     /// The outcome for a packet that meets exactly these conditions. A rule with further conditions is treated as not
     /// matching.
-    fn fate(&self, fulfils: &dyn Fn(&RuleCondition) -> bool) -> Fate {
-        let of_policy = match self.base.policy {
-            Policy::Accept => Fate::Accepted,
-            Policy::Drop => Fate::Dropped,
+    fn outcome(&self, fulfils: &dyn Fn(&RuleCondition) -> bool) -> PacketOutcome {
+        let policy_outcome = match self.base.policy {
+            Policy::Accept => PacketOutcome::Accepted,
+            Policy::Drop => PacketOutcome::Dropped,
         };
-        self.walk(&self.base.name, fulfils, DEPTH).unwrap_or(of_policy)
+        self.evaluate(&self.base.name, fulfils, MAX_JUMP_DEPTH).unwrap_or(policy_outcome)
     }
 
-    fn walk(&self, chain: &str, fulfils: &dyn Fn(&RuleCondition) -> bool, depth: usize) -> Option<Fate> {
+    /// The outcome of the rules of a chain. `None` if the packet returns from it without a verdict, or if the chain is
+    /// unknown or too deep.
+    fn evaluate(
+        &self,
+        chain: &str,
+        fulfils: &dyn Fn(&RuleCondition) -> bool,
+        depth: usize,
+    ) -> Option<PacketOutcome> {
         let depth = depth.checked_sub(1)?;
         for rule in self.chains.get(chain)? {
             if !rule.conditions.iter().all(fulfils) {
                 continue;
             }
             match &rule.verdict {
-                ForeignVerdict::Accept => return Some(Fate::Accepted),
-                ForeignVerdict::Drop => return Some(Fate::Dropped),
+                ForeignVerdict::Accept => return Some(PacketOutcome::Accepted),
+                ForeignVerdict::Drop => return Some(PacketOutcome::Dropped),
                 ForeignVerdict::Return => return None,
-                ForeignVerdict::Goto(to) => return self.walk(to, fulfils, depth),
+                ForeignVerdict::Goto(to) => return self.evaluate(to, fulfils, depth),
                 ForeignVerdict::Jump(to) => {
-                    if let Some(fate) = self.walk(to, fulfils, depth) {
-                        return Some(fate);
+                    if let Some(outcome) = self.evaluate(to, fulfils, depth) {
+                        return Some(outcome);
                     }
                 }
                 ForeignVerdict::None => {}
@@ -214,13 +232,13 @@ impl Filter {
 
     fn owner(&self) -> Owner {
         let BaseChain { family, table, name, .. } = &self.base;
-        let leads_to = |chain: &str| self.chains.contains_key(chain);
-        let is_of_iptables = *family != TableFamily::Inet
+        let has_chain = |chain: &str| self.chains.contains_key(chain);
+        let is_iptables_chain = *family != TableFamily::Inet
             && table == "filter"
             && ["FORWARD", "INPUT"].contains(&name.as_str());
-        match is_of_iptables {
-            true if leads_to("DOCKER-USER") => Owner::Docker,
-            true if UFW.iter().any(|chain| leads_to(chain)) => Owner::Ufw,
+        match is_iptables_chain {
+            true if has_chain("DOCKER-USER") => Owner::Docker,
+            true if UFW_CHAINS.iter().any(|chain| has_chain(chain)) => Owner::Ufw,
             true => Owner::Iptables,
             false if table == "firewalld" => Owner::Firewalld,
             false => Owner::Other,
@@ -228,25 +246,27 @@ impl Filter {
     }
 
     /// The iptables program for the family of the filter.
-    fn iptables(&self) -> &'static str {
+    fn iptables_program(&self) -> &'static str {
         if self.base.family == TableFamily::Ip6 { "ip6tables" } else { "iptables" }
     }
 
     /// The commands that make the filter accept pod packets.
-    fn remedy(&self, dropped: &[Direction], attach: AttachMode, beside_firewalld: bool) -> String {
+    fn remedy(&self, dropped: &[Direction], attach: AttachMode, has_firewalld: bool) -> String {
         let BaseChain { family, table, name, .. } = &self.base;
-        let iptables = self.iptables();
+        let iptables = self.iptables_program();
         let command = |direction: &Direction| match self.owner() {
             Owner::Firewalld => None,
-            Owner::Docker => Some(direction.iptables(iptables, "DOCKER-USER", attach)),
-            Owner::Ufw => {
-                Some(format!("`ufw route allow {} on {}`", direction.word(), wildcard('+', attach)))
-            }
-            Owner::Iptables => Some(direction.iptables(iptables, "FORWARD", attach)),
+            Owner::Docker => Some(direction.iptables_command(iptables, "DOCKER-USER", attach)),
+            Owner::Ufw => Some(format!(
+                "`ufw route allow {} on {}`",
+                direction.ufw_direction(),
+                pod_interface_pattern('+', attach)
+            )),
+            Owner::Iptables => Some(direction.iptables_command(iptables, "FORWARD", attach)),
             Owner::Other => Some(format!(
-                "`nft insert rule {family} {table} {name} {}name '{}' accept`",
-                direction.interface(),
-                wildcard('*', attach)
+                "`nft insert rule {family} {table} {name} {} '{}' accept`",
+                direction.nft_interface_key(),
+                pod_interface_pattern('*', attach)
             )),
         };
         let commands: Vec<String> = dropped.iter().filter_map(command).collect();
@@ -257,15 +277,15 @@ impl Filter {
                     is installed, it is /usr/share/doc/polder/host or /usr/local/share/doc/polder/host"
                 .to_owned();
         }
-        if beside_firewalld && matches!(self.owner(), Owner::Docker | Owner::Iptables) {
-            let version = if self.base.family == TableFamily::Ip6 { "ipv6" } else { "ipv4" };
-            let direct =
-                dropped.iter().map(|direction| direction.direct(version, attach)).collect::<Vec<_>>();
+        if has_firewalld && matches!(self.owner(), Owner::Docker | Owner::Iptables) {
+            let ip_version = if self.base.family == TableFamily::Ip6 { "ipv6" } else { "ipv4" };
+            let permanent: Vec<String> =
+                dropped.iter().map(|direction| direction.firewalld_command(ip_version, attach)).collect();
             return format!(
                 "Accept these packets: {}. firewalld deletes all iptables rules when it starts and at each reload. To \
                  make the rules persistent, add them to firewalld: {}, then `firewall-cmd --reload`",
                 commands.join(" and "),
-                direct.join(" and ")
+                permanent.join(" and ")
             );
         }
         format!("Accept these packets, and make the rules persistent: {}", commands.join(" and "))
@@ -276,21 +296,21 @@ impl Filter {
         self.owner() == Owner::Firewalld
     }
 
-    /// The problem, if the filter drops packets that arrive on another interface than the host replies on (reverse path
-    /// filter), while pods of these families do not answer: packets between two nodes may use a direct path in one
-    /// direction and a tunnel in the other.
-    pub fn reverse_path_problem(&self, failing: &BTreeSet<Family>) -> Option<String> {
+    /// The problem, if the filter has a reverse path filter for a family whose pods do not answer (`failing_families`).
+    /// Such a filter drops packets that arrive on another interface than the host replies on. Packets between two nodes
+    /// can arrive so: they may use a direct path in one direction and a tunnel in the other.
+    pub fn reverse_path_problem(&self, failing_families: &BTreeSet<Family>) -> Option<String> {
         let drops = |family: &Family| {
             let is_dropped = |is_asymmetric: bool| {
                 let fulfils = |condition: &RuleCondition| match condition {
-                    RuleCondition::Family(of) => of == family,
+                    RuleCondition::Family(required) => required == family,
                     condition => is_asymmetric && *condition == RuleCondition::OtherReversePath,
                 };
-                self.walk(&self.base.name, &fulfils, DEPTH) == Some(Fate::Dropped)
+                self.evaluate(&self.base.name, &fulfils, MAX_JUMP_DEPTH) == Some(PacketOutcome::Dropped)
             };
-            self.judges(*family) && is_dropped(true) && !is_dropped(false)
+            self.applies_to(*family) && is_dropped(true) && !is_dropped(false)
         };
-        let family = failing.iter().find(|family| drops(family))?;
+        let family = failing_families.iter().find(|family| drops(family))?;
         let BaseChain { family: table_family, table, name, .. } = &self.base;
         let remedy = match self.owner() {
             Owner::Firewalld => {
@@ -313,59 +333,60 @@ impl Direction {
     /// Whether a packet in this direction, without further known properties, meets the condition.
     fn fulfils(self, condition: &RuleCondition, attach: AttachMode) -> bool {
         match (self, condition) {
-            (Self::FromPods, RuleCondition::Input(names)) | (Self::ToPods, RuleCondition::Output(names)) => {
-                names.iter().any(|names| are_pods(names, attach))
+            (Self::FromPods, RuleCondition::Input(patterns))
+            | (Self::ToPods, RuleCondition::Output(patterns)) => {
+                patterns.iter().any(|pattern| matches_pod_interfaces(pattern, attach))
             }
             _ => false,
         }
     }
 
     /// The `iptables` command that accepts packets of this direction.
-    fn iptables(self, program: &str, chain: &str, attach: AttachMode) -> String {
-        let side = match self {
+    fn iptables_command(self, program: &str, chain: &str, attach: AttachMode) -> String {
+        let option = match self {
             Self::FromPods => "-i",
             Self::ToPods => "-o",
         };
-        format!("`{program} -I {chain} {side} {} -j ACCEPT`", wildcard('+', attach))
+        format!("`{program} -I {chain} {option} {} -j ACCEPT`", pod_interface_pattern('+', attach))
     }
 
-    /// The permanent firewalld rule that accepts packets of this direction.
-    fn direct(self, version: &str, attach: AttachMode) -> String {
-        let side = match self {
+    /// The command for a permanent firewalld rule that accepts packets of this direction.
+    fn firewalld_command(self, ip_version: &str, attach: AttachMode) -> String {
+        let option = match self {
             Self::FromPods => "-i",
             Self::ToPods => "-o",
         };
         format!(
-            "`firewall-cmd --permanent --direct --add-rule {version} filter FORWARD 0 {side} {} -j ACCEPT`",
-            wildcard('+', attach)
+            "`firewall-cmd --permanent --direct --add-rule {ip_version} filter FORWARD 0 {option} {} -j ACCEPT`",
+            pod_interface_pattern('+', attach)
         )
     }
 
     /// The direction in `ufw` syntax.
-    fn word(self) -> &'static str {
+    fn ufw_direction(self) -> &'static str {
         match self {
             Self::FromPods => "in",
             Self::ToPods => "out",
         }
     }
 
-    /// The interface prefix in `nft` syntax.
-    fn interface(self) -> &'static str {
+    /// The key of the pod interface's name in `nft` syntax.
+    fn nft_interface_key(self) -> &'static str {
         match self {
-            Self::FromPods => "iif",
-            Self::ToPods => "oif",
+            Self::FromPods => "iifname",
+            Self::ToPods => "oifname",
         }
     }
 }
 
 /// The problem of a table `filter` of legacy iptables, which the agent cannot read.
-pub fn unreadable(family: Family, attach: AttachMode) -> String {
+pub fn legacy_iptables_problem(family: Family, attach: AttachMode) -> String {
     let (names, iptables) = match family {
         Family::V4 => ("ip_tables_names", "iptables-legacy"),
         Family::V6 => ("ip6_tables_names", "ip6tables-legacy"),
     };
     let commands = [Direction::FromPods, Direction::ToPods]
-        .map(|direction| direction.iptables(iptables, "FORWARD", attach));
+        .map(|direction| direction.iptables_command(iptables, "FORWARD", attach));
     format!(
         "legacy iptables has rules that the agent cannot read (table filter in /proc/net/{names}): run `{iptables} \
          -S FORWARD`. If the policy or the last rule drops packets, pods may be unreachable; then accept packets of \
@@ -374,17 +395,17 @@ pub fn unreadable(family: Family, attach: AttachMode) -> String {
     )
 }
 
-/// The name pattern of pod interfaces; `rest` is the wildcard character.
-fn wildcard(rest: char, attach: AttachMode) -> String {
+/// The name pattern of pod interfaces, with this wildcard character.
+fn pod_interface_pattern(wildcard: char, attach: AttachMode) -> String {
     match attach {
         AttachMode::Bridge => BRIDGE.to_owned(),
-        AttachMode::Routed => format!("{POD_INTERFACE_PREFIX}{rest}"),
+        AttachMode::Routed => format!("{POD_INTERFACE_PREFIX}{wildcard}"),
     }
 }
 
-/// Whether the names match all pod interfaces.
-fn are_pods(names: &NamePattern, attach: AttachMode) -> bool {
-    match (names, attach) {
+/// Whether the pattern matches the names of all pod interfaces.
+fn matches_pod_interfaces(pattern: &NamePattern, attach: AttachMode) -> bool {
+    match (pattern, attach) {
         (NamePattern::Exactly(name), AttachMode::Bridge) => name == BRIDGE,
         (NamePattern::Exactly(_), AttachMode::Routed) => false,
         (NamePattern::Prefixed(prefix), AttachMode::Bridge) => BRIDGE.starts_with(prefix),

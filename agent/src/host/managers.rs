@@ -19,7 +19,7 @@ const NETWORK_MANAGER_RUNS: &str = "run/NetworkManager";
 
 /// A setting that a running network manager lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gap {
+pub enum MissingSetting {
     /// systemd-networkd: no `.network` file marks Polder's interfaces as unmanaged.
     NetworkdInterfaces,
     /// systemd-networkd: `ManageForeignRoutes` is not off, so it deletes Polder's routes.
@@ -28,7 +28,7 @@ pub enum Gap {
     NetworkManagerInterfaces,
 }
 
-impl fmt::Display for Gap {
+impl fmt::Display for MissingSetting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NetworkdInterfaces => {
@@ -66,19 +66,19 @@ pub fn not_looked_at() -> Option<String> {
 
 /// The settings that running network managers lack. Files that cannot be read, for example in a container, count as
 /// absent.
-pub fn gaps(root: &Path) -> Vec<Gap> {
-    let mut gaps = Vec::new();
+pub fn missing_settings(root: &Path) -> Vec<MissingSetting> {
+    let mut missing = Vec::new();
     if root.join(NETWORKD_RUNS).exists() {
         let networks =
             SYSTEMD.iter().flat_map(|base| files(&root.join(base).join("systemd/network"), "network"));
         if !networks.into_iter().any(|file| releases_ours(&file)) {
-            gaps.push(Gap::NetworkdInterfaces);
+            missing.push(MissingSetting::NetworkdInterfaces);
         }
         let settings =
             SYSTEMD.iter().flat_map(|base| configuration(&root.join(base).join("systemd/networkd.conf")));
         let is_off = |file: PathBuf| has(&file, |key, value| key == "ManageForeignRoutes" && !truth(value));
         if !settings.into_iter().any(is_off) {
-            gaps.push(Gap::NetworkdRoutes);
+            missing.push(MissingSetting::NetworkdRoutes);
         }
     }
     if root.join(NETWORK_MANAGER_RUNS).exists() {
@@ -86,10 +86,10 @@ pub fn gaps(root: &Path) -> Vec<Gap> {
         let folders = NETWORK_MANAGER.iter().map(|base| root.join(base).join("NetworkManager/conf.d"));
         let settings = folders.flat_map(|folder| files(&folder, "conf")).chain([main]);
         if !settings.into_iter().any(|file| leaves_ours(&file)) {
-            gaps.push(Gap::NetworkManagerInterfaces);
+            missing.push(MissingSetting::NetworkManagerInterfaces);
         }
     }
-    gaps
+    missing
 }
 
 /// Whether the file matches Polder's interfaces and sets them to unmanaged.
@@ -156,27 +156,34 @@ mod tests {
     }
 
     #[test]
-    fn managers_that_do_not_run_have_no_gaps() {
-        assert_eq!(gaps(root(&[("run/systemd/netif/leases/none", "")]).path()), []);
+    fn managers_that_do_not_run_lack_no_settings() {
+        assert_eq!(missing_settings(root(&[("run/systemd/netif/leases/none", "")]).path()), []);
     }
 
     #[test]
-    fn the_shipped_files_close_the_gaps() {
+    fn the_shipped_files_contain_the_missing_settings() {
         let running = [("run/systemd/netif/state", ""), ("run/NetworkManager/no-stub-resolv.conf", "")];
-        let all = [Gap::NetworkdInterfaces, Gap::NetworkdRoutes, Gap::NetworkManagerInterfaces];
-        assert_eq!(gaps(root(&running).path()), all);
+        let all = [
+            MissingSetting::NetworkdInterfaces,
+            MissingSetting::NetworkdRoutes,
+            MissingSetting::NetworkManagerInterfaces,
+        ];
+        assert_eq!(missing_settings(root(&running).path()), all);
         let places = [
             ("systemd/network/00-polder.network", "etc/systemd/network/00-polder.network"),
             ("systemd/networkd.conf.d/polder.conf", "etc/systemd/networkd.conf.d/polder.conf"),
             ("NetworkManager/conf.d/polder.conf", "etc/NetworkManager/conf.d/polder.conf"),
         ];
-        for (gap, (file, place)) in all.iter().zip(places) {
-            assert!(gap.to_string().contains(&format!("deploy/host/{file}")), "{gap}");
-            assert!(gap.to_string().contains(Path::new(place).parent().unwrap().to_str().unwrap()), "{gap}");
+        for (setting, (file, place)) in all.iter().zip(places) {
+            assert!(setting.to_string().contains(&format!("deploy/host/{file}")), "{setting}");
+            assert!(
+                setting.to_string().contains(Path::new(place).parent().unwrap().to_str().unwrap()),
+                "{setting}"
+            );
             let text = shipped(file);
             let with = root(&[&running[..], &[(place, text.as_str())]].concat());
-            let left: Vec<Gap> = all.into_iter().filter(|other| other != gap).collect();
-            assert_eq!(gaps(with.path()), left, "with {file}");
+            let left: Vec<MissingSetting> = all.into_iter().filter(|other| other != setting).collect();
+            assert_eq!(missing_settings(with.path()), left, "with {file}");
         }
     }
 
@@ -190,7 +197,7 @@ mod tests {
             ),
             ("etc/systemd/networkd.conf", "[Network]\nManageForeignRoutes=false\n"),
         ]);
-        assert_eq!(gaps(own.path()), []);
+        assert_eq!(missing_settings(own.path()), []);
         let foreign = root(&[
             ("run/systemd/netif/state", ""),
             ("run/NetworkManager/state", ""),
@@ -200,6 +207,6 @@ mod tests {
             ("etc/systemd/networkd.conf", "[Network]\n#ManageForeignRoutes=no\n"),
             ("etc/NetworkManager/NetworkManager.conf", "[keyfile]\nunmanaged-devices=interface-name:cali*\n"),
         ]);
-        assert_eq!(gaps(foreign.path()).len(), 3);
+        assert_eq!(missing_settings(foreign.path()).len(), 3);
     }
 }

@@ -22,7 +22,7 @@ const USUAL_PRIORITY: u32 = 32766;
 
 /// The addresses and interfaces whose routing must not be diverted.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Pods {
+pub struct PodTraffic {
     /// The pools, each with the prefix length of its blocks.
     pub pools: Vec<(Cidr, u8)>,
     /// Addresses that another plugin has assigned to its own interfaces on this node, and routes itself.
@@ -32,7 +32,7 @@ pub struct Pods {
 }
 
 /// The problems found, each with the command that removes its cause.
-pub fn problems(routing: &Routing, pods: &Pods) -> Vec<String> {
+pub fn problems(routing: &Routing, pods: &PodTraffic) -> Vec<String> {
     let routes: Vec<String> = routing.routes.iter().filter_map(|route| routing.stray(route, pods)).collect();
     // A rule often applies to several pools.
     let mut rules = Vec::new();
@@ -65,7 +65,7 @@ fn shortened(mut problems: Vec<String>, kind: &str) -> Vec<String> {
 
 impl Routing {
     /// The problem of a route in table main or local, if it diverts pod packets.
-    fn stray(&self, route: &AnyRoute, pods: &Pods) -> Option<String> {
+    fn stray(&self, route: &AnyRoute, pods: &PodTraffic) -> Option<String> {
         let to = route.destination;
         let is_asked = route.table == MAIN || (route.table == LOCAL && route.action == RouteAction::Local);
         let own_device = self.device(route).is_some_and(|name| Device::named(name).is_some());
@@ -129,7 +129,7 @@ impl Routing {
     }
 
     /// The problems of rules that the kernel uses before Polder's routes, for packets from `source` to `destination`.
-    fn misled(&self, source: IpNetwork, destination: IpNetwork, pods: &Pods) -> Vec<String> {
+    fn misled(&self, source: IpNetwork, destination: IpNetwork, pods: &PodTraffic) -> Vec<String> {
         let (mut problems, mut skip_to, mut perhaps_main) = (Vec::new(), 0, false);
         let family = Family::of(source.ip());
         for rule in self.rules.iter().filter(|rule| rule.family == family) {
@@ -193,7 +193,7 @@ fn misleads(rule: &AnyRule, result: &str) -> String {
 }
 
 /// Whether a rule applies to all, some or no packets between pods of these pools.
-fn applies(rule: &AnyRule, source: IpNetwork, destination: IpNetwork, pods: &Pods) -> RuleCoverage {
+fn applies(rule: &AnyRule, source: IpNetwork, destination: IpNetwork, pods: &PodTraffic) -> RuleCoverage {
     let among = |asked: Option<IpNetwork>, pool: IpNetwork| match asked {
         None => RuleCoverage::Always,
         Some(asked) if contains(asked, pool) => RuleCoverage::Always,

@@ -1,4 +1,5 @@
-//! Answers a check: examines this node until the findings are stable, and repairs what it can.
+//! Answers a check (`polderctl ipam check`): examines this node until its findings are stable, makes the possible
+//! repairs, and writes the result to the datastore.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use tracing::{debug, warn};
 use super::answer_timeout;
 use super::own::{Finding, NotExamined, OwnRepair, OwnReport, examine};
 use super::repair::carry_out;
-use crate::host::insides::Looker;
+use crate::host::pod_inspection::PodInspector;
 use crate::node::Node;
 use crate::node_state::NodeState;
 
@@ -25,14 +26,16 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// How long a deviation has to last to be reported: pods are created and deleted meanwhile, and their records follow
 /// with a delay.
-pub(super) const CERTAIN: Duration = Duration::from_secs(3);
+pub(super) const MIN_DEVIATION_TIME: Duration = Duration::from_secs(3);
 
 /// How long records may be missing after the datastore lost some, without a report.
-const PUTTING_BACK: Duration = Duration::from_secs(60);
+const RESTORE_TIME: Duration = Duration::from_secs(60);
 
-/// Most deviations in one answer, unrepaired ones first, and the most bytes of each: together a few KiB.
-const ROOM: usize = 16;
-const LONGEST: usize = 240;
+/// Maximum number of deviations in one answer. Unrepaired ones are listed first. An answer has at most a few KiB.
+const MAX_DEVIATIONS: usize = 16;
+
+/// Maximum length of the text of a deviation, in bytes.
+const MAX_DEVIATION_BYTES: usize = 240;
 
 /// State for examining this node.
 #[derive(Debug)]
@@ -40,7 +43,7 @@ pub struct Task {
     /// The node.
     pub node: Arc<Node>,
     /// Reads the network inside pods.
-    pub looker: Looker,
+    pub inspector: PodInspector,
 }
 
 impl Task {
@@ -62,22 +65,22 @@ trait SelfExamination {
     fn answer(
         &self,
         record: AnswerRecord,
-        asked: Revision,
+        requested_at: Revision,
     ) -> impl Future<Output = Result<Outcome, StoreError>> + Send;
 }
 
 impl SelfExamination for Task {
     async fn examine(&self, is_restoring: bool) -> Result<OwnReport, NotExamined> {
-        examine(&self.node, &self.looker, is_restoring).await
+        examine(&self.node, &self.inspector, is_restoring).await
     }
 
     async fn carry_out(&self, repair: OwnRepair) {
         carry_out(&self.node, repair).await;
     }
 
-    async fn answer(&self, record: AnswerRecord, asked: Revision) -> Result<Outcome, StoreError> {
+    async fn answer(&self, record: AnswerRecord, requested_at: Revision) -> Result<Outcome, StoreError> {
         let node = self.node.config.node.clone();
-        self.node.store.commit(&Change::AnswerInspection { node, record, asked }).await
+        self.node.store.commit(&Change::AnswerInspection { node, record, asked: requested_at }).await
     }
 }
 
@@ -85,45 +88,46 @@ impl SelfExamination for Task {
 async fn answer_all<E: SelfExamination>(node_state: &NodeState, node: &E) {
     let mut views = node_state.records.changes();
     let mut answered: Option<Nonce> = None;
-    let mut losses = (0, None);
-    let mut known = false;
+    let (mut losses, mut lost_at) = (0, None);
+    let mut has_store_view = false;
     loop {
         let view = Arc::clone(&views.borrow_and_update());
-        if view.losses != losses.0 {
-            losses = (view.losses, Some(Instant::now()));
+        if view.losses != losses {
+            (losses, lost_at) = (view.losses, Some(Instant::now()));
         }
-        // A node that does not match its record must not answer in its name.
-        let asked = view.inspection.as_ref().filter(|_| node_state.membership.own_revision(&view).is_some());
-        let is_new = asked.is_some_and(|asked| answered.as_ref() != Some(&asked.record.id));
-        if let Some(asked) = asked.filter(|_| is_new) {
-            answered = Some(asked.record.id.clone());
+        // If the record of this node belongs to another machine, this node must not answer for it.
+        let request =
+            view.inspection.as_ref().filter(|_| node_state.membership.own_revision(&view).is_some());
+        let is_new = request.is_some_and(|request| answered.as_ref() != Some(&request.record.id));
+        if let Some(request) = request.filter(|_| is_new) {
+            answered = Some(request.record.id.clone());
             // A request from before the start of this agent is not answered.
-            if known {
-                let is_restoring = losses.1.is_some_and(|lost: Instant| lost.elapsed() < PUTTING_BACK);
-                answer(node, asked, is_restoring).await;
+            if has_store_view {
+                let is_restoring = lost_at.is_some_and(|lost: Instant| lost.elapsed() < RESTORE_TIME);
+                answer(node, request, is_restoring).await;
             }
         }
-        known |= view.source == ViewSource::Store;
+        has_store_view |= view.source == ViewSource::Store;
         if views.changed().await.is_err() {
             return;
         }
     }
 }
 
-async fn answer<E: SelfExamination>(node: &E, asked: &Versioned<InspectionRecord>, is_restoring: bool) {
-    match check(node, asked.record.repairs, is_restoring).await {
-        Ok((mut deviations, examine)) => {
+async fn answer<E: SelfExamination>(node: &E, request: &Versioned<InspectionRecord>, is_restoring: bool) {
+    match check(node, request.record.repairs, is_restoring).await {
+        Ok((mut deviations, report)) => {
             deviations.sort_by_key(|deviation| deviation.repaired);
             let left_out =
-                deviations.iter().skip(ROOM).filter(|deviation| !deviation.repaired).count() as u64;
+                deviations.iter().skip(MAX_DEVIATIONS).filter(|deviation| !deviation.repaired).count() as u64;
             let record = AnswerRecord {
-                id: asked.record.id.clone(),
-                attachments: examine.attachments,
-                interfaces: examine.interfaces,
-                deviations: deviations.into_iter().take(ROOM).map(short).collect(),
+                id: request.record.id.clone(),
+                attachments: report.attachments,
+                interfaces: report.interfaces,
+                deviations: deviations.into_iter().take(MAX_DEVIATIONS).map(shorten).collect(),
                 left_out,
             };
-            match node.answer(record, asked.revision).await {
+            match node.answer(record, request.revision).await {
                 Ok(outcome) => debug!(?outcome, "answered a check"),
                 Err(error) => warn!(%error, "cannot answer a check"),
             }
@@ -132,9 +136,10 @@ async fn answer<E: SelfExamination>(node: &E, asked: &Versioned<InspectionRecord
     }
 }
 
-fn short(mut deviation: DeviationStatus) -> DeviationStatus {
-    if deviation.what.len() > LONGEST {
-        deviation.what.truncate(deviation.what.floor_char_boundary(LONGEST));
+/// Limits the length of the deviation's text.
+fn shorten(mut deviation: DeviationStatus) -> DeviationStatus {
+    if deviation.what.len() > MAX_DEVIATION_BYTES {
+        deviation.what.truncate(deviation.what.floor_char_boundary(MAX_DEVIATION_BYTES));
         deviation.what.push_str(" ...");
     }
     deviation
@@ -146,9 +151,9 @@ async fn check<E: SelfExamination>(
     repairs: RepairMode,
     is_restoring: bool,
 ) -> Result<(Vec<DeviationStatus>, OwnReport), NotExamined> {
-    let looking = Looking { node, is_restoring, until: Instant::now() + answer_timeout(repairs) };
-    let (findings, last) = looking.settle().await?;
-    if findings.is_empty() || repairs == RepairMode::None || Instant::now() >= looking.until {
+    let examiner = Examiner { node, is_restoring, deadline: Instant::now() + answer_timeout(repairs) };
+    let (findings, last) = examiner.stable_findings().await?;
+    if findings.is_empty() || repairs == RepairMode::None || Instant::now() >= examiner.deadline {
         return Ok((findings.iter().map(|finding| status(finding, false)).collect(), last));
     }
     for finding in &findings {
@@ -156,36 +161,31 @@ async fn check<E: SelfExamination>(
             node.carry_out(repair).await;
         }
     }
-    let again = looking.examine().await?;
-    let counts = OwnReport { findings: findings.clone(), ..again.clone() };
-    let until = Instant::now() + CERTAIN;
-    let mut left = again;
-    while findings.iter().any(|finding| finding.repair.is_some() && has(&left, finding))
-        && Instant::now() < until
+    let mut last = examiner.examine().await?;
+    let deadline = Instant::now() + MIN_DEVIATION_TIME;
+    while findings.iter().any(|finding| finding.repair.is_some() && contains(&last, finding))
+        && Instant::now() < deadline
     {
         sleep(PAUSE).await;
-        left = looking.examine().await?;
+        last = examiner.examine().await?;
     }
-    let repaired = findings.iter().map(|finding| status(finding, !has(&left, finding)));
-    Ok((
-        repaired.collect(),
-        OwnReport { attachments: left.attachments, interfaces: left.interfaces, ..counts },
-    ))
+    let deviations = findings.iter().map(|finding| status(finding, !contains(&last, finding))).collect();
+    Ok((deviations, OwnReport { findings, ..last }))
 }
 
 /// Examines this node until the timeout of the check.
-struct Looking<'a, E> {
+struct Examiner<'a, E> {
     node: &'a E,
     is_restoring: bool,
-    until: Instant,
+    deadline: Instant,
 }
 
-impl<E: SelfExamination> Looking<'_, E> {
+impl<E: SelfExamination> Examiner<'_, E> {
     /// Examines the node, and repeats it after an error until the timeout: the datastore may be slow.
     async fn examine(&self) -> Result<OwnReport, NotExamined> {
         loop {
             match self.node.examine(self.is_restoring).await {
-                Err(error) if Instant::now() < self.until => {
+                Err(error) if Instant::now() < self.deadline => {
                     debug!(%error, "cannot check this node yet");
                     sleep(PAUSE).await;
                 }
@@ -194,23 +194,23 @@ impl<E: SelfExamination> Looking<'_, E> {
         }
     }
 
-    /// Examines the node until all remaining deviations have lasted for `CERTAIN`, or none is left.
-    async fn settle(&self) -> Result<(Vec<Finding>, OwnReport), NotExamined> {
+    /// Examines the node until all remaining deviations have lasted for `MIN_DEVIATION_TIME`, or none is left.
+    async fn stable_findings(&self) -> Result<(Vec<Finding>, OwnReport), NotExamined> {
         let mut last = self.examine().await?;
         let mut findings = last.findings.clone();
-        let until = Instant::now() + CERTAIN;
-        while !findings.is_empty() && Instant::now() < until {
+        let deadline = Instant::now() + MIN_DEVIATION_TIME;
+        while !findings.is_empty() && Instant::now() < deadline {
             sleep(PAUSE).await;
             last = self.examine().await?;
-            findings.retain(|finding| has(&last, finding));
+            findings.retain(|finding| contains(&last, finding));
         }
         Ok((findings, last))
     }
 }
 
-/// Whether the examination has the same finding.
-fn has(examine: &OwnReport, finding: &Finding) -> bool {
-    examine.findings.iter().any(|other| other.deviation.what == finding.deviation.what)
+/// Whether the report has the same finding.
+fn contains(report: &OwnReport, finding: &Finding) -> bool {
+    report.findings.iter().any(|other| other.deviation.what == finding.deviation.what)
 }
 
 fn status(finding: &Finding, repaired: bool) -> DeviationStatus {

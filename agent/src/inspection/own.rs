@@ -18,7 +18,7 @@ use polder_ipam::store::StoreError;
 use polder_ipam::tasks::published::PublishedAddresses;
 use polder_ipam::view::View;
 
-use crate::host::insides::{self, Looker};
+use crate::host::pod_inspection::{self, PodInspector};
 use crate::kernel::Kernel;
 use crate::kernel::inspection::SeenPod;
 use crate::machine::now;
@@ -105,7 +105,7 @@ pub(super) enum NotExamined {
 /// that a second one confirms are valid.
 pub(super) async fn examine(
     node: &Node,
-    looker: &Looker,
+    inspector: &PodInspector,
     is_restoring: bool,
 ) -> Result<OwnReport, NotExamined> {
     let range = Key::addresses_of(&node.config.node);
@@ -126,7 +126,7 @@ pub(super) async fn examine(
             unknown.insert(attachment, inside.map_err(NotExamined::Inside)?);
         }
     }
-    let inside = changed_inside(node, looker, &ledger, &in_flight).await;
+    let inside = changed_inside(node, inspector, &ledger, &in_flight).await;
     let read = ExaminedState { ledger, astray, seen, unknown, gateways, published };
     let mut examine = judge(node, &node.node_state.view(), read, in_flight, is_restoring);
     examine.findings.extend(inside);
@@ -136,7 +136,7 @@ pub(super) async fn examine(
 /// Pods whose network inside the namespace differs from its setup.
 async fn changed_inside(
     node: &Node,
-    looker: &Looker,
+    inspector: &PodInspector,
     ledger: &LedgerFacts,
     in_flight: &BTreeSet<Attachment>,
 ) -> Vec<Finding> {
@@ -144,11 +144,12 @@ async fn changed_inside(
     else {
         return Vec::new();
     };
-    let idle =
-        |held: &&AttachmentEntry| insides::can_be_looked_into(held) && !in_flight.contains(&held.attachment);
+    let idle = |held: &&AttachmentEntry| {
+        pod_inspection::can_be_looked_into(held) && !in_flight.contains(&held.attachment)
+    };
     let mut findings = Vec::new();
     for held in ledger.attachments.iter().filter(idle) {
-        if let insides::Comparison::Different(what) = looker.look_into(&cluster, held).await {
+        if let pod_inspection::Comparison::Different(what) = inspector.look_into(&cluster, held).await {
             let what =
                 format!("{} on {} was changed after its setup: {what}", held.attachment, node.config.node);
             let remedy = "recreate the pod: delete it, and let its controller create another";

@@ -204,7 +204,7 @@ pub fn elements(members: &Members, lengths: &Lengths) -> Elements {
     for (underlay, network) in &members.tunnel_sources {
         let carried = Family::of(network.ip());
         let sources = TunnelSources { tunnel: Family::of(*underlay), carried, length: network.prefix() };
-        elements.entry(sources.name()).or_default().insert(Element::bearer(*underlay, *network));
+        elements.entry(sources.name()).or_default().insert(Element::tunnel_source(*underlay, *network));
     }
     for family in Family::BOTH {
         let sets = Sets::of(family);

@@ -109,7 +109,7 @@ impl Kernel {
                 state.fdb.insert((device, entry.mac), entry.to);
             }
         }
-        let filter = self.filter.find(table)?;
+        let filter = self.filter.table_state(table)?;
         Ok(Actual {
             state,
             sysctls: BTreeMap::new(),

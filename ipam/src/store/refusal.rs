@@ -180,14 +180,14 @@ mod tests {
 
     #[test]
     fn only_a_write_refused_for_lack_of_space_may_have_been_applied() {
-        let needs_look = |cause| {
+        let needs_reread = |cause| {
             let refusal = StoreRefusal::new(cause, "no".to_owned());
-            StoreError::Refused { store: "etcd".to_owned(), refusal }.needs_look()
+            StoreError::Refused { store: "etcd".to_owned(), refusal }.needs_reread()
         };
         assert_eq!(StoreRefusal::new(RefusalCause::NoSpace, String::new()).effect(), Effect::Perhaps);
         // So its result must be read.
-        assert!(needs_look(RefusalCause::NoSpace));
-        assert!(!needs_look(RefusalCause::Permission));
-        assert!(!needs_look(RefusalCause::StaleAuth));
+        assert!(needs_reread(RefusalCause::NoSpace));
+        assert!(!needs_reread(RefusalCause::Permission));
+        assert!(!needs_reread(RefusalCause::StaleAuth));
     }
 }

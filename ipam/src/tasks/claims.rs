@@ -59,7 +59,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
             let block = claim.block;
             match attempt(self.host, &claim.clone().into()).await {
                 AttemptResult::Made(revision) => {
-                    self.host.caught_up(revision).await?;
+                    self.host.wait_for_revision(revision).await?;
                     return self.take(claim, &view).await;
                 }
                 AttemptResult::Refused => unanswered = None,

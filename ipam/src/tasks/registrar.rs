@@ -330,7 +330,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             Change::ConfirmRemoval(_) => info!("confirmed that the pods of this node are gone"),
             _ => info!(%change, "record written"),
         }
-        Ok(self.host.caught_up(revision).await?)
+        Ok(self.host.wait_for_revision(revision).await?)
     }
 
     /// Checks whether another machine, or another boot of this one, holds the lease of this node's name. Until that is
@@ -408,7 +408,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             return Err(StepError::Overtaken);
         };
         info!(%id, "created the cluster settings");
-        Ok(self.host.caught_up(revision).await?)
+        Ok(self.host.wait_for_revision(revision).await?)
     }
 
     async fn adopt_block(&self, owned: OwnedBlock) -> Result<(), LedgerError> {

@@ -7,7 +7,7 @@
 //! reset. `nft flush ruleset` deletes all tables except those owned by another socket (flag `owner`, Linux 5.12;
 //! `nft_flush` in `net/netfilter/nf_tables_api.c`).
 
-use super::{Chain, FilterSocket, Hook, InterfaceMatch, Match, Rule, TableSide, Verdict, encode};
+use super::{Chain, FilterSocket, Hook, InterfaceMatch, Match, Rule, TableKind, Verdict, encode};
 use crate::Error;
 
 /// A table of family `inet` with a chain of type `nat` and a rule that matches nothing. This socket owns it: no other
@@ -29,7 +29,7 @@ impl NatAnchor {
         };
         let chain = Chain { name: "nat", hook: Hook::SourceNat, rules: Vec::new() };
         let made = vec![
-            encode::add_owned_table(TableSide::Ip, name),
+            encode::add_owned_table(TableKind::Ip, name),
             encode::add_chain(name, &chain),
             encode::add_rule(name, &chain, &rule),
         ];

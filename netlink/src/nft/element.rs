@@ -16,7 +16,7 @@ pub enum ElementKey {
     /// Pairs of link-layer address and address.
     Sender(Family),
     /// Pairs of outer address of a tunnel and inner network.
-    Bearer(Family, Family),
+    TunnelSource(Family, Family),
 }
 
 /// One element of a set, or one end of a range: a key, and whether it ends a range (the first address after it).
@@ -66,9 +66,10 @@ impl Element {
         Self::with_key(&key).expect("no key of ours is longer")
     }
 
-    /// An element of a set with [`ElementKey::Bearer`]: the tunnel endpoint `bearer` may send packets from `network`.
-    pub fn bearer(bearer: IpAddr, network: IpNetwork) -> Self {
-        let key = [octets(bearer), octets(network.network())].concat();
+    /// An element of a set with [`ElementKey::TunnelSource`]: the tunnel endpoint `outer` may send packets from
+    /// `network`.
+    pub fn tunnel_source(outer: IpAddr, network: IpNetwork) -> Self {
+        let key = [octets(outer), octets(network.network())].concat();
         Self::with_key(&key).expect("no key of ours is longer")
     }
 
@@ -122,7 +123,7 @@ impl ElementKey {
         match self {
             Self::Address(family) | Self::Network(family) => family_number(family),
             Self::Sender(family) => ETHER_ADDRESS << 6 | family_number(family),
-            Self::Bearer(bearer, _) => family_number(bearer) << 6 | INTEGER,
+            Self::TunnelSource(outer, _) => family_number(outer) << 6 | INTEGER,
         }
     }
 
@@ -131,7 +132,7 @@ impl ElementKey {
         match self {
             Self::Address(family) | Self::Network(family) => address_length(family),
             Self::Sender(family) => 8 + address_length(family),
-            Self::Bearer(bearer, carried) => address_length(bearer) + address_length(carried),
+            Self::TunnelSource(outer, inner) => address_length(outer) + address_length(inner),
         }
     }
 

@@ -16,7 +16,7 @@ use polder_api::Family;
 
 use super::family::TableFamily;
 use super::{
-    Chain, Element, ElementKey, Hook, InterfaceMatch, Match, Rule, Set, SetMatch, TableSide, Verdict,
+    Chain, Element, ElementKey, Hook, InterfaceMatch, Match, Rule, Set, SetMatch, TableKind, Verdict,
 };
 use crate::Operation;
 
@@ -38,10 +38,10 @@ fn control(message: ControlMessage) -> NetfilterMessage {
     NetfilterMessage::new(header, message)
 }
 
-fn about(side: TableSide, message: impl Into<NetfilterMessageInner>) -> NetfilterMessage {
-    let family = match side {
-        TableSide::Ip => NetfilterProtoFamily::Inet,
-        TableSide::Arp => NetfilterProtoFamily::ARP,
+fn about(kind: TableKind, message: impl Into<NetfilterMessageInner>) -> NetfilterMessage {
+    let family = match kind {
+        TableKind::Ip => NetfilterProtoFamily::Inet,
+        TableKind::Arp => NetfilterProtoFamily::ARP,
     };
     of_family(family, message)
 }
@@ -50,30 +50,30 @@ fn of_family(family: NetfilterProtoFamily, message: impl Into<NetfilterMessageIn
     NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message)
 }
 
-fn create(side: TableSide, message: NfTablesMessage) -> Operation<NetfilterMessage> {
-    Operation::new(about(side, message), NLM_F_CREATE)
+fn create(kind: TableKind, message: NfTablesMessage) -> Operation<NetfilterMessage> {
+    Operation::new(about(kind, message), NLM_F_CREATE)
 }
 
-pub(super) fn add_table(side: TableSide, name: &str, comment: Option<&str>) -> Operation<NetfilterMessage> {
+pub(super) fn add_table(kind: TableKind, name: &str, comment: Option<&str>) -> Operation<NetfilterMessage> {
     let mut attributes = vec![TableAttribute::Name(name.to_owned())];
     attributes.extend(comment.map(|comment| TableAttribute::UserData(user_data(comment))));
-    create(side, NfTablesMessage::NewTable(TableMessage { attributes }))
+    create(kind, NfTablesMessage::NewTable(TableMessage { attributes }))
 }
 
 /// Creates a table owned by the sending socket: the kernel deletes it when the socket is closed.
-pub(super) fn add_owned_table(side: TableSide, name: &str) -> Operation<NetfilterMessage> {
+pub(super) fn add_owned_table(kind: TableKind, name: &str) -> Operation<NetfilterMessage> {
     let attributes = vec![TableAttribute::Name(name.to_owned()), TableAttribute::Flags(TableFlags::Owner)];
-    create(side, NfTablesMessage::NewTable(TableMessage { attributes }))
+    create(kind, NfTablesMessage::NewTable(TableMessage { attributes }))
 }
 
-pub(super) fn get_table(side: TableSide, name: &str) -> NetfilterMessage {
+pub(super) fn get_table(kind: TableKind, name: &str) -> NetfilterMessage {
     let attributes = vec![TableAttribute::Name(name.to_owned())];
-    about(side, NfTablesMessage::GetTable(TableMessage { attributes }))
+    about(kind, NfTablesMessage::GetTable(TableMessage { attributes }))
 }
 
-pub(super) fn delete_table(side: TableSide, name: &str) -> Operation<NetfilterMessage> {
+pub(super) fn delete_table(kind: TableKind, name: &str) -> Operation<NetfilterMessage> {
     let attributes = vec![TableAttribute::Name(name.to_owned())];
-    Operation::new(about(side, NfTablesMessage::DeleteTable(TableMessage { attributes })), 0)
+    Operation::new(about(kind, NfTablesMessage::DeleteTable(TableMessage { attributes })), 0)
 }
 
 pub(super) fn add_chain(table: &str, chain: &Chain) -> Operation<NetfilterMessage> {
@@ -95,13 +95,13 @@ pub(super) fn add_chain(table: &str, chain: &Chain) -> Operation<NetfilterMessag
         ChainAttribute::Policy(super::decode::NF_ACCEPT),
         ChainAttribute::Type(kind.to_owned()),
     ];
-    create(chain.hook.side(), NfTablesMessage::NewChain(ChainMessage { attributes }))
+    create(chain.hook.table(), NfTablesMessage::NewChain(ChainMessage { attributes }))
 }
 
 pub(super) fn get_chain(table: &str, chain: &Chain) -> NetfilterMessage {
     let attributes =
         vec![ChainAttribute::Table(table.to_owned()), ChainAttribute::Name(chain.name.to_owned())];
-    about(chain.hook.side(), NfTablesMessage::GetChain(ChainMessage { attributes }))
+    about(chain.hook.table(), NfTablesMessage::GetChain(ChainMessage { attributes }))
 }
 
 /// Requests the chains of all tables of all families.
@@ -121,16 +121,16 @@ pub(super) fn add_set(table: &str, set: &Set, id: u32) -> Operation<NetfilterMes
         SetAttribute::KeyLen(set.key.length()),
         SetAttribute::Id(id),
     ];
-    if let ElementKey::Bearer(bearer, carried) = set.key {
-        attributes.push(SetAttribute::UserData(type_of_bearer(bearer, carried)));
+    if let ElementKey::TunnelSource(outer, inner) = set.key {
+        attributes.push(SetAttribute::UserData(type_of_tunnel_source(outer, inner)));
     }
-    create(set.side, NfTablesMessage::NewSet(SetMessage { attributes }))
+    create(set.table, NfTablesMessage::NewSet(SetMessage { attributes }))
 }
 
 /// User data of a set whose key has a part without a type: with it, `nft` prints `typeof ip saddr . @th,336,32`,
 /// which it can read again. The format is that of nft 1.0.6 (`src/netlink.c`, `src/expression.c` and `src/payload.c`
 /// there). The kernel stores it and does not interpret it.
-fn type_of_bearer(bearer: Family, carried: Family) -> Vec<u8> {
+fn type_of_tunnel_source(outer: Family, inner: Family) -> Vec<u8> {
     const CONCATENATION: u32 = 13;
     const PAYLOAD: u32 = 7;
     let one = |kind: u8, value: &[u8]| {
@@ -139,12 +139,12 @@ fn type_of_bearer(bearer: Family, carried: Family) -> Vec<u8> {
     };
     let number = |kind: u8, value: u32| one(kind, &value.to_ne_bytes());
     // Protocol (`proto_desc_id`) and field; for a part that is not a field, its offset.
-    let (protocol, field) = match bearer {
+    let (protocol, field) = match outer {
         Family::V4 => (12, 11),
         Family::V6 => (13, 8),
     };
     let sender = [number(0, protocol), number(1, field)].concat();
-    let Field(base, offset, length) = carried_source(carried);
+    let Field(base, offset, length) = inner_source(inner);
     let fields =
         [number(0, 0), number(1, 0), number(2, base + 1), number(3, offset * 8), number(4, length * 8)];
     let part = |index: u8, payload: &[u8]| one(index, &[number(0, PAYLOAD), one(1, payload)].concat());
@@ -159,7 +159,7 @@ pub(super) fn add_elements<'a>(
     elements: impl IntoIterator<Item = &'a Element>,
 ) -> Vec<Operation<NetfilterMessage>> {
     let chunks = element_messages(table, set, elements).into_iter();
-    chunks.map(|message| create(set.side, NfTablesMessage::NewSetElement(message))).collect()
+    chunks.map(|message| create(set.table, NfTablesMessage::NewSetElement(message))).collect()
 }
 
 pub(super) fn delete_elements<'a>(
@@ -169,19 +169,19 @@ pub(super) fn delete_elements<'a>(
 ) -> Vec<Operation<NetfilterMessage>> {
     let chunks = element_messages(table, set, elements).into_iter();
     chunks
-        .map(|message| Operation::new(about(set.side, NfTablesMessage::DeleteSetElement(message)), 0))
+        .map(|message| Operation::new(about(set.table, NfTablesMessage::DeleteSetElement(message)), 0))
         .collect()
 }
 
 /// Deletes all elements of the set: the message names no element.
 pub(super) fn flush_set(table: &str, set: &Set) -> Operation<NetfilterMessage> {
     let message = SetElementMessage { attributes: of_set(table, set.name) };
-    Operation::new(about(set.side, NfTablesMessage::DeleteSetElement(message)), 0)
+    Operation::new(about(set.table, NfTablesMessage::DeleteSetElement(message)), 0)
 }
 
 pub(super) fn get_elements(table: &str, set: &Set) -> NetfilterMessage {
     let message = SetElementMessage { attributes: of_set(table, set.name) };
-    about(set.side, NfTablesMessage::GetSetElement(message))
+    about(set.table, NfTablesMessage::GetSetElement(message))
 }
 
 pub(super) fn get_elements_of(family: TableFamily, table: &str, set: &str) -> NetfilterMessage {
@@ -215,9 +215,9 @@ fn element(element: &Element) -> ListAttribute<SetElementAttribute> {
     ListAttribute::Element(attributes)
 }
 
-pub(super) fn get_rules(side: TableSide, table: &str) -> NetfilterMessage {
+pub(super) fn get_rules(kind: TableKind, table: &str) -> NetfilterMessage {
     let attributes = vec![RuleAttribute::Table(table.to_owned())];
-    about(side, NfTablesMessage::GetRule(RuleMessage { attributes }))
+    about(kind, NfTablesMessage::GetRule(RuleMessage { attributes }))
 }
 
 pub(super) fn get_rules_of_chain(family: TableFamily, table: &str, chain: &str) -> NetfilterMessage {
@@ -236,7 +236,7 @@ pub(super) fn add_rule(table: &str, chain: &Chain, rule: &Rule) -> Operation<Net
         RuleAttribute::UserData(user_data(rule.comment)),
     ];
     let message = NfTablesMessage::NewRule(RuleMessage { attributes });
-    Operation::new(about(chain.hook.side(), message), NLM_F_CREATE | NLM_F_APPEND)
+    Operation::new(about(chain.hook.table(), message), NLM_F_CREATE | NLM_F_APPEND)
 }
 
 /// Encodes a comment in the format of `nft`: type 0, length, text with its NUL.
@@ -266,7 +266,7 @@ const ARP_SENDER_MAC: Field = Field(1, 8, 6);
 const ARP_SENDER: Field = Field(1, 14, 4);
 
 /// The source address of the inner packet.
-fn carried_source(family: Family) -> Field {
+fn inner_source(family: Family) -> Field {
     match family {
         Family::V4 => Field(2, 42, 4),
         Family::V6 => Field(2, 38, 16),
@@ -335,22 +335,22 @@ fn matching(what: &Match) -> Vec<Expressions> {
             let protocol = [load_meta(MetaKey::L4Proto), equal(vec![ICMPV6])];
             [protocol, [load(ICMP_TYPE, Register::Reg1), equal(vec![number])]].concat()
         }
-        Match::Carries(family) => {
+        Match::InnerFamily(family) => {
             let number = ether_type(family).to_be_bytes();
             vec![load(CARRIED_TYPE, Register::Reg1), equal(number.to_vec())]
         }
-        Match::Bearer { carried, length, within } => {
+        Match::TunnelSource { inner, length, set } => {
             // Each part of a key takes as many registers of four bytes as it needs.
-            let register = match within.family() {
+            let register = match set.family() {
                 Family::V4 => Register::Reg32_01,
                 Family::V6 => Register::Reg32_04,
             };
-            let Field(_, _, bytes) = carried_source(carried);
+            let Field(_, _, bytes) = inner_source(inner);
             vec![
-                load(source(within.family()), Register::Reg1),
-                load(carried_source(carried), register),
+                load(source(set.family()), Register::Reg1),
+                load(inner_source(inner), register),
                 mask(register, bytes, length),
-                lookup(within),
+                lookup(set),
             ]
         }
         Match::ArpReply => {

@@ -115,7 +115,7 @@ impl OperatorHost for SimHost {
 
 impl RegistrarHost for SimHost {
     fn fresh_name(&self) -> Result<String, HostError> {
-        Ok(self.fresh())
+        Ok(self.unique_name())
     }
 
     async fn changed(&self, view: &Arc<View>, max_wait: Duration) {
@@ -123,8 +123,8 @@ impl RegistrarHost for SimHost {
         self.wait(Wait::Revision(view.revision.next(), self.clock() + millis)).await;
     }
 
-    async fn caught_up(&self, revision: Revision) -> Result<(), StoreError> {
-        Self::caught_up(self, revision).await
+    async fn wait_for_revision(&self, revision: Revision) -> Result<(), StoreError> {
+        Self::wait_for_revision(self, revision).await
     }
 
     fn presence(&self, _: &View) -> Result<NodePresence, NoPresence> {
@@ -162,7 +162,7 @@ impl RegistrarHost for SimHost {
     }
 
     async fn cut_off(&self, attachment: &Attachment) -> Result<(), NotReleased> {
-        let patient = Self { overtakes: false, ..self.clone() };
+        let patient = Self { marks_deleted: false, ..self.clone() };
         teardown::cut_off(&patient, attachment).await
     }
 
@@ -173,8 +173,8 @@ impl RegistrarHost for SimHost {
     fn is_any_wired_by_earlier_process(&self) -> bool {
         self.with(|world| {
             let machine = &world.machines[self.machine];
-            let marked = machine.kernel.marked.borrow();
-            marked.iter().any(|attachment| machine.is_wired_by_earlier_process(attachment))
+            let in_creation = machine.kernel.in_creation.borrow();
+            in_creation.iter().any(|attachment| machine.is_wired_by_earlier_process(attachment))
         })
     }
 
@@ -212,7 +212,7 @@ impl PodHost for SimHost {
             }
             if self.clock() >= until {
                 self.with(|world| {
-                    if self.overtakes {
+                    if self.marks_deleted {
                         world.machines[self.machine].kernel.deleted_meanwhile.insert(attachment.clone());
                     }
                     world.count(IMPATIENT);
@@ -318,7 +318,7 @@ impl PodHost for SimHost {
     }
 
     fn addresses_freed(&self) {
-        self.agent(|agent| agent.news = true);
+        self.agent(|agent| agent.must_check_records = true);
     }
 }
 

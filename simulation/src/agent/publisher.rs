@@ -12,7 +12,7 @@ use polder_ipam::transaction::transaction;
 use super::SimHost;
 use super::host::millis;
 use crate::etcd::LeaseId;
-use crate::store_request::{Answer, Question};
+use crate::store_request::{StoreOperation, StoreReply};
 use crate::task::Wait;
 
 /// Counted event: the publisher abandons a change because the node's record has changed.
@@ -47,28 +47,28 @@ impl LeaseStore for SimHost {
     type Lease = LeaseId;
 
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
-        match self.call_store(Question::Grant(ttl.as_secs())).await? {
-            Answer::Lease(Some(lease)) => Ok(lease),
+        match self.call_store(StoreOperation::Grant(ttl.as_secs())).await? {
+            StoreReply::Lease(Some(lease)) => Ok(lease),
             other => Err(other.error()),
         }
     }
 
     async fn put(&self, lease: &LeaseId, change: &Change) -> Result<Outcome, StoreError> {
-        match self.call_store(Question::Put(*lease, transaction(change))).await? {
-            Answer::Outcome(outcome) => Ok(outcome),
+        match self.call_store(StoreOperation::Put(*lease, transaction(change))).await? {
+            StoreReply::Outcome(outcome) => Ok(outcome),
             other => Err(other.error()),
         }
     }
 
     async fn renew(&self, lease: &mut LeaseId, _: Duration) -> Result<(), StoreError> {
-        match self.call_store(Question::Renew(*lease)).await? {
-            Answer::Lease(Some(_)) => Ok(()),
+        match self.call_store(StoreOperation::Renew(*lease)).await? {
+            StoreReply::Lease(Some(_)) => Ok(()),
             other => Err(other.error()),
         }
     }
 
     async fn revoke(&self, lease: LeaseId) {
-        let _ = self.call_store(Question::Revoke(lease)).await;
+        let _ = self.call_store(StoreOperation::Revoke(lease)).await;
     }
 
     async fn pause(&self, time: Duration) {

@@ -16,11 +16,11 @@ const RETRY_MS: u64 = 5_000;
 
 /// Runs as long as the agent.
 pub async fn run(host: SimHost) {
-    let me = host.me();
+    let me = host.own_node();
     let mut registrar = Registrar::new(&host, &me);
     loop {
         let view = host.agent(|agent| {
-            agent.news = false;
+            agent.must_check_records = false;
             agent.closed.clear();
             Arc::clone(&agent.view)
         });
@@ -41,7 +41,7 @@ pub async fn run(host: SimHost) {
         if let Some(ReserveRequest { wanted, owner, attachment, reply }) = request {
             let answer = |came| reply.send(came);
             registrar.serve_reservation(&wanted, &owner, &attachment, answer).await;
-            host.agent(|agent| agent.news = true);
+            host.agent(|agent| agent.must_check_records = true);
         }
     }
 }

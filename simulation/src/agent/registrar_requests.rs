@@ -18,7 +18,7 @@ impl Requests for SimHost {
         let reply = Reply::default();
         self.agent(|agent| {
             agent.claims.push_back(ClaimRequest { wanted, reply: Some(reply.clone()) });
-            agent.news = true;
+            agent.must_check_records = true;
         });
         let too_slow = || Err(Unavailable::TooSlow.into());
         wait(self, &reply).await.unwrap_or_else(too_slow)
@@ -37,7 +37,7 @@ impl Requests for SimHost {
         let (reply, attachment) = (Reply::default(), attachment.clone());
         self.agent(|agent| {
             agent.reservations.push_back(ReserveRequest { wanted, owner, attachment, reply: reply.clone() });
-            agent.news = true;
+            agent.must_check_records = true;
         });
         let too_slow = || Err(RetryReason::Unavailable(Unavailable::TooSlow).into());
         wait(self, &reply).await.unwrap_or_else(too_slow)

@@ -135,11 +135,11 @@ fn lose(world: &mut World, fault: Fault) -> bool {
 
 /// Fails a request for its sender. If it has not reached the store, it can still arrive.
 fn give_up(world: &mut World, index: usize) {
-    let (machine, question) = (world.requests[index].machine, world.requests[index].question.clone());
+    let (machine, operation) = (world.requests[index].machine, world.requests[index].operation.clone());
     match world.requests[index].state {
         Progress::Sent => {
             let id = world.number();
-            let late = Request { id, machine, question, state: Progress::Late };
+            let late = Request { id, machine, operation, state: Progress::Late };
             world.requests[index].state = Progress::Answered(Err(no_answer()));
             world.requests.push(late);
         }

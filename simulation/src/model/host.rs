@@ -243,7 +243,7 @@ impl RegistrarHost for ModelHost<'_> {
         self.wait(Wait::Changed(view.revision)).await;
     }
 
-    async fn caught_up(&self, revision: Revision) -> Result<(), StoreError> {
+    async fn wait_for_revision(&self, revision: Revision) -> Result<(), StoreError> {
         if self.read(|machine| machine.agent.watcher.shows(revision)) {
             return Ok(());
         }

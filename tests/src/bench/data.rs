@@ -11,7 +11,7 @@ use super::progress::Progress;
 use super::results::{Key, Results};
 use super::rounds::order;
 use super::services;
-use super::setups::{Route, Setup};
+use super::setups::{PodPath, Setup};
 use super::traffic::{self, Endpoint};
 
 /// Name of this part.
@@ -50,7 +50,7 @@ const RULES: [&str; 2] = ["none", "kube-proxy"];
 /// One measured pair.
 struct Pair<'a> {
     contestant: &'static str,
-    route: Route,
+    path: PodPath,
     from: &'a Endpoint,
     to: &'a Endpoint,
 }
@@ -65,13 +65,13 @@ pub fn run(
     let mut setups = Vec::new();
     progress.step("data: preparing nodes");
     for (contestant, attach) in [("polder", "bridge"), ("polder-routed", "routed")] {
-        setups.push(Setup::polder(contestant, attach, Route::Direct)?);
+        setups.push(Setup::polder(contestant, attach, PodPath::Direct)?);
         if attach == "bridge" || extent.routed_vxlan {
-            setups.push(Setup::polder(contestant, attach, Route::Vxlan)?);
+            setups.push(Setup::polder(contestant, attach, PodPath::Vxlan)?);
         }
     }
-    for route in [Route::Direct, Route::Vxlan] {
-        setups.push(Setup::bridge(folder, route)?);
+    for path in [PodPath::Direct, PodPath::Vxlan] {
+        setups.push(Setup::bridge(folder, path)?);
     }
     let reference = setups.last().context("a set-up")?;
     let lo = Endpoint { address: Ipv4Addr::LOCALHOST.into(), ..reference.hosts[0].clone() };
@@ -90,15 +90,15 @@ pub fn run(
         for round in 0..extent.rounds {
             for at in order(pairs.len(), round) {
                 let pair = &pairs[at];
-                let route = pair.route.name();
+                let path = pair.path.name();
                 progress.step(&format!(
-                    "data: rules {rules}, round {} of {}: {route}, {}",
+                    "data: rules {rules}, round {} of {}: {path}, {}",
                     round + 1,
                     extent.rounds,
                     pair.contestant
                 ));
                 measure(extent, pair, rules, round, results)
-                    .with_context(|| format!("{} ({route}, rules {rules})", pair.contestant))?;
+                    .with_context(|| format!("{} ({path}, rules {rules})", pair.contestant))?;
             }
         }
     }
@@ -109,15 +109,15 @@ pub fn run(
 fn pairs<'a>(setups: &'a [Setup], lo: &'a Endpoint, reference: &'a Setup) -> Vec<Pair<'a>> {
     let hosts = &reference.hosts;
     let mut pairs = vec![
-        Pair { contestant: "loopback", route: Route::SameNode, from: lo, to: lo },
-        Pair { contestant: "node", route: Route::Direct, from: &hosts[0], to: &hosts[1] },
+        Pair { contestant: "loopback", path: PodPath::SameNode, from: lo, to: lo },
+        Pair { contestant: "node", path: PodPath::Direct, from: &hosts[0], to: &hosts[1] },
     ];
-    for Setup { contestant, route, pods: [a, b, c], .. } in setups {
+    for Setup { contestant, path, pods: [a, b, c], .. } in setups {
         // Pods of one node do not use the path to the other node.
-        if *route == Route::Direct {
-            pairs.push(Pair { contestant, route: Route::SameNode, from: a, to: b });
+        if *path == PodPath::Direct {
+            pairs.push(Pair { contestant, path: PodPath::SameNode, from: a, to: b });
         }
-        pairs.push(Pair { contestant, route: *route, from: a, to: c });
+        pairs.push(Pair { contestant, path: *path, from: a, to: c });
     }
     pairs
 }
@@ -132,11 +132,11 @@ fn measure(
     let Pair { contestant, from, to, .. } = *pair;
     let mut add = |what: &'static str, unit: &'static str, value: f64| {
         let key =
-            |route: Route| Key::new(PART, contestant, what).when("path", route.name()).when("rules", rules);
-        results.add(key(pair.route), unit, round, [value]);
+            |path: PodPath| Key::new(PART, contestant, what).when("path", path.name()).when("rules", rules);
+        results.add(key(pair.path), unit, round, [value]);
         if contestant == "node" {
             // The same packets are the reference for tunnels.
-            results.add(key(Route::Vxlan), unit, round, [value]);
+            results.add(key(PodPath::Vxlan), unit, round, [value]);
         }
     };
     for streams in extent.streams {

@@ -233,8 +233,8 @@ fn pin(processor: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The namespace of a node's first process.
-pub fn of_node(pid: i32) -> PathBuf {
+/// The network namespace of a node, by its first process.
+pub fn netns_of(pid: i32) -> PathBuf {
     Path::new("/proc").join(pid.to_string()).join("ns/net")
 }
 

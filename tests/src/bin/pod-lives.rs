@@ -125,7 +125,7 @@ fn writes(lab: &Lab, pods: u32) -> anyhow::Result<()> {
 }
 
 fn client(worker: &Worker) -> anyhow::Result<Client> {
-    let socket = worker.node.outside(Path::new(polder_api::DEFAULT_SOCKET));
+    let socket = worker.node.path_on_host(Path::new(polder_api::DEFAULT_SOCKET));
     Ok(Client::connect(&socket, TIMEOUT)?)
 }
 

@@ -147,7 +147,7 @@ fn the_evaluation_of_chains_that_jump_in_a_circle_ends() {
 
 #[test]
 fn legacy_iptables_is_reported_with_the_commands_to_check_and_accept() {
-    let said = unreadable(Family::V6, AttachMode::Bridge);
+    let said = legacy_iptables_problem(Family::V6, AttachMode::Bridge);
     for words in ["/proc/net/ip6_tables_names", "`ip6tables-legacy -S FORWARD`", "-o polder0 -j ACCEPT"] {
         assert!(said.contains(words), "{said}");
     }
@@ -159,7 +159,7 @@ fn an_input_chain_that_drops_is_reported_with_the_command_that_accepts_tunnels()
         let chains =
             [(name, vec![accept(from("lo")), accept(RuleCondition::Other), jump(user)]), (user, Vec::new())];
         filter((TableFamily::Ip, table, name), Policy::Drop, &chains)
-            .problem_of_tunnels(8472, &["eth1".to_owned()].into())
+            .tunnel_problem(8472, &["eth1".to_owned()].into())
             .unwrap()
     };
     assert!(input("filter", "INPUT", "x").contains("`iptables -I INPUT -p udp --dport 8472 -j ACCEPT`"));
@@ -169,14 +169,14 @@ fn an_input_chain_that_drops_is_reported_with_the_command_that_accepts_tunnels()
     );
     assert!(input("mine", "in", "x").contains("`nft insert rule ip mine in udp dport 8472 accept`"));
     let open = filter((TableFamily::Inet, "mine", "in"), Policy::Accept, &[("in", vec![jump("x")])]);
-    assert_eq!(open.problem_of_tunnels(8472, &["eth1".to_owned()].into()), None);
+    assert_eq!(open.tunnel_problem(8472, &["eth1".to_owned()].into()), None);
 }
 
-fn pods() -> Pods {
-    Pods {
+fn pods() -> PodTraffic {
+    PodTraffic {
         pools: vec![("10.244.0.0/16".parse().unwrap(), 26)],
         ingress_interfaces: BTreeSet::from(["eth0".to_owned()]),
-        ..Pods::default()
+        ..PodTraffic::default()
     }
 }
 
@@ -211,7 +211,7 @@ fn a_rule_that_drops_packets_between_pods_is_reported_with_an_accept_command() {
     ] {
         let drop = rule(&conditions, ForeignVerdict::Drop);
         let filter = filter((TableFamily::Inet, "mine", "c"), Policy::Accept, &[("c", vec![drop])]);
-        let problem = filter.problem_between(base_hook, AttachMode::Bridge, &pods()).unwrap_or_default();
+        let problem = filter.pod_rule_problem(base_hook, AttachMode::Bridge, &pods()).unwrap_or_default();
         assert!(problem.contains(command), "{conditions:?}: {problem}");
     }
 }
@@ -229,10 +229,10 @@ fn rules_that_do_not_drop_packets_between_pods_are_not_reported() {
     ] {
         let drop = rule(&conditions, ForeignVerdict::Drop);
         let filter = filter((TableFamily::Inet, "mine", "c"), Policy::Accept, &[("c", vec![drop])]);
-        assert_eq!(filter.problem_between(base_hook, AttachMode::Bridge, &pods()), None, "{conditions:?}");
+        assert_eq!(filter.pod_rule_problem(base_hook, AttachMode::Bridge, &pods()), None, "{conditions:?}");
     }
     // A packet that an earlier rule accepts is not dropped.
     let rules = vec![accept(destination("10.244.0.0/16")), rule(&[], ForeignVerdict::Drop)];
     let filter = filter((TableFamily::Inet, "mine", "c"), Policy::Accept, &[("c", rules)]);
-    assert_eq!(filter.problem_between(BaseHook::Forwarded, AttachMode::Bridge, &pods()), None);
+    assert_eq!(filter.pod_rule_problem(BaseHook::Forwarded, AttachMode::Bridge, &pods()), None);
 }

@@ -35,8 +35,8 @@ fn lookup(priority: u32, table: u32) -> AnyRule {
     rule(priority, RuleTarget::Table(table, None))
 }
 
-fn pods() -> Pods {
-    Pods {
+fn pods() -> PodTraffic {
+    PodTraffic {
         pools: vec![("10.244.0.0/16".parse().unwrap(), 26)],
         leased: vec!["10.244.9.5".parse().unwrap()],
         ingress_interfaces: BTreeSet::from(["eth0".to_owned()]),

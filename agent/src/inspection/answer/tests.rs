@@ -104,7 +104,7 @@ impl Harness {
     async fn answer(&mut self, repairs: RepairMode) -> Option<Said> {
         self.pass(Duration::ZERO).await;
         self.ask("x", repairs);
-        self.pass(answer_timeout(repairs) + CERTAIN).await;
+        self.pass(answer_timeout(repairs) + MIN_DEVIATION_TIME).await;
         let (record, asked) = self.node.with(|state| state.answers.pop())?;
         assert_eq!(
             (record.id.as_str(), asked.number(), record.attachments, record.interfaces),
@@ -160,7 +160,7 @@ async fn a_node_that_cannot_inspect_itself_retries_until_the_request_expires() {
 async fn requests_from_before_the_start_or_for_another_machine_are_not_answered() {
     let mut early = Harness::new();
     early.ask("x", RepairMode::None);
-    early.pass(CERTAIN).await;
+    early.pass(MIN_DEVIATION_TIME).await;
     assert_eq!(early.node.with(|state| state.looks), 0, "nobody waits for it");
 
     let mut other = Harness::new();

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use polder_api::Family;
 use polder_ipam::Pool;
-use polder_netlink::nft::{ElementKey, Set, TableSide};
+use polder_netlink::nft::{ElementKey, Set, TableKind};
 
 /// The sets of one family.
 #[derive(Debug, Clone, Copy)]
@@ -55,18 +55,18 @@ impl Sets {
 /// The declarations of the sets of one family.
 pub fn declared(family: Family) -> Vec<Set> {
     let sets = Sets::of(family);
-    let of = |side, name, key| Set { side, name, key };
+    let of = |table, name, key| Set { table, name, key };
     let mut all = vec![
-        of(TableSide::Ip, sets.senders, ElementKey::Sender(family)),
-        of(TableSide::Ip, sets.peers, ElementKey::Address(family)),
-        of(TableSide::Ip, sets.pools, ElementKey::Network(family)),
-        of(TableSide::Ip, sets.underlay, ElementKey::Address(family)),
-        of(TableSide::Ip, sets.local, ElementKey::Network(family)),
-        of(TableSide::Ip, sets.own, ElementKey::Address(family)),
-        of(TableSide::Ip, sets.unmasqueraded, ElementKey::Network(family)),
+        of(TableKind::Ip, sets.senders, ElementKey::Sender(family)),
+        of(TableKind::Ip, sets.peers, ElementKey::Address(family)),
+        of(TableKind::Ip, sets.pools, ElementKey::Network(family)),
+        of(TableKind::Ip, sets.underlay, ElementKey::Address(family)),
+        of(TableKind::Ip, sets.local, ElementKey::Network(family)),
+        of(TableKind::Ip, sets.own, ElementKey::Address(family)),
+        of(TableKind::Ip, sets.unmasqueraded, ElementKey::Network(family)),
     ];
     if family == Family::V4 {
-        all.push(of(TableSide::Arp, sets.senders, ElementKey::Sender(family)));
+        all.push(of(TableKind::Arp, sets.senders, ElementKey::Sender(family)));
     }
     all
 }
@@ -122,6 +122,10 @@ impl TunnelSources {
 
     /// The declaration of the set.
     pub fn set(&self) -> Set {
-        Set { side: TableSide::Ip, name: self.name(), key: ElementKey::Bearer(self.tunnel, self.carried) }
+        Set {
+            table: TableKind::Ip,
+            name: self.name(),
+            key: ElementKey::TunnelSource(self.tunnel, self.carried),
+        }
     }
 }

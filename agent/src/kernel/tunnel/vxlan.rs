@@ -94,7 +94,10 @@ pub(super) fn rules(settings: VxlanSettings, tunnel_sources: &[TunnelSources]) -
             comment: "accept packets from a peer's own pods",
             matches: [
                 tunnel(family),
-                vec![Match::Carries(carried), Match::Bearer { carried, length, within }],
+                vec![
+                    Match::InnerFamily(carried),
+                    Match::TunnelSource { inner: carried, length, set: within },
+                ],
             ]
             .concat(),
             verdict: Verdict::Accept,

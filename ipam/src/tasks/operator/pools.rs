@@ -159,13 +159,13 @@ async fn carry_out(
                 Ok(Outcome::Applied { .. }) => return Ok(success_message),
                 Ok(Outcome::Refused) => unanswered = None,
                 Err(error) => {
-                    let (is_unknown, needs_look) = (error.is_unknown(), error.needs_look());
+                    let (is_unknown, needs_reread) = (error.is_unknown(), error.needs_reread());
                     failure = Some(error);
                     if is_unknown && !looks_again() {
                         return Ok(success_message);
                     } else if is_unknown {
                         unanswered = Some(success_message);
-                    } else if needs_look {
+                    } else if needs_reread {
                         refused = Some(success_message);
                     } else {
                         break;

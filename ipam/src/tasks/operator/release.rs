@@ -24,7 +24,7 @@ use crate::view::View;
 
 /// Why an address is not released for an operator.
 #[derive(Debug, thiserror::Error)]
-enum NotFreed {
+enum ReleaseRefused {
     /// The reservation got another owner or holder during the request.
     #[error("the reservation of {0} has changed: see polderctl ipam show {0}, and try again")]
     Changed(IpAddr),
@@ -120,7 +120,7 @@ enum NotFreed {
     Unknown(IpAddr),
 }
 
-impl Refuse for NotFreed {
+impl Refuse for ReleaseRefused {
     fn kind(&self) -> RefusalKind {
         match self {
             Self::Store { error, .. } => error.kind(),
@@ -149,28 +149,32 @@ pub async fn release<H: OperatorHost>(
     release: Release,
 ) -> Result<String, Refusal> {
     let Release { address, dead } = release;
-    let (mut tried, mut is_refused) = (false, false);
+    // Whether an earlier attempt may have deleted the reservation, and whether a further attempt would fail, too.
+    let (mut may_be_deleted, mut is_last) = (false, false);
     let mut failure = None;
-    let mut meant: Option<ReservationRecord> = None;
+    // The reservation in the first view: the one that the operator requests to release.
+    let mut first: Option<ReservationRecord> = None;
     for _ in 0..ATTEMPTS {
         let view = read_all(records).await?;
         let found = view.reservations.get(&address);
-        let is_meant = found
-            .is_some_and(|found| meant.as_ref().is_none_or(|meant| is_the_same(meant, &found.record, dead)));
-        let Some(known) = found.filter(|_| is_meant) else {
-            if tried && found.is_none_or(|found| meant.is_some_and(|meant| meant.owner != found.record.owner))
-            {
+        let is_unchanged = found
+            .is_some_and(|found| first.as_ref().is_none_or(|first| is_the_same(first, &found.record, dead)));
+        let Some(known) = found.filter(|_| is_unchanged) else {
+            // Without the record, or with one of another owner, the earlier attempt has succeeded.
+            let is_deleted =
+                found.is_none_or(|found| first.is_some_and(|first| first.owner != found.record.owner));
+            if may_be_deleted && is_deleted {
                 return Ok(format!("the reservation of {address} is deleted"));
             }
             if found.is_some() {
-                return Err(NotFreed::Changed(address).into());
+                return Err(ReleaseRefused::Changed(address).into());
             }
-            return of_a_block(host, me, &view, address).await;
+            return release_block_address(host, me, &view, address).await;
         };
-        if is_refused {
+        if is_last {
             break;
         }
-        meant.get_or_insert_with(|| (*known.record).clone());
+        first.get_or_insert_with(|| (*known.record).clone());
         if let Some(holder) = &known.record.holder {
             check_gone(host, me, records, &view, address, holder, dead).await?;
         }
@@ -182,25 +186,25 @@ pub async fn release<H: OperatorHost>(
             }
             Ok(Outcome::Refused) => failure = None,
             Err(error) => {
-                let needs_look = error.needs_look();
-                tried |= needs_look;
-                is_refused = !error.is_unknown();
+                let needs_reread = error.needs_reread();
+                may_be_deleted |= needs_reread;
+                is_last = !error.is_unknown();
                 failure = Some(error);
-                if !needs_look {
+                if !needs_reread {
                     break;
                 }
             }
         }
     }
     Err(match failure {
-        Some(error) => NotFreed::Store { address, error }.into(),
-        None => NotFreed::Contended(address).into(),
+        Some(error) => ReleaseRefused::Store { address, error }.into(),
+        None => ReleaseRefused::Contended(address).into(),
     })
 }
 
-/// Whether the reservation is still the one that the operator meant: same owner and, with `dead`, no other holder.
-fn is_the_same(meant: &ReservationRecord, now: &ReservationRecord, dead: bool) -> bool {
-    meant.owner == now.owner && (!dead || now.holder.is_none() || now.holder == meant.holder)
+/// Whether the reservation is still the one of the first view: same owner and, with `dead`, no other holder.
+fn is_the_same(first: &ReservationRecord, now: &ReservationRecord, dead: bool) -> bool {
+    first.owner == now.owner && (!dead || now.holder.is_none() || now.holder == first.holder)
 }
 
 /// Checks that the pod that holds a reserved address is gone, as far as this can be detected, or else that an operator
@@ -215,31 +219,31 @@ async fn check_gone<H: OperatorHost>(
     dead: bool,
 ) -> Result<(), Refusal> {
     let Holder { node, incarnation, boot_id, attachment } = holder;
-    let ids = || (attachment.clone(), node.clone());
+    let attachment_and_node = || (attachment.clone(), node.clone());
     // An existing interface overrides the operator's confirmation.
-    if *node == me.name && host.has_interface(attachment).await.map_err(NotFreed::Interface)? {
-        let (attachment, node) = ids();
-        return Err(NotFreed::HasInterface { address, attachment, node }.into());
+    if *node == me.name && host.has_interface(attachment).await.map_err(ReleaseRefused::Interface)? {
+        let (attachment, node) = attachment_and_node();
+        return Err(ReleaseRefused::HasInterface { address, attachment, node }.into());
     }
     let registered = view.nodes.get(node).filter(|known| known.record.incarnation == *incarnation);
     if registered.is_some_and(|known| known.record.boot_id == *boot_id) {
-        let alive = Range::single(Key::Lease(node.clone()).to_string());
-        let alive = !records.range(&alive).await?.entries.is_empty();
+        let lease = Range::single(Key::Lease(node.clone()).to_string());
+        let alive = !records.range(&lease).await?.entries.is_empty();
         let published = PublishedAddresses::read_range(records, &Key::addresses_of(node)).await?;
         if alive && published.all().any(|known| known == address) {
-            let (attachment, node) = ids();
-            return Err(NotFreed::Reported { address, attachment, node }.into());
+            let (attachment, node) = attachment_and_node();
+            return Err(ReleaseRefused::Reported { address, attachment, node }.into());
         }
     }
     if dead {
         return Ok(());
     }
-    let (attachment, node) = ids();
-    Err(NotFreed::Held { address, attachment, node }.into())
+    let (attachment, node) = attachment_and_node();
+    Err(ReleaseRefused::Held { address, attachment, node }.into())
 }
 
 /// Releases an address of one of this node's blocks, unless its pod is running.
-async fn of_a_block<H: OperatorHost>(
+async fn release_block_address<H: OperatorHost>(
     host: &H,
     me: &OwnNode,
     view: &View,
@@ -250,14 +254,14 @@ async fn of_a_block<H: OperatorHost>(
         Some(AddressCondition::Held(held)) => {
             let attachment = held.attachment;
             let swept = orphan_collector::sweep(host, &attachment, "requested by an operator").await;
-            match swept.map_err(NotFreed::from)? {
+            match swept.map_err(ReleaseRefused::from)? {
                 SweepResult::Released => Ok(format!("{attachment} is released: {address} is in cool-down")),
-                SweepResult::Alive => Err(NotFreed::Running { address, attachment }.into()),
-                SweepResult::Busy => Err(NotFreed::Busy(attachment).into()),
+                SweepResult::Alive => Err(ReleaseRefused::Running { address, attachment }.into()),
+                SweepResult::Busy => Err(ReleaseRefused::Busy(attachment).into()),
             }
         }
-        Some(AddressCondition::Gateway) => Err(NotFreed::Gateway(address).into()),
-        Some(AddressCondition::Probe) => Err(NotFreed::Probe(address).into()),
+        Some(AddressCondition::Gateway) => Err(ReleaseRefused::Gateway(address).into()),
+        Some(AddressCondition::Probe) => Err(ReleaseRefused::Probe(address).into()),
         Some(AddressCondition::Freed(_) | AddressCondition::Unused | AddressCondition::Excluded) => {
             Ok(format!("{address} is not in use: there is nothing to release"))
         }
@@ -265,9 +269,9 @@ async fn of_a_block<H: OperatorHost>(
             let claim = view.blocks.iter().find(|(block, _)| block.cidr().has(address));
             match claim.map(|(block, claim)| (*block, &claim.record.node)) {
                 Some((block, node)) if *node != me.name => {
-                    Err(NotFreed::OtherNode { address, block, node: node.clone() }.into())
+                    Err(ReleaseRefused::OtherNode { address, block, node: node.clone() }.into())
                 }
-                _ => Err(NotFreed::Unknown(address).into()),
+                _ => Err(ReleaseRefused::Unknown(address).into()),
             }
         }
     }

@@ -117,7 +117,7 @@ async fn failed(
     confirmed: OperatorConfirmation,
     error: StoreError,
 ) -> Result<String, Refusal> {
-    let is_made = if error.needs_look() && !error.is_unknown() {
+    let is_made = if error.needs_reread() && !error.is_unknown() {
         read_all(records).await.ok().map(|now| match removal::remove(&now, &node, confirmed) {
             Ok(None) | Err(NotRemoved::AlreadyRemoved(_)) => Some(waits_for(&now, &node)),
             _ => None,

@@ -320,7 +320,7 @@ impl RegistrarHost for Fake {
         self.with(State::load);
     }
 
-    async fn caught_up(&self, _: Revision) -> Result<(), StoreError> {
+    async fn wait_for_revision(&self, _: Revision) -> Result<(), StoreError> {
         self.with(State::load);
         Ok(())
     }

@@ -80,7 +80,7 @@ impl NotInspected {
 
 /// Inspects pods.
 #[derive(Debug, Clone)]
-pub struct Looker {
+pub struct PodInspector {
     /// The kernel connection for operations on single pods.
     pub pods: Owner<Kernel>,
     /// The node's addresses.
@@ -95,7 +95,7 @@ pub struct Looker {
 
 /// Results of the inspections so far.
 #[derive(Debug, Default)]
-pub struct Insides {
+pub struct PodInspections {
     /// The attachment inspected last in the current round.
     last: Option<Attachment>,
     /// Changed attachments: the number of consecutive inspections that found the change, and the problem text.
@@ -104,25 +104,26 @@ pub struct Insides {
     barred: Option<NotInspected>,
 }
 
-impl Insides {
+impl PodInspections {
     /// Inspects the next pods of the round, and those with a known change. Returns the problems of all pods. Without
     /// the permission it inspects none: see [`not_looked_at`].
-    pub async fn check_all(&mut self, looker: &Looker, cluster: &ClusterRecord) -> Vec<String> {
+    pub async fn check_all(&mut self, inspector: &PodInspector, cluster: &ClusterRecord) -> Vec<String> {
         if !Capability::SysAdmin.is_held() {
             return Vec::new();
         }
-        let held: Vec<AttachmentEntry> = looker.ipam.run(|ipam| ipam.attachments().cloned().collect()).await;
+        let held: Vec<AttachmentEntry> =
+            inspector.ipam.run(|ipam| ipam.attachments().cloned().collect()).await;
         let idle: BTreeMap<Attachment, AttachmentEntry> = held
             .into_iter()
-            .filter(|held| can_be_looked_into(held) && !looker.in_flight.has(&held.attachment))
+            .filter(|held| can_be_looked_into(held) && !inspector.in_flight.has(&held.attachment))
             .map(|held| (held.attachment.clone(), held))
             .collect();
         self.different.retain(|attachment, _| idle.contains_key(attachment));
         for attachment in self.due(idle.keys()) {
             let held = &idle[&attachment];
-            let found = looker.look_into(cluster, held).await;
+            let found = inspector.look_into(cluster, held).await;
             // A DEL may have started meanwhile.
-            self.take(held, found, !looker.in_flight.has(&held.attachment));
+            self.take(held, found, !inspector.in_flight.has(&held.attachment));
         }
         let certain = self.different.values().filter(|(looks, _)| *looks >= LOOKS);
         certain.map(|(_, problem)| problem.clone()).collect()
@@ -200,7 +201,7 @@ pub fn problem(held: &AttachmentEntry, what: &str) -> String {
     )
 }
 
-impl Looker {
+impl PodInspector {
     /// Compares the network inside the pod with Polder's configuration, as CHECK does.
     pub async fn look_into(&self, cluster: &ClusterRecord, held: &AttachmentEntry) -> Comparison {
         let wiring = wiring(&self.membership, self.features, cluster, held);
@@ -260,12 +261,12 @@ mod tests {
     #[test]
     fn all_pods_are_inspected_in_turn_and_changed_pods_every_time() {
         let all = attachments(100);
-        let mut insides = Insides::default();
+        let mut inspections = PodInspections::default();
         let odd = all.first().unwrap().clone();
-        insides.different.insert(odd.clone(), (1, String::new()));
+        inspections.different.insert(odd.clone(), (1, String::new()));
         let mut seen = BTreeSet::new();
         for _ in 0..all.len().div_ceil(AT_A_TIME) {
-            let due = insides.due(all.iter());
+            let due = inspections.due(all.iter());
             assert!(due.len() <= AT_A_TIME + 1 && due.contains(&odd), "{due:?}");
             seen.extend(due);
         }
@@ -275,9 +276,9 @@ mod tests {
     #[test]
     fn on_a_node_with_few_pods_all_are_inspected_every_time() {
         let all = attachments(3);
-        let mut insides = Insides::default();
+        let mut inspections = PodInspections::default();
         for _ in 0..3 {
-            assert_eq!(insides.due(all.iter()), all);
+            assert_eq!(inspections.due(all.iter()), all);
         }
     }
 }
