@@ -50,8 +50,8 @@ impl ReleasedAddresses {
     }
 
     /// Removes addresses that are given out again, before the attachment uses them. The connections of an address that
-    /// it had itself go on. Those of an address that another attachment had are deleted first: a reserved address and an
-    /// address of another IPAM plugin need no cool-down.
+    /// it had itself go on. Those of an address that another attachment had are deleted first: a reserved address and
+    /// an address of another IPAM plugin need no cool-down.
     pub async fn reuse(&self, addresses: &[IpAddr], attachment: &Attachment) {
         loop {
             let deleted = self.deleted.notified();

@@ -1,4 +1,5 @@
-//! Settings of the memory allocator that return unused memory to the kernel. The only unsafe code of what runs on nodes.
+//! Settings of the memory allocator that return unused memory to the kernel. The only unsafe code of what runs on
+//! nodes.
 
 #![expect(unsafe_code, reason = "nothing safe gives the C library's allocator its settings")]
 

@@ -28,8 +28,8 @@ pub const SNAPSHOT_BEFORE: &str = "cluster.new";
 /// Time that a starting agent waits for the datastore before it uses the snapshot.
 const STORE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Changes are published together if they arrive within this time, multiplied by the number of nodes and blocks that are
-/// known: for each publication, the view is copied and all tasks that follow it wake up. 10,000 records: 20 ms.
+/// Changes are published together if they arrive within this time, multiplied by the number of nodes and blocks that
+/// are known: for each publication, the view is copied and all tasks that follow it wake up. 10,000 records: 20 ms.
 const BATCH_PER_RECORD: Duration = Duration::from_micros(2);
 
 /// Pause between a change and the snapshot, so that a burst is written once.

@@ -90,7 +90,8 @@ impl Refuse for NotAttached {
 /// Attaches the container. Returns the result for the runtime.
 pub fn add(call: &Call) -> Result<String, Error> {
     let mut pod = PodNamespace::open(&call.environment)?;
-    // Otherwise a second ADD would request a DEL of the IPAM plugin, which would release the addresses of the running pod.
+    // Otherwise a second ADD would request a DEL of the IPAM plugin, which would release the addresses of the running
+    // pod.
     let interface = &call.environment.interface;
     if pod.link(interface)?.is_some() {
         return Err(Error::InterfaceExists(interface.clone()));
@@ -296,8 +297,8 @@ struct Ready<'a> {
     /// The host end of the pair.
     name: &'a str,
     attach: Attach,
-    /// Whether the bridge was running before: it is, once it had a port in state forwarding. A bridge drops packets of the
-    /// host until then.
+    /// Whether the bridge was running before: it is, once it had a port in state forwarding. A bridge drops packets of
+    /// the host until then.
     bridge_ran: bool,
 }
 

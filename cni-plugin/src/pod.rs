@@ -84,7 +84,8 @@ impl PodNamespace {
         self.socket.link(name.as_str()).map_err(Error::kernel(action))
     }
 
-    /// Sets up the pod's interface: addresses, neighbour entry of the gateway, and routes. `index` is its index, if known.
+    /// Sets up the pod's interface: addresses, neighbour entry of the gateway, and routes. `index` is its index, if
+    /// known.
     ///
     /// The first interface gets the pod's default route. A later one gets a default route in its own table, for packets
     /// from its own addresses: replies must leave through the interface of the request, or the node drops them.

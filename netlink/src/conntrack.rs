@@ -39,9 +39,10 @@ impl FilterSocket {
     /// Deletes all connection tracking entries of the addresses, in both directions. Returns their number.
     ///
     /// Reads the table once for each family of the addresses. The kernel walks all buckets of its table for a dump,
-    /// also for an empty one: 6 ms of one core for 262,144 buckets. So pass many addresses in one call. The kernel could
-    /// filter a dump by one address, but for IPv6 its filter is inverted: it returns all addresses except the requested
-    /// one (`ctnetlink_filter_match_tuple` in `net/netfilter/nf_conntrack_netlink.c` treats equal as different).
+    /// also for an empty one: 6 ms of one core for 262,144 buckets. So pass many addresses in one call. The kernel
+    /// could filter a dump by one address, but for IPv6 its filter is inverted: it returns all addresses except the
+    /// requested one (`ctnetlink_filter_match_tuple` in `net/netfilter/nf_conntrack_netlink.c` treats equal as
+    /// different).
     pub fn forget_connections(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<usize, Error> {
         let families: BTreeSet<Family> = addresses.iter().map(|address| Family::of(*address)).collect();
         let mut deletes = Vec::new();

@@ -226,8 +226,8 @@ impl RouteSocket {
         self.get_link(LinkUnspec::new_with_index(index.number()).build())
     }
 
-    /// Executes the operations in order; the first one creates an interface. Returns the interface as it was created, if
-    /// the kernel echoes it (since Linux 6.2, `rtnl_configure_link` in `net/core/rtnetlink.c`).
+    /// Executes the operations in order; the first one creates an interface. Returns the interface as it was created,
+    /// if the kernel echoes it (since Linux 6.2, `rtnl_configure_link` in `net/core/rtnetlink.c`).
     pub fn create_link(
         &mut self,
         creation: Operation,

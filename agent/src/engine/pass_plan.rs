@@ -120,8 +120,8 @@ impl<D: Datapath> Engine<D> {
         let lengths = ruleset::lengths(pools.map(|pool| &**pool));
         let table = ruleset::table(cluster, &lengths);
         // First the kernel, then the ledger: an attachment is added to the ledger before the kernel, and removed from
-        // the kernel before the ledger; only its filter elements may be removed later. So state that is in the kernel but
-        // not in the ledger has no owner.
+        // the kernel before the ledger; only its filter elements may be removed later. So state that is in the kernel
+        // but not in the ledger has no owner.
         let mut actual = match self.tools.datapath.snapshot(table).await {
             Ok(actual) => actual,
             Err(error) => return Err(NoPlan::Unread(error)),

@@ -202,8 +202,8 @@ fn work(mut socket: RouteSocket, group: u32, jobs: &Mutex<Receiver<Job>>, waitin
         }
     }
 }
-/// Deletes the entries that the kernel keeps when it deletes a pod's interface: the neighbour entries on the bridge, and
-/// the routes to addresses that are in no block.
+/// Deletes the entries that the kernel keeps when it deletes a pod's interface: the neighbour entries on the bridge,
+/// and the routes to addresses that are in no block.
 fn entries_of(pod: &LocalPod, bridge: Option<IfIndex>) -> impl Iterator<Item = Operation> {
     let LocalPod { mac, addresses, .. } = pod;
     let on = move |index| {

@@ -13,8 +13,8 @@ const METRICS: u32 = 256;
 
 /// The metric of Polder's route to the destination, 84 to 339.
 ///
-/// Routes of other programs to the same destination almost certainly have another metric, so neither replaces the other:
-/// the kernel replaces by destination and metric, not by protocol.
+/// Routes of other programs to the same destination almost certainly have another metric, so neither replaces the
+/// other: the kernel replaces by destination and metric, not by protocol.
 ///
 /// Neighbouring blocks have different metrics. The kernel hashes the next hops of IPv4 routes by metric but not by
 /// gateway (`fib_info_hashfn_1` in `net/ipv4/fib_semantics.c`), and compares all of one hash at each change: with one
