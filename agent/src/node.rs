@@ -197,7 +197,7 @@ impl PodHost for Node {
 
     async fn admit(&self, held: &AttachmentEntry) -> Result<(), HostError> {
         if self.node_state.view().cluster.is_none() {
-            // The wiring needs them. If this fails, the addresses are released.
+            // The wiring needs the settings. After this error, the addresses are released.
             return Err(HostError::new(NotServed::NoSettings));
         }
         let pod = local_pod(held);

@@ -206,11 +206,7 @@ impl<P: Pings> Prober<P> {
             let own = pass.gateways.iter().copied().find(|gateway| Family::of(*gateway) == family);
             let opened = self.host.sockets[family].as_ref().map(|socket| self.pings.source(socket));
             if own.is_none() || opened != own {
-                self.host.sockets[family] = None;
-                let reason = self.no_socket[family].clone();
-                self.open_host_socket(family, own);
-                is_changed |= opened.is_some() || self.host.sockets[family].is_some();
-                is_changed |= reason != self.no_socket[family];
+                is_changed |= self.replace_host_socket(family, own);
             }
         }
         let underlay = self.task.passes.underlay().map(|underlay| underlay.addresses()).unwrap_or_default();
@@ -255,19 +251,22 @@ impl<P: Pings> Prober<P> {
         self.endpoint = endpoint;
     }
 
-    fn open_host_socket(&mut self, family: Family, own: Option<IpAddr>) {
-        let before = self.no_socket[family].take();
-        let Some(source) = own else { return };
-        match self.pings.open(source, None) {
-            Ok(socket) => self.host.sockets[family] = Some(socket),
-            Err(error) => {
-                let reason = NoSocket { source_address: source, error: SharedError::new(error) };
+    /// Closes the socket of the family, and opens one with the address `own`. Returns whether a socket was closed or
+    /// opened, or the reason why there is none has changed.
+    fn replace_host_socket(&mut self, family: Family, own: Option<IpAddr>) -> bool {
+        let (closed, before) = (self.host.sockets[family].take(), self.no_socket[family].take());
+        match own.map(|source| (source, self.pings.open(source, None))) {
+            None => {}
+            Some((_, Ok(socket))) => self.host.sockets[family] = Some(socket),
+            Some((source_address, Err(error))) => {
+                let reason = NoSocket { source_address, error: SharedError::new(error) };
                 if before.as_ref() != Some(&reason) {
                     warn!("{reason}");
                 }
                 self.no_socket[family] = Some(reason);
             }
         }
+        closed.is_some() || self.host.sockets[family].is_some() || before != self.no_socket[family]
     }
 
     async fn send_due_probes(&mut self) {

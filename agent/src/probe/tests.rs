@@ -336,6 +336,13 @@ async fn a_node_is_not_ready_until_it_has_probe_sockets() {
     fixture.run_several_rounds().await;
     let problem = fixture.probed().unwrap_err().to_string();
     assert!(problem.contains("peers cannot be probed from 10.0.0.1"), "{problem}");
+    fixture.pass.send_modify(|pass| {
+        let gateways = vec!["10.0.0.3".parse().unwrap()];
+        *pass = Some(Arc::new(Pass { gateways, ..Pass::clone(pass.as_ref().unwrap()) }));
+    });
+    fixture.run_several_rounds().await;
+    let problem = fixture.probed().unwrap_err().to_string();
+    assert!(problem.contains("peers cannot be probed from 10.0.0.3"), "{problem}");
     fixture.wire.with(|wire| wire.open_fails = false);
     // Another pass.
     fixture.pass.send_modify(|pass| *pass = pass.as_deref().cloned().map(Arc::new));
