@@ -24,7 +24,7 @@ if [ "${1:-}" != inside ]; then
     apt-get download -q "firewalld=$version" "python3-firewall=$version" python3-nftables=1.0.6-2+deb12u2 nftables=1.0.6-2+deb12u2 \
         libnftables1=1.0.6-2+deb12u2 iptables=1.8.9-2 python3-dbus=1.3.2-4+b1 python3-gi=3.42.2-3+b1 gir1.2-glib-2.0=1.74.0-3 \
         libgirepository-1.0-1=1.74.0-3 dbus-daemon=1.14.10-1~deb12u1 dbus-bin=1.14.10-1~deb12u1 \
-        dbus-system-bus-common=1.14.10-1~deb12u1 dbus-session-bus-common=1.14.10-1~deb12u1 python3-cap-ng ipset libipset13 \
+        dbus-system-bus-common=1.14.10-1~deb12u1 dbus-session-bus-common=1.14.10-1~deb12u1 \
         >apt.log 2>&1 || { cat apt.log >&2; exit 1; }
     for package in ./*.deb; do dpkg-deb -x "$package" unpacked; done
     # Namespaces of its own: what is mounted, and what is changed in the network, ends with them.
@@ -34,7 +34,6 @@ fi
 work=$2
 mount -t proc proc /proc
 mount -t tmpfs none /run
-mount -t tmpfs none "$work/unpacked/usr/share/doc"
 mkdir "$work/over" && mount -t tmpfs none "$work/over"
 for folder in etc usr; do
     mkdir "$work/over/$folder" "$work/over/$folder.work"
@@ -66,7 +65,7 @@ wait_until() {
     cat /run/firewalld.log >&2
     return 1
 }
-wait_until 'nft list chain inet firewalld filter_FORWARD_POLICIES_post || nft list chain inet firewalld filter_FORWARD'
+wait_until 'nft list chain inet firewalld filter_FORWARD'
 wait_until '! iptables -t nat -S | grep -q MASQUERADE'
 echo "backend: $(sed -n 's/^FirewallBackend=//p' /etc/firewalld/firewalld.conf)"
 started=$(state)
