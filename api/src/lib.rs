@@ -20,6 +20,7 @@ pub mod message;
 pub mod mutant;
 mod name;
 pub mod pool;
+mod port;
 pub mod status;
 
 pub use add_mark::{AddMark, MarkedAdd, add_marks};
@@ -28,6 +29,7 @@ pub use backend::{Backend, UnknownBackend};
 pub use family::{Family, PerFamily};
 pub use mac::{Mac, ParseMacError};
 pub use name::{ContainerId, IfName, InvalidName, NetworkName, NodeName, PoolName};
+pub use port::{ParsePortError, PortMapping, TransportProtocol};
 pub use words::UnknownWord;
 
 /// Default path of the agent's socket.

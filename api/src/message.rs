@@ -14,7 +14,7 @@ use crate::credentials::EtcdCredentials;
 use crate::ipam::{Checked, Release, RepairMode, Shown, Subject};
 use crate::pool::{ClaimStatus, PoolChange, PoolStatus};
 use crate::status::{NodeStatus, SettingsChange, Status};
-use crate::{Attachment, IfName, Mac, NetworkName, NodeName, Pod, PoolName};
+use crate::{Attachment, IfName, Mac, NetworkName, NodeName, Pod, PoolName, PortMapping};
 
 /// A request as sent over the socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,6 +112,9 @@ pub struct AddRequest {
     pub mac: Option<Mac>,
     /// MTU in bytes; default: that of the node.
     pub mtu: Option<u32>,
+    /// The host ports that lead to the pod. An agent of an earlier release refuses a request with host ports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortMapping>,
 }
 
 /// Source of the addresses of an attachment.

@@ -47,6 +47,7 @@ pub(crate) fn add_request(call: &Call) -> AddRequest {
         source: own_addresses(call),
         mac: call.options.mac,
         mtu: call.network.conf.mtu,
+        ports: call.options.ports.clone(),
     }
 }
 

@@ -5,12 +5,16 @@
 
 use std::net::IpAddr;
 
-use polder_api::{InvalidName, Mac, ParseMacError, PoolName};
+use polder_api::{InvalidName, Mac, ParseMacError, PoolName, PortMapping};
 use serde_json::{Map, Value};
 
 use crate::environment::Arguments;
 use crate::error::Error;
 use crate::netconf::field;
+
+use self::ports::{PORT_MAPPINGS, PortProblem};
+
+mod ports;
 
 /// The capability with which containerd and CRI-O pass the pod's annotations.
 const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
@@ -55,6 +59,25 @@ pub enum BadOption {
         /// The given MAC address.
         mac: Mac,
     },
+    /// A requested host port is invalid.
+    /// Remedy: correct the ports of the pod: protocol tcp, udp or sctp, ports from 1 to 65535, and a host address that
+    /// is an IP address.
+    #[error("{PORT_MAPPINGS}: {mapping}: {problem}")]
+    Port {
+        /// The entry, as JSON.
+        mapping: String,
+        /// The cause.
+        problem: PortProblem,
+    },
+    /// Two requested host ports are the same, but lead to different ports of the pod.
+    /// Remedy: give each port of the pod its own host port.
+    #[error("{PORT_MAPPINGS}: {one} and {other} are the same host port")]
+    SamePort {
+        /// The first host port.
+        one: PortMapping,
+        /// The second host port.
+        other: PortMapping,
+    },
 }
 
 /// The requested properties of one pod.
@@ -66,6 +89,8 @@ pub struct PodOptions {
     pub mac: Option<Mac>,
     /// The requested pool, instead of the configuration's.
     pub pool: Option<PoolName>,
+    /// The requested host ports.
+    pub ports: Vec<PortMapping>,
 }
 
 impl PodOptions {
@@ -99,6 +124,7 @@ impl PodOptions {
                 Some(name) => Some(name.parse().map_err(BadOption::Pool)?),
                 None => None,
             },
+            ports: ports::read(&runtime)?,
         })
     }
 }

@@ -9,7 +9,7 @@ use std::error::Error;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use polder_api::{Attachment, Mac, Pod, PoolName};
+use polder_api::{Attachment, Mac, Pod, PoolName, PortMapping};
 
 use crate::cause::SharedError;
 use crate::ids::{BootId, ClusterId, Incarnation, Nonce};
@@ -125,6 +125,8 @@ pub struct AttachmentEntry {
     pub leaving: bool,
     /// The gateways at its creation, if the node's gateways have changed since; otherwise empty.
     pub gateways: Vec<IpAddr>,
+    /// The host ports that lead to the pod.
+    pub ports: Vec<PortMapping>,
 }
 
 /// Operations of a ledger. A failed one changes nothing.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use polder_api::{Attachment, Family, Mac, PoolName, rule};
+use polder_api::{Attachment, Family, Mac, PoolName, PortMapping, rule};
 
 use crate::allocator::{AddressRefusal, Allocator, CoolDown, Counts};
 use crate::claim::LOW_WATER;
@@ -302,6 +302,9 @@ impl<L: Ledger> NodeIpam<L> {
         if let Some(holder) = self.attachments.values().find(same) {
             return Err(AllocateError::MacTaken { mac, holder: holder.attachment.clone() });
         }
+        if let Some((port, holder)) = self.holder_of_port(&request.ports) {
+            return Err(AllocateError::PortTaken { port, holder });
+        }
         let held = AttachmentEntry {
             mac,
             attachment: request.attachment,
@@ -313,6 +316,7 @@ impl<L: Ledger> NodeIpam<L> {
             pod: request.pod,
             leaving: false,
             gateways: Vec::new(),
+            ports: request.ports,
         };
         self.ledger.add_attachment(&held)?;
         for address in &held.addresses {
@@ -359,6 +363,15 @@ impl<L: Ledger> NodeIpam<L> {
     fn holder(&self, address: IpAddr) -> Option<Box<AttachmentEntry>> {
         let held = self.attachments.values().find(|held| held.addresses.contains(&address))?;
         Some(Box::new(held.clone()))
+    }
+
+    /// The first of these host ports that another pod has, and the attachment that has it.
+    fn holder_of_port(&self, ports: &[PortMapping]) -> Option<(PortMapping, Box<AttachmentEntry>)> {
+        ports.iter().find_map(|port| {
+            let has_port = |held: &&AttachmentEntry| held.ports.iter().any(|other| other.overlaps(port));
+            let holder = self.attachments.values().find(has_port)?;
+            Some((*port, Box::new(holder.clone())))
+        })
     }
 
     /// The block of an address, and the gateway for interfaces that another plugin creates in it: the node's gateway

@@ -41,6 +41,7 @@ impl LivingPod {
             pod,
             leaving: false,
             gateways: Vec::new(),
+            ports: Vec::new(),
         })
     }
 }

@@ -60,7 +60,10 @@ pub fn add(world: &Shared, container: usize) {
         let pool = reserved.then(|| RESERVED.parse().expect("a name"));
         let source = AddressSource::Pools { pool, addresses: Vec::new() };
         let netns = attachment.container.to_string();
-        (machine, AddRequest { attachment, netns, pod: Some(pod), source, mac: None, mtu: None })
+        (
+            machine,
+            AddRequest { attachment, netns, pod: Some(pod), source, mac: None, mtu: None, ports: Vec::new() },
+        )
     };
     let number = spawn_plugin(world, machine, "ADD", |host, number| async move {
         let added = plugin_add(&host, request).await;

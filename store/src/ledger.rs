@@ -6,16 +6,15 @@
 
 use std::net::IpAddr;
 use std::path::Path;
-use std::str::FromStr;
 use std::time::Duration;
 
 use polder_api::{Attachment, Pod};
 use polder_ipam::ids::{BootId, ClusterId, Incarnation, Nonce};
 use polder_ipam::ledger::{AttachmentEntry, Ledger, LedgerError, MemberState, NodeIdentity, OwnedBlock};
 use polder_ipam::{Block, Moment, node};
-use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
 use rusqlite::{Connection, Params, Row, Transaction, TransactionBehavior, params};
 
+use self::column::{SpaceSeparated, Text, millis, moment, space_separated};
 use crate::sqlite::{LayoutStep, OpenError, open_database};
 
 /// The addresses of this node, with the ledger on disk.
@@ -76,6 +75,12 @@ ALTER TABLE identity ADD COLUMN removed INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE blocks ADD COLUMN leaving INTEGER NOT NULL DEFAULT 0;
 -- The gateways that the attachment was made with, where they are not the node's any more; separated by spaces.
 ALTER TABLE attachments ADD COLUMN gateways TEXT NOT NULL DEFAULT '';
+",
+    ),
+    LayoutStep::Adds(
+        "
+-- The host ports that lead to the pod, separated by spaces.
+ALTER TABLE attachments ADD COLUMN ports TEXT NOT NULL DEFAULT '';
 ",
     ),
 ];
@@ -279,7 +284,7 @@ impl Ledger for Sqlite {
     }
 
     fn replace_gateway(&mut self, old: IpAddr, new: IpAddr, freed: Moment) -> Result<(), LedgerError> {
-        let gateways = self.gateways()?.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let gateways = space_separated(&self.gateways()?);
         self.change(|transaction| {
             execute(
                 transaction,
@@ -314,7 +319,7 @@ impl Ledger for Sqlite {
             })?;
         addresses.sort();
         let select = "SELECT id, attachment, netns, mac, mtu, pod_namespace, pod_name, pod_uid, leaving,
-                      kind, since_ms, gateways FROM attachments";
+                      kind, since_ms, gateways, ports FROM attachments";
         self.rows(select, |row| {
             let id: i64 = row.get(0)?;
             let (Text(attachment), Text(mac), Text(kind)) = (row.get(1)?, row.get(3)?, row.get(9)?);
@@ -335,7 +340,8 @@ impl Ledger for Sqlite {
                     _ => None,
                 },
                 leaving: row.get(8)?,
-                gateways: row.get::<_, SpaceSeparated>(11)?.0,
+                gateways: row.get(11).map(SpaceSeparated::values)?,
+                ports: row.get(12).map(SpaceSeparated::values)?,
             })
         })
     }
@@ -346,8 +352,8 @@ impl Ledger for Sqlite {
             execute(
                 transaction,
                 "INSERT INTO attachments
-                 (attachment, netns, mac, mtu, pod_namespace, pod_name, pod_uid, kind, since_ms, gateways)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                 (attachment, netns, mac, mtu, pod_namespace, pod_name, pod_uid, kind, since_ms, gateways, ports)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
                 params![
                     held.attachment.to_string(),
                     held.netns,
@@ -358,7 +364,8 @@ impl Ledger for Sqlite {
                     pod.and_then(|pod| pod.uid.as_ref()),
                     held.kind.as_str(),
                     millis(held.since),
-                    held.gateways.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+                    space_separated(&held.gateways),
+                    space_separated(&held.ports),
                 ],
             )?;
             let id = transaction.last_insert_rowid();
@@ -453,40 +460,8 @@ fn constraint(what: String) -> rusqlite::Error {
     rusqlite::Error::SqliteFailure(code, Some(what))
 }
 
-fn millis(moment: Moment) -> i64 {
-    i64::try_from(moment.millis()).unwrap_or(i64::MAX)
-}
-
-fn moment(millis: i64) -> Moment {
-    Moment::from_millis(u64::try_from(millis).unwrap_or_default())
-}
-
-/// A text column, parsed as `T`.
-struct Text<T>(T);
-
-impl<T> Text<T> {
-    fn value(self) -> T {
-        self.0
-    }
-}
-
-/// A text column with addresses, separated by spaces.
-struct SpaceSeparated(Vec<IpAddr>);
-
-impl FromSql for SpaceSeparated {
-    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
-        let parse = |text: &str| text.parse().map_err(|error| FromSqlError::Other(Box::new(error)));
-        value.as_str()?.split_whitespace().map(parse).collect::<Result<_, _>>().map(Self)
-    }
-}
-
-impl<T: FromStr<Err: std::error::Error + Send + Sync + 'static>> FromSql for Text<T> {
-    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
-        value.as_str()?.parse().map(Text).map_err(|error| FromSqlError::Other(Box::new(error)))
-    }
-}
-
 #[cfg(test)]
 mod agreement;
+mod column;
 #[cfg(test)]
 mod tests;

@@ -382,7 +382,7 @@ fn an_add(container: &str) -> AddRequest {
     };
     let netns = format!("/run/netns/{container}");
     let source = AddressSource::Pools { pool: None, addresses: Vec::new() };
-    AddRequest { attachment, netns, pod: None, source, mac: None, mtu: None }
+    AddRequest { attachment, netns, pod: None, source, mac: None, mtu: None, ports: Vec::new() }
 }
 
 #[test]

@@ -43,6 +43,7 @@ fn held(container: &str, ip: &str) -> AttachmentEntry {
         pod: None,
         leaving: false,
         gateways: Vec::new(),
+        ports: Vec::new(),
     }
 }
 

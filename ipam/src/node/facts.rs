@@ -122,6 +122,7 @@ mod tests {
             mtu: 1450,
             netns: String::new(),
             pod: None,
+            ports: Vec::new(),
         };
         node.allocate(request, CoolDown::Full, NOW)
     }

@@ -74,6 +74,7 @@ impl<L: Ledger> NodeIpam<L> {
             mtu,
             netns: String::new(),
             pod: None,
+            ports: Vec::new(),
         };
         match self.allocate(request, CoolDown::Full, now) {
             Ok(held) => Ok(Some(held)),

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use polder_api::{Attachment, Family, Mac, Pod, PoolName};
+use polder_api::{Attachment, Family, Mac, Pod, PoolName, PortMapping};
 
 use crate::allocator::{AddressRefusal, Counts};
 use crate::ledger::{AttachmentEntry, AttachmentKind, LedgerError};
@@ -24,6 +24,8 @@ pub struct AllocationRequest {
     pub netns: String,
     /// Pod name and namespace, if known.
     pub pod: Option<Pod>,
+    /// Host ports that lead to the pod.
+    pub ports: Vec<PortMapping>,
 }
 
 /// Source of the addresses of an attachment.
@@ -99,6 +101,15 @@ pub enum AllocateError {
         mac: Mac,
         /// Attachment that uses the address.
         holder: Attachment,
+    },
+    /// Another pod has the requested host port.
+    /// Remedy: request another host port, or delete that pod.
+    #[error("host port {port} is in use by {}", holder.attachment)]
+    PortTaken {
+        /// Requested host port.
+        port: PortMapping,
+        /// Attachment that has the port.
+        holder: Box<AttachmentEntry>,
     },
     /// The ledger could not be read or written.
     #[error(transparent)]

@@ -48,6 +48,7 @@ fn request(container: &str, families: &[Family]) -> AllocationRequest {
         mtu: 1450,
         netns: String::new(),
         pod: None,
+        ports: Vec::new(),
     }
 }
 

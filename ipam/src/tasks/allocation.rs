@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use polder_api::message::{AddRequest, AddressSource, Refusal};
-use polder_api::{Attachment, Family, Pod, PoolName};
+use polder_api::{Attachment, Family, Pod, PoolName, PortMapping, TransportProtocol};
 
 use self::reason::NotAllocated;
 use super::attach::CallerGone;
@@ -46,6 +46,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
         request: AddRequest,
         mtu: u32,
     ) -> Result<Allocated, Refusal> {
+        self.check_ports(&request.ports)?;
         let source = self.source(&request).await?;
         let reserved = match &source {
             AllocationSource::Blocks { reserved, .. } => reserved.clone(),
@@ -59,6 +60,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
             mtu,
             netns: request.netns,
             pod: request.pod,
+            ports: request.ports,
         };
         let allocated = self.fulfil(&wanted).await;
         if !reserved.is_empty() {
@@ -120,7 +122,11 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
                 Err(error @ AllocateError::NoGateway { .. }) => {
                     return Err(NotAllocated::Node(error).into());
                 }
-                Err(error @ (AllocateError::Refused { .. } | AllocateError::MacTaken { .. })) => {
+                Err(
+                    error @ (AllocateError::Refused { .. }
+                    | AllocateError::MacTaken { .. }
+                    | AllocateError::PortTaken { .. }),
+                ) => {
                     return Err(refused(error, &wanted.attachment, wanted.pod.as_ref()).into());
                 }
                 Err(AllocateError::Shortage { family, counts }) => (family, counts),
@@ -215,6 +221,15 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
         Ok(AllocationSource::Blocks { families, pool: pool.cloned(), requested, reserved })
     }
 
+    /// Refuses a host port that the node needs itself.
+    fn check_ports(&self, ports: &[PortMapping]) -> Result<(), NotAllocated> {
+        let tunnel_port = self.view.cluster.as_ref().map(|cluster| cluster.record.vxlan.port);
+        let takes_tunnel_port = |port: &&PortMapping| {
+            port.protocol == TransportProtocol::Udp && Some(port.host_port.get()) == tunnel_port
+        };
+        ports.iter().find(takes_tunnel_port).map_or(Ok(()), |port| Err(NotAllocated::TunnelPort(*port)))
+    }
+
     /// Refuses a pool that is for nodes with other labels.
     fn check_labels(&self, pool: &Pool) -> Result<(), NotAllocated> {
         match LabelMismatch::to(&self.me.labels, pool) {
@@ -270,7 +285,7 @@ fn pool_of(view: &View, address: IpAddr) -> Option<&Pool> {
     view.pools.values().map(|pool| &*pool.record).find(|pool| pool.cidr().has(address))
 }
 
-/// The refusal of a requested address, for the caller.
+/// The refusal of a requested address or port, for the caller.
 fn refused(error: AllocateError, attachment: &Attachment, pod: Option<&Pod>) -> NotAllocated {
     let is_same = |held: &AttachmentEntry| {
         let is_its_name =
@@ -294,6 +309,12 @@ fn refused(error: AllocateError, attachment: &Attachment, pod: Option<&Pod>) -> 
             None => NotAllocated::UsedByNode(address),
         },
         AllocateError::Refused { address, .. } => NotAllocated::NeverAssigned(address),
+        AllocateError::PortTaken { port, holder } if holder.leaving || is_same(&holder) => {
+            NotAllocated::PortNotFreeYet { port, last: holder.attachment }
+        }
+        AllocateError::PortTaken { port, holder } => {
+            NotAllocated::PortTaken { port, holder: holder.attachment }
+        }
         other => NotAllocated::Node(other),
     }
 }

@@ -177,5 +177,6 @@ fn request(machine: &Machine, container: Container, is_reserved: bool) -> AddReq
         source: AddressSource::Pools { pool: None, addresses },
         mac: Some(Mac([2, 0, 0, 0, 1, container])),
         mtu: None,
+        ports: Vec::new(),
     }
 }

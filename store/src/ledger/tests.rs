@@ -28,6 +28,7 @@ fn held(container: &str, addresses: &[&str]) -> AttachmentEntry {
         pod: Some(Pod { namespace: "default".into(), name: container.into(), uid: None }),
         leaving: false,
         gateways: Vec::new(),
+        ports: Vec::new(),
     }
 }
 

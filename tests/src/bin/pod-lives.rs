@@ -160,6 +160,7 @@ fn attach(client: &mut Client, number: u32) -> anyhow::Result<Attachment> {
         source: AddressSource::Pools { pool: None, addresses: Vec::new() },
         mac: None,
         mtu: None,
+        ports: Vec::new(),
     };
     match client.ask(&Request::Add(request))? {
         Reply::Wiring(_) => Ok(attachment),

@@ -68,6 +68,7 @@ impl EndpointHost for Fake {
             pod: None,
             leaving: false,
             gateways: Vec::new(),
+            ports: Vec::new(),
         };
         self.with(|state| {
             state.has_address = !state.is_full;

@@ -85,6 +85,7 @@ fn pod(number: u8) -> AttachmentEntry {
         pod: None,
         leaving: false,
         gateways: Vec::new(),
+        ports: Vec::new(),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use polder_api::message::{RefusalKind, Refuse};
-use polder_api::{Attachment, Family, NodeName, PoolName};
+use polder_api::{Attachment, Family, NodeName, PoolName, PortMapping};
 
 use crate::Block;
 use crate::capacity::{LabelMismatch, OwnShare, REMEDY};
@@ -174,6 +174,28 @@ pub(super) enum NotAllocated {
     /// Remedy: request another address.
     #[error("{0} is never assigned to pods: it is a gateway address, or the first or the last of its pool")]
     NeverAssigned(IpAddr),
+    /// Another pod of this node has the requested host port.
+    /// Remedy: request another host port, or delete that pod.
+    #[error("host port {port} is used by {holder}")]
+    PortTaken {
+        /// The requested host port.
+        port: PortMapping,
+        /// The attachment that has it.
+        holder: Attachment,
+    },
+    /// The requested host port is still in use by a pod that is being deleted, or by an earlier pod of the same name.
+    /// Remedy: none, the runtime repeats the ADD.
+    #[error("host port {port} is still used by {last}: it becomes free soon after its DEL")]
+    PortNotFreeYet {
+        /// The requested host port.
+        port: PortMapping,
+        /// The attachment that has it.
+        last: Attachment,
+    },
+    /// The node receives tunnel packets on the requested host port: without them, its pods lose all other nodes.
+    /// Remedy: request another host port, or set another port for tunnels with polderctl cluster set.
+    #[error("host port {0} is the port of the tunnels between nodes")]
+    TunnelPort(PortMapping),
 }
 
 impl Refuse for NotAllocated {
@@ -192,7 +214,8 @@ impl Refuse for NotAllocated {
             | Self::NoClaim { .. }
             | Self::NoPool
             | Self::Resting { .. }
-            | Self::Predecessor { .. } => RefusalKind::TryAgain,
+            | Self::Predecessor { .. }
+            | Self::PortNotFreeYet { .. } => RefusalKind::TryAgain,
             Self::Managed { .. }
             | Self::NoGateway { .. }
             | Self::TwoAddresses(_)
@@ -201,12 +224,14 @@ impl Refuse for NotAllocated {
             | Self::ClosedFamily { .. }
             | Self::ForeignPool { .. }
             | Self::Nameless
-            | Self::UnknownPool(_) => RefusalKind::Invalid,
+            | Self::UnknownPool(_)
+            | Self::TunnelPort(_) => RefusalKind::Invalid,
             Self::Node(_)
             | Self::OtherNode { .. }
             | Self::Used { .. }
             | Self::UsedByNode(_)
-            | Self::NeverAssigned(_) => RefusalKind::AddressTaken,
+            | Self::NeverAssigned(_)
+            | Self::PortTaken { .. } => RefusalKind::AddressTaken,
         }
     }
 }

@@ -46,6 +46,7 @@ fn request(container: &str) -> AddRequest {
         source: AddressSource::Pools { pool: "kept".parse().ok(), addresses: Vec::new() },
         mac: None,
         mtu: None,
+        ports: Vec::new(),
     }
 }
 

@@ -123,6 +123,7 @@ impl State {
             mtu: 1450,
             netns: String::new(),
             pod: None,
+            ports: Vec::new(),
         };
         self.ipam.allocate(request, CoolDown::Full, Moment::from_millis(self.clock)).unwrap();
     }

@@ -31,6 +31,7 @@ fn request(container: &str) -> AddRequest {
         source: AddressSource::Pools { pool: None, addresses: Vec::new() },
         mac: None,
         mtu: None,
+        ports: Vec::new(),
     }
 }
 
