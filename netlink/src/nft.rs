@@ -63,7 +63,7 @@ impl TableKind {
     const BOTH: [Self; 2] = [Self::Ip, Self::Arp];
 }
 
-/// A set, which rules refer to by name. A set that exists in both tables has the same elements in both.
+/// A set or map, which rules refer to by name. A set that exists in both tables has the same elements in both.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Set {
     /// The table that has the set.
@@ -96,13 +96,19 @@ pub enum Hook {
     ArpInput,
     /// Source NAT of outgoing packets (nat, postrouting, 100).
     SourceNat,
+    /// Destination NAT of incoming packets (nat, prerouting, -99).
+    DestinationNat,
+    /// Destination NAT of the host's own packets (nat, output, -99).
+    LocalDestinationNat,
 }
 
 impl Hook {
     /// The table that has the hook.
     pub fn table(self) -> TableKind {
         match self {
-            Self::Raw | Self::Input | Self::SourceNat => TableKind::Ip,
+            Self::Raw | Self::Input | Self::SourceNat | Self::DestinationNat | Self::LocalDestinationNat => {
+                TableKind::Ip
+            }
             Self::ArpInput => TableKind::Arp,
         }
     }
@@ -140,6 +146,12 @@ pub enum Match {
     Destination(SetMatch),
     /// The pair of source link-layer address and source address, in or not in a set.
     Sender(SetMatch),
+    /// The pair of source and destination address, in or not in a set.
+    AddressPair(SetMatch),
+    /// The source address is in 127.0.0.0/8. Requires [`Match::Family`] before it.
+    FromLoopback,
+    /// The destination address is in 127.0.0.0/8. Requires [`Match::Family`] before it.
+    ToLoopback,
     /// The destination is unicast, neither multicast nor broadcast.
     Unicast,
     /// ICMP for IPv6 of this type (RFC 4443).
@@ -189,6 +201,18 @@ pub enum Verdict {
     Accept,
     /// Translates the source to the address of the output interface and a random port.
     Masquerade,
+    /// Translates the destination to the address and port in a map. A packet without an element passes the rule.
+    /// Requires [`Match::Family`] before it.
+    TranslateDestination(PortMap),
+}
+
+/// A map from a packet's destination to an address and port of the same family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PortMap {
+    /// By transport protocol and port: a map with [`ElementKey::Port`] of that family and name.
+    ByPort(Family, &'static str),
+    /// By address, transport protocol and port: a map with [`ElementKey::AddressPort`] of that family and name.
+    ByAddressAndPort(Family, &'static str),
 }
 
 /// The elements of a table's sets, by set name.
@@ -210,8 +234,17 @@ const MAX_REREADS: usize = 3;
 const MAX_DUMPS: usize = 4;
 
 /// An atomic list of changes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Transaction(Vec<Operation<NetfilterMessage>>);
+
+impl Transaction {
+    /// Both lists as one.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+}
 
 impl Table {
     /// A hash of the definition, stored in the table's comment to recognise it.

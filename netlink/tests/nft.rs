@@ -9,8 +9,8 @@ use std::time::Duration;
 use common::{POD_MAC, in_a_new_namespace, ip, network, run};
 use polder_api::Family;
 use polder_netlink::nft::{
-    Chain, Element, ElementKey, Elements, FilterMonitor, FilterSocket, Hook, InterfaceMatch, Match, Rule,
-    Set, SetMatch, Table, TableKind, TableState, Verdict,
+    Chain, Element, ElementKey, Elements, FilterMonitor, FilterSocket, Hook, InterfaceMatch, Match, PortMap,
+    Rule, Set, SetMatch, Table, TableKind, TableState, Verdict,
 };
 
 fn table() -> Table {
@@ -25,6 +25,9 @@ fn table() -> Table {
             Set { table: TableKind::Ip, name: "bearers", key: tunnel_sources },
             Set { table: TableKind::Ip, name: "neighbours", key: ElementKey::Sender(Family::V4) },
             Set { table: TableKind::Arp, name: "neighbours", key: ElementKey::Sender(Family::V4) },
+            Set { table: TableKind::Ip, name: "ports", key: ElementKey::Port(Family::V4) },
+            Set { table: TableKind::Ip, name: "ports_at", key: ElementKey::AddressPort(Family::V6) },
+            Set { table: TableKind::Ip, name: "pairs", key: ElementKey::AddressPair(Family::V4) },
         ],
         chains: vec![
             Chain {
@@ -75,25 +78,7 @@ fn table() -> Table {
                     Rule { comment: "answers", matches: vec![Match::Icmpv6(136)], verdict: Verdict::Drop },
                 ],
             },
-            Chain {
-                name: "answers",
-                hook: Hook::ArpInput,
-                rules: vec![
-                    Rule {
-                        comment: "no answers",
-                        matches: vec![bridge.clone(), Match::ArpReply],
-                        verdict: Verdict::Drop,
-                    },
-                    Rule {
-                        comment: "nobody else",
-                        matches: vec![
-                            bridge.clone(),
-                            Match::ArpSender(SetMatch::NotSet(Family::V4, "neighbours")),
-                        ],
-                        verdict: Verdict::Drop,
-                    },
-                ],
-            },
+            Chain { name: "answers", hook: Hook::ArpInput, rules: answers(bridge) },
             Chain {
                 name: "masquerading",
                 hook: Hook::SourceNat,
@@ -111,8 +96,51 @@ fn table() -> Table {
                     verdict: Verdict::Masquerade,
                 }],
             },
+            Chain { name: "ports", hook: Hook::DestinationNat, rules: ports() },
+            Chain { name: "local_ports", hook: Hook::LocalDestinationNat, rules: ports() },
         ],
     }
+}
+
+/// Rules for ARP packets from that interface.
+fn answers(bridge: Match) -> Vec<Rule> {
+    vec![
+        Rule {
+            comment: "no answers",
+            matches: vec![bridge.clone(), Match::ArpReply],
+            verdict: Verdict::Drop,
+        },
+        Rule {
+            comment: "nobody else",
+            matches: vec![bridge, Match::ArpSender(SetMatch::NotSet(Family::V4, "neighbours"))],
+            verdict: Verdict::Drop,
+        },
+    ]
+}
+
+/// Rules that translate destinations, and conditions on loopback addresses.
+fn ports() -> Vec<Rule> {
+    vec![
+        Rule {
+            comment: "one address",
+            matches: vec![Match::Family(Family::V6)],
+            verdict: Verdict::TranslateDestination(PortMap::ByAddressAndPort(Family::V6, "ports_at")),
+        },
+        Rule {
+            comment: "pairs",
+            matches: vec![
+                Match::Family(Family::V4),
+                Match::AddressPair(SetMatch::Set(Family::V4, "pairs")),
+                Match::FromLoopback,
+            ],
+            verdict: Verdict::Accept,
+        },
+        Rule {
+            comment: "all addresses",
+            matches: vec![Match::Family(Family::V4), Match::ToLoopback],
+            verdict: Verdict::TranslateDestination(PortMap::ByPort(Family::V4, "ports")),
+        },
+    ]
 }
 
 fn elements() -> Elements {
@@ -125,6 +153,9 @@ fn elements() -> Elements {
         ("peers", [Element::address(ip("fd09::1"))].into()),
         ("bearers", [Element::tunnel_source(ip("10.9.0.1"), network("fd00::40/122"))].into()),
         ("neighbours", [Element::sender(POD_MAC, ip("10.1.0.5"))].into()),
+        ("ports", [Element::port(None, 6, 8080, (ip("10.1.0.5"), 80).into())].into()),
+        ("ports_at", [Element::port(Some(ip("fd09::1")), 132, 8080, (ip("fd00::5"), 80).into())].into()),
+        ("pairs", [Element::address_pair(ip("10.1.0.5"), ip("10.1.0.6"))].into()),
     ])
 }
 
@@ -159,6 +190,16 @@ fn a_new_table_is_intact_and_nft_lists_it_correctly() {
             "type filter hook prerouting priority raw; policy accept;",
             "type filter hook input priority filter; policy accept;",
             "type nat hook postrouting priority srcnat; policy accept;",
+            "type inet_proto . inet_service : ipv4_addr . inet_service",
+            "elements = { tcp . 8080 : 10.1.0.5 . 80 }",
+            "type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service",
+            "elements = { fd09::1 . sctp . 8080 : fd00::5 . 80 }",
+            "elements = { 10.1.0.5 . 10.1.0.6 }",
+            "ip saddr . ip daddr @pairs ip saddr 127.0.0.0/8 counter packets 0 bytes 0 accept",
+            "ip daddr 127.0.0.0/8 counter packets 0 bytes 0 dnat ip to meta l4proto . th dport map @ports",
+            "dnat ip6 to ip6 daddr . meta l4proto . th dport map @ports_at",
+            "type nat hook prerouting priority dstnat + 1; policy accept;",
+            "type nat hook output priority -99; policy accept;",
         ] {
             assert!(text.contains(rule), "nft does not show {rule:?} but\n{text}");
         }
@@ -197,7 +238,12 @@ fn set_elements_change_without_the_rest_of_the_table() {
         let networks: std::collections::BTreeSet<_> =
             Element::networks([network("10.1.0.0/17")]).into_iter().collect();
         filter.commit(table.refill("networks", &networks)).unwrap();
+        let port = |pod: &str| Element::port(None, 6, 8080, (ip(pod), 80).into());
+        filter.commit(table.change("ports", [&port("10.1.0.6")], [&port("10.1.0.5")])).unwrap();
+        let error = filter.commit(table.change("ports", [&port("10.1.0.7")], [])).unwrap_err();
+        assert!(error.is_exists(), "a port that leads elsewhere is not replaced: {error}");
         let mut expected = elements();
+        expected.insert("ports", [port("10.1.0.6")].into());
         expected.insert("peers", [new].into());
         expected.insert("networks", networks);
         assert_found(&mut filter, &table, &expected);

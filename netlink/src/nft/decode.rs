@@ -37,8 +37,9 @@ const RULE_USER_DATA: u16 = 7;
 /// `NFTA_SET_ELEM_LIST_ELEMENTS`
 const LIST: u16 = 3;
 
-/// `NFTA_SET_ELEM_KEY`, and `NFTA_DATA_VALUE` in it.
+/// `NFTA_SET_ELEM_KEY` and `NFTA_SET_ELEM_DATA`, and `NFTA_DATA_VALUE` in them.
 const KEY: u16 = 1;
+const DATA: u16 = 2;
 pub(super) const VALUE: u16 = 1;
 
 /// `NFTA_SET_ELEM_FLAGS`, and its flag `NFT_SET_ELEM_INTERVAL_END`.
@@ -123,9 +124,11 @@ pub(super) fn body(message: &NetfilterMessage, of_type: u8) -> Option<Vec<u8>> {
 
 /// The elements in a message about one of Polder's sets.
 pub(super) fn elements(message: &NetfilterMessage) -> Result<Vec<Element>, Error> {
-    keys(message, |key, ends_range| {
-        let element = key.and_then(Element::with_key).ok_or(Error::ElementKey)?;
-        Ok(if ends_range { element.range_end() } else { element })
+    each_element(message, |attributes| {
+        let data = value(attributes, DATA).and_then(|data| value(data, VALUE)).unwrap_or_default();
+        let element =
+            key(attributes).and_then(|key| Element::with_data(key, data)).ok_or(Error::ElementKey)?;
+        Ok(if ends_range(attributes) { element.range_end() } else { element })
     })
 }
 
@@ -133,6 +136,23 @@ pub(super) fn elements(message: &NetfilterMessage) -> Result<Vec<Element>, Error
 pub(super) fn keys<T>(
     message: &NetfilterMessage,
     convert: impl Fn(Option<&[u8]>, bool) -> Result<T, Error>,
+) -> Result<Vec<T>, Error> {
+    each_element(message, |attributes| convert(key(attributes), ends_range(attributes)))
+}
+
+/// The key in the attributes of an element.
+fn key(attributes: &[u8]) -> Option<&[u8]> {
+    value(attributes, KEY).and_then(|key| value(key, VALUE))
+}
+
+fn ends_range(attributes: &[u8]) -> bool {
+    number(attributes, FLAGS).unwrap_or_default() & INTERVAL_END != 0
+}
+
+/// Calls `convert` with the attributes of each element in the message. Returns the results.
+fn each_element<T>(
+    message: &NetfilterMessage,
+    convert: impl Fn(&[u8]) -> Result<T, Error>,
 ) -> Result<Vec<T>, Error> {
     let NetfilterMessageInner::Other { message_type: NEW_SET_ELEMENT, attributes: all, .. } = &message.inner
     else {
@@ -143,10 +163,7 @@ pub(super) fn keys<T>(
         let mut bytes = vec![0; list.value_len()];
         list.emit_value(&mut bytes);
         for element in attributes(&bytes) {
-            let element = element?;
-            let key = value(element.value(), KEY).and_then(|key| value(key, VALUE));
-            let flags = number(element.value(), FLAGS).unwrap_or_default();
-            found.push(convert(key, flags & INTERVAL_END != 0)?);
+            found.push(convert(element?.value())?);
         }
     }
     Ok(found)

@@ -1,7 +1,7 @@
 //! Set elements, in the binary form of the kernel.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 use polder_api::{Family, Mac};
@@ -17,27 +17,52 @@ pub enum ElementKey {
     Sender(Family),
     /// Pairs of outer address of a tunnel and inner network.
     TunnelSource(Family, Family),
+    /// Pairs of source and destination address.
+    AddressPair(Family),
+    /// Transport protocol and port, in a map to address and port.
+    Port(Family),
+    /// Address, transport protocol and port, in a map to address and port.
+    AddressPort(Family),
 }
 
-/// One element of a set, or one end of a range: a key, and whether it ends a range (the first address after it).
+/// The type of the data of a map.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DataType {
+    /// The datatype number in `nft`.
+    pub(super) type_number: u32,
+    /// Length of the data, in bytes.
+    pub(super) length: u32,
+}
+
+/// One element of a set, or one end of a range: a key, and whether it ends a range (the first address after it). An
+/// element of a map has data, too.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Element {
-    /// The key, padded with zeros.
+    /// The key and the data, padded with zeros.
     bytes: [u8; MAX_LENGTH],
     /// The length of the key, in bytes.
-    length: u8,
+    key_length: u8,
+    /// The length of the data, in bytes.
+    data_length: u8,
     ends_range: bool,
 }
 
-/// The longest key, in bytes: two IPv6 addresses.
-const MAX_LENGTH: usize = 32;
+/// The longest key with data, in bytes: two IPv6 addresses, two ports and a protocol.
+const MAX_LENGTH: usize = 44;
 
 impl Element {
     /// The element with that key; `None` if the key is longer than `MAX_LENGTH`.
     pub(super) fn with_key(key: &[u8]) -> Option<Self> {
+        Self::with_data(key, &[])
+    }
+
+    /// The element of a map with that key and data; `None` if both are longer than `MAX_LENGTH`.
+    pub(super) fn with_data(key: &[u8], data: &[u8]) -> Option<Self> {
         let mut bytes = [0; MAX_LENGTH];
         bytes.get_mut(..key.len())?.copy_from_slice(key);
-        Some(Self { bytes, length: u8::try_from(key.len()).ok()?, ends_range: false })
+        bytes.get_mut(key.len()..key.len() + data.len())?.copy_from_slice(data);
+        let (key_length, data_length) = (u8::try_from(key.len()).ok()?, u8::try_from(data.len()).ok()?);
+        Some(Self { bytes, key_length, data_length, ends_range: false })
     }
 
     /// The same key, as end of a range.
@@ -47,7 +72,18 @@ impl Element {
 
     /// The key, without padding.
     pub(super) fn key(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.length)]
+        &self.bytes[..usize::from(self.key_length)]
+    }
+
+    /// Whether both have the same key, whatever their data.
+    pub fn has_key_of(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+
+    /// The data, without padding; empty in a set.
+    pub(super) fn data(&self) -> &[u8] {
+        let begin = usize::from(self.key_length);
+        &self.bytes[begin..begin + usize::from(self.data_length)]
     }
 
     /// Whether it ends a range.
@@ -71,6 +107,22 @@ impl Element {
     pub fn tunnel_source(outer: IpAddr, network: IpNetwork) -> Self {
         let key = [octets(outer), octets(network.network())].concat();
         Self::with_key(&key).expect("no key of ours is longer")
+    }
+
+    /// An element of a set with [`ElementKey::AddressPair`].
+    pub fn address_pair(source: IpAddr, destination: IpAddr) -> Self {
+        let key = [octets(source), octets(destination)].concat();
+        Self::with_key(&key).expect("no key of ours is longer")
+    }
+
+    /// An element of a map with [`ElementKey::AddressPort`], or with [`ElementKey::Port`] if there is no `address`: the
+    /// number of a transport protocol and a port, and the destination that they are translated to.
+    pub fn port(address: Option<IpAddr>, protocol: u8, port: u16, to: SocketAddr) -> Self {
+        let padded = |port: u16| [&port.to_be_bytes()[..], &[0, 0]].concat();
+        let address = address.map(octets).unwrap_or_default();
+        let key = [address, vec![protocol, 0, 0, 0], padded(port)].concat();
+        let data = [octets(to.ip()), padded(to.port())].concat();
+        Self::with_data(&key, &data).expect("no key and data of ours are longer")
     }
 
     /// The elements of a set with [`ElementKey::Network`]: the ends of ranges that cover exactly these networks of one
@@ -120,10 +172,14 @@ impl ElementKey {
     pub(super) fn type_number(self) -> u32 {
         const INTEGER: u32 = 4;
         const ETHER_ADDRESS: u32 = 9;
+        const PROTOCOL: u32 = 12;
         match self {
             Self::Address(family) | Self::Network(family) => family_number(family),
             Self::Sender(family) => ETHER_ADDRESS << 6 | family_number(family),
             Self::TunnelSource(outer, _) => family_number(outer) << 6 | INTEGER,
+            Self::AddressPair(family) => family_number(family) << 6 | family_number(family),
+            Self::Port(_) => PROTOCOL << 6 | PORT,
+            Self::AddressPort(family) => family_number(family) << 12 | PROTOCOL << 6 | PORT,
         }
     }
 
@@ -133,6 +189,25 @@ impl ElementKey {
             Self::Address(family) | Self::Network(family) => address_length(family),
             Self::Sender(family) => 8 + address_length(family),
             Self::TunnelSource(outer, inner) => address_length(outer) + address_length(inner),
+            Self::AddressPair(family) => 2 * address_length(family),
+            Self::Port(_) => 8,
+            Self::AddressPort(family) => address_length(family) + 8,
+        }
+    }
+
+    /// Whether the elements have data.
+    pub fn is_map(self) -> bool {
+        self.data().is_some()
+    }
+
+    /// The data of the elements; `None` for a set.
+    pub(super) fn data(self) -> Option<DataType> {
+        match self {
+            Self::Port(family) | Self::AddressPort(family) => Some(DataType {
+                type_number: family_number(family) << 6 | PORT,
+                length: address_length(family) + 4,
+            }),
+            _ => None,
         }
     }
 
@@ -140,6 +215,9 @@ impl ElementKey {
         matches!(self, Self::Network(_))
     }
 }
+
+/// The datatype number of ports in `nft`.
+const PORT: u32 = 13;
 
 fn family_number(family: Family) -> u32 {
     match family {

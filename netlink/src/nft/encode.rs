@@ -1,12 +1,14 @@
 //! Encodes nftables messages for tables, chains, rules and set elements (`include/uapi/linux/netfilter/nf_tables.h`).
 
+mod condition;
+mod translation;
+
 use netlink_packet_core::{DefaultNla, NLM_F_APPEND, NLM_F_CREATE};
 use netlink_packet_netfilter::nftables::{
-    Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, Expressions, Hook as HookAttribute,
-    HookNumber, Immediate, InetHookNumber, ListAttribute, Lookup, Meta, MetaKey, NfTablesMessage, Operator,
-    Payload, Register, RuleAttribute, RuleMessage, SetAttribute, SetElementAttribute, SetElementFlags,
-    SetElementList, SetElementMessage, SetFlags, SetMessage, TableAttribute, TableFlags, TableMessage,
-    Verdict as VerdictNumber, VerdictAttribute,
+    ChainAttribute, ChainMessage, DataAttribute, Expressions, Hook as HookAttribute, HookNumber, Immediate,
+    InetHookNumber, ListAttribute, NfTablesMessage, Register, RuleAttribute, RuleMessage, SetAttribute,
+    SetElementAttribute, SetElementFlags, SetElementList, SetElementMessage, SetFlags, SetMessage,
+    TableAttribute, TableFlags, TableMessage, Verdict as VerdictNumber, VerdictAttribute,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{
@@ -14,10 +16,9 @@ use netlink_packet_netfilter::{
 };
 use polder_api::Family;
 
+use self::condition::{Field, inner_source};
 use super::family::TableFamily;
-use super::{
-    Chain, Element, ElementKey, Hook, InterfaceMatch, Match, Rule, Set, SetMatch, TableKind, Verdict,
-};
+use super::{Chain, Element, ElementKey, Hook, Rule, Set, TableKind, Verdict};
 use crate::Operation;
 
 /// Elements per message: an attribute is at most 64 KiB long, an element about 60 bytes.
@@ -84,6 +85,10 @@ pub(super) fn add_chain(table: &str, chain: &Chain) -> Operation<NetfilterMessag
         Hook::Input => ("filter", InetHookNumber::LocalIn.into(), 0),
         Hook::ArpInput => ("filter", NF_ARP_IN, 0),
         Hook::SourceNat => ("nat", InetHookNumber::PostRouting.into(), 100),
+        // Not -100, the priority of kube-proxy and of iptables: of two chains with the same priority, the one that was
+        // created last comes first.
+        Hook::DestinationNat => ("nat", InetHookNumber::PreRouting.into(), -99),
+        Hook::LocalDestinationNat => ("nat", InetHookNumber::LocalOut.into(), -99),
     };
     let attributes = vec![
         ChainAttribute::Table(table.to_owned()),
@@ -112,7 +117,9 @@ pub(super) fn get_all_chains() -> NetfilterMessage {
 
 /// Creates a set; `id` identifies it within the transaction.
 pub(super) fn add_set(table: &str, set: &Set, id: u32) -> Operation<NetfilterMessage> {
-    let flags = if set.key.has_ranges() { SetFlags::Interval } else { SetFlags::empty() };
+    let mut flags = if set.key.has_ranges() { SetFlags::Interval } else { SetFlags::empty() };
+    let data = set.key.data();
+    flags.set(SetFlags::Map, data.is_some());
     let mut attributes = vec![
         SetAttribute::Table(table.to_owned()),
         SetAttribute::Name(set.name.to_owned()),
@@ -121,6 +128,10 @@ pub(super) fn add_set(table: &str, set: &Set, id: u32) -> Operation<NetfilterMes
         SetAttribute::KeyLen(set.key.length()),
         SetAttribute::Id(id),
     ];
+    if let Some(data) = data {
+        attributes.push(SetAttribute::DataType(data.type_number));
+        attributes.push(SetAttribute::DataLen(data.length));
+    }
     if let ElementKey::TunnelSource(outer, inner) = set.key {
         attributes.push(SetAttribute::UserData(type_of_tunnel_source(outer, inner)));
     }
@@ -158,7 +169,7 @@ pub(super) fn add_elements<'a>(
     set: &Set,
     elements: impl IntoIterator<Item = &'a Element>,
 ) -> Vec<Operation<NetfilterMessage>> {
-    let chunks = element_messages(table, set, elements).into_iter();
+    let chunks = element_messages(table, set, elements.into_iter().map(element)).into_iter();
     chunks.map(|message| create(set.table, NfTablesMessage::NewSetElement(message))).collect()
 }
 
@@ -167,7 +178,8 @@ pub(super) fn delete_elements<'a>(
     set: &Set,
     elements: impl IntoIterator<Item = &'a Element>,
 ) -> Vec<Operation<NetfilterMessage>> {
-    let chunks = element_messages(table, set, elements).into_iter();
+    let keys = elements.into_iter().map(|element| ListAttribute::Element(key_attributes(element)));
+    let chunks = element_messages(table, set, keys).into_iter();
     chunks
         .map(|message| Operation::new(about(set.table, NfTablesMessage::DeleteSetElement(message)), 0))
         .collect()
@@ -193,12 +205,12 @@ fn of_set(table: &str, set: &str) -> Vec<SetElementList> {
     vec![SetElementList::Table(table.to_owned()), SetElementList::Set(set.to_owned())]
 }
 
-fn element_messages<'a>(
+fn element_messages(
     table: &str,
     set: &Set,
-    elements: impl IntoIterator<Item = &'a Element>,
+    elements: impl Iterator<Item = ListAttribute<SetElementAttribute>>,
 ) -> Vec<SetElementMessage> {
-    let list: Vec<_> = elements.into_iter().map(element).collect();
+    let list: Vec<_> = elements.collect();
     let message = |chunk: &[_]| {
         let mut attributes = of_set(table, set.name);
         attributes.push(SetElementList::Elements(chunk.to_vec()));
@@ -208,11 +220,20 @@ fn element_messages<'a>(
 }
 
 fn element(element: &Element) -> ListAttribute<SetElementAttribute> {
+    let mut attributes = key_attributes(element);
+    if !element.data().is_empty() {
+        attributes.push(SetElementAttribute::Data(DataAttribute::Value(element.data().to_vec())));
+    }
+    ListAttribute::Element(attributes)
+}
+
+/// The attributes that identify an element. The kernel deletes an element of a map whatever data the message has.
+fn key_attributes(element: &Element) -> Vec<SetElementAttribute> {
     let mut attributes = vec![SetElementAttribute::Key(DataAttribute::Value(element.key().to_vec()))];
     if element.ends_range() {
         attributes.push(SetElementAttribute::Flags(SetElementFlags::IntervalEnd));
     }
-    ListAttribute::Element(attributes)
+    attributes
 }
 
 pub(super) fn get_rules(kind: TableKind, table: &str) -> NetfilterMessage {
@@ -226,7 +247,10 @@ pub(super) fn get_rules_of_chain(family: TableFamily, table: &str, chain: &str) 
 }
 
 pub(super) fn add_rule(table: &str, chain: &Chain, rule: &Rule) -> Operation<NetfilterMessage> {
-    let mut expressions: Vec<Expressions> = rule.matches.iter().flat_map(matching).collect();
+    let mut expressions: Vec<Expressions> = rule.matches.iter().flat_map(condition::expressions).collect();
+    if let Verdict::TranslateDestination(map) = rule.verdict {
+        expressions.extend(translation::look_up(map));
+    }
     expressions.push(Expressions::Other { expression_type: "counter".to_owned(), attributes: Vec::new() });
     expressions.push(verdict(rule.verdict));
     let attributes = vec![
@@ -246,217 +270,6 @@ fn user_data(comment: &str) -> Vec<u8> {
     [&[0, length], text, &[0]].concat()
 }
 
-/// The interface type with link-layer addresses of six bytes (`include/uapi/linux/if_arp.h`).
-const ARPHRD_ETHER: u16 = 1;
-
-/// A position in a packet: base (`enum nft_payload_bases`), offset and length in bytes.
-#[derive(Clone, Copy)]
-struct Field(u32, u32, u32);
-
-const SENDER_MAC: Field = Field(0, 6, 6);
-const UDP_DESTINATION: Field = Field(2, 2, 2);
-/// The VNI follows the UDP header (8 bytes) and the VXLAN flags (4 bytes) (RFC 7348, section 5).
-const VXLAN_VNI: Field = Field(2, 12, 3);
-/// The type of the inner frame follows the VXLAN header (8 bytes) and the frame's addresses (12 bytes).
-const CARRIED_TYPE: Field = Field(2, 28, 2);
-const ICMP_TYPE: Field = Field(2, 0, 1);
-/// RFC 826, for Ethernet and IPv4.
-const ARP_OPERATION: Field = Field(1, 6, 2);
-const ARP_SENDER_MAC: Field = Field(1, 8, 6);
-const ARP_SENDER: Field = Field(1, 14, 4);
-
-/// The source address of the inner packet.
-fn inner_source(family: Family) -> Field {
-    match family {
-        Family::V4 => Field(2, 42, 4),
-        Family::V6 => Field(2, 38, 16),
-    }
-}
-
-/// `ETH_P_IP` and `ETH_P_IPV6`.
-fn ether_type(family: Family) -> u16 {
-    match family {
-        Family::V4 => 0x0800,
-        Family::V6 => 0x86dd,
-    }
-}
-
-fn source(family: Family) -> Field {
-    match family {
-        Family::V4 => Field(1, 12, 4),
-        Family::V6 => Field(1, 8, 16),
-    }
-}
-
-fn destination(family: Family) -> Field {
-    match family {
-        Family::V4 => Field(1, 16, 4),
-        Family::V6 => Field(1, 24, 16),
-    }
-}
-
-/// `NFPROTO_*`.
-fn protocol_number(family: Family) -> u8 {
-    match family {
-        Family::V4 => 2,
-        Family::V6 => 10,
-    }
-}
-
-fn matching(what: &Match) -> Vec<Expressions> {
-    match *what {
-        Match::Input(interface) => vec![load_meta(MetaKey::Iifname), equal(name_of(interface))],
-        Match::Output(interface) => vec![load_meta(MetaKey::Oifname), equal(name_of(interface))],
-        Match::NotOutput(interface) => vec![load_meta(MetaKey::Oifname), differs(name_of(interface))],
-        Match::Family(family) => vec![load_meta(MetaKey::Nfproto), equal(vec![protocol_number(family)])],
-        Match::UdpTo(port) => {
-            const UDP: u8 = 17;
-            let protocol = [load_meta(MetaKey::L4Proto), equal(vec![UDP])];
-            let port = [load(UDP_DESTINATION, Register::Reg1), equal(port.to_be_bytes().to_vec())];
-            [protocol, port].concat()
-        }
-        Match::VxlanOf(vni) => {
-            vec![load(VXLAN_VNI, Register::Reg1), equal(vni.to_be_bytes()[1..].to_vec())]
-        }
-        Match::Source(within) => vec![load(source(within.family()), Register::Reg1), lookup(within)],
-        Match::Destination(within) => {
-            vec![load(destination(within.family()), Register::Reg1), lookup(within)]
-        }
-        Match::Sender(within) => vec![
-            load_meta(MetaKey::Iftype),
-            equal(ARPHRD_ETHER.to_ne_bytes().to_vec()),
-            load(SENDER_MAC, Register::Reg1),
-            // The six bytes take two registers of four bytes.
-            load(source(within.family()), Register::Reg32_02),
-            lookup(within),
-        ],
-        Match::Icmpv6(number) => {
-            const ICMPV6: u8 = 58;
-            let protocol = [load_meta(MetaKey::L4Proto), equal(vec![ICMPV6])];
-            [protocol, [load(ICMP_TYPE, Register::Reg1), equal(vec![number])]].concat()
-        }
-        Match::InnerFamily(family) => {
-            let number = ether_type(family).to_be_bytes();
-            vec![load(CARRIED_TYPE, Register::Reg1), equal(number.to_vec())]
-        }
-        Match::TunnelSource { inner, length, set } => {
-            // Each part of a key takes as many registers of four bytes as it needs.
-            let register = match set.family() {
-                Family::V4 => Register::Reg32_01,
-                Family::V6 => Register::Reg32_04,
-            };
-            let Field(_, _, bytes) = inner_source(inner);
-            vec![
-                load(source(set.family()), Register::Reg1),
-                load(inner_source(inner), register),
-                mask(register, bytes, length),
-                lookup(set),
-            ]
-        }
-        Match::ArpReply => {
-            const ARPOP_REPLY: u16 = 2;
-            vec![load(ARP_OPERATION, Register::Reg1), equal(ARPOP_REPLY.to_be_bytes().to_vec())]
-        }
-        Match::ArpSender(within) => {
-            vec![load(ARP_SENDER_MAC, Register::Reg1), load(ARP_SENDER, Register::Reg32_02), lookup(within)]
-        }
-        Match::Unicast => {
-            const RTN_UNICAST: u32 = 1;
-            vec![load_destination_type(), equal(RTN_UNICAST.to_ne_bytes().to_vec())]
-        }
-    }
-}
-
-impl SetMatch {
-    fn family(self) -> Family {
-        match self {
-            Self::Set(family, _) | Self::NotSet(family, _) => family,
-        }
-    }
-}
-
-fn load_meta(key: MetaKey) -> Expressions {
-    Expressions::Meta(vec![Meta::Key(key), Meta::DestinationRegister(Register::Reg1)])
-}
-
-fn load(Field(base, offset, length): Field, register: Register) -> Expressions {
-    Expressions::Payload(vec![
-        Payload::DestinationRegister(register),
-        Payload::Base(base),
-        Payload::Offset(offset),
-        Payload::Len(length),
-    ])
-}
-
-/// Masks the register to its first bits.
-fn mask(register: Register, bytes: u32, length: u8) -> Expressions {
-    let mask = (0..bytes).map(|byte| {
-        let ones = u32::from(length).saturating_sub(byte * 8).min(8);
-        (0xff00_u16 >> ones).to_be_bytes()[1]
-    });
-    Expressions::Bitwise(vec![
-        Bitwise::SourceRegister(register),
-        Bitwise::DestinationRegister(register),
-        Bitwise::Length(bytes),
-        Bitwise::Mask(DataAttribute::Value(mask.collect())),
-        Bitwise::Xor(DataAttribute::Value(vec![0; bytes as usize])),
-    ])
-}
-
-/// A full name is compared including its NULs, a prefix without them.
-fn name_of(interface: InterfaceMatch) -> Vec<u8> {
-    match interface {
-        InterfaceMatch::Named(name) => [name.as_bytes(), &[0; 16][name.len().min(16)..]].concat(),
-        InterfaceMatch::Prefixed(prefix) => prefix.as_bytes().to_vec(),
-    }
-}
-
-fn equal(value: Vec<u8>) -> Expressions {
-    compare(Operator::Equal, value)
-}
-
-fn differs(value: Vec<u8>) -> Expressions {
-    compare(Operator::NotEqual, value)
-}
-
-fn compare(operator: Operator, value: Vec<u8>) -> Expressions {
-    Expressions::Cmp(vec![
-        Cmp::SourceRegister(Register::Reg1),
-        Cmp::Op(operator),
-        Cmp::Data(DataAttribute::Value(value)),
-    ])
-}
-
-fn lookup(within: SetMatch) -> Expressions {
-    const NFT_LOOKUP_F_INV: u32 = 1;
-    let (set, flags) = match within {
-        SetMatch::Set(_, set) => (set, 0),
-        SetMatch::NotSet(_, set) => (set, NFT_LOOKUP_F_INV),
-    };
-    Expressions::Lookup(vec![
-        Lookup::Set(set.to_owned()),
-        Lookup::SourceRegister(Register::Reg1),
-        Lookup::Flags(flags),
-    ])
-}
-
-/// `fib daddr type`: the type of the destination according to the routing tables.
-fn load_destination_type() -> Expressions {
-    const NFTA_FIB_DREG: u16 = 1;
-    const NFTA_FIB_RESULT: u16 = 2;
-    const NFTA_FIB_FLAGS: u16 = 3;
-    const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
-    const NFTA_FIB_F_DADDR: u32 = 1 << 1;
-    other(
-        "fib",
-        &[
-            (NFTA_FIB_FLAGS, NFTA_FIB_F_DADDR),
-            (NFTA_FIB_RESULT, NFT_FIB_RESULT_ADDRTYPE),
-            (NFTA_FIB_DREG, Register::Reg1.into()),
-        ],
-    )
-}
-
 fn verdict(verdict: Verdict) -> Expressions {
     match verdict {
         Verdict::Drop => immediate(super::decode::NF_DROP),
@@ -466,6 +279,7 @@ fn verdict(verdict: Verdict) -> Expressions {
             const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
             other("masq", &[(NFTA_MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY)])
         }
+        Verdict::TranslateDestination(map) => translation::translate(map),
     }
 }
 
