@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::config::Config;
 use crate::conflist::NotWritten;
-use crate::connections::{self, ReleasedAddresses};
+use crate::connections::{self, StaleConnections};
 use crate::endpoint::{self, Endpoint};
 use crate::host::pod_inspection::PodInspector;
 use crate::in_flight::InFlight;
@@ -224,10 +224,19 @@ fn local_pods(ipam: &NodeIpam) -> Arc<LocalPods> {
 
 /// Starts with the released addresses of the ledger: an earlier agent may have ended before it deleted their
 /// connections.
-fn released(cooling_down: &[IpAddr]) -> Arc<ReleasedAddresses> {
-    let released = Arc::<ReleasedAddresses>::default();
-    released.add(cooling_down, None);
-    released
+fn stale(cooling_down: &[IpAddr]) -> Arc<StaleConnections> {
+    let stale = Arc::<StaleConnections>::default();
+    stale.add_released(cooling_down, None);
+    stale
+}
+
+fn connections_task(node: &Node, socket: FilterSocket) -> std::io::Result<connections::Task> {
+    Ok(connections::Task {
+        stale: Arc::clone(&node.pods.stale),
+        pods: Arc::clone(&node.pods.local),
+        passes: node.node_state.passes.clone(),
+        connections: Owner::spawn("connections", socket)?,
+    })
 }
 
 /// Creates the channels, and moves blocking state to threads of its own.
@@ -274,7 +283,8 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
         pods: Pods {
             kernel: Owner::spawn("pods", sockets.pods)?,
             filter: Owner::spawn("filter", sockets.filter)?,
-            released: released(&cooling_down),
+            forgotten: Arc::default(),
+            stale: stale(&cooling_down),
             local: local_pods(&ipam),
             reaper,
         },
@@ -324,10 +334,7 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
             node: Arc::clone(&node),
             registrar,
             publisher: publisher::Task { node: Arc::clone(&node), wake: publisher_wake },
-            connections: connections::Task {
-                released: Arc::clone(&node.pods.released),
-                connections: Owner::spawn("connections", sockets.connections)?,
-            },
+            connections: connections_task(&node, sockets.connections)?,
         },
         datapath: datapath_tasks(&node, &kernel, &readiness, datapath, lines),
         operator: operator_tasks(&node, reporter, &threads, ends),
@@ -477,6 +484,7 @@ fn datapath_tasks(
             drift_signal,
             pods: Arc::clone(&node.pods.local),
             in_flight: Arc::clone(&node.in_flight),
+            stale: Arc::clone(&node.pods.stale),
         },
         entries: entries.engine,
         announcer: engine::Announcer::new(Arc::clone(config), readiness.clone(), entries.announced),

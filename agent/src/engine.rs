@@ -313,7 +313,12 @@ impl<D: Datapath> Engine<D> {
         } else {
             Vec::new()
         };
+        let adds_ports = changes.iter().any(KernelChange::adds_host_ports);
         let applied = self.tools.datapath.apply(changes, desired, indexes).await;
+        if adds_ports {
+            // Flows that began without them lead elsewhere.
+            self.tools.stale.add_ports(&self.tools.pods.ports());
+        }
         let failures = match applied {
             Ok(failures) => failures,
             Err(error) => return self.not_made(SharedError::new(ApplyFailed(error))),
@@ -419,6 +424,7 @@ impl<D: Datapath> Engine<D> {
         }
         if let Ok(facts) = &facts {
             self.network.own = facts.network.addresses.iter().map(|found| found.address.ip()).collect();
+            self.network.host_addresses = facts.network.host_addresses();
             self.network.outward = Outward::of(&facts.network);
         }
         let current = known.unwrap_or_default();

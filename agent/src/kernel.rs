@@ -23,14 +23,14 @@ pub mod apply;
 pub mod foreign_state;
 pub mod snapshot;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use polder_api::Family;
-use polder_netlink::nft::{Element, FilterSocket};
+use polder_netlink::nft::{Element, FilterSocket, Transaction};
 use polder_netlink::route::RouteLookup;
 use polder_netlink::{Error, RouteSocket};
 
-use self::ruleset::Sets;
+use self::ruleset::pod_elements;
 use self::sysctl::Sysctls;
 use crate::local_pods::LocalPod;
 
@@ -67,23 +67,53 @@ impl Kernel {
     }
 }
 
-/// Adds a pod's addresses to the packet filter, before the pod has an interface.
+/// Adds a pod's addresses and host ports to the packet filter, before the pod has an interface. Host ports of an
+/// earlier pod whose elements remain are replaced.
 pub fn admit_pod(filter: &mut FilterSocket, pod: &LocalPod) -> Result<(), Error> {
-    let table = ruleset::sender_sets();
-    senders(pod).try_for_each(|(set, element)| filter.commit(table.change(set, [&element], [])))
+    match filter.commit(change(pod_elements(pod), [])) {
+        Err(error) if error.is_exists() => {}
+        result => return result,
+    }
+    for (set, element) in pod_elements(pod) {
+        // Other data of the same key. The kernel finds it by the key alone.
+        delete(filter, set, &element)?;
+        filter.commit(change([(set, element)], []))?;
+    }
+    Ok(())
 }
 
-/// Deletes the addresses of a pod whose interface is gone from the packet filter. Missing ones are ignored.
-pub fn forget_pod(filter: &mut FilterSocket, pod: &LocalPod) -> Result<(), Error> {
-    let table = ruleset::sender_sets();
-    senders(pod).try_for_each(|(set, element)| match filter.commit(table.change(set, [], [&element])) {
+/// Deletes the addresses and host ports of pods whose interfaces are gone from the packet filter. Missing ones are
+/// ignored. The kernel waits some 15 ms in each transaction that deletes, so one call takes many pods.
+pub fn forget_pods(filter: &mut FilterSocket, pods: &[LocalPod]) -> Result<(), Error> {
+    let elements = || pods.iter().flat_map(pod_elements);
+    match filter.commit(change([], elements())) {
+        Err(error) if error.is_missing() => {}
+        result => return result,
+    }
+    elements().try_for_each(|(set, element)| delete(filter, set, &element))
+}
+
+/// Deletes an element. Succeeds if it does not exist.
+fn delete(filter: &mut FilterSocket, set: &'static str, element: &Element) -> Result<(), Error> {
+    match filter.commit(change([], [(set, element.clone())])) {
         Err(error) if !error.is_missing() => Err(error),
         _ => Ok(()),
-    })
+    }
 }
 
-/// The elements of the packet filter that permit a pod to send, each with its set.
-pub(crate) fn senders(pod: &LocalPod) -> impl Iterator<Item = (&'static str, Element)> {
-    let set = |address: IpAddr| Sets::of(Family::of(address)).senders;
-    pod.addresses.iter().map(move |address| (set(*address), Element::sender(pod.mac, *address)))
+/// The transaction that adds and removes elements of pods, each with its set.
+fn change(
+    add: impl IntoIterator<Item = (&'static str, Element)>,
+    remove: impl IntoIterator<Item = (&'static str, Element)>,
+) -> Transaction {
+    let mut sets: BTreeMap<&'static str, (Vec<Element>, Vec<Element>)> = BTreeMap::new();
+    for (set, element) in add {
+        sets.entry(set).or_default().0.push(element);
+    }
+    for (set, element) in remove {
+        sets.entry(set).or_default().1.push(element);
+    }
+    let table = ruleset::pod_sets();
+    let changes = sets.iter().map(|(set, (add, remove))| table.change(set, add, remove));
+    changes.fold(Transaction::default(), Transaction::and)
 }

@@ -1,12 +1,12 @@
 //! The pods of this node with the addresses that their kernel entries should have: for the monitor, which compares
 //! notifications with them, and for the record of repairs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use polder_api::{IfName, Mac};
+use polder_api::{IfName, Mac, PortMapping, TransportProtocol};
 use tokio::time::Instant;
 
 /// How long a pod counts as changing after its ADD or DEL has begun and was last in progress: longer than a pass takes.
@@ -24,6 +24,8 @@ pub struct LocalPod {
     pub mac: Mac,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// The host ports that lead to it.
+    pub ports: Vec<PortMapping>,
 }
 
 /// The pods of this node.
@@ -78,6 +80,20 @@ impl LocalPods {
         self.lock().all.get(name).cloned()
     }
 
+    /// The addresses of the pods with that UDP host port.
+    pub fn with_udp_port(&self, port: u16) -> BTreeSet<IpAddr> {
+        let has_port = |pod: &&LocalPod| {
+            let mut udp = pod.ports.iter().filter(|known| known.protocol == TransportProtocol::Udp);
+            udp.any(|known| known.host_port.get() == port)
+        };
+        self.lock().all.values().filter(has_port).flat_map(|pod| pod.addresses.iter().copied()).collect()
+    }
+
+    /// The host ports of all pods.
+    pub fn ports(&self) -> Vec<PortMapping> {
+        self.lock().all.values().flat_map(|pod| pod.ports.iter().copied()).collect()
+    }
+
     /// The pods whose ADD or DEL is in progress or has just ended: their kernel entries may be incomplete.
     pub fn changing(&self, is_in_flight: impl Fn(&IfName) -> bool) -> Vec<LocalPod> {
         let mut pods = self.lock();
@@ -111,7 +127,7 @@ mod tests {
 
     fn pod(name: &str, addresses: &[&str]) -> LocalPod {
         let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
-        LocalPod { name: name.parse().unwrap(), mac: Mac([2, 0, 0, 0, 0, 1]), addresses }
+        LocalPod { name: name.parse().unwrap(), mac: Mac([2, 0, 0, 0, 0, 1]), addresses, ports: Vec::new() }
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use polder_api::{Attachment, Family, tombstone, tombstones};
@@ -31,7 +31,7 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use crate::config::Config;
-use crate::connections::ReleasedAddresses;
+use crate::connections::StaleConnections;
 use crate::in_flight::{AttachmentLock, InFlight};
 use crate::kernel::features::Features;
 use crate::kernel::reaper::Reaper;
@@ -75,10 +75,12 @@ pub struct Pods {
     pub kernel: Owner<Kernel>,
     /// The packet filter.
     pub filter: Owner<FilterSocket>,
+    /// Released pods whose entries in the packet filter are not deleted yet.
+    pub forgotten: Arc<Mutex<Vec<LocalPod>>>,
     /// The pods whose interfaces exist or are being created.
     pub local: Arc<LocalPods>,
-    /// Released addresses whose tracked connections are not deleted yet.
-    pub released: Arc<ReleasedAddresses>,
+    /// Tracked connections that are not deleted yet.
+    pub stale: Arc<StaleConnections>,
     /// Deletes pods' interfaces.
     pub reaper: Reaper,
 }
@@ -223,16 +225,22 @@ impl PodHost for Node {
     }
 
     async fn forget(&self, held: &AttachmentEntry) {
-        let (pod, attachment) = (local_pod(held), held.attachment.clone());
-        // Not awaited: the addresses are freed after this, so each ADD that gets them is queued behind it.
+        let forgotten = Arc::clone(&self.pods.forgotten);
+        forgotten.lock().unwrap_or_else(PoisonError::into_inner).push(local_pod(held));
+        // Not awaited: addresses and ports are freed after this, so each ADD that gets them is queued behind it.
         let forget = move |filter: &mut FilterSocket| {
-            // The next pass deletes them. Harmless until then: the pod has no interface.
-            if let Err(error) = kernel::forget_pod(filter, &pod) {
-                warn!(%attachment, %error, "the packet filter still permits a released pod to send");
+            let pods = std::mem::take(&mut *forgotten.lock().unwrap_or_else(PoisonError::into_inner));
+            if pods.is_empty() {
+                return;
+            }
+            // The next pass deletes them. Harmless until then: the pods have no interfaces.
+            if let Err(error) = kernel::forget_pods(filter, &pods) {
+                let interfaces: Vec<&str> = pods.iter().map(|pod| pod.name.as_str()).collect();
+                warn!(?interfaces, %error, "the packet filter still has entries of released pods");
             }
         };
         self.pods.filter.queue(forget).await;
-        self.pods.released.add(&held.addresses, Some(&held.attachment));
+        self.pods.stale.add_released(&held.addresses, Some(&held.attachment));
     }
 
     fn tombstones(&self) -> Vec<Attachment> {
@@ -305,8 +313,8 @@ impl Knowledge for Node {
 
 /// The pod of an attachment whose interface Polder creates.
 pub(crate) fn local_pod(held: &AttachmentEntry) -> LocalPod {
-    let (mac, addresses) = (held.mac, held.addresses.clone());
-    LocalPod { name: held.attachment.host_interface(), mac, addresses }
+    let (addresses, ports) = (held.addresses.clone(), held.ports.clone());
+    LocalPod { name: held.attachment.host_interface(), mac: held.mac, addresses, ports }
 }
 
 /// The attachment of a tombstone. An invalid tombstone is deleted.

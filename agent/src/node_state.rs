@@ -207,6 +207,10 @@ pub struct Pass {
     pub next_hops: PerFamily<usize>,
     /// Foreign interfaces on which pods' packets arrive.
     pub ingress_interfaces: BTreeSet<String>,
+    /// The addresses of the host that have host ports.
+    pub host_addresses: BTreeSet<IpAddr>,
+    /// Whether a pod has a host port: the kernel settings for them are in place.
+    pub has_host_ports: bool,
 }
 
 /// Publishes the value if it differs, and wakes its receivers. Returns whether it differed.

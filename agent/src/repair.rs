@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::kernel::plan::KernelChange;
-use crate::kernel::senders;
+use crate::kernel::ruleset::pod_elements;
 use crate::kernel::state::Device;
 use crate::local_pods::LocalPod;
 
@@ -74,7 +74,8 @@ pub fn process(id: u32, name: Option<&str>) -> String {
 pub fn foreign_repairs(changes: &[KernelChange], changing: &[LocalPod]) -> Vec<KernelChange> {
     let has_name = |name: &IfName| changing.iter().any(|pod| pod.name == *name);
     let has_address = |address: &IpAddr| changing.iter().any(|pod| pod.addresses.contains(address));
-    let elements: BTreeSet<Element> = changing.iter().flat_map(senders).map(|(_, element)| element).collect();
+    let elements: BTreeSet<Element> =
+        changing.iter().flat_map(pod_elements).map(|(_, element)| element).collect();
     let without = |all: &[Element]| -> Vec<Element> {
         all.iter().filter(|element| !elements.contains(element)).cloned().collect()
     };
@@ -177,7 +178,7 @@ mod tests {
         let [changing, other] = ["10.0.0.1", "10.0.0.2"].map(|address| {
             let address: IpAddr = address.parse().unwrap();
             let name: IfName = format!("pld{}", address.to_string().replace('.', "")).parse().unwrap();
-            LocalPod { name, mac, addresses: vec![address] }
+            LocalPod { name, mac, addresses: vec![address], ports: Vec::new() }
         });
         let of = |pod: &LocalPod| {
             let (name, address) = (pod.name.clone(), pod.addresses[0]);
@@ -191,7 +192,7 @@ mod tests {
                 KernelChange::DeleteRoute(address.into()),
             ]
         };
-        let element = |pod: &LocalPod| senders(pod).next().unwrap().1;
+        let element = |pod: &LocalPod| pod_elements(pod).next().unwrap().1;
         let set = |add: Vec<Element>| KernelChange::UpdateSet { set: "senders4", add, remove: Vec::new() };
         let block = KernelChange::DeleteRoute("10.0.0.0/26".parse().unwrap());
         let mut expected = of(&other);

@@ -54,15 +54,18 @@ pub async fn add(
 ) -> Result<(Wiring, AttachmentLock), Refusal> {
     let before = node.node_state.view();
     let (held, wired) = tasks::add(node, node.node_state.membership.me(), request, caller).await?;
-    node.pods.released.reuse(&held.addresses, &held.attachment).await;
+    node.pods.stale.reuse(&held.addresses, &held.attachment).await;
     let now = node.node_state.view();
     // If the datastore has just lost the settings, those from before the allocation are used.
     let Some(cluster) = now.cluster.as_ref().or(before.cluster.as_ref()) else {
         return Err(NotServed::NoSettings.into());
     };
     let wiring = wiring(&node.node_state.membership, node.features, &cluster.record, &held);
-    if !wiring.strays.is_empty() {
-        // The packet filter needs addresses that are in none of the node's blocks.
+    node.pods.stale.add_ports(&held.ports);
+    let is_first_port =
+        !held.ports.is_empty() && node.node_state.pass().is_none_or(|pass| !pass.has_host_ports);
+    if is_first_port || !wiring.strays.is_empty() {
+        // The packet filter needs addresses that are in none of the node's blocks. Host ports need a kernel setting.
         node.channels.engine.wake();
     }
     Ok((wiring, wired))
@@ -80,7 +83,7 @@ pub async fn lease(
         request.netns.clear();
     }
     let (held, _lock) = tasks::lease(node, node.node_state.membership.me(), request, caller).await?;
-    node.pods.released.reuse(&held.addresses, &held.attachment).await;
+    node.pods.stale.reuse(&held.addresses, &held.attachment).await;
     leased(node, held.attachment).await
 }
 

@@ -115,6 +115,13 @@ pub enum FileAction {
         /// The file of the setting.
         path: String,
     },
+    /// ADD lets the host end carry packets of the host from 127.0.0.1 to a host port of the pod.
+    /// Remedy: mount /proc/sys writable for the runtime.
+    #[error("set {path} to 1")]
+    AllowLoopback {
+        /// The file of the setting.
+        path: String,
+    },
     /// ADD sets an IPv6 setting of the interface in the pod.
     /// Remedy: correct the kernel's cause at the end of the message; the runtime repeats the ADD.
     #[error("set {path} to {value} in the pod")]

@@ -219,6 +219,12 @@ fn wire(
     if bridge.is_none() && wiring.addresses.iter().any(|own| own.address.is_ipv6()) {
         allow_ipv6(name)?;
     }
+    if bridge.is_none()
+        && !call.options.ports.is_empty()
+        && wiring.addresses.iter().any(|own| own.address.is_ipv4())
+    {
+        allow_loopback(name)?;
+    }
     host.execute_all(towards_pod(wiring, bridge, created.index))
         .map_err(Error::kernel(KernelAction::ReachPod { host: wiring.host_interface.clone() }))?;
     pod.configure(&call.environment.interface, created.peer, wiring, routes)?;
@@ -247,6 +253,13 @@ fn allow_ipv6(name: &str) -> Result<(), Error> {
         return Ok(());
     }
     fs::write(&setting, "0").map_err(Error::file(FileAction::EnableIpv6 { path: setting.clone() }))
+}
+
+/// Lets the host end carry replies to the host's own connections to a host port on 127.0.0.1. With a bridge, the agent
+/// sets this for the bridge.
+fn allow_loopback(name: &str) -> Result<(), Error> {
+    let setting = format!("/proc/sys/net/ipv4/conf/{name}/route_localnet");
+    fs::write(&setting, "1").map_err(Error::file(FileAction::AllowLoopback { path: setting.clone() }))
 }
 
 fn bridge(host: &mut RouteSocket) -> Result<Link, Error> {

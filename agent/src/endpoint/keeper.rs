@@ -306,7 +306,8 @@ impl EndpointHost for OnNode {
 
     async fn make(&self, namespace: Arc<File>, wiring: Wiring) -> Result<IfIndex, NotMade> {
         let addresses = wiring.addresses.iter().map(|pod_address| pod_address.address).collect();
-        let pod = LocalPod { name: wiring.host_interface.clone(), mac: wiring.mac, addresses };
+        let pod =
+            LocalPod { name: wiring.host_interface.clone(), mac: wiring.mac, addresses, ports: Vec::new() };
         self.node.pods.local.add(pod.clone());
         let admit = move |filter: &mut FilterSocket| kernel::admit_pod(filter, &pod);
         self.node.pods.filter.run(admit).await.map_err(NotMade::Admission)?;

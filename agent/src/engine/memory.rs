@@ -24,6 +24,8 @@ pub(super) struct Network {
     pub(super) doubt: bool,
     /// The addresses of all interfaces of the host.
     pub(super) own: BTreeSet<IpAddr>,
+    /// The addresses of the host that have host ports.
+    pub(super) host_addresses: BTreeSet<IpAddr>,
     /// The foreign interfaces.
     pub(super) outward: Outward,
     /// Whether the last read has found an interface that was on no path before.

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::OnNode;
 use crate::config::Config;
+use crate::connections::StaleConnections;
 use crate::in_flight::InFlight;
 use crate::kernel::features::Features;
 use crate::kernel::state::PodLink;
@@ -47,6 +48,8 @@ pub struct Tools<D = OnNode> {
     pub pods: Arc<LocalPods>,
     /// Attachments that are being added or deleted.
     pub in_flight: Arc<InFlight>,
+    /// Tracked connections that are not deleted yet.
+    pub stale: Arc<StaleConnections>,
 }
 
 /// The values that the engine publishes.

@@ -158,6 +158,7 @@ impl<D: Datapath> Engine<D> {
             underlay_routes: &underlay_routes,
             pods: &pods,
             families: &families,
+            host_addresses: &self.network.host_addresses,
             features: self.tools.features,
             ingress_interfaces: &ingress_interfaces,
             layer3_interfaces: &self.network.outward.layer3_interfaces,
@@ -167,6 +168,8 @@ impl<D: Datapath> Engine<D> {
                 &actual.state,
             ),
         };
+        let host_addresses = self.network.host_addresses.iter().chain(&gateways).copied().collect();
+        let has_host_ports = inputs.has_host_ports();
         let present: BTreeSet<_> = actual.state.pods.keys().cloned().collect();
         let desired = desired(&inputs, &present, &actual.accept_ra_paths);
         actual.sysctls = self.tools.sysctls.read(desired.sysctls.iter().map(|(path, _)| path));
@@ -182,6 +185,8 @@ impl<D: Datapath> Engine<D> {
             paths,
             next_hops,
             ingress_interfaces,
+            host_addresses,
+            has_host_ports,
             ..Pass::default()
         };
         Ok(PassPlan { desired, prune, changes, indexes: actual.indexes, sysctls: actual.sysctls, pass })

@@ -182,6 +182,7 @@ impl Harness {
                 drift_signal: Arc::clone(&drift_signal),
                 pods: Arc::default(),
                 in_flight: Arc::default(),
+                stale: Arc::default(),
             },
             entries: Entries {
                 underlay: fixture.underlay.clone(),

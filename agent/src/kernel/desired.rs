@@ -24,6 +24,7 @@ use super::state::{Device, DeviceIdentity, DeviceKind, OwnLink, OwnRoute, PodLin
 use super::sysctl;
 use super::tunnel::{Encapsulation, Entries};
 use super::unreachable::{OffLink, TunnelObstacle, Unreachable};
+use crate::node::local_pod;
 use crate::underlay::Underlay;
 use polder_ipam::peers::Peer;
 
@@ -94,6 +95,8 @@ pub struct Inputs<'a> {
     pub pods: &'a [AttachmentEntry],
     /// The families in which every pod has an address.
     pub families: &'a BTreeSet<Family>,
+    /// The addresses of the host that have host ports, besides `gateways`.
+    pub host_addresses: &'a BTreeSet<IpAddr>,
     /// The features of this kernel.
     pub features: Features,
     /// Foreign interfaces on which pods' packets arrive.
@@ -170,6 +173,16 @@ impl Inputs<'_> {
         });
         // Uses `collect`: inserting ascending keys one by one leaves the B-tree nodes half full (more memory).
         peer_paths.collect()
+    }
+
+    /// The pods with an interface, or whose interface is being created.
+    fn existing_pods(&self) -> impl Iterator<Item = &AttachmentEntry> {
+        self.pods.iter().filter(|pod| !pod.leaving && pod.kind == AttachmentKind::Pod)
+    }
+
+    /// Whether a pod has a host port.
+    pub fn has_host_ports(&self) -> bool {
+        self.existing_pods().any(|pod| !pod.ports.is_empty())
     }
 
     /// The addresses of a pod that are in none of the node's blocks. Each needs its own route.
@@ -312,6 +325,7 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, accept_ra_paths:
         underlay: inputs.underlay.addresses(),
         local: inputs.blocks.iter().map(|block| block.cidr().into()).collect(),
         own: inputs.gateways.to_vec(),
+        host: inputs.host_addresses.iter().chain(inputs.gateways).copied().collect(),
         unmasqueraded: inputs.cluster.masquerade.except.iter().map(|cidr| (*cidr).into()).collect(),
         ..Members::default()
     };
@@ -326,7 +340,7 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, accept_ra_paths:
         }
         add_peer_routes(inputs, peer, &mut state, &mut members);
     }
-    let pods = || inputs.pods.iter().filter(|pod| !pod.leaving && pod.kind == AttachmentKind::Pod);
+    let pods = || inputs.existing_pods();
     // Packets from a pod address outside the node's blocks are also masqueraded when they leave the cluster.
     members.local.extend(pods().flat_map(|pod| inputs.addresses_outside_blocks(pod)).map(host_prefix));
     let nodes = inputs.peers.iter().flat_map(|peer| peer.record.underlay.iter().copied());
@@ -339,7 +353,7 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, accept_ra_paths:
     };
     let pod_link = pod_link(inputs);
     for pod in pods() {
-        members.senders.extend(pod.addresses.iter().map(|address| (pod.mac, *address)));
+        members.pods.extend(ruleset::pod_elements(&local_pod(pod)));
         let name = if pod.attachment.is_probe() {
             endpoint::interface(inputs.cluster.attach)
         } else {
@@ -364,6 +378,7 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, accept_ra_paths:
             state: &state,
             accept_ra_paths,
             ingress_interfaces: inputs.ingress_interfaces,
+            has_host_ports: inputs.has_host_ports(),
         }),
         state,
         table,

@@ -9,7 +9,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use polder_api::{IfName, Mac};
+use polder_api::{Family, IfName, Mac};
 use polder_netlink::IfIndex;
 use polder_netlink::link::Port;
 use polder_netlink::neighbour::Destination;
@@ -17,6 +17,7 @@ use polder_netlink::nft::{Element, ElementKey, Elements, TableState, union};
 use polder_netlink::route::ConflictingRoute;
 
 use super::desired::Desired;
+use super::ruleset::Sets;
 use super::state::{Actual, Device, DeviceIdentity, DeviceKind, OwnLink, OwnRoute, RouteTarget, State};
 use super::sysctl;
 
@@ -210,10 +211,14 @@ fn filter(desired: &Desired, found: &TableState, prune: Prune, changes: &mut Vec
             continue;
         }
         let add: Vec<_> = want.difference(have).cloned().collect();
-        let remove: Vec<_> = match prune {
-            Prune::Yes => have.difference(want).cloned().collect(),
-            Prune::No => Vec::new(),
-        };
+        // An element of a map is in the way of another one with its key, whatever it leads to.
+        let is_in_the_way =
+            |element: &Element| set.key.is_map() && add.iter().any(|new: &Element| new.has_key_of(element));
+        let remove: Vec<_> = have
+            .difference(want)
+            .filter(|element| prune == Prune::Yes || is_in_the_way(element))
+            .cloned()
+            .collect();
         if !add.is_empty() || !remove.is_empty() {
             changes.push(KernelChange::UpdateSet { set: set.name, add, remove });
         }
@@ -280,6 +285,19 @@ impl KernelChange {
         match (self, other) {
             (Self::UpdateSet { set, .. }, Self::UpdateSet { set: other, .. }) => set == other,
             _ => self == other,
+        }
+    }
+
+    /// Whether packets to host ports may be translated otherwise after the change.
+    pub fn adds_host_ports(&self) -> bool {
+        let is_of_ports = |set: &&str| {
+            let mut sets = Family::BOTH.iter().map(|family| Sets::of(*family));
+            sets.any(|sets| [sets.ports, sets.address_ports, sets.host].contains(set))
+        };
+        match self {
+            Self::InstallFilter(_) => true,
+            Self::UpdateSet { set, add, .. } => !add.is_empty() && is_of_ports(set),
+            _ => false,
         }
     }
 

@@ -1,18 +1,19 @@
 //! The packet filter: the rules of the tables `inet polder` and `arp polder`, and their reasons.
 //!
-//! It filters only packets from pods and packets through tunnels, and translates the source address of packets that
-//! leave the cluster.
+//! It filters only packets from pods and packets through tunnels, translates the source address of packets that leave
+//! the cluster, and the destination of packets to host ports.
 //! It has no chain for forwarded traffic: in nftables, a rule that accepts a packet does not keep another table from
 //! dropping it, so a rule that accepts pod packets would guarantee nothing. Foreign chains that drop these packets are
 //! found and reported instead ([`crate::host::firewall`]).
 
+pub mod host_ports;
 pub mod sets;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use polder_api::{BRIDGE, Family, Mac, POD_INTERFACE_PREFIX};
+use polder_api::{BRIDGE, Family, POD_INTERFACE_PREFIX};
 use polder_ipam::record::{AttachMode, ClusterRecord};
 use polder_netlink::nft::{
     Chain, Element, Elements, Hook, InterfaceMatch, Match, Rule, Set, SetMatch, Table, Verdict,
@@ -22,6 +23,7 @@ pub use self::sets::{Lengths, Sets, lengths};
 
 use self::sets::TunnelSources;
 use super::tunnel::{self, Encapsulation};
+use crate::local_pods::LocalPod;
 
 /// The name of the table.
 pub const NAME: &str = "polder";
@@ -53,15 +55,29 @@ pub fn table(cluster: &ClusterRecord, lengths: &Lengths) -> Table {
                 rules: Encapsulation::of(cluster).rules(cluster, &tunnel_sources),
             },
             Chain { name: "masquerading", hook: Hook::SourceNat, rules: masquerade(cluster) },
+            Chain { name: "host_ports", hook: Hook::DestinationNat, rules: host_ports::incoming(cluster) },
+            Chain { name: "local_host_ports", hook: Hook::LocalDestinationNat, rules: host_ports::local() },
         ],
     }
 }
 
-/// The part of the table that changes with each pod: the sets of the pods' own addresses, without rules.
-pub fn sender_sets() -> Table {
-    let is_of_senders = |set: &Set| Family::BOTH.iter().any(|family| Sets::of(*family).senders == set.name);
-    let sets = Family::BOTH.into_iter().flat_map(sets::declared).filter(is_of_senders).collect();
+/// The part of the table that changes with each pod: the sets with elements of single pods, without rules.
+pub fn pod_sets() -> Table {
+    let is_of_pods = |set: &Set| {
+        let mut families = Family::BOTH.iter().map(|family| Sets::of(*family));
+        families.any(|sets| [sets.senders, sets.ports, sets.address_ports, sets.hairpins].contains(&set.name))
+    };
+    let sets = Family::BOTH.into_iter().flat_map(sets::declared).filter(is_of_pods).collect();
     Table { name: NAME, sets, chains: Vec::new() }
+}
+
+/// The elements of a pod, each with its set: its addresses, from which it may send, and its host ports.
+pub fn pod_elements(pod: &LocalPod) -> impl Iterator<Item = (&'static str, Element)> {
+    let senders = pod
+        .addresses
+        .iter()
+        .map(|address| (Sets::of(Family::of(*address)).senders, Element::sender(pod.mac, *address)));
+    senders.chain(host_ports::elements(pod))
 }
 
 /// The interfaces on which pods' packets arrive.
@@ -99,6 +115,13 @@ fn from_pods(cluster: &ClusterRecord) -> Vec<Rule> {
             verdict: Verdict::Drop,
         });
     }
+    // The kernel accepts packets to these addresses on interfaces with `route_localnet`, which host ports need. They
+    // would reach services that listen on the loopback interface only.
+    rules.push(Rule {
+        comment: "drop packets from pods to loopback addresses of the host",
+        matches: vec![Match::Input(pods), Match::Family(Family::V4), Match::ToLoopback],
+        verdict: Verdict::Drop,
+    });
     // The host has neighbour entries for its pods. A pod that answers for an address of no pod would receive the
     // packets to it.
     rules.push(Rule {
@@ -155,9 +178,10 @@ fn masquerade(cluster: &ClusterRecord) -> Vec<Rule> {
         ],
         verdict: Verdict::Accept,
     };
-    let guests = Family::BOTH.map(guest);
+    let always: Vec<Rule> =
+        host_ports::masquerade(pods(cluster)).into_iter().chain(Family::BOTH.map(guest)).collect();
     if !cluster.masquerade.enabled {
-        return guests.into();
+        return always;
     }
     let rule = |family| Rule {
         comment: "masquerade pod packets that leave the cluster",
@@ -171,14 +195,16 @@ fn masquerade(cluster: &ClusterRecord) -> Vec<Rule> {
         ],
         verdict: Verdict::Masquerade,
     };
-    guests.into_iter().chain(Family::BOTH.map(test)).chain(Family::BOTH.map(rule)).collect()
+    always.into_iter().chain(Family::BOTH.map(test)).chain(Family::BOTH.map(rule)).collect()
 }
 
 /// The contents of the sets.
 #[derive(Debug, Default, Hash)]
 pub struct Members {
-    /// The MAC address of every pod with each of its addresses.
-    pub senders: Vec<(Mac, IpAddr)>,
+    /// The elements of all pods, each with its set.
+    pub pods: Vec<(&'static str, Element)>,
+    /// The host's addresses.
+    pub host: Vec<IpAddr>,
     /// The underlay addresses of all peers.
     pub peers: Vec<IpAddr>,
     /// The underlay address of a peer, with a network: tunnel packets from the peer may have inner source addresses in
@@ -213,8 +239,6 @@ pub fn elements(members: &Members, lengths: &Lengths) -> Elements {
             let of_family = networks.concat().into_iter().filter(|network| of_family(&network.ip()));
             Element::networks(of_family).into_iter().collect()
         };
-        let senders = members.senders.iter().filter(|(_, address)| of_family(address));
-        let senders = senders.map(|(mac, address)| Element::sender(*mac, *address)).collect();
         let addresses = |addresses: &[IpAddr]| {
             addresses
                 .iter()
@@ -222,13 +246,19 @@ pub fn elements(members: &Members, lengths: &Lengths) -> Elements {
                 .map(|address| Element::address(*address))
                 .collect()
         };
-        elements.insert(sets.senders, senders);
+        elements.insert(sets.host, addresses(&members.host));
+        for of_pods in [sets.senders, sets.ports, sets.address_ports, sets.hairpins] {
+            elements.insert(of_pods, BTreeSet::new());
+        }
         elements.insert(sets.peers, addresses(&members.peers));
         elements.insert(sets.underlay, addresses(&members.underlay));
         elements.insert(sets.pools, networks(&[&members.pools]));
         elements.insert(sets.own, addresses(&members.own));
         elements.insert(sets.local, networks(&[&members.local]));
         elements.insert(sets.unmasqueraded, networks(&[&members.pools, &members.unmasqueraded]));
+    }
+    for (set, element) in &members.pods {
+        elements.entry(set).or_default().insert(element.clone());
     }
     elements
 }
@@ -242,10 +272,12 @@ mod tests {
     #[test]
     fn the_sets_that_change_with_each_pod_are_declared_as_in_the_table() {
         let whole = table(&ClusterRecord::new(ClusterId::new("c")), &lengths([]));
-        let of_senders = |set: &&Set| set.name.starts_with("senders");
-        let in_table: Vec<&Set> = whole.sets.iter().filter(of_senders).collect();
-        assert_eq!(in_table.len(), 3, "IPv4 with ARP, and IPv6");
-        assert_eq!(sender_sets().sets.iter().collect::<Vec<_>>(), in_table);
-        assert_eq!(sender_sets().name, whole.name);
+        let of_pods = |set: &&Set| {
+            ["senders", "ports", "address_ports", "hairpins"].iter().any(|name| set.name.starts_with(name))
+        };
+        let in_table: Vec<&Set> = whole.sets.iter().filter(of_pods).collect();
+        assert_eq!(in_table.len(), 9, "four of each family, and the senders of ARP");
+        assert_eq!(pod_sets().sets.iter().collect::<Vec<_>>(), in_table);
+        assert_eq!(pod_sets().name, whole.name);
     }
 }

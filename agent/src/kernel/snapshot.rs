@@ -28,6 +28,8 @@ pub struct HostNetwork {
     pub layer3_interfaces: BTreeSet<IfIndex>,
     /// Polder's interfaces.
     pub own: BTreeSet<IfIndex>,
+    /// Interfaces whose addresses are those of Kubernetes services, or of a name server on every node.
+    pub service_interfaces: BTreeSet<IfIndex>,
     /// The addresses of all interfaces.
     pub addresses: Vec<Address>,
     /// The host's routes to the requested destinations, in the order of the request. Destinations without a route are
@@ -35,6 +37,19 @@ pub struct HostNetwork {
     pub routes: Vec<(RouteTo, RouteLookup)>,
     /// The configured routes of other origin in the main table.
     pub configured: Vec<ForeignRoute>,
+}
+
+/// The interfaces of kube-proxy (mode ipvs) and of the name server cache of Kubernetes on each node. Packets to their
+/// addresses are not for the host.
+const SERVICE_INTERFACES: [&str; 2] = ["kube-ipvs0", "nodelocaldns"];
+
+impl HostNetwork {
+    /// The addresses at which others reach the host, which therefore have the host ports.
+    pub fn host_addresses(&self) -> BTreeSet<IpAddr> {
+        let is_host = |found: &&Address| found.global && !self.service_interfaces.contains(&found.index);
+        let host = self.addresses.iter().filter(is_host).map(|found| found.address.ip());
+        host.filter(|address| !address.is_loopback()).collect()
+    }
 }
 
 /// Destinations whose route the agent looks up.
@@ -131,6 +146,11 @@ impl Kernel {
                 .map(|link| link.index)
                 .collect(),
             own: links.values().filter(|link| device(link).is_some()).map(|link| link.index).collect(),
+            service_interfaces: links
+                .values()
+                .filter(|link| SERVICE_INTERFACES.contains(&link.name.as_str()))
+                .map(|link| link.index)
+                .collect(),
             addresses: self.routes.addresses()?,
             configured: self.routes.foreign_routes()?,
             ..HostNetwork::default()

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
-use polder_api::Family;
+use polder_api::{BRIDGE, Family};
 use polder_ipam::record::AttachMode;
 
 use super::state::{Device, State};
@@ -35,11 +35,13 @@ pub struct Inputs<'a> {
     pub accept_ra_paths: &'a [String],
     /// Foreign interfaces on which pods' packets arrive: from peers, and from outside the cluster.
     pub ingress_interfaces: &'a BTreeSet<String>,
+    /// Whether a pod has a host port.
+    pub has_host_ports: bool,
 }
 
 /// The desired settings, in the order of writing.
 pub fn desired(inputs: Inputs<'_>) -> Vec<(String, String)> {
-    let Inputs { families, attach, state, accept_ra_paths, ingress_interfaces } = inputs;
+    let Inputs { families, attach, state, accept_ra_paths, ingress_interfaces, has_host_ports } = inputs;
     let mut settings = Vec::new();
     let mut set = |path: &str, value: &str| settings.push((path.to_owned(), value.to_owned()));
     if families.contains(&Family::V4) {
@@ -68,6 +70,11 @@ pub fn desired(inputs: Inputs<'_>) -> Vec<(String, String)> {
         // every packet of a pod passes the IP stack anyway.
         families.iter().for_each(|family| set(bridge_calls(*family), "0"));
     }
+    if attach == AttachMode::Bridge && families.contains(&Family::V4) {
+        // With it, the kernel accepts replies from pods to connections of the host to a host port on 127.0.0.1. The
+        // packet filter drops other packets from pods to such addresses.
+        set(&route_localnet(BRIDGE), if has_host_ports { "1" } else { "0" });
+    }
     for (device, name) in state.links.keys().filter_map(|device| Some((device, device.name()?))) {
         if families.contains(&Family::V4) {
             set(&forwarding(name), "1");
@@ -90,6 +97,11 @@ pub fn desired(inputs: Inputs<'_>) -> Vec<(String, String)> {
 /// The setting: whether IPv4 packets that arrive on the interface are forwarded.
 fn forwarding(interface: &str) -> String {
     format!("net/ipv4/conf/{interface}/forwarding")
+}
+
+/// The setting: whether packets from and to loopback addresses may use the interface.
+fn route_localnet(interface: &str) -> String {
+    format!("net/ipv4/conf/{interface}/route_localnet")
 }
 
 /// The command to write a setting on the host, if the agent cannot: in a container, `/proc/sys` may be read-only.
@@ -352,6 +364,7 @@ mod tests {
             state: &State::default(),
             accept_ra_paths: &[],
             ingress_interfaces: &ingress_interfaces,
+            has_host_ports: false,
         };
         let settings = desired(inputs);
         let at = |path: &str| settings.iter().position(|(found, _)| found == path);

@@ -63,7 +63,7 @@ fn fixture() -> Fixture {
     let pods = Arc::<LocalPods>::default();
     let name = attachment().host_interface();
     let addresses = vec![POD_ADDRESS.parse().unwrap()];
-    pods.add(LocalPod { name: name.clone(), mac: POD_MAC, addresses });
+    pods.add(LocalPod { name: name.clone(), mac: POD_MAC, addresses, ports: Vec::new() });
     let pod_link = Some(PodLink { port: Some(Port::of_pod(true)), up: true, ipv4_forwarding: false });
     let expected = watch::Sender::new(Expected { pod_link, path_interfaces: Some([UPLINK].into()) });
     let task = Task {

@@ -19,6 +19,7 @@ fn facts() -> UnderlayInputs {
         interfaces: [interface(2, "eth0", 1500), interface(3, "eth1", 9000)].into(),
         layer3_interfaces: BTreeSet::new(),
         own: [IfIndex::new(5)].into(),
+        service_interfaces: BTreeSet::new(),
         addresses: vec![
             address(5, "10.244.0.1/32"),
             address(1, "127.0.0.1/8"),

@@ -221,6 +221,33 @@ fn no_two_pods_have_the_same_mac_address() {
 }
 
 #[test]
+fn no_two_pods_have_the_same_host_port_of_an_address() {
+    let mut node = node();
+    let with_port = |container: &str, port: &str| AllocationRequest {
+        ports: vec!["9:9/udp".parse().unwrap(), port.parse().unwrap()][usize::from(container != "a")..]
+            .to_vec(),
+        ..request(container, &[Family::V4])
+    };
+    let mut ask =
+        |container: &str, port: &str| node.allocate(with_port(container, port), CoolDown::Full, NOW);
+    let held = ask("a", "192.0.2.1:80:8080/tcp").unwrap();
+    for taken in ["80:80/tcp", "192.0.2.1:80:80/tcp", "0.0.0.0:80:80/tcp", "9:80/udp"] {
+        let refused = ask("b", taken).unwrap_err();
+        assert!(
+            matches!(&refused, AllocateError::PortTaken { port, holder } if port.to_string() == taken
+                     && holder.attachment == held.attachment),
+            "{taken}: {refused}"
+        );
+    }
+    assert!(ask("b", "192.0.2.2:80:80/tcp").is_ok() && ask("c", "80:80/udp").is_ok());
+    node.begin_release(&held.attachment).1.unwrap();
+    let refused = node.allocate(with_port("d", "9:80/udp"), CoolDown::Full, NOW).unwrap_err();
+    assert!(matches!(refused, AllocateError::PortTaken { holder, .. } if holder.leaving), "its rules remain");
+    node.release(&held.attachment, NOW).unwrap();
+    assert!(node.allocate(with_port("d", "9:80/udp"), CoolDown::Full, NOW).is_ok());
+}
+
+#[test]
 fn every_block_has_a_gateway_that_no_pod_gets() {
     let mut node = node();
     let pool = pool("10.0.0.0/24", 29);

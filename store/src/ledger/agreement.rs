@@ -105,6 +105,7 @@ fn take(ledger: &mut impl Ledger, step: &Step) -> Result<Vec<AttachmentEntry>, L
                 pod: None,
                 leaving: false,
                 gateways: Vec::new(),
+                ports: Vec::new(),
             })
         }
         Step::Leave(container) => ledger.mark_leaving(&attachment(container)),

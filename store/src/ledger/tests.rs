@@ -42,7 +42,9 @@ fn the_ledger_survives_a_restart() {
         member_state: MemberState::Member,
     };
     let owned = owned();
-    let (one, two) = (held("one", &["10.0.0.2", "fd00::2"]), held("two", &["10.0.0.3"]));
+    let ports = ["8080:80/tcp", "192.0.2.1:53:5353/udp"].map(|port| port.parse().unwrap()).into();
+    let one = AttachmentEntry { ports, ..held("one", &["10.0.0.2", "fd00::2"]) };
+    let two = held("two", &["10.0.0.3"]);
     ledger.identify(&identity).unwrap();
     ledger.add_block(&owned).unwrap();
     ledger.add_gateway("10.0.0.1".parse().unwrap()).unwrap();

@@ -24,6 +24,14 @@ pub struct Sets {
     pub own: &'static str,
     /// The networks to which pods keep their source address.
     pub unmasqueraded: &'static str,
+    /// The host's addresses, which have the host ports.
+    pub host: &'static str,
+    /// A map from host ports on all addresses of the host to pods.
+    pub ports: &'static str,
+    /// A map from host ports on one address of the host to pods.
+    pub address_ports: &'static str,
+    /// The address of each pod with host ports, as pair of source and destination.
+    pub hairpins: &'static str,
 }
 
 impl Sets {
@@ -38,6 +46,10 @@ impl Sets {
                 local: "local4",
                 own: "own4",
                 unmasqueraded: "unmasqueraded4",
+                host: "host4",
+                ports: "ports4",
+                address_ports: "address_ports4",
+                hairpins: "hairpins4",
             },
             Family::V6 => Self {
                 senders: "senders6",
@@ -47,6 +59,10 @@ impl Sets {
                 local: "local6",
                 own: "own6",
                 unmasqueraded: "unmasqueraded6",
+                host: "host6",
+                ports: "ports6",
+                address_ports: "address_ports6",
+                hairpins: "hairpins6",
             },
         }
     }
@@ -64,6 +80,10 @@ pub fn declared(family: Family) -> Vec<Set> {
         of(TableKind::Ip, sets.local, ElementKey::Network(family)),
         of(TableKind::Ip, sets.own, ElementKey::Address(family)),
         of(TableKind::Ip, sets.unmasqueraded, ElementKey::Network(family)),
+        of(TableKind::Ip, sets.host, ElementKey::Address(family)),
+        of(TableKind::Ip, sets.ports, ElementKey::Port(family)),
+        of(TableKind::Ip, sets.address_ports, ElementKey::AddressPort(family)),
+        of(TableKind::Ip, sets.hairpins, ElementKey::AddressPair(family)),
     ];
     if family == Family::V4 {
         all.push(of(TableKind::Arp, sets.senders, ElementKey::Sender(family)));

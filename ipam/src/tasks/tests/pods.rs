@@ -341,3 +341,25 @@ fn a_requested_address_of_an_unused_family_is_refused() {
     assert_eq!(refused.kind, RefusalKind::Invalid, "{refused}");
     assert!(refused.message.contains("no pool gives new pods IPv6 addresses"), "{refused}");
 }
+
+#[test]
+fn a_host_port_of_another_pod_or_of_the_tunnels_is_refused_and_nothing_is_allocated() {
+    let (fake, _) = registered();
+    let ask = |container: &str, port: &str, pod: &str| {
+        let pod = Some(Pod { namespace: "d".to_owned(), name: pod.to_owned(), uid: None });
+        let wanted = AddRequest { ports: vec![port.parse().unwrap()], pod, ..request(container) };
+        at_once(super::add(&fake, &me(), wanted, &Plugin { is_gone: false }))
+    };
+    let (_, lock) = ask("c1", "8080:80/tcp", "web").unwrap();
+    drop(lock);
+    for (port, pod, kind, text) in [
+        ("8080:81/tcp", "other", RefusalKind::AddressTaken, "host port 8080:81/tcp is used by"),
+        ("8080:80/tcp", "web", RefusalKind::TryAgain, "becomes free soon after its DEL"),
+        ("8472:53/udp", "other", RefusalKind::Invalid, "port of the tunnels"),
+    ] {
+        let refused = ask("c2", port, pod).unwrap_err();
+        assert!(refused.kind == kind && refused.message.contains(text), "{port}: {refused:?}");
+    }
+    assert_eq!(fake.with(|state| state.ipam.attachments().count()), 1);
+    assert!(ask("c2", "8472:53/tcp", "other").is_ok(), "tunnels use UDP");
+}
