@@ -281,7 +281,12 @@ impl Lookup<'_> {
                 status.pod = held.pod.as_ref().map(ToString::to_string).or(status.pod);
                 status.since = Some(ago(held.since));
                 let why = if held.leaving { "is being released" } else { "uses it" };
-                (AddressStanding::Used, format!("the attachment in this node's ledger {why}"))
+                let ports: Vec<String> = held.ports.iter().map(ToString::to_string).collect();
+                let ports = match ports.as_slice() {
+                    [] => String::new(),
+                    ports => format!(", with host ports {}", ports.join(", ")),
+                };
+                (AddressStanding::Used, format!("the attachment in this node's ledger {why}{ports}"))
             }
             AddressCondition::Gateway => {
                 (AddressStanding::Gateway, "it is the node's own address, the gateway of its pods".to_owned())

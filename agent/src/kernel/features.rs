@@ -68,8 +68,8 @@ pub enum FeatureError {
     InterfaceUnread(#[source] Error),
     /// The kernel rejects Polder's packet filter: a module of nftables is missing or not loaded.
     #[error(
-        "the kernel cannot filter with nftables: load modules nf_tables, nft_fib_inet, nft_masq and nft_chain_nat; the \
-         kernel needs CONFIG_NF_TABLES_INET and CONFIG_NF_TABLES_ARP"
+        "the kernel cannot filter with nftables: load modules nf_tables, nft_fib_inet, nft_masq, nft_nat and \
+         nft_chain_nat; the kernel needs CONFIG_NF_TABLES_INET and CONFIG_NF_TABLES_ARP"
     )]
     NoNftables(#[source] Error),
     /// The kernel accepts the isolation of bridge ports, but ignores it.

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::BadOption;
 use crate::error::Error;
-use crate::netconf::field;
+use crate::netconf::{BadConfig, field};
 
 /// The key in `runtimeConfig`, which is also the name of the capability.
 pub(super) const PORT_MAPPINGS: &str = "portMappings";
@@ -17,10 +17,6 @@ pub(super) const PORT_MAPPINGS: &str = "portMappings";
 /// Why an entry of `portMappings` is not a host port.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PortProblem {
-    /// A field has the wrong type.
-    /// Remedy: pass ports as numbers, protocol and host address as text.
-    #[error("{0}")]
-    Type(String),
     /// The protocol has no ports, or is unknown.
     /// Remedy: use tcp, udp or sctp.
     #[error("protocol {0:?} is not tcp, udp or sctp")]
@@ -58,7 +54,7 @@ pub(super) fn read(runtime: &Map<String, Value>) -> Result<Vec<PortMapping>, Err
     for value in field::<Vec<Value>>(runtime, PORT_MAPPINGS)?.unwrap_or_default() {
         let bad = |problem| BadOption::Port { mapping: value.to_string(), problem };
         let entry: Entry = serde_json::from_value(value.clone())
-            .map_err(|error| bad(PortProblem::Type(error.to_string())))?;
+            .map_err(|problem| BadConfig::BadValue { key: PORT_MAPPINGS.to_owned(), problem })?;
         let Some(port) = entry.mapping().map_err(bad)? else { continue };
         match ports.iter().find(|known| known.is_same_port(&port)) {
             Some(known) if known.container_port == port.container_port => {}
