@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use polder_api::{IfName, Mac};
+use polder_api::{IfName, Mac, PortMapping};
 use tracing::{info, warn};
 
 use crate::alias;
@@ -23,6 +23,8 @@ pub struct LivingPod {
     pub mtu: u32,
     /// The pod's addresses.
     pub addresses: Vec<IpAddr>,
+    /// The host ports that lead to it.
+    pub ports: Vec<PortMapping>,
 }
 
 impl LivingPod {
@@ -41,7 +43,7 @@ impl LivingPod {
             pod,
             leaving: false,
             gateways: Vec::new(),
-            ports: Vec::new(),
+            ports: self.ports,
         })
     }
 }
@@ -113,6 +115,7 @@ mod tests {
             mac: Mac::of_pod(address),
             mtu: 1400,
             addresses: vec![address],
+            ports: vec!["8080:80/tcp".parse().unwrap()],
         }
     }
 
@@ -129,6 +132,7 @@ mod tests {
         let held: Vec<&AttachmentEntry> = ipam.attachments().collect();
         assert_eq!(held.len(), 1);
         assert_eq!((held[0].pod.as_ref(), held[0].mtu, held[0].since), (Some(&pod), 1400, now));
+        assert_eq!(held[0].ports.len(), 1);
     }
 
     #[test]

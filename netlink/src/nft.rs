@@ -23,7 +23,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use polder_api::Family;
 
 pub use self::anchor::NatAnchor;
-pub use self::element::{Element, ElementKey, union};
+pub use self::element::{Element, ElementKey, PortParts, union};
 pub use self::family::TableFamily;
 pub use self::monitor::{FilterMonitor, Originator};
 use crate::{Error, Operation, Protocol, Socket};
@@ -397,7 +397,8 @@ impl FilterSocket {
         Ok(TableState::Intact(elements))
     }
 
-    fn elements(&mut self, table: &Table, set: &Set) -> Result<BTreeSet<Element>, Error> {
+    /// The elements of a set of the table.
+    pub fn elements(&mut self, table: &Table, set: &Set) -> Result<BTreeSet<Element>, Error> {
         let found = self.dump_set(encode::get_elements(table.name, set), decode::elements)?;
         Ok(found.into_iter().collect())
     }

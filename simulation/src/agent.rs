@@ -329,6 +329,7 @@ fn recover(ipam: &mut NodeIpam<Disk>, kernel: &Kernel, now: Moment) -> Result<()
         mac: Mac::of_pod(addresses[0]),
         mtu: host::MTU,
         addresses: addresses.clone(),
+        ports: Vec::new(),
     });
     recovery::recover(ipam, &kernel.gateways, pods.collect(), now)
 }

@@ -64,7 +64,7 @@ impl Kernel {
             // Unreadable namespaces are skipped: they may have been deleted meanwhile.
             let Some((mac, addresses)) = inside(&path, attachment, &host) else { continue };
             let alias = host.alias.clone().unwrap_or_default();
-            return Ok(Some(LivingPod { name, alias, mac, mtu: host.mtu, addresses }));
+            return Ok(Some(LivingPod { name, alias, mac, mtu: host.mtu, addresses, ports: Vec::new() }));
         }
         Ok(None)
     }

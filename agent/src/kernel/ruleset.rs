@@ -6,7 +6,7 @@
 //! dropping it, so a rule that accepts pod packets would guarantee nothing. Foreign chains that drop these packets are
 //! found and reported instead ([`crate::host::firewall`]).
 
-pub mod host_ports;
+pub(crate) mod host_ports;
 pub mod sets;
 
 use std::collections::BTreeSet;

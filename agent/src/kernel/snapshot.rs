@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use polder_api::{IfName, NodeName, is_host_interface};
+use polder_api::{Family, IfName, NodeName, PortMapping, is_host_interface};
 use polder_ipam::recovery::LivingPod;
 use polder_netlink::address::Address;
 use polder_netlink::link::{Link, LinkKind};
@@ -13,6 +13,7 @@ use polder_netlink::route::{ForeignRoute, KernelTarget, RouteLookup};
 use polder_netlink::{Error, IfIndex};
 
 use super::Kernel;
+use super::ruleset::{self, Sets, host_ports};
 use super::state::{
     Actual, Device, DeviceIdentity, DeviceKind, OwnLink, OwnRoute, PodLink, RouteTarget, State,
 };
@@ -194,6 +195,7 @@ impl Kernel {
         let links = self.routes.links()?;
         let fdb = self.routes.fdb()?;
         let neighbours = self.routes.neighbours()?;
+        let ports = self.host_ports()?;
         let mut pods = Vec::new();
         for link in links.values() {
             let (Some(name), Some(alias)) = (pod(link), &link.alias) else { continue };
@@ -205,9 +207,28 @@ impl Kernel {
             let Some(mac) = found.first().map(|neighbour| neighbour.mac) else { continue };
             let mut addresses: Vec<IpAddr> = found.iter().map(|neighbour| neighbour.address).collect();
             addresses.sort();
-            pods.push(LivingPod { name, alias: alias.clone(), mac, mtu: link.mtu, addresses });
+            let ports = ports.iter().filter(|(address, _)| addresses.contains(address));
+            let ports = ports.map(|(_, port)| *port).collect();
+            pods.push(LivingPod { name, alias: alias.clone(), mac, mtu: link.mtu, addresses, ports });
         }
         Ok(pods)
+    }
+
+    /// The host ports in the packet filter, each with the address of its pod.
+    fn host_ports(&mut self) -> Result<Vec<(IpAddr, PortMapping)>, Error> {
+        let table = ruleset::pod_sets();
+        let mut ports = Vec::new();
+        for family in Family::BOTH {
+            let sets = Sets::of(family);
+            for set in table.sets.iter().filter(|set| [sets.ports, sets.address_ports].contains(&set.name)) {
+                match self.filter.elements(&table, set) {
+                    Ok(elements) => ports.extend(host_ports::found(family, &elements)),
+                    Err(error) if error.is_missing() => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(ports)
     }
 }
 

@@ -25,6 +25,19 @@ pub enum ElementKey {
     AddressPort(Family),
 }
 
+/// The parts of an element of a map with [`ElementKey::Port`] or [`ElementKey::AddressPort`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortParts {
+    /// The address; `None` in a map without addresses.
+    pub host: Option<IpAddr>,
+    /// The number of the transport protocol.
+    pub protocol: u8,
+    /// The port.
+    pub port: u16,
+    /// The destination that they are translated to.
+    pub to: SocketAddr,
+}
+
 /// The type of the data of a map.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DataType {
@@ -123,6 +136,21 @@ impl Element {
         let key = [address, vec![protocol, 0, 0, 0], padded(port)].concat();
         let data = [octets(to.ip()), padded(to.port())].concat();
         Self::with_data(&key, &data).expect("no key and data of ours are longer")
+    }
+
+    /// The parts of an element that [`Self::port`] makes for a map of that family; `None` if it has another form.
+    pub fn port_parts(&self, family: Family) -> Option<PortParts> {
+        let address = usize::from(family.bits() / 8);
+        let (host, service) = self.key().split_at_checked(self.key().len().checked_sub(8)?)?;
+        let (to, to_port) = self.data().split_at_checked(address)?;
+        let number = |bytes: &[u8]| bytes.first_chunk::<2>().map(|bytes| u16::from_be_bytes(*bytes));
+        let host = if host.is_empty() { None } else { Some(address_of(host)?) };
+        Some(PortParts {
+            host,
+            protocol: *service.first()?,
+            port: number(service.get(4..)?)?,
+            to: SocketAddr::new(address_of(to)?, number(to_port)?),
+        })
     }
 
     /// The elements of a set with [`ElementKey::Network`]: the ends of ranges that cover exactly these networks of one
@@ -228,6 +256,11 @@ fn family_number(family: Family) -> u32 {
 
 fn address_length(family: Family) -> u32 {
     u32::from(family.bits() / 8)
+}
+
+fn address_of(octets: &[u8]) -> Option<IpAddr> {
+    let v4 = || <[u8; 4]>::try_from(octets).ok().map(IpAddr::from);
+    v4().or_else(|| <[u8; 16]>::try_from(octets).ok().map(IpAddr::from))
 }
 
 fn octets(address: IpAddr) -> Vec<u8> {

@@ -3,11 +3,12 @@
 //! The number of rules does not depend on the pods: two maps for each family have the ports. A port on one address
 //! precedes the same port on all addresses.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
 
-use polder_api::Family;
+use polder_api::{Family, PortMapping, TransportProtocol};
 use polder_ipam::record::ClusterRecord;
-use polder_netlink::nft::{Element, InterfaceMatch, Match, PortMap, Rule, SetMatch, Verdict};
+use polder_netlink::nft::{Element, InterfaceMatch, Match, PortMap, PortParts, Rule, SetMatch, Verdict};
 
 use super::Sets;
 use crate::kernel::tunnel::Encapsulation;
@@ -102,6 +103,29 @@ pub(super) fn elements(pod: &LocalPod) -> impl Iterator<Item = (&'static str, El
     pod.addresses.iter().copied().flat_map(of_address)
 }
 
+/// The host ports that elements of the maps of one family lead to pods, with the address of each pod. Other elements are
+/// left out.
+pub(crate) fn found<'a>(
+    family: Family,
+    elements: impl IntoIterator<Item = &'a Element>,
+) -> impl Iterator<Item = (IpAddr, PortMapping)> {
+    elements.into_iter().filter_map(move |element| {
+        let PortParts { host, protocol, port, to } = element.port_parts(family)?;
+        let protocol = *TransportProtocol::ALL.iter().find(|known| known.number() == protocol)?;
+        let all: IpAddr = match family {
+            Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let mapping = PortMapping {
+            protocol,
+            host_address: Some(host.unwrap_or(all)),
+            host_port: NonZeroU16::new(port)?,
+            container_port: NonZeroU16::new(to.port())?,
+        };
+        Some((to.ip(), mapping))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use polder_api::Mac;
@@ -121,8 +145,7 @@ mod tests {
     #[test]
     fn a_pod_with_a_host_port_has_an_element_in_each_of_its_families() {
         let to = |socket: &str| socket.parse().unwrap();
-        let (v4, v6): (std::net::IpAddr, std::net::IpAddr) =
-            ("10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap());
+        let (v4, v6): (IpAddr, IpAddr) = ("10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap());
         assert_eq!(
             elements_of(&["10.0.0.5", "fd00::5"], &["8080:80/tcp", "192.0.2.1:53:5353/udp"]),
             [
@@ -134,5 +157,20 @@ mod tests {
             ]
         );
         assert_eq!(elements_of(&["10.0.0.5"], &[]), []);
+    }
+
+    #[test]
+    fn the_host_ports_of_a_pod_are_found_from_its_elements() {
+        let elements = elements_of(
+            &["10.0.0.5", "fd00::5"],
+            &["8080:80/tcp", "192.0.2.1:53:5353/udp", "[2001:db8::1]:9:10/sctp"],
+        );
+        let all: Vec<Element> = elements.into_iter().map(|(_, element)| element).collect();
+        let found_in = |family, pod: &str| -> Vec<String> {
+            let found = found(family, &all).filter(|(address, _)| address.to_string() == pod);
+            found.map(|(_, mapping)| mapping.to_string()).collect()
+        };
+        assert_eq!(found_in(Family::V4, "10.0.0.5"), ["0.0.0.0:8080:80/tcp", "192.0.2.1:53:5353/udp"]);
+        assert_eq!(found_in(Family::V6, "fd00::5"), ["[::]:8080:80/tcp", "[2001:db8::1]:9:10/sctp"]);
     }
 }
