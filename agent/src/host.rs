@@ -2,6 +2,7 @@
 //! in `status` with a remedy. Nothing is changed, because these settings do not belong to Polder.
 
 pub mod firewall;
+pub mod host_ports;
 pub mod limits;
 pub mod managers;
 pub mod pod_inspection;
@@ -23,6 +24,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
+use self::host_ports::Listener;
 use self::managers::MissingSetting;
 use self::pod_inspection::{PodInspections, PodInspector};
 use self::routing::PodTraffic;
@@ -139,8 +141,11 @@ pub trait HostAccess {
     /// Problems inside pods' network namespaces.
     fn pod_problems(&mut self, cluster: &ClusterRecord) -> impl Future<Output = Vec<String>> + Send;
 
-    /// The attachments whose interfaces belong to other plugins.
-    fn leased_attachments(&self) -> impl Future<Output = Vec<AttachmentEntry>> + Send;
+    /// The attachments whose interfaces belong to other plugins, and those with host ports.
+    fn attachments(&self) -> impl Future<Output = Vec<AttachmentEntry>> + Send;
+
+    /// The sockets of the host that receive packets from any client.
+    fn listeners(&self) -> impl Future<Output = Vec<Listener>> + Send;
 
     /// Foreign filters, routes, rules and limits on the host ([`Kernel::foreign_state`]).
     fn foreign_state(
@@ -174,9 +179,14 @@ impl HostAccess for LocalHost {
         self.inspections.check_all(&self.inspector, cluster).await
     }
 
-    async fn leased_attachments(&self) -> Vec<AttachmentEntry> {
-        let is_lease = |held: &&AttachmentEntry| held.kind == AttachmentKind::Lease;
-        self.inspector.ipam.run(move |ipam| ipam.attachments().filter(is_lease).cloned().collect()).await
+    async fn attachments(&self) -> Vec<AttachmentEntry> {
+        let is_checked =
+            |held: &&AttachmentEntry| held.kind == AttachmentKind::Lease || !held.ports.is_empty();
+        self.inspector.ipam.run(move |ipam| ipam.attachments().filter(is_checked).cloned().collect()).await
+    }
+
+    async fn listeners(&self) -> Vec<Listener> {
+        spawn_blocking(|| host_ports::listeners(Path::new("/proc/net"))).await.unwrap_or_default()
     }
 
     async fn foreign_state(
@@ -218,7 +228,10 @@ impl<H: HostAccess> Task<H> {
         let pass = self.passes.last().unwrap_or_default();
         let view = self.records.view();
         let pools = view.every_pool().map(|pool| (pool.record.cidr(), pool.record.block_length()));
-        let leased = self.host.leased_attachments().await;
+        let attachments = self.host.attachments().await;
+        let (leased, with_ports): (Vec<_>, Vec<_>) =
+            attachments.into_iter().partition(|held| held.kind == AttachmentKind::Lease);
+        let listeners = if with_ports.is_empty() { Vec::new() } else { self.host.listeners().await };
         let leased_addresses = leased.iter().flat_map(|held| held.addresses.iter().copied()).collect();
         let pod_traffic = PodTraffic {
             pools: pools.collect(),
@@ -253,7 +266,9 @@ impl<H: HostAccess> Task<H> {
         };
         let missing_settings = self.host.missing_settings().await;
         let host_problems = problems(&foreign, &missing_settings, &context);
-        let problems = [host_problems, presence::problems(leased.iter()), pod_problems].concat();
+        let port_problems = host_ports::problems(&with_ports, &listeners, &pass);
+        let problems =
+            [host_problems, presence::problems(leased.iter()), port_problems, pod_problems].concat();
         self.problems.send_if_modified(|known| {
             problems.iter().filter(|problem| !known.contains(problem)).for_each(|problem| warn!("{problem}"));
             known
@@ -351,7 +366,11 @@ mod tests {
             self.with(|state| state.pod_problems.clone())
         }
 
-        async fn leased_attachments(&self) -> Vec<AttachmentEntry> {
+        async fn attachments(&self) -> Vec<AttachmentEntry> {
+            Vec::new()
+        }
+
+        async fn listeners(&self) -> Vec<Listener> {
             Vec::new()
         }
 
