@@ -194,8 +194,13 @@ impl<M: Protocol> Socket<M> {
 
     /// Reads one object.
     pub(crate) fn get(&mut self, message: impl Into<M>) -> Result<M, Error> {
+        self.get_with(message, 0)
+    }
+
+    /// Reads one object; `flags` are the `NLM_F_*` flags in addition to request and acknowledgement.
+    pub(crate) fn get_with(&mut self, message: impl Into<M>, flags: u16) -> Result<M, Error> {
         let mut answers =
-            self.exchange(vec![(message.into(), 0)], NLM_F_ACK, |answers| all_ended(answers))?;
+            self.exchange(vec![(message.into(), flags)], NLM_F_ACK, |answers| all_ended(answers))?;
         let answer = answers.pop().ok_or(Error::NoAnswer)?;
         answer.end.unwrap_or(Ok(()))?;
         answer.messages.into_iter().next().ok_or(Error::NoAnswer)
