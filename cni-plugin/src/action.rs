@@ -32,6 +32,20 @@ pub enum KernelAction {
         /// The name of the host end.
         host: IfName,
     },
+    /// ADD limits the bandwidth to the pod: the rate at which the host end of the pair sends.
+    /// Remedy: correct the kernel's cause at the end of the message; the runtime repeats the ADD.
+    #[error("limit the bandwidth to the pod on {host}")]
+    LimitToPod {
+        /// The name of the host end.
+        host: IfName,
+    },
+    /// ADD limits the bandwidth from the pod: the rate at which the pod end of the pair sends.
+    /// Remedy: correct the kernel's cause at the end of the message; the runtime repeats the ADD.
+    #[error("limit the bandwidth of {interface} in the pod")]
+    LimitFromPod {
+        /// The name of the pod end.
+        interface: IfName,
+    },
     /// ADD reads an interface of the host.
     /// Remedy: correct the kernel's cause at the end of the message; the runtime repeats the ADD.
     #[error("read interface {name}")]
@@ -68,6 +82,13 @@ pub enum KernelAction {
     /// Remedy: correct the kernel's cause at the end of the message; the runtime repeats the CHECK.
     #[error("read the host's interfaces")]
     ReadHost,
+    /// CHECK reads the bandwidth limit of the host end of the pair.
+    /// Remedy: correct the kernel's cause at the end of the message; the runtime repeats the CHECK.
+    #[error("read the bandwidth limit of {host}")]
+    ReadLimit {
+        /// The name of the host end.
+        host: String,
+    },
     /// CHECK reads the bridge and its FDB entries.
     /// Remedy: correct the kernel's cause at the end of the message; the runtime repeats the CHECK.
     #[error("read the host's bridge")]

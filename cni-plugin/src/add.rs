@@ -24,8 +24,9 @@ use crate::call::Call;
 use crate::delegated::{DelegatedResult, DelegatedRoute};
 use crate::environment::Verb;
 use crate::error::Error;
+use crate::limit::{self, Limit};
 use crate::netconf::BadConfig;
-use crate::pod::{PodNamespace, host_prefix};
+use crate::pod::{PodNamespace, PodSetup, host_prefix};
 use crate::result::{AttachedPod, result};
 use crate::retry::retry;
 use crate::version::Version;
@@ -225,9 +226,16 @@ fn wire(
     {
         allow_loopback(name)?;
     }
-    host.execute_all(towards_pod(wiring, bridge, created.index))
-        .map_err(Error::kernel(KernelAction::ReachPod { host: wiring.host_interface.clone() }))?;
-    pod.configure(&call.environment.interface, created.peer, wiring, routes)?;
+    let name_of_host = || wiring.host_interface.clone();
+    let limit = call.options.bandwidth.ingress.map(|limit| Limit {
+        bucket: limit.token_bucket(wiring.mtu),
+        index: created.index,
+        action: KernelAction::LimitToPod { host: name_of_host() },
+    });
+    let action = KernelAction::ReachPod { host: name_of_host() };
+    limit::execute(&mut host, limit, towards_pod(wiring, bridge, created.index), action)?;
+    let setup = PodSetup { wiring, routes, egress: call.options.bandwidth.egress };
+    pod.configure(&call.environment.interface, created.peer, &setup)?;
     let ready =
         Ready { name, attach: wiring.attach, bridge_ran: bridge_before.is_some_and(|link| link.running) };
     ready.wait(&mut host)

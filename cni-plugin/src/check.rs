@@ -104,6 +104,20 @@ pub enum AttachmentDifference {
         /// The name of the host end.
         host: String,
     },
+    /// Another program removed or changed the bandwidth limit, or the pod was attached before Polder set limits.
+    /// Remedy: delete the pod; without a controller, also create it again.
+    #[error(
+        "{host} on the host limits the bandwidth to the pod to {} instead of {expected} byte/s",
+        found.map_or_else(|| "no rate".to_owned(), |rate| format!("{rate} byte/s"))
+    )]
+    OtherRate {
+        /// The name of the host end.
+        host: String,
+        /// The rate in the kernel, in bytes per second.
+        found: Option<u64>,
+        /// The requested rate, in bytes per second.
+        expected: u64,
+    },
     /// Another program removed the route to the pod.
     /// Remedy: none, polder-agent restores it; if it persists, check the log of polder-agent.
     #[error("the host has no route to {address} through {host}")]
@@ -136,7 +150,7 @@ pub fn check(call: &Call) -> Result<(), Error> {
     check_previous(call, addresses)?;
     let mut pod = PodNamespace::open(&call.environment)?;
     check_pod(&mut pod, &call.environment.interface, &wiring)?;
-    check_host(&wiring)
+    check_host(call, &wiring)
 }
 
 /// Compares with `prevResult`, which has no MAC addresses of gateways and no bridge ports.
@@ -159,7 +173,8 @@ fn check_alone(call: &Call) -> Result<(), Error> {
     }
     let name = call.attachment().host_interface();
     let mut host = RouteSocket::open().map_err(Error::kernel(KernelAction::ReadHost))?;
-    check_link(&mut host, &name).map(drop)
+    let link = check_link(&mut host, &name)?;
+    check_rate(call, &mut host, &link)
 }
 
 /// Reads the host end of the pod's interface, which must exist and be up.
@@ -212,7 +227,7 @@ fn check_pod(pod: &mut PodNamespace, name: &IfName, wiring: &Wiring) -> Result<(
     found.map_or(Ok(()), differs)
 }
 
-fn check_host(wiring: &Wiring) -> Result<(), Error> {
+fn check_host(call: &Call, wiring: &Wiring) -> Result<(), Error> {
     let read = || Error::kernel(KernelAction::ReadHost);
     let mut host = RouteSocket::open().map_err(read())?;
     let name = &wiring.host_interface;
@@ -228,7 +243,19 @@ fn check_host(wiring: &Wiring) -> Result<(), Error> {
             return differs(AttachmentDifference::NoNeighbour { address: own.address, mac: wiring.mac });
         }
     }
-    Ok(())
+    check_rate(call, &mut host, &link)
+}
+
+/// Checks the limit for packets to the pod, if the runtime passes one. The pod itself may change the limit for packets
+/// from it.
+fn check_rate(call: &Call, host: &mut RouteSocket, link: &Link) -> Result<(), Error> {
+    let Some(limit) = call.options.bandwidth.ingress else { return Ok(()) };
+    let action = KernelAction::ReadLimit { host: link.name.clone() };
+    let found = host.token_bucket_rate(link.index).map_err(Error::kernel(action))?;
+    if found == Some(limit.rate) {
+        return Ok(());
+    }
+    differs(AttachmentDifference::OtherRate { host: link.name.clone(), found, expected: limit.rate })
 }
 
 /// Checks the bridge port and its FDB entry. Returns the interface that has the pod's neighbour entries.

@@ -120,6 +120,7 @@ pub fn read(
     let needed = netconf::needed_by(verb, &text);
     let options = match &environment {
         Some(environment) if verb == Verb::Add => PodOptions::read(&needed, &environment.arguments)?,
+        Some(_) if verb == Verb::Check => PodOptions::read_to_check(&text),
         _ => PodOptions::default(),
     };
     let conf = match program {
@@ -187,7 +188,7 @@ mod tests {
         let conf = json!({
             "cniVersion": "1.1.0", "name": "n", "type": "polder", "isGateway": true, "mtu": "large", "pool": "p",
             "ipam": { "type": "polder-ipam", "colour": "red", "routes": 7 },
-            "args": { "cni": { "mac": "?" } }, "dns": 1, "prevResult": {}, "cni.dev/valid-attachments": [],
+            "args": { "cni": { "mac": "?" } }, "runtimeConfig": { "bandwidth": { "ingressRate": -1 } }, "dns": 1, "prevResult": {}, "cni.dev/valid-attachments": [],
         });
         let variable = |name: &str| match name {
             "CNI_CONTAINERID" | "CNI_IFNAME" => Some("c1".to_owned()),

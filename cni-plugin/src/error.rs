@@ -74,6 +74,9 @@ pub enum Error {
         polder_api::BRIDGE
     )]
     BridgeFull,
+    /// The pod requests a bandwidth limit, and the kernel of this node has no token bucket filter (`CONFIG_NET_SCH_TBF`).
+    #[error("the kernel of this node cannot limit the bandwidth of a pod: load module sch_tbf")]
+    NoTokenBucket(#[source] polder_netlink::Error),
     /// The agent is unreachable or did not answer.
     #[error(transparent)]
     Agent(#[from] ClientError),
@@ -157,7 +160,11 @@ impl Error {
             Self::Version { .. } | Self::NoCommand { .. } => 1,
             Self::UnknownKey { .. } => 2,
             Self::Environment(_) | Self::Namespace(_) => 4,
-            Self::Input(_) | Self::Kernel { .. } | Self::File { .. } | Self::BridgeFull => 5,
+            Self::Input(_)
+            | Self::Kernel { .. }
+            | Self::File { .. }
+            | Self::BridgeFull
+            | Self::NoTokenBucket(_) => 5,
             Self::Decode(_) => 6,
             Self::Config(_) | Self::Option(_) => 7,
             Self::Agent(_) => 11,

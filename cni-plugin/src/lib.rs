@@ -17,6 +17,7 @@ pub mod environment;
 pub mod error;
 pub mod gc;
 pub mod lease;
+mod limit;
 pub mod loopback;
 pub mod netconf;
 pub mod node;

@@ -1,4 +1,4 @@
-//! The addresses, MAC address and pool requested for one pod.
+//! The addresses, MAC address, pool, host ports and bandwidth requested for one pod.
 //!
 //! Precedence, highest first: `runtimeConfig` (which includes the pod's annotations), `args.cni` of the configuration,
 //! `CNI_ARGS`.
@@ -12,8 +12,10 @@ use crate::environment::Arguments;
 use crate::error::Error;
 use crate::netconf::field;
 
+use self::bandwidth::{Bandwidth, BandwidthProblem};
 use self::ports::{PORT_MAPPINGS, PortProblem};
 
+pub(crate) mod bandwidth;
 mod ports;
 
 /// The capability with which containerd and CRI-O pass the pod's annotations.
@@ -78,6 +80,15 @@ pub enum BadOption {
         /// The second host port.
         other: PortMapping,
     },
+    /// A requested bandwidth limit is invalid.
+    /// Remedy: correct the bandwidth annotations of the pod (`kubernetes.io/ingress-bandwidth` and egress-bandwidth).
+    #[error("runtimeConfig.bandwidth: {key}: {problem}")]
+    Bandwidth {
+        /// The key.
+        key: &'static str,
+        /// The cause.
+        problem: BandwidthProblem,
+    },
 }
 
 /// The requested properties of one pod.
@@ -91,6 +102,8 @@ pub struct PodOptions {
     pub pool: Option<PoolName>,
     /// The requested host ports.
     pub ports: Vec<PortMapping>,
+    /// The requested bandwidth limits.
+    pub bandwidth: Bandwidth,
 }
 
 impl PodOptions {
@@ -125,7 +138,15 @@ impl PodOptions {
                 None => None,
             },
             ports: ports::read(&runtime)?,
+            bandwidth: bandwidth::read(&runtime)?,
         })
+    }
+
+    /// Reads what CHECK compares with the kernel: the bandwidth limits. An invalid value counts as none, because the
+    /// pod is attached already.
+    pub fn read_to_check(conf: &Map<String, Value>) -> Self {
+        let runtime = field::<Map<String, Value>>(conf, "runtimeConfig").ok().flatten().unwrap_or_default();
+        Self { bandwidth: bandwidth::read(&runtime).unwrap_or_default(), ..Self::default() }
     }
 }
 
@@ -199,6 +220,19 @@ mod tests {
         assert_eq!(seen(2).addresses.len(), 2);
         assert_eq!(seen(3).mac.unwrap().to_string(), "02:00:00:00:00:01");
         assert_eq!(seen(4).addresses.len(), 1);
+    }
+
+    #[test]
+    fn check_reads_the_bandwidth_and_ignores_what_is_invalid() {
+        let read = |runtime: Value| {
+            let conf = json!({ "runtimeConfig": runtime, "args": 1 });
+            PodOptions::read_to_check(conf.as_object().unwrap()).bandwidth
+        };
+        let limits = read(json!({ "ips": "?", "bandwidth": { "IngressRate": 8000 } }));
+        assert_eq!(limits.ingress.map(|limit| limit.rate), Some(1000));
+        for invalid in [json!({ "bandwidth": { "ingressRate": -1 } }), json!({ "bandwidth": [] }), json!(7)] {
+            assert_eq!(read(invalid), Bandwidth::default());
+        }
     }
 
     #[test]

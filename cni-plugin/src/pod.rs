@@ -19,6 +19,8 @@ use crate::add::NotAttached;
 use crate::delegated::DelegatedRoute;
 use crate::environment::Environment;
 use crate::error::Error;
+use crate::limit::{self, Limit};
+use crate::options::bandwidth::RateLimit;
 
 /// The network namespace of `CNI_NETNS` cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +55,17 @@ pub enum BadNamespace {
     },
 }
 
+/// The configuration of the pod's interface.
+#[derive(Debug)]
+pub(crate) struct PodSetup<'a> {
+    /// Addresses, gateways and MTU.
+    pub wiring: &'a Wiring,
+    /// The routes, instead of a default route.
+    pub routes: &'a [DelegatedRoute],
+    /// The limit for packets from the pod.
+    pub egress: Option<RateLimit>,
+}
+
 /// An open network namespace with a netlink socket in it.
 #[derive(Debug)]
 pub struct PodNamespace {
@@ -84,19 +97,19 @@ impl PodNamespace {
         self.socket.link(name.as_str()).map_err(Error::kernel(action))
     }
 
-    /// Sets up the pod's interface: addresses, neighbour entry of the gateway, and routes. `index` is its index, if
-    /// known.
+    /// Sets up the pod's interface: bandwidth limit, addresses, neighbour entry of the gateway, and routes. `index` is
+    /// its index, if known.
     ///
     /// The first interface gets the pod's default route. A later one gets a default route in its own table, for packets
     /// from its own addresses: replies must leave through the interface of the request, or the node drops them.
-    pub fn configure(
+    pub(crate) fn configure(
         &mut self,
         interface: &IfName,
         index: Option<IfIndex>,
-        wiring: &Wiring,
-        routes: &[DelegatedRoute],
+        setup: &PodSetup<'_>,
     ) -> Result<(), Error> {
-        let failed = || Error::kernel(KernelAction::ConfigurePod { interface: interface.clone() });
+        let PodSetup { wiring, routes, egress } = *setup;
+        let action = || KernelAction::ConfigurePod { interface: interface.clone() };
         let gone = || Refusal::from(NotAttached::NoPodInterface { interface: interface.clone() });
         let index = match index {
             Some(index) => index,
@@ -120,7 +133,8 @@ impl PodNamespace {
             let family = Family::of(own.address);
             let gateway = Neighbour { index, address: own.gateway, mac: wiring.gateway_mac };
             operations.push(gateway.replace());
-            let is_first = self.socket.default_routes(family, RouteTable::MAIN).map_err(failed())?.is_empty();
+            let known = self.socket.default_routes(family, RouteTable::MAIN);
+            let is_first = known.map_err(Error::kernel(action()))?.is_empty();
             let table = if is_first { RouteTable::MAIN } else { RouteTable::of_interface(index) };
             if !is_first {
                 operations.push(RoutingRule { source: own.address, table }.add());
@@ -140,7 +154,12 @@ impl PodNamespace {
                 route::onlink(index, own.gateway, &route)
             }));
         }
-        self.socket.execute_all(operations).map_err(failed())
+        let limit = egress.map(|limit| Limit {
+            bucket: limit.token_bucket(wiring.mtu),
+            index,
+            action: KernelAction::LimitFromPod { interface: interface.clone() },
+        });
+        limit::execute(&mut self.socket, limit, operations, action())
     }
 
     /// Sets an IPv6 sysctl of the interface in the pod.

