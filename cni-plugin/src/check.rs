@@ -104,17 +104,21 @@ pub enum AttachmentDifference {
         /// The name of the host end.
         host: String,
     },
-    /// Another program removed or changed the bandwidth limit, or the pod was attached before Polder set limits.
+    /// Another program removed the bandwidth limit, or the pod was attached before Polder set limits.
     /// Remedy: delete the pod; without a controller, also create it again.
-    #[error(
-        "{host} on the host limits the bandwidth to the pod to {} instead of {expected} byte/s",
-        found.map_or_else(|| "no rate".to_owned(), |rate| format!("{rate} byte/s"))
-    )]
-    OtherRate {
+    #[error("{host} on the host does not limit the bandwidth to the pod")]
+    NotLimited {
+        /// The name of the host end.
+        host: String,
+    },
+    /// Another program changed the bandwidth limit, or the requested limit changed after the ADD.
+    /// Remedy: delete the pod; without a controller, also create it again.
+    #[error("{host} on the host limits the bandwidth to the pod to {found} instead of {expected} byte/s")]
+    OtherLimit {
         /// The name of the host end.
         host: String,
         /// The rate in the kernel, in bytes per second.
-        found: Option<u64>,
+        found: u64,
         /// The requested rate, in bytes per second.
         expected: u64,
     },
@@ -250,12 +254,16 @@ fn check_host(call: &Call, wiring: &Wiring) -> Result<(), Error> {
 /// from it.
 fn check_rate(call: &Call, host: &mut RouteSocket, link: &Link) -> Result<(), Error> {
     let Some(limit) = call.options.bandwidth.ingress else { return Ok(()) };
-    let action = KernelAction::ReadLimit { host: link.name.clone() };
-    let found = host.token_bucket_rate(link.index).map_err(Error::kernel(action))?;
-    if found == Some(limit.rate) {
-        return Ok(());
+    let expected = limit.rate;
+    let host_end = || link.name.clone();
+    let action = KernelAction::ReadLimit { host: host_end() };
+    match host.token_bucket_rate(link.index).map_err(Error::kernel(action))? {
+        None => differs(AttachmentDifference::NotLimited { host: host_end() }),
+        Some(found) if found != expected => {
+            differs(AttachmentDifference::OtherLimit { host: host_end(), found, expected })
+        }
+        Some(_) => Ok(()),
     }
-    differs(AttachmentDifference::OtherRate { host: link.name.clone(), found, expected: limit.rate })
 }
 
 /// Checks the bridge port and its FDB entry. Returns the interface that has the pod's neighbour entries.
