@@ -28,9 +28,9 @@ use crate::kernel::reaper::Reaper;
 use crate::kernel::sysctl::Sysctls;
 use crate::leases::{self, Leases};
 use crate::liveness::Threads;
-use crate::local_pods::LocalPods;
+use crate::local_pods::{LocalPod, LocalPods};
 use crate::machine::Machine;
-use crate::node::{Channels, Node, Pods, local_pod};
+use crate::node::{Channels, Node, Pods};
 use crate::node_state::{Membership, NodeState, Passes, Records};
 use crate::owner::Owner;
 use crate::probe::NotProbed;
@@ -218,7 +218,7 @@ struct Lines {
 fn local_pods(ipam: &NodeIpam) -> Arc<LocalPods> {
     let pods = Arc::<LocalPods>::default();
     let is_pod = |held: &&AttachmentEntry| held.kind == AttachmentKind::Pod && !held.leaving;
-    ipam.attachments().filter(is_pod).for_each(|held| pods.add(local_pod(held)));
+    ipam.attachments().filter(is_pod).for_each(|held| pods.add(LocalPod::of(held)));
     pods
 }
 
@@ -476,7 +476,12 @@ fn datapath_tasks(
             config: Arc::clone(config),
             features: node.features,
             sysctls: lines.sysctls,
-            datapath: engine::OnNode { kernel: kernel.clone(), ipam: node.ipam.clone() },
+            datapath: engine::OnNode {
+                kernel: kernel.clone(),
+                ipam: node.ipam.clone(),
+                filter: node.pods.filter.clone(),
+                pods: Arc::clone(&node.pods.local),
+            },
             readiness: readiness.clone(),
             store_at: lines.store_at,
             direct: prober.direct.subscribe(),

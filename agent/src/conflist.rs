@@ -123,13 +123,14 @@ impl<'a> Conflist<'a> {
         plugins(found).filter(is_added).cloned().collect()
     }
 
-    /// Writes the file if it is missing or does not contain Polder's plugin. Otherwise it is left unchanged, with
-    /// additions of other software. Returns whether the file was written.
+    /// Writes the file if it is missing, does not contain Polder's plugin, or gives a capability of Polder's plugin to
+    /// another plugin, too. Otherwise it is left unchanged, with additions of other software. Returns whether the file
+    /// was written.
     pub fn keep(&self) -> io::Result<bool> {
-        if self.is_ours(self.path) {
-            return Ok(false);
+        match self.found() {
+            Some(found) if !is_served_twice(&found) => Ok(false),
+            _ => self.write(),
         }
-        self.write()
     }
 
     /// Deletes the file, if it is Polder's. Returns whether it existed.
@@ -271,6 +272,13 @@ fn serves(plugin: &Value, capability: &str) -> bool {
         *name == capability && (plugin["capabilities"][name] == true || type_of(plugin) == *of_type)
     };
     SHARED_CAPABILITIES.iter().any(is_shared)
+}
+
+/// Whether Polder's plugin declares a capability that another plugin of the list serves.
+fn is_served_twice(list: &Value) -> bool {
+    let declares = |name: &str| own_plugin(list)["capabilities"][name] == true;
+    let others = || plugins(list).filter(|plugin| type_of(plugin) != OWN_TYPE);
+    SHARED_CAPABILITIES.iter().any(|(name, _)| declares(name) && others().any(|plugin| serves(plugin, name)))
 }
 
 /// Polder's plugin in a list, or null.

@@ -264,6 +264,10 @@ impl<D: Datapath> Engine<D> {
             let failed = pass.made == Made::No || !pass.local_failures.is_empty();
             let settled = pass.writes == 0;
             self.entries.pass.send_replace(Some(Arc::new(pass)));
+            if std::mem::take(&mut self.passes.has_added_ports) {
+                // Flows that began without them lead elsewhere. The addresses of the host are in the published pass.
+                self.tools.stale.add_ports(&self.tools.pods.ports());
+            }
             let resync = self.tools.config.resync;
             self.passes.retry =
                 failed.then(|| self.passes.retry.map_or(RETRY, |before| (before * 2).min(resync)));
@@ -315,10 +319,7 @@ impl<D: Datapath> Engine<D> {
         };
         let adds_ports = changes.iter().any(KernelChange::adds_host_ports);
         let applied = self.tools.datapath.apply(changes, desired, indexes).await;
-        if adds_ports {
-            // Flows that began without them lead elsewhere.
-            self.tools.stale.add_ports(&self.tools.pods.ports());
-        }
+        self.passes.has_added_ports |= adds_ports;
         let failures = match applied {
             Ok(failures) => failures,
             Err(error) => return self.not_made(SharedError::new(ApplyFailed(error))),

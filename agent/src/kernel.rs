@@ -30,9 +30,11 @@ use polder_netlink::nft::{Element, FilterSocket, Transaction};
 use polder_netlink::route::RouteLookup;
 use polder_netlink::{Error, RouteSocket};
 
+use self::apply::Failure;
+use self::plan::KernelChange;
 use self::ruleset::pod_elements;
 use self::sysctl::Sysctls;
-use crate::local_pods::LocalPod;
+use crate::local_pods::{LocalPod, LocalPods};
 
 /// The sockets to one node's kernel.
 #[derive(Debug)]
@@ -76,7 +78,7 @@ pub fn admit_pod(filter: &mut FilterSocket, pod: &LocalPod) -> Result<(), Error>
     }
     for (set, element) in pod_elements(pod) {
         // Other data of the same key. The kernel finds it by the key alone.
-        delete(filter, set, &element)?;
+        delete_all(filter, &[(set, element.clone())])?;
         filter.commit(change([(set, element)], []))?;
     }
     Ok(())
@@ -85,20 +87,42 @@ pub fn admit_pod(filter: &mut FilterSocket, pod: &LocalPod) -> Result<(), Error>
 /// Deletes the addresses and host ports of pods whose interfaces are gone from the packet filter. Missing ones are
 /// ignored. The kernel waits some 15 ms in each transaction that deletes, so one call takes many pods.
 pub fn forget_pods(filter: &mut FilterSocket, pods: &[LocalPod]) -> Result<(), Error> {
-    let elements = || pods.iter().flat_map(pod_elements);
-    match filter.commit(change([], elements())) {
+    let elements: Vec<(&'static str, Element)> = pods.iter().flat_map(pod_elements).collect();
+    delete_all(filter, &elements)
+}
+
+/// Deletes elements, each with its set. The kernel refuses the transaction if one does not exist: then each half is
+/// tried, so that a few missing elements cost few transactions.
+fn delete_all(filter: &mut FilterSocket, elements: &[(&'static str, Element)]) -> Result<(), Error> {
+    match filter.commit(change([], elements.iter().cloned())) {
         Err(error) if error.is_missing() => {}
         result => return result,
     }
-    elements().try_for_each(|(set, element)| delete(filter, set, &element))
+    if elements.len() < 2 {
+        return Ok(());
+    }
+    let (first, second) = elements.split_at(elements.len() / 2);
+    delete_all(filter, first)?;
+    delete_all(filter, second)
 }
 
-/// Deletes an element. Succeeds if it does not exist.
-fn delete(filter: &mut FilterSocket, set: &'static str, element: &Element) -> Result<(), Error> {
-    match filter.commit(change([], [(set, element.clone())])) {
-        Err(error) if !error.is_missing() => Err(error),
-        _ => Ok(()),
+/// Updates the sets with elements of single pods, as a pass has planned. Call it where pods are admitted and forgotten:
+/// the plan may be older than the last pod. An element whose key belongs to one of `pods` is not deleted, and not
+/// replaced by other data, because the kernel deletes an element of a map whatever its data are.
+pub fn update_pods(filter: &mut FilterSocket, changes: Vec<KernelChange>, pods: &LocalPods) -> Vec<Failure> {
+    let mut failures = Vec::new();
+    for change in changes {
+        let KernelChange::UpdateSet { set, add, remove } = &change else { continue };
+        let current = pods.elements(set);
+        let of_pod: BTreeMap<&[u8], &Element> =
+            current.iter().map(|element| (element.key(), element)).collect();
+        let add = add.iter().filter(|new| of_pod.get(new.key()).is_none_or(|own| own == new));
+        let remove = remove.iter().filter(|old| !of_pod.contains_key(old.key()));
+        if let Err(error) = filter.commit(ruleset::pod_sets().change(set, add, remove)) {
+            failures.push(Failure { change, reason: error.into(), remedy: None, follows: false });
+        }
     }
+    failures
 }
 
 /// The transaction that adds and removes elements of pods, each with its set.
@@ -116,4 +140,94 @@ fn change(
     let table = ruleset::pod_sets();
     let changes = sets.iter().map(|(set, (add, remove))| table.change(set, add, remove));
     changes.fold(Transaction::default(), Transaction::and)
+}
+
+#[cfg(test)]
+mod tests {
+    use polder_api::{IfName, Mac};
+    use polder_ipam::ids::ClusterId;
+    use polder_ipam::record::ClusterRecord;
+    use polder_netlink::namespace;
+    use polder_netlink::nft::{Elements, TableState};
+
+    use super::*;
+
+    fn pod(number: u8, ports: &[&str]) -> LocalPod {
+        LocalPod {
+            name: IfName::try_from(format!("pld{number:012}")).unwrap(),
+            mac: Mac([2, 0, 0, 0, 0, number]),
+            addresses: vec![[10, 0, 0, number].into()],
+            ports: ports.iter().map(|port| port.parse().unwrap()).collect(),
+        }
+    }
+
+    /// The elements of these pods, by set.
+    fn elements(pods: &[&LocalPod]) -> BTreeMap<&'static str, Vec<Element>> {
+        let mut sets: BTreeMap<&'static str, Vec<Element>> = BTreeMap::new();
+        for (set, element) in pods.iter().copied().flat_map(pod_elements) {
+            sets.entry(set).or_default().push(element);
+        }
+        sets
+    }
+
+    /// Runs `check` with an installed packet filter, in its own network namespace. Needs root.
+    fn with_filter(check: impl FnOnce(&mut FilterSocket) + Send) {
+        namespace::run_in_new(|| {
+            let mut filter = FilterSocket::open().unwrap();
+            filter.commit(table().install(&Elements::new())).unwrap();
+            check(&mut filter);
+        })
+        .unwrap();
+    }
+
+    fn table() -> polder_netlink::nft::Table {
+        ruleset::table(&ClusterRecord::new(ClusterId::new("c")), &ruleset::lengths([]))
+    }
+
+    /// Checks that the packet filter has the elements of these pods and no others.
+    fn assert_has(filter: &mut FilterSocket, pods: &[&LocalPod]) {
+        let TableState::Intact(found) = filter.table_state(&table()).unwrap() else { panic!("it differs") };
+        let found: BTreeMap<_, Vec<Element>> = found
+            .into_iter()
+            .filter(|(_, elements)| !elements.is_empty())
+            .map(|(set, elements)| (set, elements.into_iter().collect()))
+            .collect();
+        assert_eq!(found, elements(pods));
+    }
+
+    #[test]
+    fn a_pod_is_admitted_although_an_earlier_one_left_its_host_ports() {
+        with_filter(|filter| {
+            let (old, new) = (pod(1, &["80:80/tcp", "81:81/udp"]), pod(2, &["80:8080/tcp"]));
+            admit_pod(filter, &old).unwrap();
+            admit_pod(filter, &old).unwrap();
+            assert_has(filter, &[&old]);
+            admit_pod(filter, &new).unwrap();
+            forget_pods(filter, &[pod(1, &["81:81/udp"]), pod(3, &["9:9/tcp"])]).unwrap();
+            assert_has(filter, &[&new]);
+            forget_pods(filter, &[new]).unwrap();
+            assert_has(filter, &[]);
+        });
+    }
+
+    #[test]
+    fn a_plan_that_is_older_than_a_pod_does_not_take_its_host_port() {
+        with_filter(|filter| {
+            let (old, new) = (pod(1, &["80:80/tcp"]), pod(2, &["80:80/tcp"]));
+            let pods = LocalPods::default();
+            pods.add(new.clone());
+            admit_pod(filter, &new).unwrap();
+            let change = |add: &LocalPod, remove: &LocalPod| {
+                let of = |pod: &LocalPod| elements(&[pod])["ports4"].clone();
+                vec![KernelChange::UpdateSet { set: "ports4", add: of(add), remove: of(remove) }]
+            };
+            // The plan saw the port of a pod that is gone, or does not know the pod that has it now.
+            let nobody = pod(3, &["82:82/tcp"]);
+            admit_pod(filter, &nobody).unwrap();
+            assert!(update_pods(filter, change(&nobody, &old), &pods).is_empty());
+            assert!(update_pods(filter, change(&old, &nobody), &pods).is_empty());
+            forget_pods(filter, &[nobody]).unwrap();
+            assert_has(filter, &[&new]);
+        });
+    }
 }

@@ -7,7 +7,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use polder_api::{IfName, Mac, PortMapping, TransportProtocol};
+use polder_ipam::ledger::AttachmentEntry;
+use polder_netlink::nft::Element;
 use tokio::time::Instant;
+
+use crate::kernel::ruleset::pod_elements;
 
 /// How long a pod counts as changing after its ADD or DEL has begun and was last in progress: longer than a pass takes.
 const CHANGING: Duration = Duration::from_secs(5);
@@ -26,6 +30,14 @@ pub struct LocalPod {
     pub addresses: Vec<IpAddr>,
     /// The host ports that lead to it.
     pub ports: Vec<PortMapping>,
+}
+
+impl LocalPod {
+    /// The pod of an attachment whose interface Polder creates.
+    pub fn of(held: &AttachmentEntry) -> Self {
+        let (addresses, ports) = (held.addresses.clone(), held.ports.clone());
+        Self { name: held.attachment.host_interface(), mac: held.mac, addresses, ports }
+    }
 }
 
 /// The pods of this node.
@@ -87,6 +99,13 @@ impl LocalPods {
             udp.any(|known| known.host_port.get() == port)
         };
         self.lock().all.values().filter(has_port).flat_map(|pod| pod.addresses.iter().copied()).collect()
+    }
+
+    /// The elements of all pods in that set of the packet filter.
+    pub fn elements(&self, set: &str) -> Vec<Element> {
+        let pods = self.lock();
+        let all = pods.all.values().flat_map(pod_elements).filter(|(name, _)| *name == set);
+        all.map(|(_, element)| element).collect()
     }
 
     /// The host ports of all pods.

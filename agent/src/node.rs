@@ -202,7 +202,7 @@ impl PodHost for Node {
             // The wiring needs the settings. After this error, the addresses are released.
             return Err(HostError::new(NotServed::NoSettings));
         }
-        let pod = local_pod(held);
+        let pod = LocalPod::of(held);
         self.pods.local.add(pod.clone());
         let admit = move |filter: &mut FilterSocket| kernel::admit_pod(filter, &pod);
         self.pods.filter.run(admit).await.map_err(HostError::new)
@@ -215,7 +215,7 @@ impl PodHost for Node {
     ) -> Result<(), HostError> {
         let deleted = match held {
             Some(held) => {
-                let pod = local_pod(held);
+                let pod = LocalPod::of(held);
                 self.pods.local.remove(pod.clone());
                 self.pods.reaper.delete_pod(pod).await
             }
@@ -225,19 +225,22 @@ impl PodHost for Node {
     }
 
     async fn forget(&self, held: &AttachmentEntry) {
-        let forgotten = Arc::clone(&self.pods.forgotten);
-        forgotten.lock().unwrap_or_else(PoisonError::into_inner).push(local_pod(held));
+        let (forgotten, stale) = (Arc::clone(&self.pods.forgotten), Arc::clone(&self.pods.stale));
+        let engine = self.channels.engine.clone();
+        forgotten.lock().unwrap_or_else(PoisonError::into_inner).push(LocalPod::of(held));
         // Not awaited: addresses and ports are freed after this, so each ADD that gets them is queued behind it.
         let forget = move |filter: &mut FilterSocket| {
             let pods = std::mem::take(&mut *forgotten.lock().unwrap_or_else(PoisonError::into_inner));
             if pods.is_empty() {
                 return;
             }
-            // The next pass deletes them. Harmless until then: the pods have no interfaces.
             if let Err(error) = kernel::forget_pods(filter, &pods) {
                 let interfaces: Vec<&str> = pods.iter().map(|pod| pod.name.as_str()).collect();
-                warn!(?interfaces, %error, "the packet filter still has entries of released pods");
+                warn!(?interfaces, %error, "the packet filter still has entries of released pods: a pass follows");
+                engine.wake();
             }
+            // A flow may have begun after the interface was deleted.
+            stale.add_ports(pods.iter().flat_map(|pod| &pod.ports));
         };
         self.pods.filter.queue(forget).await;
         self.pods.stale.add_released(&held.addresses, Some(&held.attachment));
@@ -309,12 +312,6 @@ impl Knowledge for Node {
         let view = timeout(max_wait, views.wait_for(|view| view.revision >= revision)).await.ok()?.ok()?;
         Some(Arc::clone(&view))
     }
-}
-
-/// The pod of an attachment whose interface Polder creates.
-pub(crate) fn local_pod(held: &AttachmentEntry) -> LocalPod {
-    let (addresses, ports) = (held.addresses.clone(), held.ports.clone());
-    LocalPod { name: held.attachment.host_interface(), mac: held.mac, addresses, ports }
 }
 
 /// The attachment of a tombstone. An invalid tombstone is deleted.

@@ -267,6 +267,9 @@ fn allow_ipv6(name: &str) -> Result<(), Error> {
 /// sets this for the bridge.
 fn allow_loopback(name: &str) -> Result<(), Error> {
     let setting = format!("/proc/sys/net/ipv4/conf/{name}/route_localnet");
+    if fs::read_to_string(&setting).is_ok_and(|value| value.trim() == "1") {
+        return Ok(());
+    }
     fs::write(&setting, "1").map_err(Error::file(FileAction::AllowLoopback { path: setting.clone() }))
 }
 

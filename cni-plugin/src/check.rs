@@ -104,13 +104,6 @@ pub enum AttachmentDifference {
         /// The name of the host end.
         host: String,
     },
-    /// Another program removed the bandwidth limit, or the pod was attached before Polder set limits.
-    /// Remedy: delete the pod; without a controller, also create it again.
-    #[error("{host} on the host does not limit the bandwidth to the pod")]
-    NotLimited {
-        /// The name of the host end.
-        host: String,
-    },
     /// Another program changed the bandwidth limit, or the requested limit changed after the ADD.
     /// Remedy: delete the pod; without a controller, also create it again.
     #[error("{host} on the host limits the bandwidth to the pod to {found} instead of {expected} byte/s")]
@@ -250,19 +243,19 @@ fn check_host(call: &Call, wiring: &Wiring) -> Result<(), Error> {
     check_rate(call, &mut host, &link)
 }
 
-/// Checks the limit for packets to the pod, if the runtime passes one. The pod itself may change the limit for packets
-/// from it.
+/// Checks the limit for packets to the pod, if the runtime passes one. A pod without a limit is accepted: an earlier
+/// release attached it, and runtimes end pods whose CHECK fails. The pod itself may change the limit for packets from
+/// it.
 fn check_rate(call: &Call, host: &mut RouteSocket, link: &Link) -> Result<(), Error> {
     let Some(limit) = call.options.bandwidth.ingress else { return Ok(()) };
     let expected = limit.rate;
     let host_end = || link.name.clone();
     let action = KernelAction::ReadLimit { host: host_end() };
     match host.token_bucket_rate(link.index).map_err(Error::kernel(action))? {
-        None => differs(AttachmentDifference::NotLimited { host: host_end() }),
         Some(found) if found != expected => {
             differs(AttachmentDifference::OtherLimit { host: host_end(), found, expected })
         }
-        Some(_) => Ok(()),
+        _ => Ok(()),
     }
 }
 

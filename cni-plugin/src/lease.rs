@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use polder_api::client::ClientError;
-use polder_api::message::{LeasedAddress, Reply, Request};
+use polder_api::message::{AddRequest, LeasedAddress, Reply, Request};
 
 use crate::agent::{BadReply, add_request, unexpected};
 use crate::call::Call;
@@ -19,7 +19,8 @@ const AGENT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Allocates addresses for the container's interface.
 pub fn add(call: &Call) -> Result<String, Error> {
-    let request = Request::Lease(add_request(call));
+    // The plugin that creates the interface is responsible for host ports.
+    let request = Request::Lease(AddRequest { ports: Vec::new(), ..add_request(call) });
     // Without an answer the outcome of the attempt is unknown: only a DEL undoes it, so do not retry.
     let passes =
         |error: &Error| error.passes() && !matches!(error, Error::Agent(ClientError::NoAnswer { .. }));

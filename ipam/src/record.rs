@@ -38,6 +38,11 @@ pub struct ClusterRecord {
 }
 
 impl ClusterRecord {
+    /// The UDP port on which all nodes receive tunnel packets.
+    pub const fn tunnel_port(&self) -> u16 {
+        self.vxlan.port
+    }
+
     /// The default settings of a new cluster.
     pub fn new(id: ClusterId) -> Self {
         Self {

@@ -154,6 +154,8 @@ pub enum Match {
     ToLoopback,
     /// The destination is unicast, neither multicast nor broadcast.
     Unicast,
+    /// The destination is an address of the host.
+    Local,
     /// ICMP for IPv6 of this type (RFC 4443).
     Icmpv6(u8),
     /// The address family of the inner packet of a tunnel. Requires [`Match::UdpTo`] before it.

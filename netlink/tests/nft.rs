@@ -123,7 +123,7 @@ fn ports() -> Vec<Rule> {
     vec![
         Rule {
             comment: "one address",
-            matches: vec![Match::Family(Family::V6)],
+            matches: vec![Match::Family(Family::V6), Match::Local],
             verdict: Verdict::TranslateDestination(PortMap::ByAddressAndPort(Family::V6, "ports_at")),
         },
         Rule {
@@ -197,7 +197,7 @@ fn a_new_table_is_intact_and_nft_lists_it_correctly() {
             "elements = { 10.1.0.5 . 10.1.0.6 }",
             "ip saddr . ip daddr @pairs ip saddr 127.0.0.0/8 counter packets 0 bytes 0 accept",
             "ip daddr 127.0.0.0/8 counter packets 0 bytes 0 dnat ip to meta l4proto . th dport map @ports",
-            "dnat ip6 to ip6 daddr . meta l4proto . th dport map @ports_at",
+            "meta nfproto ipv6 fib daddr type local counter packets 0 bytes 0 dnat ip6 to ip6 daddr . meta l4proto . th dport map @ports_at",
             "type nat hook prerouting priority dstnat + 1; policy accept;",
             "type nat hook output priority -99; policy accept;",
         ] {

@@ -161,7 +161,7 @@ fn an_invalid_limit_is_refused_before_anything_is_created() {
 }
 
 #[test]
-fn check_finds_a_limit_that_was_removed_or_changed_if_the_runtime_passes_it() {
+fn check_finds_a_limit_that_was_changed_if_the_runtime_passes_it() {
     let mut lab = Lab::start_node();
     let pod =
         lab.workers[0].pod_with("a", &limited(&json!({ "IngressRate": BITS, "IngressBurst": u32::MAX })));
@@ -177,9 +177,7 @@ fn check_finds_a_limit_that_was_removed_or_changed_if_the_runtime_passes_it() {
         let passed = &pod.conf()["runtimeConfig"];
         assert_eq!(check(passed), Ok(Value::Null));
         worker.node.run("tc", &["qdisc", "del", "dev", &host, "root"]);
-        let error = check(passed).unwrap_err();
-        assert_eq!(error["code"], 110, "{error}");
-        assert!(error["msg"].to_string().contains("does not limit the bandwidth to the pod"), "{error}");
+        assert_eq!(check(passed), Ok(Value::Null), "an earlier release may have attached it");
         for other in [json!({}), json!({ "bandwidth": { "ingressRate": -1 } }), json!({ "bandwidth": 1 })] {
             assert_eq!(check(&other), Ok(Value::Null), "{other}");
         }

@@ -2,22 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use polder_ipam::ledger::{AttachmentEntry, LedgerError};
 use polder_ipam::needed::RequiredRange;
 use polder_ipam::{Block, Cidr};
-use polder_netlink::nft::Table;
+use polder_netlink::nft::{FilterSocket, Table};
 use polder_netlink::route::RouteLookup;
 use polder_netlink::{Error, IfIndex};
 use polder_store::NodeIpam;
 
-use crate::kernel::Kernel;
 use crate::kernel::apply::Failure;
 use crate::kernel::desired::Desired;
 use crate::kernel::plan::KernelChange;
+use crate::kernel::ruleset::is_of_pods;
 use crate::kernel::snapshot::{HostNetwork, RouteTo};
 use crate::kernel::state::{Actual, Device};
+use crate::kernel::{self, Kernel};
+use crate::local_pods::LocalPods;
 use crate::owner::Owner;
 
 /// The ledger's contents.
@@ -89,6 +92,10 @@ pub struct OnNode {
     pub kernel: Owner<Kernel>,
     /// The node's ledger.
     pub ipam: Owner<NodeIpam>,
+    /// The packet filter, where pods are admitted and forgotten.
+    pub filter: Owner<FilterSocket>,
+    /// The pods of this node.
+    pub pods: Arc<LocalPods>,
 }
 
 impl Datapath for OnNode {
@@ -102,7 +109,16 @@ impl Datapath for OnNode {
         desired: Desired,
         indexes: BTreeMap<Device, IfIndex>,
     ) -> Result<Vec<Failure>, Error> {
-        self.kernel.run(move |kernel| kernel.apply(changes, &desired, indexes)).await
+        let is_of_pods =
+            |change: &KernelChange| matches!(change, KernelChange::UpdateSet { set, .. } if is_of_pods(set));
+        let (of_pods, others): (Vec<_>, Vec<_>) = changes.into_iter().partition(is_of_pods);
+        let mut failures = Vec::new();
+        if !of_pods.is_empty() {
+            let pods = Arc::clone(&self.pods);
+            failures = self.filter.run(move |filter| kernel::update_pods(filter, of_pods, &pods)).await;
+        }
+        failures.extend(self.kernel.run(move |kernel| kernel.apply(others, &desired, indexes)).await?);
+        Ok(failures)
     }
 
     async fn host_network(&self, asked: Vec<(RouteTo, IpAddr)>) -> Result<HostNetwork, Error> {

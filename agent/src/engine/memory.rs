@@ -87,6 +87,8 @@ pub(super) struct Passes {
     pub(super) count: u64,
     /// Number of changes to the kernel.
     pub(super) written: u64,
+    /// Whether the current pass has added host ports to the packet filter.
+    pub(super) has_added_ports: bool,
     /// The pause before a failed pass is repeated; `None` if the last pass succeeded.
     pub(super) retry: Option<Duration>,
 }

@@ -13,6 +13,7 @@ use polder_ipam::tasks::orphan_collector;
 use tracing::{info, warn};
 
 use super::own::OwnRepair;
+use crate::local_pods::LocalPod;
 use crate::machine::now;
 use crate::node::Node;
 
@@ -109,7 +110,9 @@ async fn restore(node: &Node, pod: &LivingPod) -> Result<(), NotRepaired> {
     if !interfaces?.contains(&pod.name) {
         return Ok(());
     }
+    let local = LocalPod::of(&held);
     node.ipam.run(move |ipam| ipam.restore(held)).await?;
+    node.pods.local.add(local);
     node.channels.publisher.wake();
     // The packet filter needs its addresses.
     node.channels.engine.wake();

@@ -24,7 +24,7 @@ use super::state::{Device, DeviceIdentity, DeviceKind, OwnLink, OwnRoute, PodLin
 use super::sysctl;
 use super::tunnel::{Encapsulation, Entries};
 use super::unreachable::{OffLink, TunnelObstacle, Unreachable};
-use crate::node::local_pod;
+use crate::local_pods::LocalPod;
 use crate::underlay::Underlay;
 use polder_ipam::peers::Peer;
 
@@ -353,7 +353,7 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, accept_ra_paths:
     };
     let pod_link = pod_link(inputs);
     for pod in pods() {
-        members.pods.extend(ruleset::pod_elements(&local_pod(pod)));
+        members.pods.extend(ruleset::pod_elements(&LocalPod::of(pod)));
         let name = if pod.attachment.is_probe() {
             endpoint::interface(inputs.cluster.attach)
         } else {

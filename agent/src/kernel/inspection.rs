@@ -64,7 +64,8 @@ impl Kernel {
             // Unreadable namespaces are skipped: they may have been deleted meanwhile.
             let Some((mac, addresses)) = inside(&path, attachment, &host) else { continue };
             let alias = host.alias.clone().unwrap_or_default();
-            return Ok(Some(LivingPod { name, alias, mac, mtu: host.mtu, addresses, ports: Vec::new() }));
+            let ports = self.host_ports_of(&addresses)?;
+            return Ok(Some(LivingPod { name, alias, mac, mtu: host.mtu, addresses, ports }));
         }
         Ok(None)
     }

@@ -17,7 +17,7 @@ use polder_netlink::nft::{Element, ElementKey, Elements, TableState, union};
 use polder_netlink::route::ConflictingRoute;
 
 use super::desired::Desired;
-use super::ruleset::Sets;
+use super::ruleset::{Sets, host_ports};
 use super::state::{Actual, Device, DeviceIdentity, DeviceKind, OwnLink, OwnRoute, RouteTarget, State};
 use super::sysctl;
 
@@ -211,14 +211,12 @@ fn filter(desired: &Desired, found: &TableState, prune: Prune, changes: &mut Vec
             continue;
         }
         let add: Vec<_> = want.difference(have).cloned().collect();
-        // An element of a map is in the way of another one with its key, whatever it leads to.
-        let is_in_the_way =
-            |element: &Element| set.key.is_map() && add.iter().any(|new: &Element| new.has_key_of(element));
-        let remove: Vec<_> = have
-            .difference(want)
-            .filter(|element| prune == Prune::Yes || is_in_the_way(element))
-            .cloned()
-            .collect();
+        // Only the ledger has host ports, so a host port without an attachment belongs to no pod. It would lead to the
+        // next pod with the address, and would be in the way of another pod with that port.
+        let remove: Vec<_> = match prune {
+            Prune::No if !host_ports::is_set(set.name) => Vec::new(),
+            _ => have.difference(want).cloned().collect(),
+        };
         if !add.is_empty() || !remove.is_empty() {
             changes.push(KernelChange::UpdateSet { set: set.name, add, remove });
         }
@@ -290,13 +288,12 @@ impl KernelChange {
 
     /// Whether packets to host ports may be translated otherwise after the change.
     pub fn adds_host_ports(&self) -> bool {
-        let is_of_ports = |set: &&str| {
-            let mut sets = Family::BOTH.iter().map(|family| Sets::of(*family));
-            sets.any(|sets| [sets.ports, sets.address_ports, sets.host].contains(set))
-        };
+        let is_of_host = |set: &str| Family::BOTH.iter().any(|family| Sets::of(*family).host == set);
         match self {
             Self::InstallFilter(_) => true,
-            Self::UpdateSet { set, add, .. } => !add.is_empty() && is_of_ports(set),
+            Self::UpdateSet { set, add, .. } => {
+                !add.is_empty() && (host_ports::is_set(set) || is_of_host(set))
+            }
             _ => false,
         }
     }
@@ -310,6 +307,7 @@ impl KernelChange {
             Self::SetNeighbour(device, ..) | Self::SetFdbEntry(device, ..) => {
                 !matches!(device, Device::Tunnel(_))
             }
+            Self::SetSysctl { path, .. } => path != sysctl::ROUTE_LOCALNET,
             Self::DeleteRoute(_)
             | Self::DeleteConflicting(_)
             | Self::DeleteFdbEntry(..)

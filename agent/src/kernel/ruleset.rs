@@ -16,7 +16,7 @@ use ipnetwork::IpNetwork;
 use polder_api::{BRIDGE, Family, POD_INTERFACE_PREFIX};
 use polder_ipam::record::{AttachMode, ClusterRecord};
 use polder_netlink::nft::{
-    Chain, Element, Elements, Hook, InterfaceMatch, Match, Rule, Set, SetMatch, Table, Verdict,
+    Chain, Element, Elements, Hook, InterfaceMatch, Match, Rule, SetMatch, Table, Verdict,
 };
 
 pub use self::sets::{Lengths, Sets, lengths};
@@ -63,12 +63,13 @@ pub fn table(cluster: &ClusterRecord, lengths: &Lengths) -> Table {
 
 /// The part of the table that changes with each pod: the sets with elements of single pods, without rules.
 pub fn pod_sets() -> Table {
-    let is_of_pods = |set: &Set| {
-        let mut families = Family::BOTH.iter().map(|family| Sets::of(*family));
-        families.any(|sets| [sets.senders, sets.ports, sets.address_ports, sets.hairpins].contains(&set.name))
-    };
-    let sets = Family::BOTH.into_iter().flat_map(sets::declared).filter(is_of_pods).collect();
-    Table { name: NAME, sets, chains: Vec::new() }
+    let sets = Family::BOTH.into_iter().flat_map(sets::declared);
+    Table { name: NAME, sets: sets.filter(|set| is_of_pods(set.name)).collect(), chains: Vec::new() }
+}
+
+/// Whether the set of that name has elements of single pods.
+pub fn is_of_pods(set: &str) -> bool {
+    host_ports::is_set(set) || Family::BOTH.iter().any(|family| Sets::of(*family).senders == set)
 }
 
 /// The elements of a pod, each with its set: its addresses, from which it may send, and its host ports.
@@ -266,6 +267,7 @@ pub fn elements(members: &Members, lengths: &Lengths) -> Elements {
 #[cfg(test)]
 mod tests {
     use polder_ipam::ids::ClusterId;
+    use polder_netlink::nft::Set;
 
     use super::*;
 

@@ -40,9 +40,9 @@ pub struct HostNetwork {
     pub configured: Vec<ForeignRoute>,
 }
 
-/// The interfaces of kube-proxy (mode ipvs) and of the name server cache of Kubernetes on each node. Packets to their
-/// addresses are not for the host.
-const SERVICE_INTERFACES: [&str; 2] = ["kube-ipvs0", "nodelocaldns"];
+/// The interfaces of kube-proxy (mode ipvs), of kube-router's service proxy, and of the name server cache of Kubernetes
+/// on each node. Packets to their addresses are not for the host.
+const SERVICE_INTERFACES: [&str; 3] = ["kube-ipvs0", "kube-dummy-if", "nodelocaldns"];
 
 impl HostNetwork {
     /// The addresses at which others reach the host, which therefore have the host ports.
@@ -212,6 +212,12 @@ impl Kernel {
             pods.push(LivingPod { name, alias: alias.clone(), mac, mtu: link.mtu, addresses, ports });
         }
         Ok(pods)
+    }
+
+    /// The host ports in the packet filter that lead to these addresses.
+    pub(super) fn host_ports_of(&mut self, addresses: &[IpAddr]) -> Result<Vec<PortMapping>, Error> {
+        let ports = self.host_ports()?.into_iter().filter(|(address, _)| addresses.contains(address));
+        Ok(ports.map(|(_, port)| port).collect())
     }
 
     /// The host ports in the packet filter, each with the address of its pod.

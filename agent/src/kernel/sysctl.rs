@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
-use polder_api::{BRIDGE, Family};
+use polder_api::Family;
 use polder_ipam::record::AttachMode;
 
 use super::state::{Device, State};
@@ -70,10 +70,11 @@ pub fn desired(inputs: Inputs<'_>) -> Vec<(String, String)> {
         // every packet of a pod passes the IP stack anyway.
         families.iter().for_each(|family| set(bridge_calls(*family), "0"));
     }
-    if attach == AttachMode::Bridge && families.contains(&Family::V4) {
+    if attach == AttachMode::Bridge && has_host_ports && families.contains(&Family::V4) {
         // With it, the kernel accepts replies from pods to connections of the host to a host port on 127.0.0.1. The
-        // packet filter drops other packets from pods to such addresses.
-        set(&route_localnet(BRIDGE), if has_host_ports { "1" } else { "0" });
+        // packet filter drops other packets from pods to such addresses. It is not reset when the last pod with a host
+        // port is gone: the plugin portmap of other software sets it, too.
+        set(ROUTE_LOCALNET, "1");
     }
     for (device, name) in state.links.keys().filter_map(|device| Some((device, device.name()?))) {
         if families.contains(&Family::V4) {
@@ -99,10 +100,9 @@ fn forwarding(interface: &str) -> String {
     format!("net/ipv4/conf/{interface}/forwarding")
 }
 
-/// The setting: whether packets from and to loopback addresses may use the interface.
-fn route_localnet(interface: &str) -> String {
-    format!("net/ipv4/conf/{interface}/route_localnet")
-}
+/// The setting: whether packets from and to loopback addresses may use the bridge. Without it, only the host's own
+/// connections to host ports on 127.0.0.1 fail.
+pub const ROUTE_LOCALNET: &str = "net/ipv4/conf/polder0/route_localnet";
 
 /// The command to write a setting on the host, if the agent cannot: in a container, `/proc/sys` may be read-only.
 pub fn command(path: &str, value: &str) -> String {

@@ -77,7 +77,7 @@ impl Encapsulation {
     /// The UDP port on which all nodes receive its packets.
     pub const fn port(self, cluster: &ClusterRecord) -> u16 {
         match self {
-            Self::Vxlan => cluster.vxlan.port,
+            Self::Vxlan => cluster.tunnel_port(),
         }
     }
 

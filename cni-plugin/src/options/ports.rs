@@ -56,10 +56,15 @@ pub(super) fn read(runtime: &Map<String, Value>) -> Result<Vec<PortMapping>, Err
         let entry: Entry = serde_json::from_value(value.clone())
             .map_err(|problem| BadConfig::BadValue { key: PORT_MAPPINGS.to_owned(), problem })?;
         let Some(port) = entry.mapping().map_err(bad)? else { continue };
-        match ports.iter().find(|known| known.is_same_port(&port)) {
-            Some(known) if known.container_port == port.container_port => {}
-            Some(known) => return Err(BadOption::SamePort { one: *known, other: port }.into()),
-            None => ports.push(port),
+        let same = ports.iter_mut().find(|known| known.is_same_port(&port));
+        match same {
+            Some(known) if known.container_port != port.container_port => {
+                return Err(BadOption::SamePort { one: *known, other: port }.into());
+            }
+            // The same port of one family and of both.
+            Some(known) if known.host_address.is_some() && port.host_address.is_none() => *known = port,
+            Some(known) if known.host_address == port.host_address || known.host_address.is_none() => {}
+            _ => ports.push(port),
         }
     }
     Ok(ports)
@@ -117,7 +122,12 @@ mod tests {
     #[test]
     fn a_repeated_host_port_counts_once_and_two_different_ones_are_refused() {
         let port = |container: u16, address: &str| json!({ "hostPort": 80, "containerPort": container, "protocol": "tcp", "hostIP": address });
-        assert_eq!(mappings(json!([port(1, ""), port(1, "")])).unwrap(), ["80:1/tcp"]);
+        for repeated in
+            [[port(1, ""), port(1, "")], [port(1, "0.0.0.0"), port(1, "")], [port(1, ""), port(1, "::")]]
+        {
+            assert_eq!(mappings(json!(repeated)).unwrap(), ["80:1/tcp"]);
+        }
+        assert_eq!(mappings(json!([port(1, "0.0.0.0"), port(1, "::")])).unwrap().len(), 2);
         assert_eq!(
             mappings(json!([port(1, "192.0.2.1"), port(2, "192.0.2.2"), port(3, "")])).unwrap().len(),
             3

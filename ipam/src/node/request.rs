@@ -104,7 +104,7 @@ pub enum AllocateError {
     },
     /// Another pod has the requested host port.
     /// Remedy: request another host port, or delete that pod.
-    #[error("host port {port} is in use by {}", holder.attachment)]
+    #[error("host port {port} is used by {}", holder.attachment)]
     PortTaken {
         /// Requested host port.
         port: PortMapping,

@@ -223,7 +223,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
 
     /// Refuses a host port that the node needs itself.
     fn check_ports(&self, ports: &[PortMapping]) -> Result<(), NotAllocated> {
-        let tunnel_port = self.view.cluster.as_ref().map(|cluster| cluster.record.vxlan.port);
+        let tunnel_port = self.view.cluster.as_ref().map(|cluster| cluster.record.tunnel_port());
         let takes_tunnel_port = |port: &&PortMapping| {
             port.protocol == TransportProtocol::Udp && Some(port.host_port.get()) == tunnel_port
         };

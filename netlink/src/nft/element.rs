@@ -84,13 +84,8 @@ impl Element {
     }
 
     /// The key, without padding.
-    pub(super) fn key(&self) -> &[u8] {
+    pub fn key(&self) -> &[u8] {
         &self.bytes[..usize::from(self.key_length)]
-    }
-
-    /// Whether both have the same key, whatever their data.
-    pub fn has_key_of(&self, other: &Self) -> bool {
-        self.key() == other.key()
     }
 
     /// The data, without padding; empty in a set.
@@ -221,11 +216,6 @@ impl ElementKey {
             Self::Port(_) => 8,
             Self::AddressPort(family) => address_length(family) + 8,
         }
-    }
-
-    /// Whether the elements have data.
-    pub fn is_map(self) -> bool {
-        self.data().is_some()
     }
 
     /// The data of the elements; `None` for a set.

@@ -52,7 +52,12 @@ fn to_host_addresses() -> impl Iterator<Item = Rule> {
         let sets = Sets::of(family);
         let rule = |comment, map| Rule {
             comment,
-            matches: vec![Match::Family(family), Match::Destination(SetMatch::Set(family, sets.host))],
+            // An address can leave the host while no agent updates the set.
+            matches: vec![
+                Match::Family(family),
+                Match::Destination(SetMatch::Set(family, sets.host)),
+                Match::Local,
+            ],
             verdict: Verdict::TranslateDestination(map),
         };
         [
@@ -83,6 +88,12 @@ pub(super) fn masquerade(pods: InterfaceMatch) -> Vec<Rule> {
         verdict: Verdict::Masquerade,
     };
     Family::BOTH.map(hairpin).into_iter().chain([loopback]).collect()
+}
+
+/// Whether the set or map of that name has elements of pods' host ports.
+pub(crate) fn is_set(name: &str) -> bool {
+    let mut families = Family::BOTH.iter().map(|family| Sets::of(*family));
+    families.any(|sets| [sets.ports, sets.address_ports, sets.hairpins].contains(&name))
 }
 
 /// The elements of a pod's host ports, each with its set or map. A pod without an address of a family has no host ports

@@ -126,10 +126,8 @@ pub(super) fn expressions(what: &Match) -> Vec<Expressions> {
         ],
         Match::FromLoopback => is_loopback(source(Family::V4)),
         Match::ToLoopback => is_loopback(destination(Family::V4)),
-        Match::Unicast => {
-            const RTN_UNICAST: u32 = 1;
-            vec![load_destination_type(), equal(RTN_UNICAST.to_ne_bytes().to_vec())]
-        }
+        Match::Unicast => is_destination_type(RTN_UNICAST),
+        Match::Local => is_destination_type(RTN_LOCAL),
     }
 }
 
@@ -224,7 +222,15 @@ fn lookup(within: SetMatch) -> Expressions {
     ])
 }
 
-/// `fib daddr type`: the type of the destination according to the routing tables.
+/// Types of destinations (`include/uapi/linux/rtnetlink.h`).
+const RTN_UNICAST: u32 = 1;
+const RTN_LOCAL: u32 = 2;
+
+/// Whether the destination has that type according to the routing tables (`fib daddr type`).
+fn is_destination_type(number: u32) -> Vec<Expressions> {
+    vec![load_destination_type(), equal(number.to_ne_bytes().to_vec())]
+}
+
 fn load_destination_type() -> Expressions {
     const NFTA_FIB_DREG: u16 = 1;
     const NFTA_FIB_RESULT: u16 = 2;

@@ -54,7 +54,7 @@ fn a_host_port_of_another_pod_is_replaced_although_records_may_be_missing() {
     let elements = &mut model.filter.as_mut().unwrap().1;
     let port = elements["ports4"].first().cloned().unwrap();
     let earlier = Element::port(None, 6, 8001, "10.244.0.9:80".parse().unwrap());
-    assert!(earlier != port && earlier.has_key_of(&port));
+    assert!(earlier != port && earlier.key() == port.key());
     elements.insert("ports4", [earlier.clone()].into());
     let changes = model.apply_plan_for(&world, Prune::No);
     let replaced = KernelChange::UpdateSet { set: "ports4", add: vec![port], remove: vec![earlier] };
