@@ -29,6 +29,7 @@ const VLAN: u16 = 0x8100;
 const IPV6: u16 = 0x86dd;
 const UDP: u8 = 17;
 const ICMP6: u8 = 58;
+const SCTP: u8 = 132;
 
 /// The first bytes of every mark.
 const PREFIX: [u8; 8] = *b"LabMark:";
@@ -82,6 +83,60 @@ pub fn udp(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
     // 0 would mean no checksum (RFC 768).
     datagram[6..8].copy_from_slice(&if sum == 0 { [0xff; 2] } else { sum.to_be_bytes() });
     ip(from.ip(), to.ip(), UDP, &datagram)
+}
+
+/// The tag by which the initiator of [`sctp`] packets recognises replies.
+const INITIATOR: u32 = 0x0102_0304;
+
+/// The first two packets of an SCTP association.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sctp {
+    /// INIT, from the initiator.
+    Init = 1,
+    /// INIT ACK, the reply.
+    InitAck = 2,
+}
+
+/// An IP packet with an SCTP packet (RFC 9260, sections 3.3.2 and 3.3.3). The mark is in an unknown parameter, which
+/// hosts ignore.
+pub fn sctp(chunk: Sctp, from: SocketAddr, to: SocketAddr, mark: Mark) -> Vec<u8> {
+    // Each side sends the tag of the other side in the header, and its own tag in the chunk.
+    let (theirs, own) = if chunk == Sctp::Init { (0, INITIATOR) } else { (INITIATOR, !INITIATOR) };
+    let window_and_streams = [0, 1, 0, 0, 0, 1, 0, 1];
+    let first_number: [u8; 4] = [0, 0, 0, 1];
+    let parameter = [&[0x80, 99, 0, 20][..], &mark.bytes()].concat();
+    let body = [&own.to_be_bytes()[..], &window_and_streams, &first_number, &parameter].concat();
+    let head = [&[chunk as u8, 0][..], &length(4 + body.len()).to_be_bytes()].concat();
+    let ports = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
+    let mut packet = [&ports[..], &theirs.to_be_bytes(), &[0; 4], &head, &body].concat();
+    let sum = crc32c(&packet);
+    packet[8..12].copy_from_slice(&sum.to_le_bytes());
+    ip(from.ip(), to.ip(), SCTP, &packet)
+}
+
+/// Source and destination of a frame with an SCTP packet. `None` for another frame, and if the checksum is wrong.
+pub fn sctp_ends(frame: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+    let (kind, packet) = (frame.get(12..14)?, frame.get(14..)?);
+    let (from, to, sctp): (IpAddr, IpAddr, &[u8]) =
+        if kind == IPV4.to_be_bytes() && packet.get(9) == Some(&SCTP) {
+            let octets = |at: usize| Some(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?.into());
+            (octets(12)?, octets(16)?, packet.get(20..)?)
+        } else if kind == IPV6.to_be_bytes() && packet.get(6) == Some(&SCTP) {
+            let octets = |at: usize| Some(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?.into());
+            (octets(8)?, octets(24)?, packet.get(40..)?)
+        } else {
+            return None;
+        };
+    let port = |at: usize| Some(u16::from_be_bytes(sctp.get(at..at + 2)?.try_into().ok()?));
+    let sum = u32::from_le_bytes(sctp.get(8..12)?.try_into().ok()?);
+    let without_sum = [&sctp[..8], &[0; 4], &sctp[12..]].concat();
+    (crc32c(&without_sum) == sum).then_some((SocketAddr::new(from, port(0)?), SocketAddr::new(to, port(2)?)))
+}
+
+/// The checksum of SCTP (RFC 9260, appendix A).
+fn crc32c(bytes: &[u8]) -> u32 {
+    let divide = |sum: u32| if sum & 1 == 1 { (sum >> 1) ^ 0x82f6_3b78 } else { sum >> 1 };
+    !bytes.iter().fold(!0, |sum, byte| (0..8).fold(sum ^ u32::from(*byte), |sum, _| divide(sum)))
 }
 
 /// The payload of a VXLAN datagram (RFC 7348).

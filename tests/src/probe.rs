@@ -1,7 +1,7 @@
 //! Test traffic between pods, and the source addresses that the receiver sees.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -120,6 +120,11 @@ impl Dialogue {
         let listener = server.within(|| TcpListener::bind((address, PORT))).expect("a free port");
         let to = SocketAddr::new(address, PORT);
         let ours = client.within(|| TcpStream::connect_timeout(&to, max_wait())).expect("a connection");
+        Self::over(ours, &listener)
+    }
+
+    /// Starts a dialogue over a connection to that listener.
+    pub fn over(ours: TcpStream, listener: &TcpListener) -> Self {
         let (theirs, _) = listener.accept().expect("the connection");
         let wanted = Arc::new(AtomicBool::new(true));
         let ends = [ours, theirs].map(|stream| {
@@ -177,6 +182,26 @@ pub fn udp(from: IpAddr, to: IpAddr, bytes: usize) -> Result<(IpAddr, Duration),
     socket.send(&vec![b'.'; bytes]).map_err(error)?;
     let length = socket.recv(&mut buffer).map_err(error)?;
     Ok((seen(&buffer[..length])?, start.elapsed()))
+}
+
+/// A UDP socket of the calling thread's namespace with this destination, for [`ask`].
+pub fn asker(to: SocketAddr) -> UdpSocket {
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(max_wait()))?;
+        Ok(socket)
+    });
+    socket.unwrap_or_else(|error| panic!("a socket to {to}: {error}"))
+}
+
+/// Sends a datagram to the destination of the socket. Returns the source address that the echo server saw.
+pub fn ask(socket: &UdpSocket) -> Result<IpAddr, String> {
+    let error = |error: std::io::Error| format!("udp by {socket:?}: {error}");
+    socket.send(&[b'.'; 100]).map_err(error)?;
+    let mut buffer = vec![0; 65536];
+    let length = socket.recv(&mut buffer).map_err(error)?;
+    seen(&buffer[..length])
 }
 
 /// Connects, sends that many bytes, and reads as many. Returns the source address that the echo server saw.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use polder_api::PROBE_INTERFACE_ROUTED;
 use serde_json::Value;
 
 use crate::agent::Worker;
@@ -21,11 +22,13 @@ pub fn traces(lab: &Lab, worker: &Worker) -> BTreeMap<&'static str, String> {
         let elements = listed.split("elements = {").nth(1).and_then(|rest| rest.split('}').next());
         not_of(&endpoint, ',', elements.unwrap_or_default())
     };
+    let interfaces = lines(run("ip", "-o link show"), ": pld");
+    let interfaces = interfaces.lines().filter(|line| !line.contains(PROBE_INTERFACE_ROUTED));
     let more = |count: u64, than: u64| if count > than { count.to_string() } else { String::new() };
     let pods = status["pods"].as_u64().expect("the number of pods");
     let gateways = u64::try_from(lab.topology.pools.len()).expect("few pools");
     BTreeMap::from([
-        ("interfaces", lines(run("ip", "-o link show"), ": pld")),
+        ("interfaces", interfaces.collect()),
         ("neighbours", not_of(&endpoint, '\n', &run("ip", "neigh show dev polder0 nud permanent"))),
         ("fdb", lines(run("bridge", "fdb show br polder0"), "dev pld")),
         ("senders4", senders("senders4")),
