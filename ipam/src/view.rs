@@ -1,6 +1,6 @@
 //! The node's view of the cluster: the decoded records of the datastore, and the refused ones.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -58,7 +58,7 @@ pub struct View {
     /// The pools that it cannot use: pods cannot have their addresses, or the node would lose addresses that it
     /// needs.
     unusable: BTreeMap<PoolName, Versioned<Pool>>,
-    /// The keys of unusable pools in `refused`.
+    /// The keys in `refused` whose reason is that the pool is unusable, and not a decode error.
     unusable_keys: BTreeSet<String>,
     /// The pools in use with addresses that pods should not have: by key, with the reason.
     pub doubtful: BTreeMap<String, PoolDoubt>,
@@ -233,7 +233,10 @@ impl View {
                 drop(self.reservations.insert(address, known(record, revision)));
             }
             Ok(Record::Inspection(record)) => self.inspection = Some(known(record, revision)),
-            Err(reason) => drop(self.refused.insert(key, reason.into())),
+            Err(reason) => {
+                self.unusable_keys.remove(&key);
+                self.refused.insert(key, reason.into());
+            }
         }
     }
 
@@ -284,8 +287,11 @@ impl View {
                     self.pools.insert(name, pool);
                 }
                 PoolUse::None(reason) => {
-                    self.refused.insert(key.clone(), reason.into());
-                    self.unusable_keys.insert(key);
+                    // If a newer record of the pool cannot be decoded, the decode error is reported first.
+                    if let btree_map::Entry::Vacant(vacant) = self.refused.entry(key.clone()) {
+                        vacant.insert(reason.into());
+                        self.unusable_keys.insert(key);
+                    }
                     self.unusable.insert(name, pool);
                 }
             }

@@ -136,6 +136,25 @@ fn a_pool_is_refused_while_it_contains_the_nodes_own_address() {
     assert_eq!((view.pools.len(), view.refused.len()), (1, 0));
 }
 
+#[test]
+fn an_unreadable_record_of_an_unusable_pool_is_reported_until_it_can_be_decoded() {
+    let mut view = loaded();
+    let inside = vec!["10.0.9.9".parse().unwrap()];
+    view.set_addresses_in_use(inside.clone(), Vec::new());
+    view.apply(changed(Revision::new(8), "pools/p", Some("{}")));
+    assert!(view.refused[P].to_string().contains("missing field"), "{}", view.refused[P]);
+    view.set_addresses_in_use(vec!["10.1.9.9".parse().unwrap()], Vec::new());
+    assert_eq!(view.pools.len(), 1, "the last valid version is usable");
+    assert!(view.refused[P].to_string().contains("missing field"), "{}", view.refused[P]);
+    view.set_addresses_in_use(inside, Vec::new());
+    assert!(view.pools.is_empty());
+    assert!(view.refused[P].to_string().contains("missing field"), "{}", view.refused[P]);
+    view.apply(changed(Revision::new(9), "pools/p", Some(POOL)));
+    assert!(view.refused[P].to_string().contains("this node's own address"), "{}", view.refused[P]);
+    view.set_addresses_in_use(Vec::new(), Vec::new());
+    assert_eq!((view.pools.len(), view.refused.len()), (1, 0));
+}
+
 fn needing(address: &str) -> Vec<RequiredRange> {
     let what = needed::RequiredFor::Store("the address of etcd".to_owned());
     vec![RequiredRange::host(address.parse().unwrap(), what)]
