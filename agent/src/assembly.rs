@@ -469,6 +469,7 @@ fn datapath_tasks(
         records: node_state.records.clone(),
         passes: node_state.passes.clone(),
         verdicts: prober.verdicts.subscribe(),
+        direct: prober.direct.subscribe(),
         problems: entries.host,
     };
     let engine = engine::Task {

@@ -9,6 +9,7 @@ pub mod pod_inspection;
 pub mod routing;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +36,7 @@ use crate::kernel::tunnel::Encapsulation;
 use crate::node_state::{Passes, Records};
 use crate::owner::Owner;
 use crate::presence;
+use crate::probe::direct::{Direct, DirectPaths};
 use crate::probe::schedule::{Key, Verdict};
 
 /// Longest time between two checks.
@@ -51,6 +53,10 @@ pub struct CheckContext {
     pub silent_tunnels: BTreeSet<Family>,
     /// Pod families in which at least one peer's pods do not answer.
     pub failing_families: BTreeSet<Family>,
+    /// Pod families in which the direct path to at least one peer seems to drop pod packets.
+    pub dropping_families: BTreeSet<Family>,
+    /// Underlay addresses of the peers behind `silent_tunnels`.
+    pub silent_peers: BTreeSet<IpAddr>,
     /// The UDP port of the tunnels.
     pub tunnel_port: u16,
     /// Interfaces on which tunnel packets arrive.
@@ -69,13 +75,17 @@ pub fn problems(
         |base_hook, filter: &Filter| filter.pod_rule_problem(base_hook, context.attach, &context.pod_traffic);
     let routing_filters =
         foreign.routing_filters.iter().filter_map(|(base_hook, filter)| pod_rule(*base_hook, filter));
+    let suspected_families = &context.failing_families | &context.dropping_families;
     let reverse_path_filters = foreign
         .routing_filters
         .iter()
-        .filter_map(|(_, filter)| filter.reverse_path_problem(&context.failing_families));
+        .filter_map(|(_, filter)| filter.reverse_path_problem(&suspected_families));
     let has_firewalld = foreign.filters.iter().chain(&foreign.host_filters).any(Filter::is_firewalld);
     let forwarded = |filter: &Filter| {
-        filter.problem(context.attach, has_firewalld).or_else(|| pod_rule(BaseHook::Forwarded, filter))
+        filter
+            .problem(context.attach, has_firewalld)
+            .or_else(|| filter.source_zone_problem(&context.pod_traffic.pools))
+            .or_else(|| pod_rule(BaseHook::Forwarded, filter))
     };
     let forward_filters = foreign.filters.iter().filter_map(forwarded);
     let filters = forward_filters.chain(routing_filters).chain(reverse_path_filters);
@@ -83,7 +93,9 @@ pub fn problems(
         .host_filters
         .iter()
         .filter(|filter| context.silent_tunnels.iter().any(|family| filter.applies_to(*family)))
-        .filter_map(|filter| filter.tunnel_problem(context.tunnel_port, &context.uplinks));
+        .filter_map(|filter| {
+            filter.tunnel_problem(context.tunnel_port, &context.uplinks, &context.silent_peers)
+        });
     // Rules of legacy iptables may be harmless: they are reported only if pods of a peer do not answer.
     let legacy = foreign.legacy_filters.iter().filter(|family| context.failing_families.contains(family));
     let legacy = legacy.map(|family| firewall::legacy_iptables_problem(*family, context.attach));
@@ -132,6 +144,8 @@ pub struct Task<H = LocalHost> {
     pub passes: Passes,
     /// Probe results of the path to each peer.
     pub verdicts: watch::Receiver<Arc<BTreeMap<Key, Verdict>>>,
+    /// Test results of the direct paths.
+    pub direct: watch::Receiver<Arc<DirectPaths>>,
     /// The problems found, each with its remedy.
     pub problems: watch::Sender<Vec<String>>,
 }
@@ -241,11 +255,15 @@ impl<H: HostAccess> Task<H> {
         // Borrow the channel once per statement: a second borrow would wait for a writer, and the writer for the first
         // borrow.
         let verdicts = Arc::clone(&self.verdicts.borrow());
+        let direct = Arc::clone(&self.direct.borrow());
+        let silent_tunnels = silent_tunnels(&pass.paths, &verdicts);
         let context = CheckContext {
             attach: cluster.attach,
             neighbours: pass.next_hops,
-            silent_tunnels: silent_tunnels(&pass.paths, &verdicts),
+            silent_peers: peers_behind(&pass.paths, &silent_tunnels),
+            silent_tunnels,
             failing_families: failing_families(&verdicts),
+            dropping_families: dropping_families(&direct),
             tunnel_port: Encapsulation::of(cluster).port(cluster),
             uplinks: self.passes.underlay().map(|underlay| underlay.interfaces()).unwrap_or_default(),
             pod_traffic,
@@ -290,6 +308,21 @@ fn failing_families(verdicts: &BTreeMap<Key, Verdict>) -> BTreeSet<Family> {
     verdicts.iter().filter(|(_, verdict)| has_failed(verdict)).map(|((_, family), _)| *family).collect()
 }
 
+/// Pod families in which the direct path to at least one peer seems to drop pod packets.
+fn dropping_families(direct: &DirectPaths) -> BTreeSet<Family> {
+    let dropping = direct.iter().filter(|(_, result)| **result == Direct::Drops);
+    dropping.map(|((_, family), _)| *family).collect()
+}
+
+/// The underlay addresses of peers that are reached through tunnels of these underlay families.
+fn peers_behind(paths: &BTreeMap<Key, PeerPath>, tunnels: &BTreeSet<Family>) -> BTreeSet<IpAddr> {
+    let remotes = paths.values().filter_map(|peer_path| match peer_path.path {
+        desired::Path::Tunnel { over, remote, .. } if tunnels.contains(&over) => Some(remote),
+        _ => None,
+    });
+    remotes.collect()
+}
+
 /// Underlay families with tunnels, none of which leads to a peer that answers.
 fn silent_tunnels(paths: &BTreeMap<Key, PeerPath>, verdicts: &BTreeMap<Key, Verdict>) -> BTreeSet<Family> {
     let (mut silent, mut answering) = (BTreeSet::new(), BTreeSet::new());
@@ -305,174 +338,4 @@ fn silent_tunnels(paths: &BTreeMap<Key, PeerPath>, verdicts: &BTreeMap<Key, Verd
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::{Mutex, mpsc};
-
-    use polder_ipam::ids::ClusterId;
-
-    use polder_ipam::view::{Versioned, View};
-    use tokio::time::timeout;
-
-    use super::*;
-    use crate::underlay::NotChosen;
-    use polder_ipam::Revision;
-
-    fn context(attach: AttachMode) -> CheckContext {
-        let silent_tunnels = BTreeSet::new();
-        CheckContext {
-            attach,
-            neighbours: PerFamily::default(),
-            silent_tunnels,
-            failing_families: BTreeSet::new(),
-            tunnel_port: 8472,
-            uplinks: BTreeSet::new(),
-            pod_traffic: PodTraffic::default(),
-        }
-    }
-
-    #[test]
-    fn a_host_without_disturbing_settings_has_no_problems() {
-        let context = CheckContext { neighbours: PerFamily::new(100, 0), ..context(AttachMode::Bridge) };
-        assert_eq!(problems(&ForeignState::default(), &[], &context), Vec::<String>::new());
-    }
-
-    #[test]
-    fn a_nearly_full_bridge_is_a_problem_only_in_attach_mode_bridge() {
-        let foreign = ForeignState { bridge_ports: 1000, ..ForeignState::default() };
-        assert_eq!(problems(&foreign, &[], &context(AttachMode::Bridge)).len(), 1);
-        assert_eq!(problems(&foreign, &[], &context(AttachMode::Routed)), Vec::<String>::new());
-    }
-
-    /// A host with the state that the test sets.
-    #[derive(Debug, Clone, Default)]
-    struct Fake(Arc<Mutex<State>>);
-
-    #[derive(Debug, Default)]
-    struct State {
-        pod_problems: Vec<String>,
-        foreign: ForeignState,
-        is_unreadable: bool,
-        reads: usize,
-    }
-
-    impl Fake {
-        fn with<T>(&self, action: impl FnOnce(&mut State) -> T) -> T {
-            action(&mut self.0.lock().unwrap())
-        }
-    }
-
-    impl HostAccess for Fake {
-        async fn pod_problems(&mut self, _: &ClusterRecord) -> Vec<String> {
-            self.with(|state| state.pod_problems.clone())
-        }
-
-        async fn attachments(&self) -> Vec<AttachmentEntry> {
-            Vec::new()
-        }
-
-        async fn listeners(&self) -> Vec<Listener> {
-            Vec::new()
-        }
-
-        async fn foreign_state(
-            &self,
-            _: Vec<(Cidr, u8)>,
-            _: Option<String>,
-            _: bool,
-        ) -> Result<ForeignState, Error> {
-            self.with(|state| {
-                state.reads += 1;
-                if state.is_unreadable {
-                    return Err(Error::Interrupted(1));
-                }
-                Ok(state.foreign.clone())
-            })
-        }
-
-        async fn missing_settings(&self) -> Vec<MissingSetting> {
-            Vec::new()
-        }
-    }
-
-    fn cluster() -> View {
-        let mut view = View::default();
-        let record = ClusterRecord::new(ClusterId::new("c"));
-        view.cluster = Some(Versioned { record: Arc::new(record), revision: Revision::new(1) });
-        view
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn problems_are_published_until_resolved_and_kept_while_the_host_cannot_be_read() {
-        let host = Fake::default();
-        let (view_sender, view) = watch::channel(Arc::<View>::default());
-        let (problem_sender, problems) = watch::channel(Vec::new());
-        let task = Task {
-            resync: CHECK_INTERVAL,
-            host: host.clone(),
-            records: Records::new(view),
-            passes: Passes::new(watch::channel(Err(NotChosen::NotYet)).1, watch::channel(None).1),
-            verdicts: watch::channel(Arc::default()).1,
-            problems: problem_sender,
-        };
-        let mut running = Box::pin(task.run());
-        let mut advance =
-            async |time: Duration| assert!(timeout(time, &mut running).await.is_err(), "the task ended");
-        advance(CHECK_INTERVAL * 2).await;
-        assert_eq!(
-            host.with(|state| state.reads),
-            0,
-            "the host is checked before the cluster settings are known"
-        );
-        view_sender.send_replace(Arc::new(cluster()));
-        host.with(|state| {
-            state.pod_problems.push("a pod has no route".to_owned());
-            state.foreign.rp_filter_interface = Some("all".to_owned());
-        });
-        advance(CHECK_INTERVAL / 2).await;
-        let found = problems.borrow().clone();
-        assert_eq!(found.len(), 2, "{found:?}");
-        assert!(found[0].contains("rp_filter") && found[1] == "a pod has no route", "{found:?}");
-        host.with(|state| (state.is_unreadable, state.pod_problems) = (true, Vec::new()));
-        advance(CHECK_INTERVAL).await;
-        assert_eq!(*problems.borrow(), found);
-        host.with(|state| state.is_unreadable = false);
-        advance(CHECK_INTERVAL).await;
-        assert_eq!(*problems.borrow(), found[..1]);
-        host.with(|state| state.foreign.rp_filter_interface = None);
-        advance(CHECK_INTERVAL).await;
-        assert!(problems.borrow().is_empty());
-        assert_eq!(host.with(|state| state.reads), 4);
-    }
-
-    #[test]
-    fn a_check_and_a_change_of_the_verdicts_do_not_deadlock() {
-        let (verdicts, receiver) = watch::channel(Arc::default());
-        let task = Task {
-            resync: CHECK_INTERVAL,
-            host: Fake::default(),
-            records: Records::new(watch::channel(Arc::new(cluster())).1),
-            passes: Passes::new(watch::channel(Err(NotChosen::NotYet)).1, watch::channel(None).1),
-            verdicts: receiver,
-            problems: watch::channel(Vec::new()).0,
-        };
-        let (done, ended) = mpsc::channel();
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            let record = ClusterRecord::new(ClusterId::new("c"));
-            (0..20_000).for_each(|_| runtime.block_on(task.check(&record, Vec::new())));
-            done.send(()).unwrap();
-        });
-        let deadline = std::time::Instant::now() + Duration::from_secs(60);
-        // The prober publishes from another thread.
-        let changes = std::thread::spawn(move || {
-            while ended.try_recv().is_err() && std::time::Instant::now() < deadline {
-                verdicts.send_modify(|_| ());
-            }
-            std::time::Instant::now() < deadline
-        });
-        while !changes.is_finished() && std::time::Instant::now() < deadline {
-            std::thread::yield_now();
-        }
-        assert!(changes.is_finished() && changes.join().unwrap(), "the check and the prober deadlock");
-    }
-}
+mod tests;

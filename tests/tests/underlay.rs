@@ -74,7 +74,7 @@ fn auto_uses_the_tunnel_while_the_network_drops_pod_addresses() {
         let problems = texts(&worker.status()["problems"]);
         problems
             .into_iter()
-            .filter(|problem| problem.contains("drops packets with pods' addresses"))
+            .filter(|problem| problem.contains("packets with pods' addresses are dropped"))
             .collect::<Vec<_>>()
     };
     assert!(

@@ -3,7 +3,10 @@
 //! Rules of Polder cannot prevent that: in nftables, an accept in one table does not keep another table from dropping
 //! the packet. So the filters are evaluated and reported.
 
+mod firewalld;
+
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use polder_api::{BRIDGE, Family, POD_INTERFACE_PREFIX};
@@ -11,6 +14,7 @@ use polder_ipam::record::AttachMode;
 use polder_netlink::nft::TableFamily;
 use polder_netlink::nft::foreign::{BaseChain, BaseHook, ForeignVerdict, NamePattern, Policy, RuleCondition};
 
+use self::firewalld::RELOAD_WARNING;
 use super::routing::PodTraffic;
 use crate::kernel::foreign_state::Filter;
 use crate::kernel::tunnel;
@@ -44,10 +48,7 @@ impl PacketClass<'_> {
     /// Whether packets of this class meet the condition.
     fn fulfils(self, condition: &RuleCondition, base_hook: BaseHook, attach: AttachMode) -> bool {
         let match_peer_interface = |patterns: &[NamePattern]| {
-            patterns.iter().any(|pattern| match pattern {
-                NamePattern::Exactly(name) => name == self.peer_interface,
-                NamePattern::Prefixed(prefix) => self.peer_interface.starts_with(prefix),
-            })
+            patterns.iter().any(|pattern| names_interface(pattern, self.peer_interface))
         };
         let match_pod_interfaces =
             |patterns: &[NamePattern]| patterns.iter().any(|pattern| matches_pod_interfaces(pattern, attach));
@@ -61,10 +62,8 @@ impl PacketClass<'_> {
             (RuleCondition::Input(patterns), Direction::ToPods)
             | (RuleCondition::Output(patterns), Direction::FromPods) => match_peer_interface(patterns),
             (RuleCondition::Family(family), _) => *family == Family::of(self.pool.ip()),
-            // A rule for less than a block, such as a single address, is intentional: it is not reported.
             (RuleCondition::Source(network) | RuleCondition::Destination(network), _) => {
-                let covers = network.prefix() <= self.pool.prefix() && network.contains(self.pool.ip());
-                covers || (network.prefix() <= self.block_length && self.pool.contains(network.ip()))
+                covers_block(*network, self.pool, self.block_length)
             }
             (RuleCondition::OtherReversePath | RuleCondition::Other, _) => false,
         }
@@ -146,29 +145,36 @@ impl Filter {
             Direction::FromPods => ("from", format!("{ip} saddr {}", class.pool)),
             Direction::ToPods => ("to", format!("{ip} daddr {}", class.pool)),
         };
+        let remedy = match self.owner() {
+            Owner::Firewalld => {
+                "Remove that rule from firewalld: `firewall-cmd --list-all-zones` and `firewall-cmd \
+                 --list-all-policies` show all rules"
+                    .to_owned()
+            }
+            _ => format!(
+                "Delete that rule, or insert an accept rule before it and make it persistent: `nft insert rule \
+                 {family} {table} {name} {condition} accept`"
+            ),
+        };
         Some(format!(
             "a rule in chain {name} of table {family} {table}, or in a chain that it jumps to, drops packets {what} \
-             pods (pool {}, interface {}): pods are unreachable, although probes of peers may succeed. Delete that \
-             rule, or insert an accept rule before it and make it persistent: `nft insert rule {family} {table} \
-             {name} {condition} accept`",
+             pods (pool {}, interface {}): pods are unreachable, although probes of peers may succeed. {remedy}",
             class.pool, class.peer_interface
         ))
     }
 
     /// The problem, if the filter drops tunnel packets, as far as its rules are supported here. For filters of packets
-    /// to the host, while no peer answers through a tunnel.
-    pub fn tunnel_problem(&self, port: u16, uplinks: &BTreeSet<String>) -> Option<String> {
+    /// to the host, while no peer answers through a tunnel. `peers` are the underlay addresses of these peers.
+    pub fn tunnel_problem(
+        &self,
+        port: u16,
+        uplinks: &BTreeSet<String>,
+        peers: &BTreeSet<IpAddr>,
+    ) -> Option<String> {
         (self.outcome(&|_| false) == PacketOutcome::Dropped).then_some(())?;
         let BaseChain { family, table, name, .. } = &self.base;
         let remedy = match self.owner() {
-            Owner::Firewalld => {
-                // Without a zone the command changes the default zone.
-                let uplink = uplinks.first().map_or("the uplink", String::as_str);
-                format!(
-                    "`firewall-cmd --permanent --zone=$(firewall-cmd --get-zone-of-interface={uplink}) \
-                     --add-port={port}/udp` and `firewall-cmd --reload`"
-                )
-            }
+            Owner::Firewalld => self.firewalld_port_remedy(port, uplinks, peers),
             Owner::Ufw => format!("`ufw allow {port}/udp`"),
             Owner::Docker | Owner::Iptables => {
                 format!("`{} -I {name} -p udp --dport {port} -j ACCEPT`", self.iptables_program())
@@ -237,10 +243,10 @@ impl Filter {
             && table == "filter"
             && ["FORWARD", "INPUT"].contains(&name.as_str());
         match is_iptables_chain {
+            _ if self.has_firewalld_chains() => Owner::Firewalld,
             true if has_chain("DOCKER-USER") => Owner::Docker,
             true if UFW_CHAINS.iter().any(|chain| has_chain(chain)) => Owner::Ufw,
             true => Owner::Iptables,
-            false if table == "firewalld" => Owner::Firewalld,
             false => Owner::Other,
         }
     }
@@ -271,11 +277,12 @@ impl Filter {
         };
         let commands: Vec<String> = dropped.iter().filter_map(command).collect();
         if commands.is_empty() {
-            return "Copy deploy/host/firewalld/zones/polder.xml to /etc/firewalld/zones, and \
-                    deploy/host/firewalld/policies/polder-pods.xml to /etc/firewalld/policies, then run \
-                    `firewall-cmd --reload`. The folder deploy/host is in the Polder source; on a node where Polder \
-                    is installed, it is /usr/share/doc/polder/host or /usr/local/share/doc/polder/host"
-                .to_owned();
+            return format!(
+                "Copy deploy/host/firewalld/zones/polder.xml to /etc/firewalld/zones, and \
+                 deploy/host/firewalld/policies/polder-pods.xml to /etc/firewalld/policies, then run `firewall-cmd \
+                 --reload`. {RELOAD_WARNING}. The folder deploy/host is in the Polder source; on a node where Polder \
+                 is installed, it is /usr/share/doc/polder/host or /usr/local/share/doc/polder/host"
+            );
         }
         if has_firewalld && matches!(self.owner(), Owner::Docker | Owner::Iptables) {
             let ip_version = if self.base.family == TableFamily::Ip6 { "ipv6" } else { "ipv4" };
@@ -291,15 +298,11 @@ impl Filter {
         format!("Accept these packets, and make the rules persistent: {}", commands.join(" and "))
     }
 
-    /// Whether it is a filter of firewalld.
-    pub fn is_firewalld(&self) -> bool {
-        self.owner() == Owner::Firewalld
-    }
-
-    /// The problem, if the filter has a reverse path filter for a family whose pods do not answer (`failing_families`).
-    /// Such a filter drops packets that arrive on another interface than the host replies on. Packets between two nodes
-    /// can arrive so: they may use a direct path in one direction and a tunnel in the other.
-    pub fn reverse_path_problem(&self, failing_families: &BTreeSet<Family>) -> Option<String> {
+    /// The problem, if the filter has a reverse path filter for one of these families: a family whose pods do not answer,
+    /// or in which a direct path seems to drop packets. Such a filter drops packets that arrive on another interface
+    /// than the host replies on. Packets between two nodes can arrive so: they may use a direct path in one direction
+    /// and a tunnel in the other.
+    pub fn reverse_path_problem(&self, families: &BTreeSet<Family>) -> Option<String> {
         let drops = |family: &Family| {
             let is_dropped = |is_asymmetric: bool| {
                 let fulfils = |condition: &RuleCondition| match condition {
@@ -310,21 +313,21 @@ impl Filter {
             };
             self.applies_to(*family) && is_dropped(true) && !is_dropped(false)
         };
-        let family = failing_families.iter().find(|family| drops(family))?;
+        let family = families.iter().find(|family| drops(family))?;
         let BaseChain { family: table_family, table, name, .. } = &self.base;
         let remedy = match self.owner() {
-            Owner::Firewalld => {
-                "Set IPv6_rpfilter=no in /etc/firewalld/firewalld.conf, then run `firewall-cmd --reload`"
-                    .to_owned()
-            }
-            _ => {
-                "Delete that rule, or insert a rule before it that accepts packets from the nodes".to_owned()
-            }
+            Owner::Firewalld => format!(
+                "Set IPv6_rpfilter=no in /etc/firewalld/firewalld.conf, then run `firewall-cmd --reload`. \
+                 {RELOAD_WARNING}"
+            ),
+            _ => "Delete that rule, or insert a rule before it that accepts packets from the nodes and from pods"
+                .to_owned(),
         };
         Some(format!(
             "a reverse path filter in chain {name} of table {table_family} {table}, or in a chain that it jumps to, \
-             drops {family} packets whose reply would leave through another interface, and peers' pods do not answer: \
-             packets between two nodes may use different interfaces in each direction. {remedy}"
+             drops {family} packets whose reply would leave through another interface, and peers' pods do not answer, or \
+             do not answer on the direct path: packets between two nodes may use different interfaces in each \
+             direction. {remedy}"
         ))
     }
 }
@@ -393,6 +396,21 @@ pub fn legacy_iptables_problem(family: Family, attach: AttachMode) -> String {
          pods: {}",
         commands.join(" and ")
     )
+}
+
+/// Whether the pattern matches this name.
+fn names_interface(pattern: &NamePattern, interface: &str) -> bool {
+    match pattern {
+        NamePattern::Exactly(name) => name == interface,
+        NamePattern::Prefixed(prefix) => interface.starts_with(prefix),
+    }
+}
+
+/// Whether the network contains all addresses of the pool, or of at least one of its blocks. A rule for less than a
+/// block, such as a single address, is intentional: it is not reported.
+fn covers_block(network: IpNetwork, pool: IpNetwork, block_length: u8) -> bool {
+    let covers_pool = network.prefix() <= pool.prefix() && network.contains(pool.ip());
+    covers_pool || (network.prefix() <= block_length && pool.contains(network.ip()))
 }
 
 /// The name pattern of pod interfaces, with this wildcard character.

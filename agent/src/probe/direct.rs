@@ -9,6 +9,10 @@
 //! While the tunnel is used, echo requests from the node's address in the pod network to the peer's underlay address
 //! show when the direct path carries packets with pod addresses again. They do not show whether it carries packets *to*
 //! pod addresses. So each failed return doubles the time until the next one.
+//!
+//! A strict reverse path filter of the peer drops these requests while the peer itself uses the tunnel, and one of this
+//! node drops the replies. Then both nodes keep the tunnel, and each reports its own filter
+//! ([`Filter::reverse_path_problem`](crate::kernel::foreign_state::Filter::reverse_path_problem)).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -71,7 +75,7 @@ struct PathState {
 /// The result for a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Judged {
-    /// `None` until the first test, if an earlier agent used the tunnel.
+    /// `None` until the first test succeeds or has failed for some time, if the tunnel was in use before.
     direct: Option<Direct>,
     /// Start of the use of the current path, direct or tunnel.
     since: Instant,
@@ -131,6 +135,10 @@ impl Judged {
         // The peer is up, but no test can be answered: ICMP is blocked between the nodes.
         if self.direct.is_none() && facts.used.is_open() && facts.nodes == Some(Verdict::Silent) {
             return carries;
+        }
+        let drops = facts.carries == Some(false) && facts.nodes == Some(Verdict::Answers);
+        if self.direct.is_none() && drops && now - self.since >= TRIAL {
+            return Self { direct: Some(Direct::Drops), other_since: None, ..self };
         }
         let since = self.other_since.unwrap_or(now);
         match facts.carries {
@@ -289,8 +297,8 @@ impl<E: Sync> Tests<E> {
             let judged = begun.next(&facts, now);
             let (node, family) = key;
             match (begun.direct, judged.direct) {
-                (Some(Direct::Carries), Some(Direct::Drops)) => {
-                    warn!(%node, %family, "the network drops pods' packets on the direct path");
+                (Some(Direct::Carries) | None, Some(Direct::Drops)) => {
+                    warn!(%node, %family, "packets with pod addresses are dropped on the direct path");
                 }
                 (Some(Direct::Drops), Some(Direct::Carries)) => {
                     info!(%node, %family, "the direct path is in use again");
@@ -330,9 +338,10 @@ pub fn problem(direct: &DirectPaths, has_tunnels: bool) -> Option<String> {
         ("those packets are lost", "set the backend to auto or vxlan: `polderctl cluster set --backend auto`")
     };
     Some(format!(
-        "the network drops packets with pods' addresses on the direct path to some peers (peers: {peers}), but permits \
-         packets with this node's address: {now}. Allow pods' addresses in the network (AWS: disable the \
-         source/destination check; OpenStack: allowed address pairs or no port security), or {remedy}"
+        "packets with pods' addresses are dropped on the direct path to some peers (peers: {peers}), but those with this \
+         node's address are not: {now}. If `polderctl status` on this node or on these peers reports a reverse path \
+         filter or rp_filter, correct that first. Otherwise the network drops them: allow pods' addresses in it (AWS: \
+         disable the source/destination check; OpenStack: allowed address pairs or no port security), or {remedy}"
     ))
 }
 
@@ -437,12 +446,32 @@ mod tests {
 
     #[test]
     fn a_starting_agent_keeps_the_tunnel_until_a_test_succeeds_or_icmp_is_blocked() {
-        assert_eq!(Scenario::new(None).after(60, TUNNELLED), None);
+        assert_eq!(Scenario::new(None).after(15, TUNNELLED), None);
         assert_eq!(Scenario::new(None).after(60, PathState { carries: None, ..TUNNELLED }), None);
         assert_eq!(Scenario::new(None).after(1, HEALED), CARRIES);
         let blocked = PathState { nodes: Some(Verdict::Silent), ..TUNNELLED };
         assert_eq!(Scenario::new(None).after(1, blocked), CARRIES, "ICMP is blocked");
         let down = PathState { used: Verdict::Silent, ..blocked };
         assert_eq!(Scenario::new(None).after(60, down), None, "the peer is down");
+    }
+
+    #[test]
+    fn a_tunnel_that_was_in_use_before_is_reported_if_the_direct_path_never_carries() {
+        let mut play = Scenario::new(None);
+        assert_eq!(play.after(17, TUNNELLED), DROPS);
+        assert_eq!(play.after(60, TUNNELLED), DROPS);
+        assert_eq!(play.after(1, HEALED), CARRIES);
+    }
+
+    #[test]
+    fn the_problem_names_reverse_path_filters_before_the_network() {
+        let key = ("n2".parse().unwrap(), Family::V6);
+        let text = problem(&DirectPaths::from([(key, Direct::Drops)]), true).unwrap();
+        let position = |words| text.find(words).unwrap_or_else(|| panic!("{text}"));
+        assert!(
+            position("e.g. n2") < position("reverse path filter or rp_filter, correct that first"),
+            "{text}"
+        );
+        assert!(position("rp_filter") < position("Otherwise the network drops them"), "{text}");
     }
 }

@@ -159,17 +159,15 @@ fn an_input_chain_that_drops_is_reported_with_the_command_that_accepts_tunnels()
         let chains =
             [(name, vec![accept(from("lo")), accept(RuleCondition::Other), jump(user)]), (user, Vec::new())];
         filter((TableFamily::Ip, table, name), Policy::Drop, &chains)
-            .tunnel_problem(8472, &["eth1".to_owned()].into())
+            .tunnel_problem(8472, &["eth1".to_owned()].into(), &BTreeSet::new())
             .unwrap()
     };
     assert!(input("filter", "INPUT", "x").contains("`iptables -I INPUT -p udp --dport 8472 -j ACCEPT`"));
     assert!(input("filter", "INPUT", "ufw-user-input").contains("`ufw allow 8472/udp`"));
-    assert!(
-        input("firewalld", "filter_INPUT", "x").contains("--get-zone-of-interface=eth1) --add-port=8472/udp")
-    );
+    assert!(input("firewalld", "filter_INPUT", "x").contains("--zone=ZONE --add-port=8472/udp"));
     assert!(input("mine", "in", "x").contains("`nft insert rule ip mine in udp dport 8472 accept`"));
     let open = filter((TableFamily::Inet, "mine", "in"), Policy::Accept, &[("in", vec![jump("x")])]);
-    assert_eq!(open.tunnel_problem(8472, &["eth1".to_owned()].into()), None);
+    assert_eq!(open.tunnel_problem(8472, &["eth1".to_owned()].into(), &BTreeSet::new()), None);
 }
 
 fn pods() -> PodTraffic {

@@ -48,6 +48,10 @@ const NFT_GOTO: u32 = (-4_i32).cast_unsigned();
 const NFT_RETURN: u32 = (-5_i32).cast_unsigned();
 /// `NFTA_MATCH_NAME` and `NFTA_TARGET_NAME`: extensions of `iptables` (xtables).
 const XTABLES_NAME: u16 = 1;
+const NFTA_MATCH_INFO: u16 = 3;
+// Flags of `include/uapi/linux/netfilter/xt_rpfilter.h`.
+const XT_RPFILTER_LOOSE: u8 = 1;
+const XT_RPFILTER_INVERT: u8 = 1 << 3;
 
 /// The interface that a condition compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,6 +144,15 @@ impl ReadRule {
             ("reject", _) => self.verdict = ForeignVerdict::Drop,
             ("target", _) if xtables_name() == "REJECT" => self.verdict = ForeignVerdict::Drop,
             ("match", _) if xtables_name() == "comment" => {}
+            ("match", _) if xtables_name() == "rpfilter" => {
+                let flags = value(data, NFTA_MATCH_INFO).and_then(|info| info.first().copied()).unwrap_or(0);
+                let is_strict = flags & (XT_RPFILTER_LOOSE | XT_RPFILTER_INVERT) == XT_RPFILTER_INVERT;
+                self.conditions.push(if is_strict {
+                    RuleCondition::OtherReversePath
+                } else {
+                    RuleCondition::Other
+                });
+            }
             // These have no verdict: they count, log, or load a register.
             ("counter" | "log" | "meta" | "payload" | "ct" | "bitwise" | "target", _) => {}
             _ => self.conditions.push(RuleCondition::Other),
@@ -389,6 +402,19 @@ mod tests {
             "it asks for the destination"
         );
         assert_eq!(missing(fib(0b1001, 3)), [RuleCondition::Other], "it asks for the kind of address");
+    }
+
+    #[test]
+    fn only_a_strict_inverted_rpfilter_match_is_decoded_as_a_reverse_path_check() {
+        let dropping = |flags: u8| {
+            let name = attribute(XTABLES_NAME, b"rpfilter\0");
+            rule(&[expression("match", &[name, attribute(NFTA_MATCH_INFO, &[flags])]), verdict(NF_DROP, b"")])
+                .conditions
+        };
+        // firewalld's IPv6_rpfilter with iptables: -m rpfilter --validmark --invert -j DROP
+        assert_eq!(dropping(0b1010), [RuleCondition::OtherReversePath]);
+        assert_eq!(dropping(0b0010), [RuleCondition::Other], "without --invert");
+        assert_eq!(dropping(0b1001), [RuleCondition::Other], "with --loose");
     }
 
     #[test]
