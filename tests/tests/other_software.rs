@@ -178,6 +178,67 @@ fn firewalld_is_reported_although_its_chain_policy_accepts() {
     nft(worker, &firewalld(zones, policies));
     assert_eq!(cut_off(&pods, Families::DUAL), Vec::<String>::new());
     wait_for_no_problem(worker);
+    // A zone of a source precedes the zones of interfaces.
+    let sources = format!("ip saddr 10.244.0.0/16 goto filter_FWD_public\n{zones}");
+    nft(worker, &firewalld(&sources, policies));
+    assert_ne!(cut_off(&pods, Families::V4), Vec::<String>::new());
+    let text = problem(worker, "zone public of firewalld has the source 10.244.0.0/16");
+    assert!(text.contains("`firewall-cmd --zone=public --remove-source=10.244.0.0/16`"), "{text}");
+    nft(worker, &firewalld(zones, policies));
+    wait_for_no_problem(worker);
+}
+
+/// Adds firewalld's reverse path filter for IPv6, `IPv6_rpfilter=yes`, as the nftables backend creates it.
+fn filter_reverse_paths(worker: &Worker) {
+    nft(
+        worker,
+        "table inet firewalld {\nchain filter_PREROUTING {\n\
+         type filter hook prerouting priority filter + 10; policy accept;\n\
+         icmpv6 type { nd-router-advert, nd-neighbor-solicit } accept\n\
+         meta nfproto ipv6 fib saddr . mark . iif oif missing drop\n}\n}\n",
+    );
+}
+
+/// Adds the same filter as the iptables backend creates it.
+fn filter_reverse_paths_with_iptables(worker: &Worker) {
+    worker.node.shell(
+        "ip6tables -t mangle -N PREROUTING_ZONES; \
+         ip6tables -t mangle -A PREROUTING -p ipv6-icmp -m icmp6 --icmpv6-type 134 -j ACCEPT; \
+         ip6tables -t mangle -A PREROUTING -p ipv6-icmp -m icmp6 --icmpv6-type 135 -j ACCEPT; \
+         ip6tables -t mangle -A PREROUTING -m rpfilter --validmark --invert -j DROP; \
+         ip6tables -t mangle -A PREROUTING -j PREROUTING_ZONES",
+    );
+}
+
+#[test]
+fn reverse_path_filters_that_keep_two_nodes_on_the_tunnel_are_reported_by_both() {
+    let (lab, pods) = lab("");
+    let (first, second) = (&lab.workers[0], &lab.workers[1]);
+    let wait_for_paths = |ipv4: &str, ipv6: &str| {
+        for (worker, other) in [(first, "n2"), (second, "n1")] {
+            wait::until_true(&format!("{ipv4} and {ipv6} paths to {other}"), || {
+                worker.path_to(other, "ipv4") == ipv4 && worker.path_to(other, "ipv6") == ipv6
+            });
+        }
+    };
+    first.ctl(&["cluster", "set", "--backend", "vxlan"]);
+    wait_for_paths("vxlan", "vxlan");
+    filter_reverse_paths(first);
+    filter_reverse_paths_with_iptables(second);
+    first.ctl(&["cluster", "set", "--backend", "auto"]);
+    wait_for_paths("direct", "vxlan");
+    for worker in [first, second] {
+        let text = problem(worker, "a reverse path filter in chain");
+        assert!(text.contains("IPv6_rpfilter=no"), "{text}");
+        problem(worker, "a reverse path filter or rp_filter, correct that first");
+    }
+    assert_eq!(cut_off(&pods, Families::DUAL), Vec::<String>::new());
+    wait_for_paths("direct", "vxlan");
+    first.node.shell("nft delete table inet firewalld");
+    second.node.shell("ip6tables -t mangle -F");
+    wait_for_paths("direct", "direct");
+    wait_for_no_problem(first);
+    wait_for_no_problem(second);
 }
 
 #[test]
