@@ -240,7 +240,7 @@ impl PodHost for Node {
                 engine.wake();
             }
             // A flow may have begun after the interface was deleted.
-            stale.add_ports(pods.iter().flat_map(|pod| &pod.ports));
+            stale.add_released_ports(pods.iter().flat_map(|pod| &pod.ports));
         };
         self.pods.filter.queue(forget).await;
         self.pods.stale.add_released(&held.addresses, Some(&held.attachment));

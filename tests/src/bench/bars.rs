@@ -92,6 +92,8 @@ fn wanted_of_calls() -> Vec<Wanted> {
     let to = |text, what, at_once, to, statistic, bar| {
         (text, pods("polder", what, 0, at_once), pods(to, what, 0, at_once), statistic, bar)
     };
+    let with_ports =
+        |text, what| (text, pods("polder-ports", what, 0, 1), pods("polder", what, 0, 1), Median, 1.2);
     vec![
         to("ADD, median: polder / bridge", "add", 1, "bridge", Median, 1.0 / 7.0),
         to("ADD, p99: polder / bridge", "add", 1, "bridge", P99, 1.0 / 8.0),
@@ -101,6 +103,8 @@ fn wanted_of_calls() -> Vec<Wanted> {
         to("DEL, median: polder / floor", "del", 1, "floor", Median, 1.8),
         to("ADD, p99, 50 at once: polder / bridge", "add", 50, "bridge", P99, 1.0 / 8.0),
         to("DEL, p99, 50 at once: polder / bridge", "del", 50, "bridge", P99, 1.0 / 4.0),
+        with_ports("ADD, median: ten host ports / none", "add"),
+        with_ports("DEL, median: ten host ports / none", "del"),
     ]
 }
 

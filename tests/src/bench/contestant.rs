@@ -32,6 +32,8 @@ pub enum Kind {
     Polder,
     /// Polder with `attach = "routed"`
     PolderRouted,
+    /// Polder with pods on a bridge, each with ten host ports
+    PolderPorts,
     /// The floor program with a bridge
     Floor,
     /// The floor program without a bridge
@@ -48,9 +50,10 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Polder,
         Self::PolderRouted,
+        Self::PolderPorts,
         Self::Floor,
         Self::FloorRouted,
         Self::Bridge,
@@ -63,6 +66,7 @@ impl Kind {
         match self {
             Self::Polder => "polder",
             Self::PolderRouted => "polder-routed",
+            Self::PolderPorts => "polder-ports",
             Self::Floor => "floor",
             Self::FloorRouted => "floor-routed",
             Self::Bridge => "bridge",
@@ -76,7 +80,7 @@ impl Kind {
     }
 
     fn is_polder(self) -> bool {
-        matches!(self, Self::Polder | Self::PolderRouted)
+        matches!(self, Self::Polder | Self::PolderRouted | Self::PolderPorts)
     }
 
     /// The network configuration.
@@ -107,7 +111,7 @@ impl Kind {
 
     fn program(self) -> anyhow::Result<PathBuf> {
         let path = match self {
-            Self::Polder | Self::PolderRouted => dist().join("polder"),
+            Self::Polder | Self::PolderRouted | Self::PolderPorts => dist().join("polder"),
             Self::Floor | Self::FloorRouted => std::env::var_os(FLOOR)
                 .with_context(|| format!("{FLOOR} is not set: run sudo scripts/bench"))?
                 .into(),
@@ -199,7 +203,11 @@ impl Contestant {
                 } else {
                     format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=bench;K8S_POD_NAME={container}")
                 };
-                Call { container, namespace, arguments }
+                let runtime_config = match self.kind {
+                    Kind::PolderPorts => json!({ "portMappings": ports_of(self.calls) }),
+                    _ => Value::Null,
+                };
+                Call { container, namespace, arguments, runtime_config }
             })
             .collect()
     }
@@ -242,6 +250,16 @@ pub fn start_lab(topology: Topology) -> Lab {
     }
     lab.start_agents();
     lab
+}
+
+/// Ten host ports of the pod with that number: TCP and UDP ports that no other pod has at the same time.
+fn ports_of(pod: u32) -> Vec<Value> {
+    let port = |number: u32| {
+        let protocol = if number.is_multiple_of(2) { "tcp" } else { "udp" };
+        let host = 10_000 + (pod % 5_000) * 10 + number;
+        json!({ "hostPort": host, "containerPort": 80 + number, "protocol": protocol })
+    };
+    (0..10).map(port).collect()
 }
 
 /// Processor time of a process since its start, also of its threads that have ended, in milliseconds.

@@ -43,6 +43,8 @@ pub struct Call {
     pub namespace: usize,
     /// `CNI_ARGS`.
     pub arguments: String,
+    /// `runtimeConfig`, or null.
+    pub runtime_config: Value,
 }
 
 /// The outcome of some calls.
@@ -100,8 +102,8 @@ impl Runtime {
         calls: &[Call],
         at_once: usize,
     ) -> anyhow::Result<Outcome> {
-        let calls: Vec<_> =
-            calls.iter().map(|call| json!([call.container, call.namespace, call.arguments])).collect();
+        let one = |call: &Call| json!([call.container, call.namespace, call.arguments, call.runtime_config]);
+        let calls: Vec<_> = calls.iter().map(one).collect();
         let answer = self.ask(&json!({
             "verb": verb, "program": program, "conf": conf, "calls": calls, "at_once": at_once,
         }))?;
@@ -219,6 +221,9 @@ fn prepare(
     let container = call[0].as_str().context("a container")?.to_owned();
     let netns = namespace(call[1].as_u64().context("a namespace")?);
     let mut conf = conf.clone();
+    if !call[3].is_null() {
+        conf["runtimeConfig"] = call[3].clone();
+    }
     if let (true, Some(result)) = (verb != "ADD", results.get(&container)) {
         conf["prevResult"] = result.clone();
     }
