@@ -86,6 +86,7 @@ fn an_upgrade_from_the_previous_release_loses_no_packet() {
              ALTER TABLE identity DROP COLUMN removed;
              ALTER TABLE blocks DROP COLUMN leaving;
              ALTER TABLE attachments DROP COLUMN gateways;
+             ALTER TABLE attachments DROP COLUMN ports;
              PRAGMA user_version = 2;",
         );
         // The earlier release had fewer filter rules.

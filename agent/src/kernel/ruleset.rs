@@ -205,7 +205,7 @@ pub struct Members {
     /// The elements of all pods, each with its set.
     pub pods: Vec<(&'static str, Element)>,
     /// The host's addresses.
-    pub host: Vec<IpAddr>,
+    pub host: BTreeSet<IpAddr>,
     /// The underlay addresses of all peers.
     pub peers: Vec<IpAddr>,
     /// The underlay address of a peer, with a network: tunnel packets from the peer may have inner source addresses in
@@ -240,21 +240,18 @@ pub fn elements(members: &Members, lengths: &Lengths) -> Elements {
             let of_family = networks.concat().into_iter().filter(|network| of_family(&network.ip()));
             Element::networks(of_family).into_iter().collect()
         };
-        let addresses = |addresses: &[IpAddr]| {
-            addresses
-                .iter()
-                .filter(|address| of_family(address))
-                .map(|address| Element::address(*address))
-                .collect()
+        let addresses = |addresses: &mut dyn Iterator<Item = &IpAddr>| -> BTreeSet<Element> {
+            let of_family = addresses.filter(|address| of_family(address));
+            of_family.map(|address| Element::address(*address)).collect()
         };
-        elements.insert(sets.host, addresses(&members.host));
+        elements.insert(sets.host, addresses(&mut members.host.iter()));
         for of_pods in [sets.senders, sets.ports, sets.address_ports, sets.hairpins] {
             elements.insert(of_pods, BTreeSet::new());
         }
-        elements.insert(sets.peers, addresses(&members.peers));
-        elements.insert(sets.underlay, addresses(&members.underlay));
+        elements.insert(sets.peers, addresses(&mut members.peers.iter()));
+        elements.insert(sets.underlay, addresses(&mut members.underlay.iter()));
         elements.insert(sets.pools, networks(&[&members.pools]));
-        elements.insert(sets.own, addresses(&members.own));
+        elements.insert(sets.own, addresses(&mut members.own.iter()));
         elements.insert(sets.local, networks(&[&members.local]));
         elements.insert(sets.unmasqueraded, networks(&[&members.pools, &members.unmasqueraded]));
     }
