@@ -139,16 +139,22 @@ impl<'a> Conflist<'a> {
     }
 
     /// Other files in the same folder with Polder's plugin and socket, for example under an earlier name. A runtime
-    /// uses the first file by name.
+    /// uses the first file by name. Links to this agent's file have the same content, and are not other files.
     pub fn others(&self) -> Vec<PathBuf> {
         let folder = self.path.parent().and_then(|folder| fs::read_dir(folder).ok());
         let files = folder.into_iter().flatten().flatten().map(|entry| entry.path());
         let is_list = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "conflist");
-        files.filter(|path| path != self.path && is_list(path) && self.is_ours(path)).collect()
+        files.filter(|path| !self.is_same(path) && is_list(path) && self.is_ours(path)).collect()
+    }
+
+    /// Whether the path is this agent's file, or a link to it.
+    fn is_same(&self, path: &Path) -> bool {
+        path == self.path || is_same_file(path, self.path)
     }
 
     /// The file in the same folder that a runtime uses instead, if any: the first by name. Hidden files count, too
-    /// (containerd 1.6 and 2.1). A file of Multus is ignored: it precedes Polder's on purpose.
+    /// (containerd 1.6 and 2.1). A file of Multus is ignored: it precedes Polder's on purpose. A link to Polder's file
+    /// can be the first file: then no other file is used instead.
     pub fn preceding(&self) -> Option<PathBuf> {
         let files = fs::read_dir(self.path.parent()?).ok()?.flatten().map(|entry| entry.path());
         let is_read = |path: &PathBuf| {
@@ -156,7 +162,8 @@ impl<'a> Conflist<'a> {
             let is_meta = || fs::read_to_string(path).is_ok_and(|text| text.contains("multus"));
             matches!(extension, Some("conf" | "conflist" | "json")) && path.is_file() && !is_meta()
         };
-        files.filter(is_read).filter(|path| path.file_name() < self.path.file_name()).min()
+        let precede = |path: &PathBuf| path.file_name() < self.path.file_name();
+        files.filter(is_read).filter(precede).min().filter(|first| !self.is_same(first))
     }
 
     /// The error of a failed write of the configuration.
@@ -295,10 +302,24 @@ fn add_missing(own: &mut Value, found: &Value, before: &Value) {
     }
 }
 
-/// Deletes the configuration and its temporary file. Returns whether the configuration existed.
+/// Deletes the configuration, its temporary file, and the links to it in its folder: a runtime rejects the whole folder
+/// if the first file by name is a link to nothing (containerd). Returns whether the configuration existed.
 pub fn remove(path: &Path) -> io::Result<bool> {
     file::delete(&file::temporary(path))?;
+    links_to(path).iter().try_for_each(|link| file::delete(link).map(drop))?;
     file::delete(path)
+}
+
+/// The symbolic links in the folder of a file that lead to it.
+fn links_to(path: &Path) -> Vec<PathBuf> {
+    let folder = path.parent().and_then(|folder| fs::read_dir(folder).ok());
+    let links = folder.into_iter().flatten().flatten().map(|entry| entry.path());
+    links.filter(|link| link.is_symlink() && is_same_file(link, path)).collect()
+}
+
+/// Whether both paths lead to the same file.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    fs::canonicalize(one).is_ok_and(|one| fs::canonicalize(other).is_ok_and(|other| one == other))
 }
 
 #[cfg(test)]

@@ -1,3 +1,5 @@
+use std::os::unix::fs::symlink;
+
 use super::*;
 
 const SOCKET: &str = "/run/polder/agent.sock";
@@ -126,6 +128,22 @@ fn the_file_that_precedes_ours_by_name_is_found() {
         fs::write(folder.path().join(name), "{}").unwrap();
         assert_eq!(file.conflist().preceding(), Some(folder.path().join(name)));
     }
+}
+
+#[test]
+fn a_link_to_our_file_is_no_other_file_and_is_deleted_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = with(folder.path().join("99-polder.conflist"), network(Vec::new()));
+    file.conflist().write().unwrap();
+    fs::write(folder.path().join("10-flannel.conflist"), "{}").unwrap();
+    let [link, foreign] = ["00-polder.conflist", "00-foreign.conflist"].map(|name| folder.path().join(name));
+    symlink("99-polder.conflist", &link).unwrap();
+    assert_eq!(file.conflist().preceding(), None, "a runtime uses the link, which is ours");
+    assert_eq!(file.conflist().others(), Vec::<PathBuf>::new());
+    symlink("10-flannel.conflist", &foreign).unwrap();
+    assert_eq!(file.conflist().preceding(), Some(foreign.clone()));
+    assert!(file.conflist().withdraw().unwrap() && !file.path.exists());
+    assert!(!link.is_symlink() && foreign.is_symlink(), "a link to nothing disables a runtime's network");
 }
 
 #[test]
