@@ -15,6 +15,7 @@ pub mod disk;
 pub mod errors;
 pub mod etcd;
 pub mod fabric;
+pub mod flannel;
 pub mod frame;
 pub mod image;
 pub mod kernel_state;

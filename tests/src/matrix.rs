@@ -107,7 +107,7 @@ impl Pair<'_> {
 
     /// Sends ping, UDP and TCP to the receiver, small and in the largest packet that the MTU permits. The echo servers
     /// must run.
-    fn measure(&self, mtu: usize) -> Result<Seen, String> {
+    pub fn measure(&self, mtu: usize) -> Result<Seen, String> {
         let Pair { from, from_address, to_address, .. } = *self;
         let headers = if from_address.is_ipv4() { 20 + 8 } else { 40 + 8 };
         let mut round_trip = String::new();
