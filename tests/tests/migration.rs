@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::slice;
 
 use polder_tests::agent::{CNI_PLUGINS, Worker};
 use polder_tests::fabric::Families;
@@ -64,6 +65,11 @@ fn lab(topology: Topology) -> Lab {
 /// Starts the agents, and waits until they are ready and know each other.
 fn start_agents(lab: &mut Lab) {
     lab.workers.iter_mut().for_each(Worker::start);
+    wait_until_ready(lab);
+}
+
+/// Waits until the nodes are ready and know each other.
+fn wait_until_ready(lab: &Lab) {
     for worker in &lab.workers {
         worker.wait_for_status("readiness", |status| (status["ready"] == true).then_some(()));
         for peer in lab.workers.iter().filter(|peer| peer.name() != worker.name()) {
@@ -72,16 +78,17 @@ fn start_agents(lab: &mut Lab) {
     }
 }
 
-fn problems(worker: &Worker) -> Vec<String> {
-    let status = worker.status();
+/// The problems that `status` reports, if the agent answers.
+fn problems(worker: &Worker) -> Result<Vec<String>, String> {
+    let status = worker.try_status()?;
     let problems = status["problems"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    problems.map(str::to_owned).collect()
+    Ok(problems.map(str::to_owned).collect())
 }
 
 /// Waits until the problems that `status` reports are the expected one, or none.
 fn wait_for_problems(worker: &Worker, expected: Option<&str>) {
     wait::until(&format!("{expected:?} on {}", worker.name()), || {
-        let found = problems(worker);
+        let found = problems(worker)?;
         let is_expected = found.len() == usize::from(expected.is_some())
             && expected.is_none_or(|words| found[0].contains(words));
         if is_expected { Ok(()) } else { Err(format!("{found:?}")) }
@@ -263,7 +270,7 @@ fn a_cluster_moves_from_flannel_to_polder_node_by_node_and_loses_no_packet() {
     });
     assert!(is_polders(&mixed));
     assert!(run(n1, DELETE_LEFT).contains("a pod of flannel is left"));
-    assert_all_reach(&lab, &[&[mixed.clone()], &pods[1..]].concat());
+    assert_all_reach(&lab, &[slice::from_ref(&mixed), &pods[1..]].concat());
     assert_service_works(n1, &mixed, &flannel1[1]);
     assert_service_works(n1, &flannel1[1], &mixed);
 
@@ -275,7 +282,7 @@ fn a_cluster_moves_from_flannel_to_polder_node_by_node_and_loses_no_packet() {
     wait_for_problems(n1, Some(not_moved()));
     let back = run_pod(n1, "n1-back", None);
     assert!(is_flannels(&back));
-    assert_all_reach(&lab, &[&[back.clone()], &pods[1..]].concat());
+    assert_all_reach(&lab, &[slice::from_ref(&back), &pods[1..]].concat());
 
     // One node after the other.
     let polder1 = none_lost(&others, || move_node(n1, &[back, flannel1[1].clone()]));
@@ -334,6 +341,8 @@ fn on_one_link_pods_of_both_networks_reach_each_other_without_nat() {
         lab.workers.iter().for_each(|worker| drop(run(worker, ONE_LINK)));
     });
     assert_eq!(translated(&all), []);
+    // The bridge was there before its first pod, as after a boot.
+    assert_service_works(&lab.workers[0], &run_pod_of_flannel(&lab.workers[0]), &all[0]);
     // Strict filters on the way are loosened when the node boots.
     for worker in &lab.workers {
         worker.node.shell(
@@ -350,9 +359,42 @@ fn on_one_link_pods_of_both_networks_reach_each_other_without_nat() {
     assert_eq!(translated(&all), []);
 }
 
+/// Runs another pod of flannel on a node that is switched to Polder.
+fn run_pod_of_flannel(worker: &Worker) -> Pod {
+    run(worker, SWITCH_BACK);
+    let pod = run_pod(worker, "again", None);
+    run(worker, SWITCH);
+    assert!(is_flannels(&pod));
+    pod
+}
+
+#[test]
+fn a_filter_that_only_flannels_rules_pass_is_reported_before_a_node_is_moved() {
+    let mut lab = lab(Topology::one_segment(2));
+    for worker in &lab.workers {
+        worker.node.shell("iptables -w -P FORWARD DROP");
+        run(worker, PREPARE);
+    }
+    lab.workers.iter_mut().for_each(Worker::start);
+    for worker in &lab.workers {
+        let text = wait::until("the filter to be reported", || {
+            let found = problems(worker)?;
+            found.iter().find(|text| text.contains("FORWARD")).cloned().ok_or(format!("{found:?}"))
+        });
+        text.split('`').skip(1).step_by(2).for_each(|command| drop(worker.node.shell(command)));
+    }
+    wait_until_ready(&lab);
+    lab.workers.iter().for_each(|worker| wait_for_problems(worker, Some(not_moved())));
+    let pod = |worker: &Worker, name| run_pod(worker, &format!("{}-{name}", worker.name()), None);
+    let flannels: Vec<Pod> = lab.workers.iter().map(|worker| pod(worker, "a")).collect();
+    lab.workers.iter().for_each(|worker| drop(run(worker, SWITCH)));
+    let polders = lab.workers.iter().map(|worker| pod(worker, "x"));
+    assert_all_reach(&lab, &flannels.into_iter().chain(polders).collect::<Vec<_>>());
+}
+
 #[test]
 fn a_host_port_moves_with_its_daemonset_in_both_directions() {
-    let (lab, _pods) = side_by_side();
+    let (lab, pods) = side_by_side();
     let (worker, client) = (&lab.workers[0], &lab.workers[1]);
     let seen = |pod: &Pod| {
         let _echo = pod.within(|| Echo::start(pod.v4()));
@@ -360,7 +402,7 @@ fn a_host_port_moves_with_its_daemonset_in_both_directions() {
     };
     let before = run_pod(worker, "n1-ds1", Some(8081));
     assert_eq!(seen(&before), Ok(lab.underlay(1, false)));
-    for pod in &_pods[0..2] {
+    for pod in &pods[0..2] {
         end_pod(worker, pod);
     }
     run(worker, SWITCH);
