@@ -17,15 +17,19 @@ pub const CONFIGURATIONS: &str = "/etc/cni/net.d";
 
 /// Sets flannel up on all nodes of the lab.
 pub fn set_up(lab: &Lab) {
-    for (number, worker) in (1..).zip(&lab.workers) {
-        worker.node.shell(&device(number, lab.underlay(number - 1, false)));
-        for other in (1..=lab.workers.len()).filter(|other| *other != number) {
-            worker.node.shell(&path_to(other, lab.underlay(other - 1, false)));
-        }
-        worker.node.shell(&rules(number));
-        worker.node.write("/run/flannel/subnet.env", &format!("FLANNEL_NETWORK={NETWORK}\n"));
-        write_configuration(worker, number);
+    (1..=lab.workers.len()).for_each(|number| set_up_node(lab, number));
+}
+
+/// Sets flannel up on the node of that number, from 1 on.
+pub fn set_up_node(lab: &Lab, number: usize) {
+    let worker = &lab.workers[number - 1];
+    worker.node.shell(&device(number, lab.underlay(number - 1, false)));
+    for other in (1..=lab.workers.len()).filter(|other| *other != number) {
+        worker.node.shell(&path_to(other, lab.underlay(other - 1, false)));
     }
+    worker.node.shell(&rules(number));
+    worker.node.write("/run/flannel/subnet.env", &format!("FLANNEL_NETWORK={NETWORK}\n"));
+    write_configuration(worker, number);
 }
 
 /// Writes flannel's CNI configuration on the node of that number, from 1 on, as each start of flannel does.

@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
+mod migration {
+    pub(crate) mod page;
+}
+
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
 use std::slice;
 
 use polder_tests::agent::{CNI_PLUGINS, Worker};
@@ -16,35 +18,10 @@ use polder_tests::runtime::{ContainerdRelease, Runtime};
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::Value;
 
-/// The page.
-fn page() -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/migrate.md")).unwrap()
-}
-
-/// The only block of the page whose introduction ends with these words.
-fn block(words: &str) -> String {
-    let page = page();
-    let parts: Vec<&str> = page.split("```").collect();
-    let blocks = parts.chunks(2).filter(|part| part[0].trim_end().ends_with(words));
-    let found: Vec<&str> = blocks.map(|part| part[1]).collect();
-    let [block] = found[..] else { panic!("{} blocks after {words:?}", found.len()) };
-    block.split_once('\n').unwrap().1.to_owned()
-}
-
-/// Runs a block of the page on a node.
-fn run(worker: &Worker, words: &str) -> String {
-    worker.node.shell(&block(words))
-}
-
-const PREPARE: &str = "A service repeats it at each boot. On every node, as root:";
-const ONE_LINK: &str = "switch off this NAT:";
-const UNPREPARE: &str = "undo step 1:";
-const SWITCH: &str = "switch to Polder:";
-const SWITCH_BACK: &str = "switch back to flannel:";
-const DELETE_LEFT: &str = "delete what flannel's pods left:";
-const MUST_BE_EMPTY: &str = "this must print nothing:";
-const DELETE: &str = "delete them:";
-const FORGET: &str = "On one node, as root:";
+use migration::page::{
+    DELETE, DELETE_LEFT, DIRECT, FORGET, MUST_BE_EMPTY, ONE_LINK, PREPARE, SWITCH, SWITCH_BACK, UNPREPARE,
+    block, ctl, page, run,
+};
 
 /// Nodes with flannel, and with the agents configured as on the page. The agents do not run yet.
 fn lab(topology: Topology) -> Lab {
@@ -54,7 +31,7 @@ fn lab(topology: Topology) -> Lab {
         let configuration = worker.configuration().replace("/run/cni/net.d", CONFIGURATIONS);
         let (before, _) = configuration.split_once("[bootstrap]").unwrap();
         worker.configure(&format!(
-            "resync_seconds = 1\n{before}\n{}",
+            "resync_seconds = 1\n{before}\n{}\n[ipam]\ngrace_seconds = 5\n",
             block("the same in the agent's configuration:")
         ));
     }
@@ -239,6 +216,14 @@ fn flannel_goes_on_beside_polder_and_without_it_again() {
     assert_all_reach(&lab, &pods);
 }
 
+/// Deletes what flannel's pods left. Repeated, because the kernel deletes the interfaces of ended pods some time later.
+fn delete_left(worker: &Worker) {
+    wait::until("flannel's last pod to be gone", || match run(worker, DELETE_LEFT) {
+        refusal if refusal.is_empty() => Ok(()),
+        refusal => Err(refusal),
+    });
+}
+
 /// Moves a node: its pods end, except for that of a DaemonSet, which ends after the switch. Returns the pod that replaces
 /// it, and another new pod.
 fn move_node(worker: &Worker, pods: &[Pod]) -> [Pod; 2] {
@@ -246,7 +231,7 @@ fn move_node(worker: &Worker, pods: &[Pod]) -> [Pod; 2] {
     end_pod(worker, drained);
     run(worker, SWITCH);
     end_pod(worker, of_daemonset);
-    run(worker, DELETE_LEFT);
+    delete_left(worker);
     // flannel starts again, and writes its file.
     flannel::write_configuration(worker, worker.name()[1..].parse().unwrap());
     let new = ["x", "y"].map(|name| run_pod(worker, &format!("{}-{name}", worker.name()), None));
@@ -307,10 +292,7 @@ fn a_cluster_moves_from_flannel_to_polder_node_by_node_and_loses_no_packet() {
             run(worker, DELETE);
             assert!(is_polders(&run_pod(worker, "after", None)));
         }
-        let forget = block(FORGET);
-        let words: Vec<&str> = forget.split_whitespace().collect();
-        assert_eq!(words[0], "polderctl");
-        n1.ctl(&words[1..]);
+        ctl(n1, FORGET);
     });
     assert_all_reach(&lab, &all);
     for worker in &lab.workers {
@@ -324,6 +306,8 @@ fn a_cluster_moves_from_flannel_to_polder_node_by_node_and_loses_no_packet() {
         wait_for_problems(worker, None);
     }
     assert_eq!(n1.ctl(&["cluster", "show"])["masquerade_except"], serde_json::json!([]));
+    let (is_clean, found) = n1.ctl_verdict(&["ipam", "check"]);
+    assert!(is_clean, "{found}");
 }
 
 #[test]
@@ -338,6 +322,7 @@ fn on_one_link_pods_of_both_networks_reach_each_other_without_nat() {
     let all: Vec<Pod> = flannels.iter().cloned().chain(polders).collect();
     assert_all_reach(&lab, &all);
     none_lost(&[(&all[0], &all[1]), (&all[2], &all[1]), (&all[0], &all[3])], || {
+        ctl(&lab.workers[0], DIRECT);
         lab.workers.iter().for_each(|worker| drop(run(worker, ONE_LINK)));
     });
     assert_eq!(translated(&all), []);
@@ -357,6 +342,36 @@ fn on_one_link_pods_of_both_networks_reach_each_other_without_nat() {
     assert!(lost.is_err(), "strict filters do no harm: they need not be loosened");
     lab.workers.iter().for_each(|worker| drop(worker.node.shell("/etc/polder/beside-flannel")));
     assert_eq!(translated(&all), []);
+}
+
+#[test]
+fn nodes_keep_their_networks_over_a_reboot_in_the_middle_of_the_migration() {
+    let (mut lab, pods) = side_by_side();
+    pods[0..2].iter().for_each(|pod| end_pod(&lab.workers[0], pod));
+    run(&lab.workers[0], SWITCH);
+    // The first node is moved, the third one is not.
+    let runs = [(0, "n1"), (2, "n3")].map(|(number, name)| {
+        lab.reboot(number);
+        // As the service does it, before flannel and before the agent.
+        lab.workers[number].node.shell("/etc/polder/beside-flannel");
+        flannel::set_up_node(&lab, number + 1);
+        lab.workers[number].start();
+        (number, name)
+    });
+    wait_until_ready(&lab);
+    // For some time after a boot, the tunnel is used instead of the direct path.
+    let [n1, n2, _] = &lab.workers[..] else { panic!("three nodes") };
+    wait::within(wait::TIMEOUT * 3, "direct paths", || {
+        let paths = [n1.path_to("n2", "ipv4"), n2.path_to("n1", "ipv4")];
+        if paths == ["direct", "direct"] { Ok(()) } else { Err(paths.join(", ")) }
+    });
+    let new = runs.map(|(number, name)| {
+        ["x", "y"].map(|pod| run_pod(&lab.workers[number], &format!("{name}-{pod}"), None))
+    });
+    assert!(new[0].iter().all(is_polders) && new[1].iter().all(is_flannels));
+    wait_for_problems(&lab.workers[0], None);
+    assert_service_works(&lab.workers[2], &new[1][0], &new[1][1]);
+    assert_all_reach(&lab, &[&new[0], &pods[2..4], &new[1]].concat());
 }
 
 /// Runs another pod of flannel on a node that is switched to Polder.
@@ -412,7 +427,7 @@ fn a_host_port_moves_with_its_daemonset_in_both_directions() {
         seen(&moved).is_err(),
         "portmap's rule for the ended pod takes the port: the next block is of no use"
     );
-    run(worker, DELETE_LEFT);
+    delete_left(worker);
     assert_eq!(seen(&moved), Ok(lab.underlay(1, false)));
     assert_eq!(worker.node.shell("ls /var/lib/cni/networks/cbr0 | grep -c ^10.244 || true").trim(), "0");
     run(worker, SWITCH_BACK);
@@ -420,9 +435,8 @@ fn a_host_port_moves_with_its_daemonset_in_both_directions() {
     let back = run_pod(worker, "n1-ds3", Some(8081));
     assert!(is_flannels(&back));
     assert_eq!(seen(&back), Ok(lab.underlay(1, false)));
-    wait::within(wait::TIMEOUT * 4, "the address of the former pod to be released", || {
-        let status = worker.try_status()?;
-        if status["pods"] == 0 { Ok(()) } else { Err(status["pods"].to_string()) }
+    worker.wait_for_status("the address of the former pod to be released", |status| {
+        (status["pods"] == 0).then_some(())
     });
 }
 
@@ -454,7 +468,7 @@ fn containerd_follows_the_link_in_both_directions() {
     runtime.remove_pod(&of_flannel);
     assert!(run(worker, DELETE_LEFT).contains("a pod of flannel is left"));
     runtime.remove_pod(&moved_later);
-    assert_eq!(run(worker, DELETE_LEFT), "");
+    delete_left(worker);
     run(worker, SWITCH_BACK);
     let again = next_pod("10.244.");
     runtime.remove_pod(&of_polder);
