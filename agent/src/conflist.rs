@@ -222,9 +222,9 @@ impl<'a> Conflist<'a> {
                 place = known + 1;
             }
         }
-        if let [ours, others @ ..] = chain.as_mut_slice()
-            && let Some(capabilities) = ours["capabilities"].as_object_mut()
-        {
+        let (ours, others): (Vec<_>, Vec<_>) =
+            chain.iter_mut().partition(|plugin| type_of(plugin) == OWN_TYPE);
+        for capabilities in ours.into_iter().filter_map(|plugin| plugin["capabilities"].as_object_mut()) {
             capabilities.retain(|name, _| !others.iter().any(|plugin| serves(plugin, name)));
         }
         add_missing(&mut list, &found, &before);

@@ -162,7 +162,7 @@ fn a_cni_configuration_that_is_deleted_or_damaged_is_written_again() {
         });
     }
     // Entries that another program added stay.
-    let more = whole.replace("\"plugins\": [", "\"plugins\": [{ \"type\": \"portmap\" },");
+    let more = whole.replace("\"plugins\": [", "\"plugins\": [{ \"type\": \"tuning\" },");
     worker.node.write(CNI_CONF, &more);
     let passes = worker.status()["last_pass"]["count"].as_u64();
     worker.node.shell("ip link set polder0 down");
@@ -176,7 +176,7 @@ fn a_cni_configuration_that_is_deleted_or_damaged_is_written_again() {
     let worker = &lab.workers[0];
     let list: Value = serde_json::from_str(&worker.node.read(CNI_CONF).unwrap()).unwrap();
     let types: Vec<_> = list["plugins"].as_array().unwrap().iter().map(|plugin| &plugin["type"]).collect();
-    assert_eq!(types, ["portmap", "polder"], "{list}");
+    assert_eq!(types, ["tuning", "polder"], "{list}");
     assert_eq!(list["cniVersion"], "1.0.0", "{list}");
     // Another file that a runtime uses instead of ours is reported.
     worker.node.write("/run/cni/net.d/05-other.conflist", "{}");

@@ -115,6 +115,19 @@ fn a_capability_that_another_plugin_serves_is_not_declared() {
 }
 
 #[test]
+fn a_capability_of_a_plugin_that_precedes_ours_is_not_declared() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = at(folder.path());
+    assert!(file.conflist().write().unwrap());
+    list_with(&file, |plugins| plugins.insert(0, json!({ "type": "portmap" })));
+    assert!(file.conflist().keep().unwrap() && !file.conflist().keep().unwrap());
+    let list = read(&file.path).unwrap();
+    assert_eq!(list["plugins"][0], json!({ "type": "portmap" }));
+    let capabilities = &own_plugin(&list)["capabilities"];
+    assert_eq!((&capabilities["portMappings"], &capabilities["bandwidth"]), (&Value::Null, &json!(true)));
+}
+
+#[test]
 fn the_file_that_precedes_ours_by_name_is_found() {
     let folder = tempfile::tempdir().unwrap();
     let file = at(folder.path());
