@@ -111,6 +111,13 @@ impl Etcd {
         }
     }
 
+    /// Restarts all members with TLS and these certificates, in files that exist.
+    pub fn restart_with_tls(&mut self, tls: Tls) {
+        self.kill();
+        self.tls = Some(tls);
+        self.start_again();
+    }
+
     /// The URLs of the members.
     pub fn endpoints(&self) -> Vec<String> {
         let scheme = self.scheme();
