@@ -70,8 +70,8 @@ impl Cluster {
 
 /// Uses the certificates that the commands of the text have installed.
 fn use_tls(worker: &Worker) {
-    let files = [("ca", "ca.crt"), ("cert", "polder.crt"), ("key", "polder.key")];
-    let lines: String = files.iter().map(|(key, file)| format!("{key} = \"/etc/polder/{file}\"\n")).collect();
+    let line = |(key, file)| format!("{key} = \"/etc/polder/{file}\"\n");
+    let lines = [("ca", "ca.crt"), ("cert", "polder.crt"), ("key", "polder.key")].map(line).concat();
     let config = worker.configuration().replace("http://", "https://");
     worker.configure(&config.replace("[etcd]\n", &format!("[etcd]\n{lines}")));
 }

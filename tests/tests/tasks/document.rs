@@ -8,7 +8,7 @@ use polder_tests::agent::dist;
 use polder_tests::{Node, wait};
 
 /// The machines that the text names before a command, as in "On any node:".
-const PLACES: [&str; 8] = [
+const PLACES: [&str; 7] = [
     "your machine",
     "any node",
     "any other node",
@@ -16,7 +16,6 @@ const PLACES: [&str; 8] = [
     "its node",
     "the new machine",
     "the etcd machine",
-    "each machine",
 ];
 
 /// A fenced block of a task.

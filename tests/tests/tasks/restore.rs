@@ -31,6 +31,11 @@ fn wait_until_routed(lab: &Lab, pod: &Pod) {
     }
 }
 
+/// The machine of etcd, as the text names it.
+fn etcd(lab: &Lab) -> (&'static str, &Node) {
+    ("the etcd machine", lab.etcd.machine(0))
+}
+
 #[test]
 fn etcd_is_restored_from_an_old_backup() {
     // A block for each node.
@@ -46,9 +51,6 @@ fn etcd_is_restored_from_an_old_backup() {
     };
     let (kept, mut gone) = (pods(&lab, "kept"), pods(&lab, "gone"));
     published(&lab, 8);
-    fn etcd(lab: &Lab) -> (&str, &Node) {
-        ("the etcd machine", lab.etcd.machine(0))
-    }
     task.run(etcd(&lab), "snapshot save");
 
     // Pods end and start, node n3 is removed, and node n5 gets its block.
