@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use polder_ipam::ledger::{AttachmentEntry, AttachmentKind};
 use polder_ipam::needed::RequiredRange;
 use polder_ipam::record::LeaseRecord;
 use polder_ipam::registration::{Allocations, Registration};
@@ -28,7 +27,7 @@ use crate::kernel::reaper::Reaper;
 use crate::kernel::sysctl::Sysctls;
 use crate::leases::{self, Leases};
 use crate::liveness::Threads;
-use crate::local_pods::{LocalPod, LocalPods};
+use crate::local_pods::LocalPods;
 use crate::machine::Machine;
 use crate::node::{Channels, Node, Pods};
 use crate::node_state::{Membership, NodeState, Passes, Records};
@@ -214,22 +213,6 @@ struct Lines {
     underlay_changed: WakeSender,
 }
 
-/// The pods of the ledger.
-fn local_pods(ipam: &NodeIpam) -> Arc<LocalPods> {
-    let pods = Arc::<LocalPods>::default();
-    let is_pod = |held: &&AttachmentEntry| held.kind == AttachmentKind::Pod && !held.leaving;
-    ipam.attachments().filter(is_pod).for_each(|held| pods.add(LocalPod::of(held)));
-    pods
-}
-
-/// Starts with the released addresses of the ledger: an earlier agent may have ended before it deleted their
-/// connections.
-fn stale(cooling_down: &[IpAddr]) -> Arc<StaleConnections> {
-    let stale = Arc::<StaleConnections>::default();
-    stale.add_released(cooling_down, None);
-    stale
-}
-
 fn connections_task(node: &Node, socket: FilterSocket) -> std::io::Result<connections::Task> {
     Ok(connections::Task {
         stale: Arc::clone(&node.pods.stale),
@@ -284,8 +267,8 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
             kernel: Owner::spawn("pods", sockets.pods)?,
             filter: Owner::spawn("filter", sockets.filter)?,
             forgotten: Arc::default(),
-            stale: stale(&cooling_down),
-            local: local_pods(&ipam),
+            stale: Arc::new(StaleConnections::of_ledger(&cooling_down)),
+            local: Arc::new(LocalPods::of_ledger(ipam.attachments())),
             reaper,
         },
         ipam: Owner::spawn("ledger", ipam)?,

@@ -51,7 +51,22 @@ struct Queue {
     in_progress: BTreeSet<IpAddr>,
 }
 
+/// Whether the packet filter translates packets to a host port now, or no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PortChange {
+    Added,
+    Released,
+}
+
 impl StaleConnections {
+    /// Starts with the released addresses of the ledger: an earlier agent may have ended before it deleted their
+    /// connections.
+    pub fn of_ledger(cooling_down: &[IpAddr]) -> Self {
+        let stale = Self::default();
+        stale.add_released(cooling_down, None);
+        stale
+    }
+
     /// Adds addresses that no pod uses any more.
     pub fn add_released(&self, released: &[IpAddr], last: Option<&Attachment>) {
         if !released.is_empty() {
@@ -64,27 +79,27 @@ impl StaleConnections {
     /// Adds the UDP ports of these host ports, because the packet filter now translates packets to them. A flow that
     /// was tracked before would never reach the pod, as long as it sends.
     pub fn add_ports<'a>(&self, ports: impl IntoIterator<Item = &'a PortMapping>) {
-        if self.add_udp_ports(ports) {
-            self.lock().has_new_port = true;
-            self.port_added.notify_one();
-        }
+        self.add_udp_ports(ports, PortChange::Added);
     }
 
     /// Adds the UDP ports of these host ports, because the packet filter no longer translates packets to them.
     pub fn add_released_ports<'a>(&self, ports: impl IntoIterator<Item = &'a PortMapping>) {
-        self.add_udp_ports(ports);
+        self.add_udp_ports(ports, PortChange::Released);
     }
 
-    /// Returns whether any of the ports is of UDP.
-    fn add_udp_ports<'a>(&self, ports: impl IntoIterator<Item = &'a PortMapping>) -> bool {
+    fn add_udp_ports<'a>(&self, ports: impl IntoIterator<Item = &'a PortMapping>, change: PortChange) {
         let is_udp = |port: &&PortMapping| port.protocol == TransportProtocol::Udp;
         let udp: Vec<u16> = ports.into_iter().filter(is_udp).map(|port| port.host_port.get()).collect();
         if udp.is_empty() {
-            return false;
+            return;
         }
-        self.lock().ports.extend(udp);
+        let mut queue = self.lock();
+        queue.ports.extend(udp);
         self.added.notify_one();
-        true
+        if change == PortChange::Added {
+            queue.has_new_port = true;
+            self.port_added.notify_one();
+        }
     }
 
     /// Removes addresses that are given out again, before the attachment uses them. The connections of an address that

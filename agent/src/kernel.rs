@@ -111,11 +111,12 @@ fn delete_all(filter: &mut FilterSocket, elements: &[(&'static str, Element)]) -
 /// replaced by other data, because the kernel deletes an element of a map whatever its data are.
 pub fn update_pods(filter: &mut FilterSocket, changes: Vec<KernelChange>, pods: &LocalPods) -> Vec<Failure> {
     let mut failures = Vec::new();
+    let current: Vec<(&str, Element)> = pods.all().iter().flat_map(pod_elements).collect();
     for change in changes {
         let KernelChange::UpdateSet { set, add, remove } = &change else { continue };
-        let current = pods.elements(set);
+        let current = current.iter().filter(|(name, _)| name == set);
         let of_pod: BTreeMap<&[u8], &Element> =
-            current.iter().map(|element| (element.key(), element)).collect();
+            current.map(|(_, element)| (element.key(), element)).collect();
         let add = add.iter().filter(|new| of_pod.get(new.key()).is_none_or(|own| own == new));
         let remove = remove.iter().filter(|old| !of_pod.contains_key(old.key()));
         if let Err(error) = filter.commit(ruleset::pod_sets().change(set, add, remove)) {

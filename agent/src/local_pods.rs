@@ -8,10 +8,7 @@ use std::time::Duration;
 
 use polder_api::{IfName, Mac, PortMapping, TransportProtocol};
 use polder_ipam::ledger::AttachmentEntry;
-use polder_netlink::nft::Element;
 use tokio::time::Instant;
-
-use crate::kernel::ruleset::pod_elements;
 
 /// How long a pod counts as changing after its ADD or DEL has begun and was last in progress: longer than a pass takes.
 const CHANGING: Duration = Duration::from_secs(5);
@@ -53,6 +50,13 @@ struct Pods {
 }
 
 impl LocalPods {
+    /// The pods of the ledger, whose ADDs an earlier agent has served.
+    pub fn of_ledger<'a>(attachments: impl Iterator<Item = &'a AttachmentEntry>) -> Self {
+        let pods = Self::default();
+        attachments.filter(|held| held.has_interface()).for_each(|held| pods.add(LocalPod::of(held)));
+        pods
+    }
+
     /// Adds a pod whose ADD has begun, or that an earlier agent has added.
     pub fn add(&self, pod: LocalPod) {
         let mut pods = self.lock();
@@ -101,16 +105,9 @@ impl LocalPods {
         self.lock().all.values().filter(has_port).flat_map(|pod| pod.addresses.iter().copied()).collect()
     }
 
-    /// The elements of all pods in that set of the packet filter.
-    pub fn elements(&self, set: &str) -> Vec<Element> {
-        let pods = self.lock();
-        let all = pods.all.values().flat_map(pod_elements).filter(|(name, _)| *name == set);
-        all.map(|(_, element)| element).collect()
-    }
-
-    /// The host ports of all pods.
-    pub fn ports(&self) -> Vec<PortMapping> {
-        self.lock().all.values().flat_map(|pod| pod.ports.iter().copied()).collect()
+    /// All pods.
+    pub fn all(&self) -> Vec<LocalPod> {
+        self.lock().all.values().cloned().collect()
     }
 
     /// The pods whose ADD or DEL is in progress or has just ended: their kernel entries may be incomplete.

@@ -113,7 +113,7 @@ pub async fn check(node: &Node, attachment: Attachment) -> Result<Wiring, Refusa
     };
     let key = attachment.clone();
     match node.ipam.run(move |ipam| ipam.get(&key).cloned()).await {
-        Some(held) if !held.leaving && held.kind == AttachmentKind::Pod => {
+        Some(held) if held.has_interface() => {
             Ok(wiring(&node.node_state.membership, node.features, &cluster.record, &held))
         }
         _ => Err(NotServed::NotAttached(attachment).into()),

@@ -129,6 +129,13 @@ pub struct AttachmentEntry {
     pub ports: Vec<PortMapping>,
 }
 
+impl AttachmentEntry {
+    /// Whether Polder has created its interface, or is creating it.
+    pub fn has_interface(&self) -> bool {
+        self.kind == AttachmentKind::Pod && !self.leaving
+    }
+}
+
 /// Operations of a ledger. A failed one changes nothing.
 pub trait Ledger {
     /// The node's identity; `None` before the first registration.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use polder_api::Attachment;
 use polder_ipam::cause::SharedError;
-use polder_ipam::ledger::{AttachmentEntry, AttachmentKind};
+use polder_ipam::ledger::AttachmentEntry;
 use polder_ipam::record::ClusterRecord;
 use polder_netlink::inside::PodInterface;
 use polder_netlink::{Error, RouteSocket, namespace};
@@ -178,7 +178,7 @@ pub fn not_looked_at() -> Option<String> {
 
 /// Whether the attachment is a pod of Polder with a known namespace.
 pub fn can_be_looked_into(held: &AttachmentEntry) -> bool {
-    held.kind == AttachmentKind::Pod && !held.leaving && !held.netns.is_empty()
+    held.has_interface() && !held.netns.is_empty()
 }
 
 /// The problem text of a changed pod.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use polder_api::{Family, IfName, Mac, NodeName};
-use polder_ipam::ledger::{AttachmentEntry, AttachmentKind};
+use polder_ipam::ledger::AttachmentEntry;
 use polder_ipam::record::{AttachMode, ClusterRecord};
 use polder_ipam::{Block, Cidr};
 use polder_netlink::IfIndex;
@@ -177,7 +177,7 @@ impl Inputs<'_> {
 
     /// The pods with an interface, or whose interface is being created.
     fn existing_pods(&self) -> impl Iterator<Item = &AttachmentEntry> {
-        self.pods.iter().filter(|pod| !pod.leaving && pod.kind == AttachmentKind::Pod)
+        self.pods.iter().filter(|pod| pod.has_interface())
     }
 
     /// Whether a pod has a host port.

@@ -212,7 +212,7 @@ fn filter(desired: &Desired, found: &TableState, prune: Prune, changes: &mut Vec
         }
         let add: Vec<_> = want.difference(have).cloned().collect();
         // Only the ledger has host ports, so a host port without an attachment belongs to no pod. It would lead to the
-        // next pod with the address, and would be in the way of another pod with that port.
+        // next pod with the address, and the kernel would refuse that port for another pod.
         let remove: Vec<_> = match prune {
             Prune::No if !host_ports::is_set(set.name) => Vec::new(),
             _ => have.difference(want).cloned().collect(),
