@@ -266,8 +266,7 @@ impl<D: Datapath> Engine<D> {
             self.entries.pass.send_replace(Some(Arc::new(pass)));
             if std::mem::take(&mut self.passes.has_added_ports) {
                 // Flows that began without them lead elsewhere. The addresses of the host are in the published pass.
-                let pods = self.tools.pods.all();
-                self.tools.stale.add_ports(pods.iter().flat_map(|pod| &pod.ports));
+                self.tools.stale.add_ports(self.tools.pods.all().iter().flat_map(|pod| &pod.ports));
             }
             let resync = self.tools.config.resync;
             self.passes.retry =
