@@ -69,7 +69,7 @@ impl Kernel {
     }
 }
 
-/// Adds a pod's addresses and host ports to the packet filter, before the pod has an interface. Host ports of an
+/// Adds a pod's addresses and host ports to the packet filter, while the plugin creates its interface. Host ports of an
 /// earlier pod whose elements remain are replaced.
 pub fn admit_pod(filter: &mut FilterSocket, pod: &LocalPod) -> Result<(), Error> {
     match filter.commit(change(pod_elements(pod), [])) {

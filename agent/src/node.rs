@@ -42,7 +42,7 @@ use crate::node_state::NodeState;
 use crate::owner::Owner;
 use crate::presence::Presence;
 use crate::requests::{ClaimRequest, ReserveRequest};
-use crate::service::NotServed;
+use crate::service::{NotServed, PodPermission};
 use crate::wake::WakeSender;
 
 /// The node. Only the owners of its state change it: the threads of ledger and kernel, and the tasks that receive
@@ -174,6 +174,7 @@ impl Requests for Node {
 
 impl PodHost for Node {
     type Lock = AttachmentLock;
+    type Permission = PodPermission;
 
     fn try_lock(&self, attachment: &Attachment) -> Option<AttachmentLock> {
         self.in_flight.hold(attachment)
@@ -197,7 +198,7 @@ impl PodHost for Node {
         Ok(held.into_iter().filter(gone).map(|held| held.attachment).collect())
     }
 
-    async fn admit(&self, held: &AttachmentEntry) -> Result<(), HostError> {
+    async fn admit(&self, held: &AttachmentEntry) -> Result<Self::Permission, HostError> {
         if self.node_state.view().cluster.is_none() {
             // The wiring needs the settings. After this error, the addresses are released.
             return Err(HostError::new(NotServed::NoSettings));
@@ -205,7 +206,7 @@ impl PodHost for Node {
         let pod = LocalPod::of(held);
         self.pods.local.add(pod.clone());
         let admit = move |filter: &mut FilterSocket| kernel::admit_pod(filter, &pod);
-        self.pods.filter.run(admit).await.map_err(HostError::new)
+        Ok(PodPermission { attachment: held.attachment.clone(), change: self.pods.filter.start(admit).await })
     }
 
     async fn delete_interface(

@@ -30,6 +30,17 @@ impl<T> Clone for Owner<T> {
     }
 }
 
+/// A queued job whose result is not awaited yet.
+#[derive(Debug)]
+pub struct StartedJob<R>(oneshot::Receiver<R>);
+
+impl<R> StartedJob<R> {
+    /// Waits for the result.
+    pub async fn result(self) -> R {
+        self.0.await.expect("the owner thread panicked, and its state is lost")
+    }
+}
+
 impl<T: Send + 'static> Owner<T> {
     /// Moves the state to a new thread of that name.
     pub fn spawn(name: &str, mut state: T) -> std::io::Result<Self> {
@@ -48,12 +59,20 @@ impl<T: Send + 'static> Owner<T> {
     /// Runs the job on the thread of the state, after all jobs queued before. A job in the queue runs even if the
     /// caller stops waiting.
     pub async fn run<R: Send + 'static>(&self, job: impl FnOnce(&mut T) -> R + Send + 'static) -> R {
+        self.start(job).await.result().await
+    }
+
+    /// Queues the job after all jobs queued before. Its result can be awaited later.
+    pub async fn start<R: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut T) -> R + Send + 'static,
+    ) -> StartedJob<R> {
         let (reply, answer) = oneshot::channel();
         let job = move |state: &mut T| {
             let _ = reply.send(job(state));
         };
         self.queue(job).await;
-        answer.await.expect("the owner thread panicked, and its state is lost")
+        StartedJob(answer)
     }
 
     /// Queues the job after all jobs queued before, and does not wait for it. Waits while the queue is full.

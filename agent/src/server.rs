@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::sleep_until;
 use tracing::{info, warn};
 
-use self::connection::RequestHandler;
+use self::connection::{Answer, RequestHandler};
 use crate::caller::Caller;
 use crate::in_flight::AttachmentLock;
 use crate::liveness::Threads;
@@ -212,7 +212,7 @@ impl RequestHandler for Task {
         credentials: Option<EtcdCredentials>,
         caller: &Caller<'_>,
         wiring: &mut Option<AttachmentLock>,
-    ) -> Result<Option<Reply>, Refusal> {
+    ) -> Result<Answer, Refusal> {
         if let Some(wish) = wish(&request) {
             let by = credentials.as_ref().map(|shown| format!(", with {shown}")).unwrap_or_default();
             info!("{wish}: requested by {}{by}", caller.name());
@@ -227,15 +227,16 @@ impl RequestHandler for Task {
             credentials.as_ref().is_some_and(|shown| shown.user.is_some()) && !reporter.store.is_encrypted();
         let reply = match request {
             Request::Add(request) => {
-                let (reply, wired) = service::add(node, request, caller).await?;
-                *wiring = Some(wired);
-                Reply::Wiring(reply)
+                let added = service::add(node, request, caller).await?;
+                *wiring = Some(added.lock);
+                let first = Box::new(Reply::Wiring(added.wiring));
+                return Ok(Answer::Replies(first, Box::pin(added.permission.reply())));
             }
             Request::Attached => {
                 if let Some(wired) = wiring.take() {
                     teardown::attached(&**node, wired.attachment()).await;
                 }
-                return Ok(None);
+                return Ok(Answer::Nothing);
             }
             Request::Del(attachment) => {
                 // The plugin that was wiring the attachment requests its DEL: release the lock of that connection.
@@ -286,10 +287,11 @@ impl RequestHandler for Task {
             }
             Request::AdoptNode(name) => Reply::Done(self.adopt(&name).await?),
         };
-        Ok(Some(match reply {
+        Ok(match reply {
             Reply::Done(what) if is_in_clear => Reply::Done(format!("{what}{IN_CLEAR}")),
             reply => reply,
-        }))
+        }
+        .into())
     }
 }
 

@@ -5,14 +5,19 @@ use std::path::Path;
 
 use ipnetwork::IpNetwork;
 use polder_api::Attachment;
-use polder_api::message::{AddRequest, LeasedAddress, Refusal, RefusalKind, Refuse, Wiring};
+use polder_api::message::{
+    AddRequest, LeasedAddress, Permission, Refusal, RefusalKind, Refuse, Reply, Wiring,
+};
 use polder_ipam::Block;
+use polder_ipam::cause::HostError;
 use polder_ipam::ledger::AttachmentKind;
-use polder_ipam::tasks;
+use polder_ipam::tasks::{self, NotPermitted};
+use polder_netlink::Error;
 
 use crate::caller::Caller;
 use crate::in_flight::AttachmentLock;
 use crate::node::Node;
+use crate::owner::StartedJob;
 use crate::wiring::wiring;
 
 /// Why a request of a CNI plugin is not served, although its addresses are allocated or known.
@@ -46,21 +51,52 @@ impl Refuse for NotServed {
     }
 }
 
-/// Allocates the addresses of the attachment. The returned lock marks the attachment as being wired.
-pub async fn add(
-    node: &Node,
-    request: AddRequest,
-    caller: &Caller<'_>,
-) -> Result<(Wiring, AttachmentLock), Refusal> {
+/// The permission of a pod to send and receive with its addresses, while the packet filter is being changed.
+#[derive(Debug)]
+pub struct PodPermission {
+    /// The attachment of the pod.
+    pub attachment: Attachment,
+    /// The change of the packet filter.
+    pub change: StartedJob<Result<(), Error>>,
+}
+
+impl PodPermission {
+    /// Waits for the change. Returns the second reply to the ADD.
+    pub async fn reply(self) -> Reply {
+        let Self { attachment, change } = self;
+        match change.result().await.map_err(HostError::new) {
+            Ok(()) => Reply::Permitted,
+            Err(error) => Reply::Refused(NotPermitted { attachment, error }.into()),
+        }
+    }
+}
+
+/// An attachment whose interface the plugin can create.
+#[derive(Debug)]
+pub struct Added {
+    /// The parameters of the interface.
+    pub wiring: Wiring,
+    /// Marks the attachment as being wired.
+    pub lock: AttachmentLock,
+    /// The second reply follows when it is given.
+    pub permission: PodPermission,
+}
+
+/// Allocates the addresses of the attachment.
+pub async fn add(node: &Node, request: AddRequest, caller: &Caller<'_>) -> Result<Added, Refusal> {
     let before = node.node_state.view();
-    let (held, wired) = tasks::add(node, node.node_state.membership.me(), request, caller).await?;
+    let me = node.node_state.membership.me();
+    let tasks::Added { held, lock, permission } = tasks::add(node, me, request, caller).await?;
     node.pods.stale.reuse(&held.addresses, &held.attachment).await;
     let now = node.node_state.view();
     // If the datastore has just lost the settings, those from before the allocation are used.
     let Some(cluster) = now.cluster.as_ref().or(before.cluster.as_ref()) else {
         return Err(NotServed::NoSettings.into());
     };
-    let wiring = wiring(&node.node_state.membership, node.features, &cluster.record, &held);
+    let wiring = Wiring {
+        permission: Permission::Follows,
+        ..wiring(&node.node_state.membership, node.features, &cluster.record, &held)
+    };
     node.pods.stale.add_ports(&held.ports);
     let is_first_port =
         !held.ports.is_empty() && node.node_state.pass().is_none_or(|pass| !pass.has_host_ports);
@@ -68,7 +104,7 @@ pub async fn add(
         // The packet filter needs addresses that are in none of the node's blocks. Host ports need a kernel setting.
         node.channels.engine.wake();
     }
-    Ok((wiring, wired))
+    Ok(Added { wiring, lock, permission })
 }
 
 /// Allocates addresses for an interface of another plugin. They are released by its DEL, or when its network namespace

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use polder_api::Family;
-use polder_api::message::{Attach, PodAddress, Wiring};
+use polder_api::message::{Attach, Permission, PodAddress, Wiring};
 use polder_ipam::alias;
 use polder_ipam::ledger::AttachmentEntry;
 use polder_ipam::record::{AttachMode, ClusterRecord};
@@ -40,5 +40,6 @@ pub(crate) fn wiring(
         addresses: addresses.collect(),
         gateway_mac: bridge,
         strays: held.addresses.iter().copied().filter(|address| !own(address)).collect(),
+        permission: Permission::Given,
     }
 }

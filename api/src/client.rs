@@ -1,5 +1,6 @@
 //! A blocking client of the agent's socket.
 
+use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,8 @@ use crate::message::{Question, Refusal, Reply, Request};
 #[derive(Debug)]
 pub struct Client {
     stream: UnixStream,
+    /// Bytes of the next reply that have been read already.
+    received: VecDeque<u8>,
     socket: PathBuf,
     trace: Option<String>,
     credentials: Option<EtcdCredentials>,
@@ -82,9 +85,14 @@ impl Client {
             Ok(stream)
         };
         match connect() {
-            Ok(stream) => Ok(Self { stream, socket: socket.to_owned(), trace: None, credentials: None }),
+            Ok(stream) => Ok(Self::of(stream, socket)),
             Err(source) => Err(ClientError::Unreachable { socket: socket.to_owned(), source }),
         }
+    }
+
+    fn of(stream: UnixStream, socket: &Path) -> Self {
+        let received = VecDeque::new();
+        Self { stream, received, socket: socket.to_owned(), trace: None, credentials: None }
     }
 
     /// Sets the trace context of the requests (W3C Trace Context).
@@ -102,26 +110,30 @@ impl Client {
     }
 
     /// Sends a request and waits for the reply.
-    pub fn ask(&mut self, request: &Request) -> Result<Reply, ClientError> {
-        let question = Question {
-            trace: self.trace.clone(),
-            credentials: self.credentials.clone(),
-            request: request.clone(),
-        };
-        let answered = frame::write(&mut self.stream, &question).and_then(|()| frame::read(&mut self.stream));
-        answered.map_err(|source| ClientError::NoAnswer { socket: self.socket.clone(), source })
+    pub fn ask(&mut self, request: Request) -> Result<Reply, ClientError> {
+        self.send(request)?;
+        self.receive()
     }
 
-    /// Sends a request that has no reply.
-    pub fn tell(&mut self, request: Request) -> Result<(), ClientError> {
-        let question = Question { trace: None, credentials: None, request };
-        let sent = frame::write(&mut self.stream, &question);
-        sent.map_err(|source| ClientError::NoAnswer { socket: self.socket.clone(), source })
+    /// Sends a request, and does not wait for its reply.
+    pub fn send(&mut self, request: Request) -> Result<(), ClientError> {
+        let question = Question { trace: self.trace.clone(), credentials: self.credentials.clone(), request };
+        frame::write(&mut self.stream, &question).map_err(|source| self.no_answer(source))
+    }
+
+    /// Waits for the next reply.
+    pub fn receive(&mut self) -> Result<Reply, ClientError> {
+        let mut replies = self.received.by_ref().chain(&mut self.stream);
+        frame::read(&mut replies).map_err(|source| self.no_answer(source))
+    }
+
+    fn no_answer(&self, source: FrameError) -> ClientError {
+        ClientError::NoAnswer { socket: self.socket.clone(), source }
     }
 
     /// Sends a request and waits for its typed answer.
     pub fn get<A: Ask>(&mut self, ask: A) -> Result<A::Answer, AskError> {
-        match self.ask(&ask.request())? {
+        match self.ask(ask.request())? {
             Reply::Refused(refusal) => Err(refusal.into()),
             reply => A::answer(reply).map_err(|_| AskError::OtherAnswer),
         }
@@ -130,7 +142,8 @@ impl Client {
     /// Whether the agent still holds the attachments of this connection. Sends nothing: the agent closes the connection
     /// when it ends the hold.
     pub fn is_open(&mut self) -> bool {
-        let read = self.stream.set_nonblocking(true).and_then(|()| self.stream.read(&mut [0]));
+        let read =
+            self.stream.set_nonblocking(true).and_then(|()| io::copy(&mut self.stream, &mut self.received));
         let is_open = read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
         is_open && self.stream.set_nonblocking(false).is_ok()
     }
@@ -145,28 +158,30 @@ mod tests {
 
     fn connected() -> (Client, UnixStream) {
         let (stream, agent) = UnixStream::pair().unwrap();
-        (Client { stream, socket: PathBuf::new(), trace: None, credentials: None }, agent)
+        (Client::of(stream, Path::new("")), agent)
     }
 
     #[test]
-    fn a_connection_is_open_until_it_ends_or_receives_unrequested_data() {
+    fn a_connection_is_open_until_it_ends_also_before_its_replies_are_read() {
         let (mut client, mut agent) = connected();
         assert!(client.is_open());
         // `is_open` has no side effect: the next request still waits for its reply.
         let refusal = Reply::Refused(Refusal { kind: RefusalKind::Missing, message: "nothing".to_owned() });
-        let answer = refusal.clone();
-        let agent = std::thread::spawn(move || {
-            frame::read::<Question>(&mut agent).unwrap();
-            frame::write(&mut agent, &answer).unwrap();
-            agent
-        });
-        assert_eq!(client.ask(&Request::Status).unwrap(), refusal);
+        client.send(Request::Status).unwrap();
+        frame::read::<Question>(&mut agent).unwrap();
+        let reply = frame::encode(&refusal).unwrap();
+        let (first, last) = reply.split_at(7);
+        agent.write_all(first).unwrap();
         assert!(client.is_open());
-        drop(agent.join().unwrap());
+        agent.write_all(last).unwrap();
+        frame::write(&mut agent, &Reply::Permitted).unwrap();
+        assert!(client.is_open());
+        assert_eq!(client.receive().unwrap(), refusal);
+        assert_eq!(client.receive().unwrap(), Reply::Permitted);
+        assert!(client.is_open());
+        frame::write(&mut agent, &refusal).unwrap();
+        drop(agent);
         assert!(!client.is_open(), "the agent has ended the connection");
-
-        let (mut client, mut agent) = connected();
-        agent.write_all(b"?").unwrap();
-        assert!(!client.is_open());
+        assert_eq!(client.receive().unwrap(), refusal);
     }
 }

@@ -1,6 +1,7 @@
 //! Requests of the plugin and of polderctl, and replies of the agent.
 //!
-//! A connection carries any number of requests. The agent answers each one before it reads the next. A [`Request::Add`]
+//! A connection carries any number of requests. The agent answers each one before it reads the next; a [`Request::Add`]
+//! has two replies ([`Permission::Follows`]). A [`Request::Add`]
 //! holds its attachment until the connection ends: the agent detects that the plugin is still wiring, and releases the
 //! attachment if the plugin dies.
 
@@ -189,6 +190,8 @@ pub struct LeasedAddress {
 pub enum Reply {
     /// To Add and Check: the wiring.
     Wiring(Wiring),
+    /// To Add, after the wiring: the packet filter lets the pod send and receive.
+    Permitted,
     /// To Lease and Leased: the addresses.
     Leased(Vec<LeasedAddress>),
     /// To Del: interface deleted and addresses released. To Collect: the same for all attachments that were not valid.
@@ -244,6 +247,27 @@ pub struct Wiring {
     pub gateway_mac: Mac,
     /// Addresses outside the node's blocks: the host needs a route to each.
     pub strays: Vec<IpAddr>,
+    /// Whether the packet filter lets the pod send and receive.
+    #[serde(default, skip_serializing_if = "Permission::is_given")]
+    pub permission: Permission,
+}
+
+/// Whether the packet filter lets a pod send and receive with its addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Permission {
+    /// It does. Agents of earlier releases answer an ADD when it does.
+    #[default]
+    Given,
+    /// The filter is being changed, while the plugin creates the interface. A second reply follows:
+    /// [`Reply::Permitted`], or [`Reply::Refused`].
+    Follows,
+}
+
+impl Permission {
+    fn is_given(&self) -> bool {
+        *self == Self::Given
+    }
 }
 
 /// One address of a pod, as a host prefix, and the gateway of its family.

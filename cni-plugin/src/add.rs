@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use polder_api::client::Client;
 use polder_api::message::{
-    AddRequest, AddressSource, Attach, Refusal, RefusalKind, Refuse, Reply, Request, Wiring,
+    AddRequest, AddressSource, Attach, Permission, Refusal, RefusalKind, Refuse, Reply, Request, Wiring,
 };
 use polder_api::{AddMark, Attachment, BRIDGE, Family, IfName, Mac};
 use polder_netlink::link::{self, Link, Port, VethPair};
@@ -128,26 +128,33 @@ fn attach(call: &Call, pod: &mut PodNamespace, given: Option<&DelegatedResult>) 
     let interface = &call.environment.interface;
     // The open connection keeps the attachment locked until the interface is ready.
     let mut agent = call.network.agent(AGENT_TIMEOUT)?;
-    let wiring = match agent.ask(&Request::Add(request(call, given)))? {
+    agent.send(Request::Add(request(call, given)))?;
+    // What does not depend on the reply is done while the agent works.
+    let mark = mark(call);
+    let host = Host::open();
+    let wiring = match agent.receive()? {
         Reply::Wiring(wiring) => wiring,
         other => return Err(unexpected(other)),
     };
     let routes = given.map_or(&[][..], |given| &given.routes);
     let held = |agent: &mut Client| if agent.is_open() { Ok(()) } else { Err(lost()) };
-    let wired = mark(call).and_then(|_mark| {
+    let wired = mark.and_then(|_mark| {
         // If the agent ended before the mark was set, the next agent does not know of this ADD.
         held(&mut agent)?;
-        let host = wire(pod, call, &wiring, routes)?;
+        let host = wire(pod, &mut host?, call, &wiring, routes)?;
         held(&mut agent).map(|()| host)
     });
+    // Also after a failure: the next reply is that of the DEL.
+    let permitted = permitted(&mut agent, wiring.permission);
+    let wired = wired.and_then(|host| permitted.map(|()| host));
     if wired.is_err() {
         // The agent deletes the interface, then releases the addresses. If the agent is unreachable, this is an
         // ordinary DEL: by the next agent, or with a tombstone.
-        let _ = agent.ask(&Request::Del(call.attachment())).map(drop).or_else(|_| del::interface(call));
+        let _ = agent.ask(Request::Del(call.attachment())).map(drop).or_else(|_| del::interface(call));
     }
     let host = wired?;
     // If the agent has ended since, the next one finds the interface.
-    let _ = agent.tell(Request::Attached);
+    let _ = agent.send(Request::Attached);
     let netns = call.environment.netns.as_deref().unwrap_or_else(|| std::path::Path::new(""));
     Ok(result(
         &call.network.conf,
@@ -165,6 +172,17 @@ fn mark(call: &Call) -> Result<AddMark, Error> {
     })
 }
 
+/// Waits until the packet filter lets the pod send and receive.
+fn permitted(agent: &mut Client, permission: Permission) -> Result<(), Error> {
+    match permission {
+        Permission::Given => Ok(()),
+        Permission::Follows => match agent.receive()? {
+            Reply::Permitted => Ok(()),
+            other => Err(unexpected(other)),
+        },
+    }
+}
+
 /// The error if the agent closed the connection: the addresses are no longer reserved, and another pod may get them.
 fn lost() -> Error {
     Error::Refused(NotAttached::NotHeld.into())
@@ -180,19 +198,35 @@ fn request(call: &Call, given: Option<&DelegatedResult>) -> AddRequest {
     }
 }
 
+/// The host's side.
+struct Host {
+    socket: RouteSocket,
+    /// The bridge, if it exists.
+    bridge: Option<Link>,
+}
+
+impl Host {
+    fn open() -> Result<Self, Error> {
+        let mut socket = RouteSocket::open().map_err(Error::kernel(KernelAction::OpenHost))?;
+        let bridge = read_link(&mut socket, BRIDGE)?;
+        Ok(Self { socket, bridge })
+    }
+}
+
 /// Creates the veth pair and configures both ends. Returns the host end.
 fn wire(
     pod: &mut PodNamespace,
+    host: &mut Host,
     call: &Call,
     wiring: &Wiring,
     routes: &[DelegatedRoute],
 ) -> Result<Link, Error> {
-    let mut host = RouteSocket::open().map_err(Error::kernel(KernelAction::OpenHost))?;
+    let Host { socket: host, bridge } = host;
     let bridge_before = match wiring.attach {
-        Attach::Bridge { .. } => Some(bridge(&mut host)?),
+        Attach::Bridge { .. } => Some(bridge.as_ref().ok_or_else(|| Refusal::from(NotAttached::NoBridge))?),
         Attach::Routed => None,
     };
-    let bridge = bridge_before.as_ref().map(|bridge| bridge.index);
+    let bridge = bridge_before.map(|bridge| bridge.index);
     let pair = VethPair {
         name: &wiring.host_interface,
         // The gateway of a routed pod is the host end of its pair: it needs the MAC address that the pod sends to.
@@ -214,7 +248,7 @@ fn wire(
     let settings = [link::without_link_local(name), settings.up().into()];
     let created = match host.create_link(link::create_veth(&pair), settings) {
         Ok(Some(link)) => link,
-        Ok(None) => find(&mut host, name)?,
+        Ok(None) => find(host, name)?,
         Err(error) => return Err(not_created(error, &call.environment.interface, wiring)),
     };
     if bridge.is_none() && wiring.addresses.iter().any(|own| own.address.is_ipv6()) {
@@ -233,12 +267,12 @@ fn wire(
         action: KernelAction::LimitToPod { host: name_of_host() },
     });
     let action = KernelAction::ReachPod { host: name_of_host() };
-    limit::execute(&mut host, limit, towards_pod(wiring, bridge, created.index), action)?;
+    limit::execute(host, limit, towards_pod(wiring, bridge, created.index), action)?;
     let setup = PodSetup { wiring, routes, egress: call.options.bandwidth.egress };
     pod.configure(&call.environment.interface, created.peer, &setup)?;
     let ready =
         Ready { name, attach: wiring.attach, bridge_ran: bridge_before.is_some_and(|link| link.running) };
-    ready.wait(&mut host)
+    ready.wait(host)
 }
 
 /// Why the pair was not created.
@@ -271,11 +305,6 @@ fn allow_loopback(name: &str) -> Result<(), Error> {
         return Ok(());
     }
     fs::write(&setting, "1").map_err(Error::file(FileAction::AllowLoopback { path: setting.clone() }))
-}
-
-fn bridge(host: &mut RouteSocket) -> Result<Link, Error> {
-    let found = read_link(host, BRIDGE)?;
-    Ok(found.ok_or_else(|| Refusal::from(NotAttached::NoBridge))?)
 }
 
 /// The FDB entry, neighbour entries and routes to the pod. They are static, so no ARP or neighbour discovery is needed.

@@ -134,7 +134,7 @@ pub fn check(call: &Call) -> Result<(), Error> {
         delegate::call(&call.network, plugin, Verb::Check)?;
     }
     let request = Request::Check(call.attachment());
-    let asked = call.network.agent(AGENT_TIMEOUT).and_then(|mut agent| match agent.ask(&request)? {
+    let asked = call.network.agent(AGENT_TIMEOUT).and_then(|mut agent| match agent.ask(request)? {
         Reply::Wiring(wiring) => Ok(wiring),
         other => Err(unexpected(other)),
     });

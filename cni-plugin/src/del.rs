@@ -43,7 +43,7 @@ pub fn interface(call: &Call) -> Result<(), Error> {
 
 /// Asks the agent to delete the attachment.
 pub(crate) fn ask(call: &Call, attachment: &Attachment) -> Result<Reply, Error> {
-    Ok(call.network.agent(AGENT_TIMEOUT)?.ask(&Request::Del(attachment.clone()))?)
+    Ok(call.network.agent(AGENT_TIMEOUT)?.ask(Request::Del(attachment.clone()))?)
 }
 
 /// Writes a tombstone, from which the agent releases the addresses, and then deletes the interface. Without a tombstone

@@ -51,7 +51,7 @@ fn collect(network: &Network) -> Result<(), Error> {
         valid: valid.collect(),
         began_ms: u64::try_from(network.began.as_millis()).unwrap_or_default(),
     };
-    match network.agent(AGENT_TIMEOUT)?.ask(&Request::Collect(collection))? {
+    match network.agent(AGENT_TIMEOUT)?.ask(Request::Collect(collection))? {
         Reply::Deleted => Ok(()),
         other => Err(unexpected(other)),
     }

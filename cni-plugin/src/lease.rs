@@ -24,7 +24,7 @@ pub fn add(call: &Call) -> Result<String, Error> {
     // Without an answer the outcome of the attempt is unknown: only a DEL undoes it, so do not retry.
     let passes =
         |error: &Error| error.passes() && !matches!(error, Error::Agent(ClientError::NoAnswer { .. }));
-    let addresses = retry(passes, || leased(call.network.agent(AGENT_TIMEOUT)?.ask(&request)?))?;
+    let addresses = retry(passes, || leased(call.network.agent(AGENT_TIMEOUT)?.ask(request.clone())?))?;
     Ok(ipam_result(&call.network.conf, &addresses))
 }
 
@@ -36,7 +36,7 @@ pub fn del(call: &Call) -> Result<(), Error> {
 /// Checks that `prevResult` has the addresses in the ledger. Skips the comparison if the agent is unreachable.
 pub fn check(call: &Call) -> Result<(), Error> {
     let request = Request::Leased(call.attachment());
-    let asked = call.network.agent(AGENT_TIMEOUT).and_then(|mut agent| leased(agent.ask(&request)?));
+    let asked = call.network.agent(AGENT_TIMEOUT).and_then(|mut agent| leased(agent.ask(request)?));
     match asked {
         Ok(addresses) => check_previous(call, addresses.iter().map(|leased| leased.address.ip())),
         // The agent is unreachable, so the ledger cannot be compared.

@@ -245,7 +245,7 @@ fn list<'a>(result: &'a mut Map<String, Value>, key: &str) -> &'a mut Vec<Value>
 
 #[cfg(test)]
 mod tests {
-    use polder_api::message::PodAddress;
+    use polder_api::message::{Permission, PodAddress};
 
     use super::*;
 
@@ -263,6 +263,7 @@ mod tests {
             addresses: vec![address("10.244.0.5", "10.244.0.1"), address("fd00:244::5", "fd00:244::1")],
             gateway_mac: "06:00:00:00:00:01".parse().unwrap(),
             strays: Vec::new(),
+            permission: Permission::Given,
         }
     }
 

@@ -137,7 +137,7 @@ fn ask(program: Program, network: &Network) -> Result<(), AgentProblem> {
         Some(_) => Needed::Nothing,
     };
     let health =
-        network.agent(AGENT_TIMEOUT).map(|mut agent| agent.ask(&Request::Health(HealthRequest { pools })));
+        network.agent(AGENT_TIMEOUT).map(|mut agent| agent.ask(Request::Health(HealthRequest { pools })));
     let health: Health = match health {
         Ok(Ok(Reply::Health(health))) => health,
         Ok(Ok(other)) => return Err(AgentProblem::NoAgent(unexpected(other))),

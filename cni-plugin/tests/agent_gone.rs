@@ -4,12 +4,13 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use polder_api::message::{Attach, PodAddress, Question, Reply, Request, Wiring};
+use polder_api::message::{
+    Attach, Permission, PodAddress, Question, Refusal, RefusalKind, Reply, Request, Wiring,
+};
 use polder_api::{Attachment, frame, tombstones};
 use polder_cni_plugin::call::Program;
 use polder_cni_plugin::command::{Answer, run};
@@ -23,6 +24,8 @@ enum Ends {
     AtOnce,
     /// At the DEL request that undoes the ADD, which it does not answer.
     Later,
+    /// The same, after the packet filter has refused the pod while the plugin created the interface.
+    Refusing,
 }
 
 /// Runs an ADD of `network/c1/eth0`; the agent answers and then ends. Returns the error.
@@ -38,13 +41,13 @@ fn add(folder: &Path, pod: &File, ends: Ends) -> Value {
             let question: Question = frame::read(&mut plugin).unwrap();
             let Request::Add(request) = question.request else { panic!("no ADD") };
             fs::remove_file(&socket).unwrap();
-            let mut answer = frame::encode(&Reply::Wiring(wiring(&request.attachment))).unwrap();
-            if ends == Ends::AtOnce {
-                // Add an unexpected byte to the answer, so that the plugin never sees a valid hold.
-                answer.push(0);
+            frame::write(&mut plugin, &Reply::Wiring(wiring(&request.attachment, ends))).unwrap();
+            if ends == Ends::Refusing {
+                let message = "the packet filter refuses the pod".to_owned();
+                let refusal = Refusal { kind: RefusalKind::Failed, message };
+                frame::write(&mut plugin, &Reply::Refused(refusal)).unwrap();
             }
-            plugin.write_all(&answer).unwrap();
-            if ends == Ends::Later {
+            if ends != Ends::AtOnce {
                 let question: Question = frame::read(&mut plugin).unwrap();
                 assert!(matches!(question.request, Request::Del(_)));
             }
@@ -63,7 +66,7 @@ fn add(folder: &Path, pod: &File, ends: Ends) -> Value {
     })
 }
 
-fn wiring(attachment: &Attachment) -> Wiring {
+fn wiring(attachment: &Attachment, ends: Ends) -> Wiring {
     let address = |address: &str, gateway: &str| PodAddress {
         address: address.parse().unwrap(),
         gateway: gateway.parse().unwrap(),
@@ -77,6 +80,7 @@ fn wiring(attachment: &Attachment) -> Wiring {
         addresses: vec![address("10.244.0.5", "10.244.0.1"), address("fd00:244::5", "fd00:244::1")],
         gateway_mac: "06:00:00:00:00:01".parse().unwrap(),
         strays: Vec::new(),
+        permission: if ends == Ends::Later { Permission::Given } else { Permission::Follows },
     }
 }
 
@@ -112,6 +116,12 @@ fn failed_wiring_is_undone_without_the_agent() {
 fn an_add_fails_if_the_agent_ends_before_the_result() {
     let error = after(":", Ends::AtOnce);
     assert_eq!(error["code"], 11, "{error}");
+}
+
+#[test]
+fn an_add_fails_if_the_packet_filter_refuses_the_pod_while_its_interface_is_created() {
+    let error = after(":", Ends::Refusing);
+    assert_eq!(error["msg"], "polder: the packet filter refuses the pod");
 }
 
 /// A repeated request could allocate other addresses, and nothing would release the first ones.

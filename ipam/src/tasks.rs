@@ -43,7 +43,7 @@ use crate::release::NotReleased;
 use crate::store::StoreError;
 use crate::view::View;
 
-pub use self::attach::{Caller, add, lease};
+pub use self::attach::{Added, Caller, NotPermitted, add, lease};
 pub use self::claims::could_claim;
 pub use self::hand_over::{NotHandedOver, ReservationRequest, RetryReason};
 pub use self::pods::{CLAIM_TIMEOUT, LastAdd, LedgerUnusable, PodHost, Requests};

@@ -156,14 +156,14 @@ async fn serve(host: SimHost, request: AddRequest, connection: Connection) {
     let attachment = request.attachment.clone();
     let closed = host.with(|world| closed(world, host.machine, &attachment));
     let added = tasks::add(&host, &host.own_node(), request, &connection).await;
-    if let Ok((held, _)) = &added {
-        host.with(|world| check_closed(world, held, &closed));
+    if let Ok(added) = &added {
+        host.with(|world| check_closed(world, &added.held, &closed));
     }
     host.note(|| match &added {
-        Ok((held, _)) => format!("agent gives {attachment} {:?}", held.addresses),
+        Ok(added) => format!("agent gives {attachment} {:?}", added.held.addresses),
         Err(refusal) => format!("agent refuses {attachment}: {refusal}"),
     });
-    let (addresses, lock) = added.map(|(held, lock)| (held.addresses, lock)).ok().unzip();
+    let (addresses, lock) = added.map(|added| (added.held.addresses, added.lock)).ok().unzip();
     *connection.answer.borrow_mut() = addresses;
     connection.answered.set(true);
     if lock.is_none() {

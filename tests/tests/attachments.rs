@@ -346,7 +346,7 @@ fn the_address_is_released_if_the_plugin_dies_before_it_creates_the_interface() 
     // To the agent, this is a client that sends a request and disconnects.
     let socket = worker.node.path_on_host(Path::new("/run/polder/agent.sock"));
     let mut plugin = Client::connect(&socket, Duration::from_secs(30)).unwrap();
-    let reply = plugin.ask(&Request::Add(an_add("x"))).unwrap();
+    let reply = plugin.ask(Request::Add(an_add("x"))).unwrap();
     assert!(matches!(reply, Reply::Wiring(_)), "{reply:?}");
     assert_eq!(worker.status()["pods"], 1);
     drop(plugin);

@@ -1,6 +1,7 @@
 //! Connections of the socket: authorisation by user id, sequential requests, and cleanup at the end.
 
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,12 +22,28 @@ const CONNECTIONS: usize = 512;
 /// Idle timeout of a connection. A plugin that takes longer to wire a pod has hung.
 const SILENCE: Duration = Duration::from_secs(60);
 
+/// The replies to a request.
+pub(super) enum Answer {
+    /// None.
+    Nothing,
+    /// One.
+    Reply(Box<Reply>),
+    /// One now, and one when the future ends. The next request is read after that.
+    Replies(Box<Reply>, Pin<Box<dyn Future<Output = Reply> + Send>>),
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Self {
+        Self::Reply(Box::new(reply))
+    }
+}
+
 /// Serves the requests of connections.
 pub(super) trait RequestHandler: Send + Sync + 'static {
     /// Lock on an attachment that the plugin of the connection is wiring.
     type AttachmentLock: Send;
 
-    /// Answers a request; `None` if it has no reply. `wiring` is the lock of the connection, from its ADD until the
+    /// Answers a request. `wiring` is the lock of the connection, from its ADD until the
     /// plugin reports that the interface is ready, its DEL, or the end of the connection.
     fn answer(
         &self,
@@ -34,7 +51,7 @@ pub(super) trait RequestHandler: Send + Sync + 'static {
         credentials: Option<EtcdCredentials>,
         caller: &Caller<'_>,
         wiring: &mut Option<Self::AttachmentLock>,
-    ) -> impl Future<Output = Result<Option<Reply>, Refusal>> + Send;
+    ) -> impl Future<Output = Result<Answer, Refusal>> + Send;
 
     /// Handles the end of a connection with an attachment that is still being wired.
     fn abandoned(&self, wired: Self::AttachmentLock) -> impl Future<Output = ()> + Send;
@@ -97,8 +114,15 @@ async fn serve<A: RequestHandler>(answers: &A, mut stream: UnixStream, user: u32
         let Question { credentials, request, .. } = question;
         let caller = Caller::new(&stream);
         let answer = answers.answer(request, credentials, &caller, &mut wiring).instrument(span).await;
-        let Some(reply) = answer.unwrap_or_else(|refusal| Some(Reply::Refused(refusal))) else { continue };
-        if let Err(error) = write(&mut stream, &reply).await {
+        let sent = match answer.unwrap_or_else(|refusal| Reply::Refused(refusal).into()) {
+            Answer::Nothing => Ok(()),
+            Answer::Reply(reply) => write(&mut stream, &reply).await,
+            Answer::Replies(first, second) => match write(&mut stream, &first).await {
+                Ok(()) => write(&mut stream, &second.await).await,
+                failed => failed,
+            },
+        };
+        if let Err(error) = sent {
             debug!(%error, "the caller closed the connection");
             break;
         }

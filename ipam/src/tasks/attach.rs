@@ -60,16 +60,6 @@ enum NotAdded {
         /// The largest MTU, in bytes.
         largest: u32,
     },
-    /// The kernel refused the entries that permit the pod to send.
-    /// Remedy: check the error of the kernel in the text; the addresses are released, and the runtime repeats the ADD.
-    #[error("cannot permit {attachment} to send from its address: {error}")]
-    NotPermitted {
-        /// The attachment.
-        attachment: Attachment,
-        /// The error of the kernel.
-        #[source]
-        error: HostError,
-    },
     /// The attachment still exists, and its release has begun.
     /// Remedy: none, the runtime repeats the ADD.
     #[error("{0} is being released")]
@@ -101,10 +91,40 @@ impl Refuse for NotAdded {
             Self::NotReady { is_removed: true, .. } => RefusalKind::Removed,
             Self::Busy(_) | Self::NotReady { .. } | Self::NoMtu | Self::Leaving(_) => RefusalKind::TryAgain,
             Self::Mtu { .. } => RefusalKind::Invalid,
-            Self::NotPermitted { .. } | Self::NotChecked { .. } => RefusalKind::Failed,
+            Self::NotChecked { .. } => RefusalKind::Failed,
             Self::OtherPlugin(_) | Self::Attached(_) | Self::Leased(_) => RefusalKind::Exists,
         }
     }
+}
+
+/// The kernel refused the entries that permit the pod to send.
+///
+/// Remedy: check the error of the kernel in the text; the addresses are released, and the runtime repeats the ADD.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot permit {attachment} to send from its address: {error}")]
+pub struct NotPermitted {
+    /// The attachment.
+    pub attachment: Attachment,
+    /// The error of the kernel.
+    #[source]
+    pub error: HostError,
+}
+
+impl Refuse for NotPermitted {
+    fn kind(&self) -> RefusalKind {
+        RefusalKind::Failed
+    }
+}
+
+/// An attachment whose interface can be created.
+#[derive(Debug)]
+pub struct Added<Lock, Permission> {
+    /// Its entry in the ledger.
+    pub held: AttachmentEntry,
+    /// Its lock, which the caller keeps until the interface is created.
+    pub lock: Lock,
+    /// The permission to use its addresses. If it is not given, the plugin requests a DEL.
+    pub permission: Permission,
 }
 
 /// Locks the attachment for an ADD, if the node serves ADDs.
@@ -130,14 +150,13 @@ async fn admit<H: PodHost>(
     Ok(lock)
 }
 
-/// Allocates addresses to the attachment and permits it to use them. The caller keeps the lock until the interface is
-/// created.
+/// Allocates addresses to the attachment, and begins to permit it to use them.
 pub async fn add<H: PodHost>(
     host: &H,
     me: &OwnNode,
     request: AddRequest,
     caller: &impl Caller,
-) -> Result<(AttachmentEntry, H::Lock), Refusal> {
+) -> Result<Added<H::Lock, H::Permission>, Refusal> {
     let attachment = request.attachment.clone();
     let lock = admit(host, &attachment, caller).await?;
     let view = host.view();
@@ -152,13 +171,16 @@ pub async fn add<H: PodHost>(
         Allocated::New(held) => held,
         Allocated::Exists(held) => already_there(host, held).await?,
     };
-    if let Err(error) = host.admit(&held).await {
-        let _ = teardown::release(host, &attachment, LastAdd::Ended).await;
-        return Err(NotAdded::NotPermitted { attachment, error }.into());
-    }
+    let permission = match host.admit(&held).await {
+        Ok(permission) => permission,
+        Err(error) => {
+            let _ = teardown::release(host, &attachment, LastAdd::Ended).await;
+            return Err(NotPermitted { attachment, error }.into());
+        }
+    };
     host.attachments_changed();
     info!(%attachment, addresses = ?held.addresses, pod = held.pod.as_ref().map(ToString::to_string), "added");
-    Ok((held, lock))
+    Ok(Added { held, lock, permission })
 }
 
 /// The answer to a second ADD of the same attachment: a refusal if its interface exists. If the first ADD left no

@@ -40,6 +40,9 @@ pub trait PodHost: Host + Requests + Sized {
     /// The lock of one attachment, released when it is dropped.
     type Lock;
 
+    /// The future result of [`Self::admit`].
+    type Permission;
+
     /// Locks the attachment; `None` if it is locked.
     fn try_lock(&self, attachment: &Attachment) -> Option<Self::Lock>;
 
@@ -56,8 +59,8 @@ pub trait PodHost: Host + Requests + Sized {
         held: Vec<AttachmentEntry>,
     ) -> impl Future<Output = Result<BTreeSet<Attachment>, HostError>>;
 
-    /// Permits the pod to send and receive with its addresses.
-    fn admit(&self, held: &AttachmentEntry) -> impl Future<Output = Result<(), HostError>>;
+    /// Begins to permit the pod to send and receive with its addresses.
+    fn admit(&self, held: &AttachmentEntry) -> impl Future<Output = Result<Self::Permission, HostError>>;
 
     /// Deletes the attachment's interface, and the neighbour entries and routes to its addresses. Succeeds if they do
     /// not exist. `held` is its entry in the ledger, if it has one.

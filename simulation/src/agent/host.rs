@@ -196,6 +196,7 @@ impl RegistrarHost for SimHost {
 
 impl PodHost for SimHost {
     type Lock = Lock;
+    type Permission = ();
 
     fn try_lock(&self, attachment: &Attachment) -> Option<Lock> {
         if self.is_wired_by_earlier_process(attachment) {

@@ -339,6 +339,7 @@ impl Drop for Lock<'_> {
 
 impl<'a> PodHost for ModelHost<'a> {
     type Lock = Lock<'a>;
+    type Permission = ();
 
     fn try_lock(&self, attachment: &Attachment) -> Option<Lock<'a>> {
         self.with(|task_run| task_run.machine().agent.locked.insert(attachment.clone()))

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use polder_ipam::tasks::{self, Caller, Registrar, orphan_collector, teardown};
+use polder_ipam::tasks::{self, Added, Caller, Registrar, orphan_collector, teardown};
 
 use super::OWNER;
 use super::host::{ModelHost, TaskRun};
@@ -107,7 +107,7 @@ async fn run_job(host: ModelHost<'_>, job: Arc<Job>) -> TaskResult {
             TaskResult::Done
         }
         Job::Add(request) => match tasks::add(&host, &me, request.clone(), &Patient).await {
-            Ok((held, _lock)) => TaskResult::Added(held.attachment, held.addresses),
+            Ok(Added { held, .. }) => TaskResult::Added(held.attachment, held.addresses),
             Err(_) => TaskResult::Refused,
         },
         Job::Del(attachment) => {

@@ -162,14 +162,18 @@ fn attach(client: &mut Client, number: u32) -> anyhow::Result<Attachment> {
         mtu: None,
         ports: Vec::new(),
     };
-    match client.ask(&Request::Add(request))? {
-        Reply::Wiring(_) => Ok(attachment),
+    match client.ask(Request::Add(request))? {
+        Reply::Wiring(_) => {}
         other => bail!("ADD of {attachment}: {other:?}"),
+    }
+    match client.receive()? {
+        Reply::Permitted => Ok(attachment),
+        other => bail!("permission of {attachment}: {other:?}"),
     }
 }
 
 fn detach(client: &mut Client, attachment: Attachment) -> anyhow::Result<()> {
-    let reply = client.ask(&Request::Del(attachment))?;
+    let reply = client.ask(Request::Del(attachment))?;
     ensure!(reply == Reply::Deleted, "DEL: {reply:?}");
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Mutex;
 
-use polder_api::message::{Attach, PodAddress};
+use polder_api::message::{Attach, Permission, PodAddress};
 use polder_ipam::Moment;
 use polder_ipam::ledger::AttachmentKind;
 use polder_ipam::registration::{Registration, RemovalProgress};
@@ -88,6 +88,7 @@ impl EndpointHost for Fake {
             addresses: addresses.map(|address| PodAddress { address: *address, gateway }).collect(),
             gateway_mac: held.mac,
             strays: Vec::new(),
+            permission: Permission::Given,
         }
     }
 

@@ -30,22 +30,25 @@ impl RequestHandler for Fake {
         _: Option<EtcdCredentials>,
         _: &Caller<'_>,
         wiring: &mut Option<Attachment>,
-    ) -> Result<Option<Reply>, Refusal> {
+    ) -> Result<Answer, Refusal> {
         match request {
             // CHECK is used instead of ADD, because its message is shorter.
             Request::Check(attachment) => {
                 self.note(format!("begin {attachment}"));
                 *wiring = Some(attachment);
-                Ok(Some(Reply::Deleted))
+                Ok(Reply::Deleted.into())
             }
             Request::Del(attachment) => {
                 self.note(format!("del {attachment}"));
                 *wiring = None;
-                Ok(Some(Reply::Deleted))
+                Ok(Reply::Deleted.into())
             }
             Request::Attached => {
                 self.note(format!("attached {}", wiring.take().unwrap()));
-                Ok(None)
+                Ok(Answer::Nothing)
+            }
+            Request::Live => {
+                Ok(Answer::Replies(Box::new(Reply::Deleted), Box::pin(async { Reply::Permitted })))
             }
             _ => Err(Refusal { kind: RefusalKind::Missing, message: "there is none".to_owned() }),
         }
@@ -111,6 +114,14 @@ async fn a_connection_continues_after_a_refusal_and_a_del_unlocks_its_attachment
     drop(stream);
     serving.await.unwrap();
     assert_eq!(fake.noted(), ["begin net/c1/eth0", "del net/c1/eth0"]);
+}
+
+#[tokio::test]
+async fn a_request_with_two_replies_is_answered_before_the_next_one() {
+    let (_fake, mut stream, _serving) = connection(myself());
+    let both = [question(Request::Live), question(Request::Del(attachment()))].concat();
+    let replies = [ask(&mut stream, &both).await, answer(&mut stream).await, answer(&mut stream).await];
+    assert_eq!(replies.map(Option::unwrap), [Reply::Deleted, Reply::Permitted, Reply::Deleted]);
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ fn deleted_meanwhile() -> (Fake, Registrar<'static, Fake>, Lock) {
         state.put(&Key::Pool(pool.name.clone()).to_string(), encode(&PoolRecord::from(&pool)));
         state.load();
     });
-    let (_, lock) = at_once(add(&fake, &me(), request("c1"), &Waits)).unwrap();
+    let lock = at_once(add(&fake, &me(), request("c1"), &Waits)).unwrap().lock;
     at_once(teardown::del(&fake, &attachment("c1"))).unwrap();
     fake.with(|state| {
         assert!(state.ipam.get(&attachment("c1")).is_none());
@@ -110,7 +110,7 @@ fn the_interface_of_a_second_add_stays() {
     let (fake, _, lock) = deleted_meanwhile();
     make(&fake);
     drop(lock);
-    let (_, lock) = at_once(add(&fake, &me(), request("c1"), &Waits)).unwrap();
+    let lock = at_once(add(&fake, &me(), request("c1"), &Waits)).unwrap().lock;
     assert!(!has_interface(&fake), "what the first plugin has made is not the second one's");
     make(&fake);
     at_once(teardown::abandoned(&fake, &attachment("c1")));

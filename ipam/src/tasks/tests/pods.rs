@@ -1,5 +1,7 @@
 //! ADD, DEL, and the release of attachments without a DEL.
 
+use std::fmt::Debug;
+
 use polder_api::message::{AddRequest, AddressSource, Collection, Refusal, RefusalKind};
 use polder_api::{Family, Pod};
 
@@ -36,7 +38,8 @@ fn request(container: &str) -> AddRequest {
 }
 
 fn add(fake: &Fake, container: &str) -> Result<(AttachmentEntry, Lock), Refusal> {
-    at_once(super::add(fake, &me(), request(container), &Plugin { is_gone: false }))
+    let added = at_once(super::add(fake, &me(), request(container), &Plugin { is_gone: false }));
+    added.map(|added| (added.held, added.lock))
 }
 
 /// Adds a pod and its interface.
@@ -46,7 +49,7 @@ fn added(fake: &Fake, container: &str) -> AttachmentEntry {
     held
 }
 
-fn kind(result: Result<(AttachmentEntry, Lock), Refusal>) -> RefusalKind {
+fn kind(result: Result<impl Debug, Refusal>) -> RefusalKind {
     result.unwrap_err().kind
 }
 
@@ -350,7 +353,7 @@ fn a_host_port_of_another_pod_or_of_the_tunnels_is_refused_and_nothing_is_alloca
         let wanted = AddRequest { ports: vec![port.parse().unwrap()], pod, ..request(container) };
         at_once(super::add(&fake, &me(), wanted, &Plugin { is_gone: false }))
     };
-    let (_, lock) = ask("c1", "8080:80/tcp", "web").unwrap();
+    let lock = ask("c1", "8080:80/tcp", "web").unwrap().lock;
     drop(lock);
     for (port, pod, kind, text) in [
         ("8080:81/tcp", "other", RefusalKind::AddressTaken, "host port 8080:81/tcp is used by"),

@@ -44,6 +44,7 @@ impl Requests for Fake {
 
 impl PodHost for Fake {
     type Lock = Lock;
+    type Permission = ();
 
     fn try_lock(&self, attachment: &Attachment) -> Option<Lock> {
         if self.is_wired_by_earlier_process(attachment) {
