@@ -6,6 +6,7 @@ pub mod host_ports;
 pub mod limits;
 pub mod managers;
 pub mod pod_inspection;
+pub mod queues;
 pub mod routing;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -88,7 +89,9 @@ pub fn problems(
             .or_else(|| pod_rule(BaseHook::Forwarded, filter))
     };
     let forward_filters = foreign.filters.iter().filter_map(forwarded);
-    let filters = forward_filters.chain(routing_filters).chain(reverse_path_filters);
+    let all_filters = foreign.filters.iter().chain(foreign.routing_filters.iter().map(|(_, filter)| filter));
+    let queues = foreign.read_queues.iter().flat_map(|read| queues::problems(all_filters.clone(), read));
+    let filters = forward_filters.chain(routing_filters).chain(reverse_path_filters).chain(queues);
     let tunnels = foreign
         .host_filters
         .iter()

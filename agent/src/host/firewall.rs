@@ -221,7 +221,8 @@ impl Filter {
                 continue;
             }
             match &rule.verdict {
-                ForeignVerdict::Accept => return Some(PacketOutcome::Accepted),
+                // The program behind a queue decides. A queue that no program reads is reported by itself.
+                ForeignVerdict::Accept | ForeignVerdict::Queue(_) => return Some(PacketOutcome::Accepted),
                 ForeignVerdict::Drop => return Some(PacketOutcome::Dropped),
                 ForeignVerdict::Return => return None,
                 ForeignVerdict::Goto(to) => return self.evaluate(to, fulfils, depth),

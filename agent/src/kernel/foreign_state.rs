@@ -3,6 +3,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{self, ErrorKind};
 
 use ipnetwork::IpNetwork;
 use polder_api::{BRIDGE, Family, PerFamily};
@@ -38,6 +39,8 @@ pub struct ForeignState {
     /// `net.ipv4.conf.all.rp_filter` is not 0; otherwise the name of the uplink, if its `rp_filter` is 1 (strict);
     /// otherwise `None`. The kernel uses the larger value of both (`IN_DEV_MAXCONF` in `include/linux/inetdevice.h`).
     pub rp_filter_interface: Option<String>,
+    /// The netfilter queues that a program reads. `None` if that cannot be read.
+    pub read_queues: Option<BTreeSet<u16>>,
 }
 
 /// Routes and policy rules.
@@ -99,6 +102,7 @@ impl Kernel {
             neighbours: PerFamily::each(|family| self.neighbour_limits(family)),
             bridge_ports: self.bridge_ports()?,
             rp_filter_interface: self.rp_filter_interface(uplink),
+            read_queues: read_queues(fs::read_to_string("/proc/net/netfilter/nfnetlink_queue")),
         })
     }
 
@@ -192,8 +196,32 @@ fn has_legacy_filter(family: Family) -> bool {
     fs::read_to_string(names).is_ok_and(|names| names.lines().any(|name| name == "filter"))
 }
 
+/// The queues in that file (`seq_show` in `net/netfilter/nfnetlink_queue.c`): one line each, which begins with the number
+/// of the queue. Without the kernel's module there is no file, and no program can read a queue.
+fn read_queues(file: io::Result<String>) -> Option<BTreeSet<u16>> {
+    match file {
+        Ok(lines) => lines.lines().map(|line| line.split_whitespace().next()?.parse().ok()).collect(),
+        Err(error) => (error.kind() == ErrorKind::NotFound).then(BTreeSet::new),
+    }
+}
+
 /// Whether the destination overlaps a pool.
 fn is_wanted(pools: &[(Cidr, u8)], destination: IpNetwork) -> bool {
     let range = Cidr::containing(destination.ip(), destination.prefix());
     pools.iter().any(|(pool, _)| pool.overlaps(range))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_queues_that_a_program_reads_are_read_from_the_kernels_list() {
+        let lines = "   98   4711     0 2   128     0     0       12  1\n65535 2147483650 3 1 0 0 0 0 1\n";
+        assert_eq!(read_queues(Ok(lines.to_owned())), Some(BTreeSet::from([98, 65535])));
+        assert_eq!(read_queues(Ok(String::new())), Some(BTreeSet::new()));
+        assert_eq!(read_queues(Err(ErrorKind::NotFound.into())), Some(BTreeSet::new()));
+        assert_eq!(read_queues(Err(ErrorKind::PermissionDenied.into())), None);
+        assert_eq!(read_queues(Ok("no number\n".to_owned())), None);
+    }
 }

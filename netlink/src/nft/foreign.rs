@@ -88,8 +88,21 @@ pub enum ForeignVerdict {
     Goto(String),
     /// Returns to the caller of this chain.
     Return,
+    /// Passes the packet to a program, which accepts or drops it in this base chain.
+    Queue(PacketQueues),
     /// Continues with the next rule.
     None,
+}
+
+/// Netfilter queues that a rule distributes packets to: one, or several in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PacketQueues {
+    /// The number of the first queue.
+    pub first: u16,
+    /// How many queues there are, at least 1.
+    pub count: u16,
+    /// Whether packets pass while no program reads the queue (`bypass`). If not, the kernel drops them.
+    pub bypass: bool,
 }
 
 /// A rule of another program.

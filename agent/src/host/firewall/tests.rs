@@ -1,6 +1,6 @@
 //! Filters as other software creates them.
 
-use polder_netlink::nft::foreign::ForeignRule;
+use polder_netlink::nft::foreign::{ForeignRule, PacketQueues};
 
 use super::*;
 
@@ -84,6 +84,17 @@ fn a_chain_that_accepts_one_direction_is_reported_for_the_other_only() {
     assert_eq!(with(vec![rule(&[], ForeignVerdict::Accept)]).problem(AttachMode::Bridge, false), None);
     let narrow = with(vec![rule(&[from("polder0"), to("polder0")], ForeignVerdict::Accept)]);
     assert!(narrow.problem(AttachMode::Bridge, false).is_some(), "only what stays on the node is accepted");
+}
+
+#[test]
+fn a_chain_that_passes_pod_packets_to_a_program_does_not_drop_them_by_default() {
+    let queue = ForeignVerdict::Queue(PacketQueues { first: 0, count: 1, bypass: false });
+    let with = |conditions: &[RuleCondition]| {
+        let rules = vec![rule(conditions, queue.clone()), rule(&[], ForeignVerdict::Drop)];
+        filter(FORWARD, Policy::Drop, &[("FORWARD", rules)]).problem(AttachMode::Bridge, false)
+    };
+    assert_eq!(with(&[]), None);
+    assert!(with(&[from("docker0")]).is_some(), "only packets of another interface are queued");
 }
 
 #[test]

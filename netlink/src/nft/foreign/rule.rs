@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use polder_api::Family;
 
-use super::{ForeignVerdict, NamePattern, RuleCondition};
+use super::{ForeignVerdict, NamePattern, PacketQueues, RuleCondition};
 use crate::error::text;
 use crate::nft::decode::{self, NF_ACCEPT, NF_DROP, attributes, number, value};
 
@@ -49,6 +49,12 @@ const NFT_RETURN: u32 = (-5_i32).cast_unsigned();
 /// `NFTA_MATCH_NAME` and `NFTA_TARGET_NAME`: extensions of `iptables` (xtables).
 const XTABLES_NAME: u16 = 1;
 const NFTA_MATCH_INFO: u16 = 3;
+const NFTA_TARGET_INFO: u16 = 3;
+const NFTA_QUEUE_NUM: u16 = 1;
+const NFTA_QUEUE_TOTAL: u16 = 2;
+const NFTA_QUEUE_FLAGS: u16 = 3;
+/// `NFT_QUEUE_FLAG_BYPASS`, and `NFQ_FLAG_BYPASS` of `include/uapi/linux/netfilter/xt_NFQUEUE.h`.
+const QUEUE_FLAG_BYPASS: u16 = 1;
 // Flags of `include/uapi/linux/netfilter/xt_rpfilter.h`.
 const XT_RPFILTER_LOOSE: u8 = 1;
 const XT_RPFILTER_INVERT: u8 = 1 << 3;
@@ -143,6 +149,11 @@ impl ReadRule {
             }
             ("reject", _) => self.verdict = ForeignVerdict::Drop,
             ("target", _) if xtables_name() == "REJECT" => self.verdict = ForeignVerdict::Drop,
+            // A queue whose number is computed for each packet is not decoded.
+            ("queue", _) if value(data, NFTA_QUEUE_NUM).is_some() => self.verdict = native_queue(data),
+            ("target", _) if xtables_name() == "NFQUEUE" => {
+                self.verdict = xtables_queue(value(data, NFTA_TARGET_INFO).unwrap_or_default());
+            }
             ("match", _) if xtables_name() == "comment" => {}
             ("match", _) if xtables_name() == "rpfilter" => {
                 let flags = value(data, NFTA_MATCH_INFO).and_then(|info| info.first().copied()).unwrap_or(0);
@@ -252,6 +263,27 @@ fn decode_verdict(verdict: &[u8]) -> ForeignVerdict {
     }
 }
 
+/// The verdict of the expression `queue`. Its numbers have two bytes in network order.
+fn native_queue(queue: &[u8]) -> ForeignVerdict {
+    let short = |kind| {
+        Some(u16::from_be_bytes(value(queue, kind)?.first_chunk().copied()?)).filter(|number| *number > 0)
+    };
+    ForeignVerdict::Queue(PacketQueues {
+        first: short(NFTA_QUEUE_NUM).unwrap_or(0),
+        count: short(NFTA_QUEUE_TOTAL).unwrap_or(1),
+        bypass: short(NFTA_QUEUE_FLAGS).unwrap_or(0) & QUEUE_FLAG_BYPASS != 0,
+    })
+}
+
+/// The verdict of the target NFQUEUE of `iptables`: a structure of up to three numbers of two bytes each, by revision of
+/// the target (`struct xt_NFQ_info_v3` of `include/uapi/linux/netfilter/xt_NFQUEUE.h`).
+fn xtables_queue(info: &[u8]) -> ForeignVerdict {
+    let mut numbers = info.as_chunks().0.iter().map(|bytes| u16::from_ne_bytes(*bytes));
+    let mut next = |missing| numbers.next().unwrap_or(missing);
+    let (first, count, flags) = (next(0), next(1), next(0));
+    ForeignVerdict::Queue(PacketQueues { first, count: count.max(1), bypass: flags & QUEUE_FLAG_BYPASS != 0 })
+}
+
 /// A full name is compared including its NUL, a prefix without it.
 pub(super) fn names(key: &[u8]) -> NamePattern {
     let end = key.iter().position(|byte| *byte == 0);
@@ -260,185 +292,4 @@ pub(super) fn names(key: &[u8]) -> NamePattern {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-        let length = u16::try_from(value.len() + 4).unwrap();
-        let mut bytes = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
-    }
-
-    fn expression(name: &str, data: &[Vec<u8>]) -> Vec<u8> {
-        let name = attribute(NFTA_EXPR_NAME, &[name.as_bytes(), &[0]].concat());
-        attribute(NFTA_LIST_ELEM, &[name, attribute(NFTA_EXPR_DATA, &data.concat())].concat())
-    }
-
-    fn meta(key: u32) -> Vec<u8> {
-        let register = attribute(NFTA_META_DREG, &1_u32.to_be_bytes());
-        expression("meta", &[register, attribute(NFTA_META_KEY, &key.to_be_bytes())])
-    }
-
-    fn compare(operator: u32, name: &[u8]) -> Vec<u8> {
-        let data = attribute(NFTA_CMP_DATA, &attribute(decode::VALUE, name));
-        expression("cmp", &[attribute(NFTA_CMP_OP, &operator.to_be_bytes()), data])
-    }
-
-    fn verdict(code: u32, chain: &[u8]) -> Vec<u8> {
-        let code = attribute(NFTA_VERDICT_CODE, &code.to_be_bytes());
-        let verdict = [code, attribute(NFTA_VERDICT_CHAIN, chain)].concat();
-        let data = attribute(NFTA_IMMEDIATE_DATA, &attribute(NFTA_DATA_VERDICT, &verdict));
-        expression("immediate", &[data])
-    }
-
-    fn xtables(kind: &str, name: &str) -> Vec<u8> {
-        expression(kind, &[attribute(XTABLES_NAME, &[name.as_bytes(), &[0]].concat())])
-    }
-
-    fn rule(expressions: &[Vec<u8>]) -> ReadRule {
-        read(&attribute(NFTA_RULE_EXPRESSIONS, &expressions.concat()))
-    }
-
-    #[test]
-    fn an_interface_rule_of_any_program_is_decoded() {
-        let counter = || expression("counter", &[]);
-        let comment = || xtables("match", "comment");
-        let made = [
-            rule(&[meta(NFT_META_IIFNAME), compare(0, b"polder0\0"), counter(), verdict(NF_ACCEPT, b"")]),
-            rule(&[
-                meta(NFT_META_IIFNAME),
-                compare(0, b"polder0\0\0\0\0\0\0\0\0\0"),
-                verdict(NF_ACCEPT, b""),
-            ]),
-            rule(&[meta(NFT_META_IIFNAME), compare(0, b"polder0\0"), comment(), verdict(NF_ACCEPT, b"")]),
-        ];
-        for rule in made {
-            assert_eq!(
-                rule.conditions,
-                [RuleCondition::Input(vec![NamePattern::Exactly("polder0".to_owned())])]
-            );
-            assert_eq!(rule.verdict, ForeignVerdict::Accept);
-        }
-        let all_pods = rule(&[meta(NFT_META_OIFNAME), compare(0, b"pld"), verdict(NFT_JUMP, b"USER\0")]);
-        assert_eq!(
-            all_pods.conditions,
-            [RuleCondition::Output(vec![NamePattern::Prefixed("pld".to_owned())])]
-        );
-        assert_eq!(all_pods.verdict, ForeignVerdict::Jump("USER".to_owned()));
-    }
-
-    #[test]
-    fn an_unknown_expression_is_decoded_as_condition_other() {
-        let not = rule(&[meta(NFT_META_IIFNAME), compare(1, b"docker0\0"), verdict(NF_ACCEPT, b"")]);
-        let other_register = rule(&[
-            meta(NFT_META_IIFNAME),
-            expression("payload", &[]),
-            compare(0, b"polder0\0"),
-            verdict(NF_ACCEPT, b""),
-        ]);
-        let mark = rule(&[meta(3), compare(0, b"\0\0\0\x01"), verdict(NF_ACCEPT, b"")]);
-        let new = rule(&[expression("from the future", &[]), verdict(NF_ACCEPT, b"")]);
-        let two = rule(&[
-            meta(NFT_META_IIFNAME),
-            meta(NFT_META_OIFNAME),
-            expression("lookup", &[attribute(NFTA_LOOKUP_SET, b"__set0\0")]),
-            verdict(NF_ACCEPT, b""),
-        ]);
-        for rule in [not, other_register, two, mark, new, rule(&[xtables("match", "conntrack")])] {
-            assert_eq!(rule.conditions, [RuleCondition::Other]);
-        }
-        let torn = read(&[200, 0, 4, 0, 1]);
-        assert_eq!((torn.conditions, torn.verdict), (Vec::new(), ForeignVerdict::None));
-    }
-
-    fn payload(offset: u32, bytes: u32) -> Vec<u8> {
-        let fields = [
-            (NFTA_PAYLOAD_DREG, 1),
-            (NFTA_PAYLOAD_BASE, NFT_PAYLOAD_NETWORK_HEADER),
-            (NFTA_PAYLOAD_OFFSET, offset),
-            (NFTA_PAYLOAD_LEN, bytes),
-        ];
-        expression(
-            "payload",
-            &fields.map(|(kind, number): (u16, u32)| attribute(kind, &number.to_be_bytes())),
-        )
-    }
-
-    fn masked(mask: &[u8]) -> Vec<u8> {
-        expression("bitwise", &[attribute(NFTA_BITWISE_MASK, &attribute(decode::VALUE, mask))])
-    }
-
-    #[test]
-    fn networks_of_any_prefix_length_are_decoded() {
-        let network = |text: &str| text.parse().unwrap();
-        let v4 = rule(&[payload(16, 2), compare(0, &[10, 244]), verdict(NF_DROP, b"")]);
-        assert_eq!(v4.conditions, [RuleCondition::Destination(network("10.244.0.0/16"))]);
-        let whole = rule(&[payload(12, 4), compare(0, &[10, 244, 1, 7])]);
-        assert_eq!(whole.conditions, [RuleCondition::Source(network("10.244.1.7/32"))]);
-        let part = rule(&[payload(12, 4), masked(&[255, 255, 255, 192]), compare(0, &[10, 244, 1, 64])]);
-        assert_eq!(part.conditions, [RuleCondition::Source(network("10.244.1.64/26"))]);
-        let family = [meta(NFT_META_NFPROTO), compare(0, &[NFPROTO_IPV6]), payload(24, 7)];
-        let v6 = rule(&[family.concat(), compare(0, &[0xfd, 0, 2, 0x44, 0, 0, 0])]);
-        let all = [RuleCondition::Family(Family::V6), RuleCondition::Destination(network("fd00:244::/56"))];
-        assert_eq!(v6.conditions, all);
-    }
-
-    #[test]
-    fn only_a_reverse_path_check_is_decoded_as_one() {
-        let fib = |flags: u32, result: u32| {
-            let fields = [(NFTA_FIB_RESULT, result), (NFTA_FIB_FLAGS, flags)];
-            expression(
-                "fib",
-                &fields.map(|(kind, number): (u16, u32)| attribute(kind, &number.to_be_bytes())),
-            )
-        };
-        let missing = |fib: Vec<u8>| rule(&[fib, compare(0, &[0; 4]), verdict(NF_DROP, b"")]).conditions;
-        // firewalld's IPv6_rpfilter: fib saddr . mark . iif oif missing drop
-        assert_eq!(missing(fib(0b1101, NFT_FIB_RESULT_OIF)), [RuleCondition::OtherReversePath]);
-        assert_eq!(
-            missing(fib(0b0010, NFT_FIB_RESULT_OIF)),
-            [RuleCondition::Other],
-            "it asks for the destination"
-        );
-        assert_eq!(missing(fib(0b1001, 3)), [RuleCondition::Other], "it asks for the kind of address");
-    }
-
-    #[test]
-    fn only_a_strict_inverted_rpfilter_match_is_decoded_as_a_reverse_path_check() {
-        let dropping = |flags: u8| {
-            let name = attribute(XTABLES_NAME, b"rpfilter\0");
-            rule(&[expression("match", &[name, attribute(NFTA_MATCH_INFO, &[flags])]), verdict(NF_DROP, b"")])
-                .conditions
-        };
-        // firewalld's IPv6_rpfilter with iptables: -m rpfilter --validmark --invert -j DROP
-        assert_eq!(dropping(0b1010), [RuleCondition::OtherReversePath]);
-        assert_eq!(dropping(0b0010), [RuleCondition::Other], "without --invert");
-        assert_eq!(dropping(0b1001), [RuleCondition::Other], "with --loose");
-    }
-
-    #[test]
-    fn a_comparison_of_other_header_bytes_is_no_address_condition() {
-        for expressions in [
-            // The time to live; another network; bits in the middle.
-            [payload(8, 1), compare(0, &[64])].concat(),
-            [payload(16, 2), compare(1, &[10, 244])].concat(),
-            [payload(16, 4), masked(&[255, 0, 255, 0]), compare(0, &[10, 0, 1, 0])].concat(),
-        ] {
-            assert_eq!(rule(&[expressions]).conditions, [RuleCondition::Other]);
-        }
-    }
-
-    #[test]
-    fn reject_counts_as_drop_and_set_lookups_are_listed() {
-        assert_eq!(rule(&[expression("reject", &[])]).verdict, ForeignVerdict::Drop);
-        assert_eq!(rule(&[xtables("target", "REJECT")]).verdict, ForeignVerdict::Drop);
-        assert_eq!(rule(&[xtables("target", "LOG")]).verdict, ForeignVerdict::None);
-        let set = attribute(NFTA_LOOKUP_SET, b"__set0\0");
-        let within = rule(&[meta(NFT_META_IIFNAME), expression("lookup", std::slice::from_ref(&set))]);
-        assert_eq!(within.sets, [(InterfaceSide::Input, "__set0".to_owned())]);
-        let inverted = attribute(NFTA_LOOKUP_FLAGS, &1_u32.to_be_bytes());
-        let outside = rule(&[meta(NFT_META_IIFNAME), expression("lookup", &[set, inverted])]);
-        assert_eq!((outside.sets, outside.conditions), (Vec::new(), vec![RuleCondition::Other]));
-    }
-}
+mod tests;
