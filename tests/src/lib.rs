@@ -28,6 +28,7 @@ pub mod node;
 pub mod pod;
 pub mod probe;
 pub mod program;
+pub mod queue;
 pub mod random;
 pub mod routes;
 pub mod runtime;
