@@ -105,19 +105,18 @@ impl Datapath for OnNode {
 
     async fn apply(
         &self,
-        changes: Vec<KernelChange>,
+        mut changes: Vec<KernelChange>,
         desired: Desired,
         indexes: BTreeMap<Device, IfIndex>,
     ) -> Result<Vec<Failure>, Error> {
-        let is_of_pods =
-            |change: &KernelChange| matches!(change, KernelChange::UpdateSet { set, .. } if is_of_pods(set));
-        let (of_pods, others): (Vec<_>, Vec<_>) = changes.into_iter().partition(is_of_pods);
+        let is_of_pods = |change: &mut KernelChange| matches!(change, KernelChange::UpdateSet { set, .. } if is_of_pods(set));
+        let of_pods: Vec<_> = changes.extract_if(.., is_of_pods).collect();
         let mut failures = Vec::new();
         if !of_pods.is_empty() {
             let pods = Arc::clone(&self.pods);
             failures = self.filter.run(move |filter| kernel::update_pods(filter, of_pods, &pods)).await;
         }
-        failures.extend(self.kernel.run(move |kernel| kernel.apply(others, &desired, indexes)).await?);
+        failures.extend(self.kernel.run(move |kernel| kernel.apply(changes, &desired, indexes)).await?);
         Ok(failures)
     }
 

@@ -31,6 +31,9 @@ pub struct Failure {
     pub follows: bool,
 }
 
+/// Maximum number of changes whose operations are in memory at once. At a start there are three changes for each peer.
+const BATCH: usize = 512;
+
 impl Kernel {
     /// Applies the changes in order. A failed change does not stop the others. Returns the failed changes.
     pub fn apply(
@@ -45,7 +48,12 @@ impl Kernel {
         let mut waiting: Vec<(KernelChange, Vec<Operation>)> = Vec::new();
         for change in changes {
             match operations(&change, &indexes) {
-                Some(operations) => waiting.push((change, operations)),
+                Some(operations) => {
+                    waiting.push((change, operations));
+                    if waiting.len() == BATCH {
+                        self.send(std::mem::take(&mut waiting), &mut failures)?;
+                    }
+                }
                 None => {
                     self.send(std::mem::take(&mut waiting), &mut failures)?;
                     let outcome = self.apply_alone(&change, desired, &mut indexes);

@@ -9,7 +9,7 @@ use polder_ipam::recovery::LivingPod;
 use polder_netlink::address::Address;
 use polder_netlink::link::{Link, LinkKind};
 use polder_netlink::nft::Table;
-use polder_netlink::route::{ForeignRoute, KernelTarget, RouteLookup};
+use polder_netlink::route::{ForeignRoute, KernelTarget, Route, RouteLookup};
 use polder_netlink::{Error, IfIndex};
 
 use super::Kernel;
@@ -110,21 +110,20 @@ impl Kernel {
                 state.addresses.insert((device, address.address));
             }
         }
-        for route in routes {
-            let own_route =
-                OwnRoute { target: target(route.target, &devices), source: route.source, mtu: route.mtu };
-            state.routes.insert(route.destination, own_route);
-        }
-        for neighbour in neighbours {
-            if let Some(device) = ours(neighbour.index) {
-                state.neighbours.insert((device, neighbour.address), neighbour.mac);
-            }
-        }
-        for entry in fdb {
-            if let Some(device) = ours(entry.index) {
-                state.fdb.insert((device, entry.mac), entry.to);
-            }
-        }
+        let own_route = |route: Route| OwnRoute {
+            target: target(route.target, &devices),
+            source: route.source,
+            mtu: route.mtu,
+        };
+        // The kernel lists most of them in ascending order: inserted one by one, they leave the nodes of the B-tree half
+        // full (more memory).
+        state.routes = routes.into_iter().map(|route| (route.destination, own_route(route))).collect();
+        let neighbours = neighbours
+            .into_iter()
+            .filter_map(|neighbour| Some(((ours(neighbour.index)?, neighbour.address), neighbour.mac)));
+        state.neighbours = neighbours.collect();
+        state.fdb =
+            fdb.into_iter().filter_map(|entry| Some(((ours(entry.index)?, entry.mac), entry.to))).collect();
         let filter = self.filter.table_state(table)?;
         Ok(Actual {
             state,
