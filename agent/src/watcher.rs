@@ -1,5 +1,6 @@
 //! Watches the cluster's records, and saves a snapshot for an agent that starts while the datastore is unreachable.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use polder_ipam::prefix;
 use polder_ipam::store::{Contents, Entry, Update};
 use polder_ipam::view::View;
 use polder_store::Store;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{info, warn};
@@ -53,7 +54,6 @@ impl Task {
     pub async fn run(mut self) {
         let file = self.state_dir.join(SNAPSHOT);
         let mut updates = self.store.follow(Key::followed());
-        let mut records = Records::default();
         // The snapshot of an earlier agent, until newer records are loaded.
         let mut earlier = Some(read(&file));
         let fall_back = Instant::now() + STORE_TIMEOUT;
@@ -65,7 +65,6 @@ impl Task {
                     let Some(first) = update else { return };
                     let batch = self.batch(first, &mut updates).await;
                     for update in &batch {
-                        records.apply(update);
                         match update {
                             Update::Loaded(contents) => {
                                 info!(revision = contents.revision.number(), "records loaded");
@@ -116,7 +115,8 @@ impl Task {
                 },
                 () = sleep_until(write_at.unwrap_or(fall_back)), if write_at.is_some() => {
                     write_at = None;
-                    if let Err(error) = write(&file, &records) {
+                    let view = Arc::clone(&self.view.borrow());
+                    if let Err(error) = write(&file, &view) {
                         warn!(file = %file.display(), %error, "cannot save the snapshot of the records");
                     }
                 }
@@ -152,44 +152,33 @@ impl Task {
     }
 }
 
-/// The records as received, not parsed: they are validated again when the snapshot is used.
-#[derive(Debug, Default, Serialize, Deserialize)]
+/// A saved snapshot. Its records are validated again when it is used.
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Records {
+struct Snapshot {
     revision: Revision,
-    entries: std::collections::BTreeMap<String, (Revision, String)>,
+    entries: BTreeMap<String, (Revision, String)>,
 }
 
-impl Records {
-    fn apply(&mut self, update: &Update) {
-        match update {
-            Update::Loaded(contents) => {
-                self.revision = contents.revision;
-                self.entries = contents.entries.iter().filter_map(text).collect();
-            }
-            Update::Changed { revision, changes } => {
-                self.revision = *revision;
-                for change in changes {
-                    match change.entry.as_ref().and_then(text) {
-                        Some((key, value)) => drop(self.entries.insert(key, value)),
-                        None => drop(self.entries.remove(&change.key)),
-                    }
-                }
-            }
-            Update::Lost { .. } | Update::Back { .. } => {}
-        }
-    }
+/// The snapshot of a view, encoded record by record while it is written. A copy of all records in memory would need a
+/// tenth of the memory of a large cluster.
+#[derive(Serialize)]
+struct SnapshotOf<'a> {
+    revision: Revision,
+    #[serde(serialize_with = "serialize_entries")]
+    entries: &'a View,
 }
 
-/// `None` if the value is not UTF-8: it is not a valid record and is not saved.
-fn text(entry: &Entry) -> Option<(String, (Revision, String))> {
-    Some((entry.key.clone(), (entry.revision, String::from_utf8(entry.value.clone()).ok()?)))
+fn serialize_entries<S: Serializer>(view: &View, to: S) -> Result<S::Ok, S::Error> {
+    let text =
+        |entry: Entry| (entry.key, (entry.revision, String::from_utf8_lossy(&entry.value).into_owned()));
+    to.collect_map(view.entries().map(text))
 }
 
-fn write(path: &Path, records: &Records) -> io::Result<()> {
+fn write(path: &Path, view: &View) -> io::Result<()> {
     let temporary = path.with_file_name(SNAPSHOT_BEFORE);
     let mut file = BufWriter::new(fs::File::create(&temporary)?);
-    serde_json::to_writer(&mut file, records)?;
+    serde_json::to_writer(&mut file, &SnapshotOf { revision: view.revision, entries: view })?;
     file.into_inner()?.sync_data()?;
     fs::rename(&temporary, path)
 }
@@ -235,7 +224,7 @@ enum NoSnapshot {
 fn read(path: &Path) -> Result<Contents, NoSnapshot> {
     let file = || path.to_owned();
     let text = fs::read(path).map_err(|error| NoSnapshot::Unread { file: file(), error })?;
-    let records: Records =
+    let records: Snapshot =
         serde_json::from_slice(&text).map_err(|error| NoSnapshot::Unreadable { file: file(), error })?;
     if let Some(key) = records.entries.keys().find(|key| !key.starts_with(prefix::in_use())) {
         let (key, prefix) = (key.clone(), prefix::in_use());
@@ -258,48 +247,48 @@ mod tests {
     use super::*;
     use crate::underlay::{NotChosen, Underlay, Uplink};
 
-    fn entry(key: &str, revision: Revision) -> Entry {
-        Entry { key: key.to_owned(), value: b"{}".to_vec(), revision }
+    /// A record of each kind that agents watch, in the order of a snapshot.
+    const RECORDS: [(&str, &str); 7] = [
+        ("/polder/v1/blocks/4-0a000000-26", r#"{"node":"n","incarnation":"i","pool":"p","nonce":"x"}"#),
+        (
+            "/polder/v1/cluster",
+            r#"{"id":"c","backend":"auto","attach":"bridge","vxlan":{"vni":1,"port":8472},"masquerade":{"enabled":true,"except":[]}}"#,
+        ),
+        ("/polder/v1/fences/m/j", r#"{"node":"m","machine_id":"m","boot_id":"b","pods":"unknown"}"#),
+        ("/polder/v1/inspection", r#"{"id":"x","repairs":"safe"}"#),
+        (
+            "/polder/v1/nodes/n",
+            r#"{"incarnation":"i","machine_id":"m","boot_id":"b","underlay":["10.1.0.1"],"gateways":["10.0.0.1"],"vtep_mac":"02:00:00:00:00:01","mtu":1450,"version":"0.1.0"}"#,
+        ),
+        ("/polder/v1/pools/p", r#"{"cidr":"10.0.0.0/16","block_length":26,"state":"active"}"#),
+        ("/polder/v1/reservations/10.1.0.5", r#"{"owner":"default/db-0","generation":3}"#),
+    ];
+
+    fn entry(key: &str, value: &str, revision: i64) -> Entry {
+        Entry { key: key.to_owned(), value: value.into(), revision: Revision::new(revision) }
     }
 
     #[test]
-    fn a_snapshot_contains_the_known_records() {
+    fn a_snapshot_contains_the_records_in_force() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("cluster.json");
-        let mut records = Records::default();
-        records.apply(&Update::Loaded(Contents {
-            revision: Revision::new(5),
-            entries: vec![entry("/polder/v1/a", Revision::new(3)), entry("/polder/v1/b", Revision::new(4))],
-        }));
-        let gone = KeyChange { key: "/polder/v1/a".to_owned(), entry: None };
-        let new = KeyChange {
-            key: "/polder/v1/c".to_owned(),
-            entry: Some(entry("/polder/v1/c", Revision::new(6))),
-        };
-        records.apply(&Update::Changed { revision: Revision::new(6), changes: vec![gone, new] });
-        write(&file, &records).unwrap();
-        assert_eq!(
-            read(&file).unwrap(),
-            Contents {
-                revision: Revision::new(6),
-                entries: vec![
-                    entry("/polder/v1/b", Revision::new(4)),
-                    entry("/polder/v1/c", Revision::new(6))
-                ]
-            }
-        );
+        let entries: Vec<Entry> =
+            RECORDS.iter().zip(1..).map(|((key, value), revision)| entry(key, value, revision)).collect();
+        let mut view = View::default();
+        view.apply(Update::Loaded(Contents { revision: Revision::new(8), entries: entries.clone() }));
+        let changed = [entry("/polder/v1/nodes/n", "{}", 9), entry("/polder/v1/nodes/o", "{}", 9)];
+        let changes = changed.map(|entry| KeyChange { key: entry.key.clone(), entry: Some(entry) }).into();
+        view.apply(Update::Changed { revision: Revision::new(9), changes });
+        write(&file, &view).unwrap();
+        let text = fs::read_to_string(&file).unwrap();
+        assert_eq!(read(&file).unwrap(), Contents { revision: Revision::new(9), entries }, "{text}");
     }
 
     #[test]
     fn a_snapshot_of_another_cluster_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("cluster.json");
-        let mut records = Records::default();
-        records.apply(&Update::Loaded(Contents {
-            revision: Revision::new(5),
-            entries: vec![entry("/other/cluster", Revision::new(3))],
-        }));
-        write(&file, &records).unwrap();
+        fs::write(&file, r#"{"revision":5,"entries":{"/other/cluster":[3,"{}"]}}"#).unwrap();
         let said = read(&file).unwrap_err().to_string();
         assert!(said.contains("/other/cluster") && said.contains("etcd.prefix is /polder/v1/"), "{said}");
     }

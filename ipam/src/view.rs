@@ -10,7 +10,8 @@ use crate::key::Key;
 use crate::needed::{self, RequiredRange};
 use crate::pool::{InvalidPool, PoolState, Purpose};
 use crate::record::{
-    BlockRecord, ClusterRecord, FenceRecord, InspectionRecord, NodeRecord, Record, ReservationRecord, decode,
+    BlockRecord, ClusterRecord, FenceRecord, InspectionRecord, NodeRecord, PoolRecord, Record,
+    ReservationRecord, decode, encode,
 };
 use crate::store::position::Interruption;
 use crate::store::{Contents, Entry, KeyChange, Update};
@@ -103,6 +104,28 @@ impl View {
         view.take_all(contents.entries);
         view.settle_pools();
         view
+    }
+
+    /// The records in force, for a snapshot.
+    pub fn entries(&self) -> impl Iterator<Item = Entry> {
+        let cluster = self.cluster.iter().map(|known| entry(&Key::Cluster, known, encode));
+        let pool = |known: &Versioned<Pool>| {
+            entry(&Key::Pool(known.record.name.clone()), known, |pool| encode(&PoolRecord::from(pool)))
+        };
+        let node = |(name, known): (&NodeName, _)| entry(&Key::Node(name.clone()), known, encode);
+        let block = |(block, known): (&Block, _)| entry(&Key::Block(*block), known, encode);
+        let fence = |(incarnation, known): (&Incarnation, &Versioned<FenceRecord>)| {
+            entry(&Key::Fence(known.record.node.clone(), incarnation.clone()), known, encode)
+        };
+        let reservation = |(address, known): (&IpAddr, _)| entry(&Key::Reservation(*address), known, encode);
+        let inspection = self.inspection.iter().map(|known| entry(&Key::Inspection, known, encode));
+        cluster
+            .chain(self.every_pool().map(pool))
+            .chain(self.nodes.iter().map(node))
+            .chain(self.blocks.iter().map(block))
+            .chain(self.fences.iter().map(fence))
+            .chain(self.reservations.iter().map(reservation))
+            .chain(inspection)
     }
 
     /// Applies an update.
@@ -386,6 +409,10 @@ enum PoolUse {
     Doubtful(PoolDoubt),
     /// No, with the reason.
     None(NotUsable),
+}
+
+fn entry<T>(key: &Key, known: &Versioned<T>, encode: impl Fn(&T) -> Vec<u8>) -> Entry {
+    Entry { key: key.to_string(), revision: known.revision, value: encode(&known.record) }
 }
 
 fn known<T>(record: T, revision: Revision) -> Versioned<T> {
