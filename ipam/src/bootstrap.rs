@@ -183,10 +183,10 @@ mod tests {
     #[test]
     fn the_first_settings_and_pools_come_from_the_configuration() {
         let made = proposed(&empty(), None, Some(&bootstrap())).unwrap();
-        assert_eq!((made.record.id.as_str(), made.is_restored), ("fresh", false));
+        assert_eq!((made.record.id.to_string(), made.is_restored), ("fresh".to_owned(), false));
         assert_eq!(made.pools, Some(bootstrap().pools));
         let again = proposed(&empty(), Some(&identity("ours")), Some(&bootstrap())).unwrap();
-        assert_eq!(again.record.id.as_str(), "ours", "a node that has been in a cluster is still in it");
+        assert_eq!(again.record.id.to_string(), "ours", "a node that has been in a cluster is still in it");
     }
 
     #[test]

@@ -237,7 +237,7 @@ impl Quarantine {
 fn rank(view: &View, me: &NodeName, incarnation: &Incarnation) -> u32 {
     let rank_hash = |name: &NodeName| {
         let mut hash = Sha256::new();
-        hash.update(incarnation.as_str());
+        hash.update(incarnation.to_string());
         hash.update([0]);
         hash.update(name.as_str());
         hash.finalize()
@@ -287,7 +287,7 @@ mod tests {
         let Some(Change::ForgetFence { fence, .. }) = forgotten(FENCES_KEPT + 1, cool_down) else {
             panic!("nothing is forgotten")
         };
-        assert_eq!(fence.incarnation.as_str(), format!("i{}", FENCES_KEPT + 1));
+        assert_eq!(fence.incarnation.to_string(), format!("i{}", FENCES_KEPT + 1));
         assert_eq!(forgotten(FENCES_KEPT + 1, less), None);
     }
 
@@ -316,12 +316,12 @@ mod tests {
         };
         let confirmations: Vec<_> = confirmations
             .iter()
-            .map(|confirmation| (confirmation.incarnation.as_str(), confirmation.record.pods))
+            .map(|confirmation| (confirmation.incarnation.to_string(), confirmation.record.pods))
             .collect();
-        assert_eq!(confirmations, [("old", PodsGone::ConfirmedByOperator)]);
+        assert_eq!(confirmations, [("old".to_owned(), PodsGone::ConfirmedByOperator)]);
         let Change::RemoveNode { incarnation, fence, .. } = change(OperatorConfirmation::No) else {
             panic!("not removed")
         };
-        assert_eq!((incarnation.as_str(), fence.pods), ("new", PodsGone::Unknown));
+        assert_eq!((incarnation.to_string(), fence.pods), ("new".to_owned(), PodsGone::Unknown));
     }
 }

@@ -160,8 +160,8 @@ impl Ledger for Sqlite {
             "INSERT OR REPLACE INTO identity (one, node, incarnation, cluster, removed) VALUES (1, ?1, ?2, ?3, ?4)",
             params![
                 identity.node.as_str(),
-                identity.incarnation.as_str(),
-                identity.cluster.as_str(),
+                identity.incarnation.to_string(),
+                identity.cluster.to_string(),
                 identity.member_state == MemberState::Removed
             ],
         )
@@ -169,7 +169,7 @@ impl Ledger for Sqlite {
 
     fn enter_boot(&mut self, id: &BootId) -> Result<Vec<AttachmentEntry>, LedgerError> {
         let known: Option<String> = self.rows("SELECT id FROM boot", |row| row.get(0))?.into_iter().next();
-        if known.as_deref() == Some(id.as_str()) {
+        if known.as_deref() == Some(id.to_string().as_str()) {
             return Ok(Vec::new());
         }
         let (void, blocks) = (self.attachments()?, self.blocks()?);
@@ -177,7 +177,7 @@ impl Ledger for Sqlite {
             execute(
                 transaction,
                 "INSERT OR REPLACE INTO boot (one, id) VALUES (1, ?1)",
-                params![id.as_str()],
+                params![id.to_string()],
             )?;
             for held in &void {
                 end(transaction, &held.attachment, &blocks, Moment::BOOT)?;
@@ -209,7 +209,7 @@ impl Ledger for Sqlite {
     fn add_block(&mut self, owned: &OwnedBlock) -> Result<(), LedgerError> {
         self.execute(
             "INSERT OR REPLACE INTO blocks (block, pool, nonce, leaving) VALUES (?1, ?2, ?3, ?4)",
-            params![owned.block.to_string(), owned.pool.as_str(), owned.nonce.as_str(), owned.leaving],
+            params![owned.block.to_string(), owned.pool.as_str(), owned.nonce.to_string(), owned.leaving],
         )
     }
 

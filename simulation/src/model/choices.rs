@@ -179,6 +179,6 @@ fn may_confirm(cluster: &Cluster, index: MachineIndex) -> bool {
 }
 
 fn is_gone(cluster: &Cluster, incarnation: &Incarnation) -> bool {
-    let has_generated = |machine: &&Arc<Machine>| incarnation.as_str().starts_with(machine.id);
+    let has_generated = |machine: &&Arc<Machine>| incarnation.to_string().starts_with(machine.id);
     cluster.machines.iter().find(has_generated).is_some_and(|machine| machine.power == Power::Failed)
 }

@@ -162,10 +162,11 @@ impl Cluster {
         let in_txn = |sent: &Sent| {
             sent.txn.writes.iter().any(|write| matches!(write, Write::Put { value, .. } if is_in(value)))
         };
-        let in_ledger =
-            |machine: &Arc<Machine>| machine.ipam.blocks().iter().any(|owned| owned.nonce.as_str() == name);
+        let in_ledger = |machine: &Arc<Machine>| {
+            machine.ipam.blocks().iter().any(|owned| owned.nonce.to_string() == name)
+        };
         let in_view = |machine: &Arc<Machine>| machine.agent.watcher.mentions(&is_in);
-        self.truth.view.blocks.values().any(|claim| claim.record.nonce.as_str() == name)
+        self.truth.view.blocks.values().any(|claim| claim.record.nonce.to_string() == name)
             || self.late.iter().any(in_txn)
             || self.machines.iter().any(|machine| {
                 in_ledger(machine) || in_view(machine) || machine.agent.in_flight().any(in_txn)

@@ -61,7 +61,7 @@ impl Transition<'_> {
         self.record_registrar_progress(index, begun);
         if self.cluster.machines[index]
             .identity()
-            .is_some_and(|identity| identity.incarnation.as_str() == next)
+            .is_some_and(|identity| identity.incarnation.to_string() == next)
         {
             self.machine(index).incarnations += 1;
         }

@@ -107,7 +107,7 @@ impl Harness {
         self.pass(answer_timeout(repairs) + MIN_DEVIATION_TIME).await;
         let (record, asked) = self.node.with(|state| state.answers.pop())?;
         assert_eq!(
-            (record.id.as_str(), asked.number(), record.attachments, record.interfaces),
+            (record.id.to_string().as_str(), asked.number(), record.attachments, record.interfaces),
             ("x", 8, 2, 1)
         );
         assert_eq!(self.node.with(|state| state.answers.len()), 0, "one answer is enough");

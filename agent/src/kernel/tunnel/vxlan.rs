@@ -30,7 +30,7 @@ pub(super) const fn overhead(underlay: Family) -> u32 {
 
 /// The same whenever the device is created again: peers have it in their neighbour and FDB entries.
 pub(super) fn mac(cluster: &ClusterRecord, node: &NodeName) -> Mac {
-    Mac::hashed(0x06, &[b"vtep", cluster.id.as_str().as_bytes(), node.as_str().as_bytes()])
+    Mac::hashed(0x06, &[b"vtep", cluster.id.to_string().as_bytes(), node.as_str().as_bytes()])
 }
 
 pub(super) const fn device(settings: VxlanSettings, local: Option<IpAddr>) -> Vxlan {

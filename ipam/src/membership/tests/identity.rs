@@ -131,11 +131,14 @@ fn a_fence_is_matched_only_by_the_ledger_and_checked_first() {
     // Another machine has the name by now.
     let view = view(vec![fence("i0", "m0", "b0")]);
     let Step::Identify(removed) = case(Some("i0"), "m0", "b0").step(&view) else { panic!("it is removed") };
-    assert_eq!((removed.incarnation.as_str(), removed.member_state), ("i0", MemberState::Removed));
+    assert_eq!(
+        (removed.incarnation.to_string().as_str(), removed.member_state),
+        ("i0", MemberState::Removed)
+    );
     // A machine without a ledger, with the name and the boot id of the removed one.
     let view = without_node(vec![fence("i1", "m", "b")]);
     let Step::Identify(fresh) = case(None, "m2", "b").step(&view) else { panic!("it joins anew") };
-    assert_eq!((fresh.incarnation.as_str(), fresh.member_state), ("i2", MemberState::Member));
+    assert_eq!((fresh.incarnation.to_string().as_str(), fresh.member_state), ("i2", MemberState::Member));
     // If it has addresses but no identity in its ledger, it disconnects its pods first.
     let own = NodeAllocations { gateways: vec!["10.0.0.1".parse().unwrap()], ..NodeAllocations::default() };
     assert_eq!(case(None, "m", "b").step_of(&view, own), Step::CutOff);

@@ -154,7 +154,7 @@ fn a_machine_adopts_only_the_node_of_its_ledger() {
     );
     let moved = OwnNode { machine_id: MachineId::new("m2"), boot_id: BootId::new("b2"), ..me() };
     let Ok(Adoption::InPlaceOf(other, _)) = adopted(&moved) else { panic!("not adopted") };
-    assert_eq!((other.machine_id.as_str(), other.boot_id.as_str()), ("m1", "b1"));
+    assert_eq!([other.machine_id.to_string(), other.boot_id.to_string()], ["m1", "b1"]);
     let other = at_once(adopt(&fake, &moved, &"n2".parse().unwrap())).unwrap_err();
     assert_eq!(other.kind, RefusalKind::Invalid);
 }
