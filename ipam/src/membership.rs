@@ -23,9 +23,11 @@ use crate::reservation;
 use crate::store::Entry;
 use crate::view::{Versioned, View, ViewSource};
 
+pub use claim_owner::{ClaimOwner, OwnerLease};
 pub use identity::{NotAdopted, Proof, adopt};
 pub use reason::{Conflict, NoPresence, RemovedState, WaitReason};
 
+mod claim_owner;
 mod identity;
 mod reason;
 
@@ -257,7 +259,8 @@ fn reconcile(
         };
         if let Some((block, known)) = view.blocks.iter().find(foreign) {
             let (own, claimed, by) = (owned.block, *block, known.record.node.clone());
-            return Err(Step::Conflict(Conflict::Block { own, claimed, by }.into()));
+            let owner = ClaimOwner::of(view, &known.record);
+            return Err(Step::Conflict(Conflict::Block { own, claimed, by, owner }.into()));
         }
     }
     put_back_pools(facts, me)?;

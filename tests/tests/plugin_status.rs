@@ -181,7 +181,9 @@ fn status_of_a_node_whose_block_another_node_claimed_fails_only_without_pods() {
     let claim = lab.etcd.ctl(&["get", "--print-value-only", &key]);
     lab.etcd.ctl(&["put", &key, &claim.trim().replace("\"n1\"", "\"n9\"")]);
     worker.wait_for_status("the loss of the block", |status| {
-        status["reasons"].to_string().contains("which node n9 has claimed").then_some(())
+        let reasons = status["reasons"].to_string();
+        let remedy = format!("delete the claim with etcdctl del {key}");
+        (reasons.contains("which node n9 has claimed") && reasons.contains(&remedy)).then_some(())
     });
     assert_eq!(status(worker), STATUS_OK, "its pod is connected");
     assert!(message(worker.try_pod("b", &Worker::netconf("1.1.0")).map(|_| Value::Null)).contains("node n9"));

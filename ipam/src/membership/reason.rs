@@ -2,6 +2,7 @@
 
 use polder_api::{NodeName, PoolName};
 
+use super::claim_owner::ClaimOwner;
 use crate::Block;
 use crate::cause::HostError;
 use crate::claim::NoClaim;
@@ -69,10 +70,12 @@ pub enum NoPresence {
 /// The node conflicts with another node or machine.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Conflict {
-    /// Two nodes have the same block.
+    /// Two nodes have the same block. The remedy depends on the records: whether the other node is a member and alive, was
+    /// removed, or has no record.
     #[error(
         "block {own} of this node's ledger overlaps block {claimed}, which node {by} has claimed: this node serves no \
-         pods. Drain one of the two nodes with kubectl drain, and remove it with polderctl node remove"
+         pods. {}",
+        owner.remedy(by, *claimed)
     )]
     Block {
         /// The block in this node's ledger.
@@ -81,6 +84,8 @@ pub enum Conflict {
         claimed: Block,
         /// Owner of the claim.
         by: NodeName,
+        /// What the records show about that node.
+        owner: ClaimOwner,
     },
     /// The ledger is from another cluster.
     #[error(

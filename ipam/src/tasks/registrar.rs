@@ -17,7 +17,7 @@ use crate::change::{Change, Claim, RemovedAllocations};
 use crate::claim::NoClaim;
 use crate::key::{Key, Range};
 use crate::ledger::{LedgerError, MemberState, NodeIdentity, OwnedBlock};
-use crate::membership::{self, MembershipInputs, NameConflict, Step};
+use crate::membership::{self, ClaimOwner, Conflict, MembershipInputs, NameConflict, OwnerLease, Step};
 use crate::moment::Moment;
 use crate::node::NodeIpam;
 use crate::pool::{BlockRequest, Pool};
@@ -165,7 +165,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             // Before any record is read, the node may belong to another machine.
             Step::Wait(reason) if view.source == ViewSource::Nowhere => Registration::Unproven(reason.into()),
             Step::Wait(reason) => Registration::Waiting(reason.into()),
-            Step::Conflict(reason) => Registration::Conflict(reason),
+            Step::Conflict(reason) => Registration::Conflict(self.with_owner_lease(reason, view).await),
             Step::Removed(reason) => {
                 let registration = Registration::Removed(reason.into());
                 self.publish(registration.clone());
@@ -331,6 +331,22 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             _ => info!(%change, "record written"),
         }
         Ok(self.host.wait_for_revision(revision).await?)
+    }
+
+    /// Adds to a conflict about a block whether the agent of the other node is alive. For some time after the datastore
+    /// has lost records, that is not known: a restored etcd has the leases of its backup.
+    async fn with_owner_lease(&self, mut conflict: Box<Conflict>, view: &View) -> Box<Conflict> {
+        if let Conflict::Block { by, owner: ClaimOwner::Member(lease), .. } = &mut *conflict
+            && !self.delays_claims(view)
+        {
+            let found = self.host.range(&Range::single(Key::Lease(by.clone()).to_string())).await;
+            *lease = match found {
+                Ok(found) if found.entries.is_empty() => OwnerLease::Missing,
+                Ok(_) => OwnerLease::Held,
+                Err(_) => OwnerLease::Unknown,
+            };
+        }
+        conflict
     }
 
     /// Checks whether another machine, or another boot of this one, holds the lease of this node's name. Until that is

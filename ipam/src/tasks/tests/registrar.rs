@@ -67,6 +67,46 @@ fn a_claim_of_unknown_outcome_is_used_only_after_its_record_is_read() {
     assert_eq!(owned(&fake), 2);
 }
 
+#[test]
+fn the_remedy_for_a_claimed_block_depends_on_the_lease_of_the_other_node() {
+    let (fake, mut registrar) = registered();
+    let n2: NodeName = "n2".parse().unwrap();
+    fake.with(|state| {
+        let block = state.ipam.blocks()[0].block;
+        let mut node: NodeRecord =
+            serde_json::from_slice(&state.entries[&Key::Node(me().name).to_string()].value).unwrap();
+        node.incarnation = Incarnation::new("other");
+        node.machine_id = MachineId::new("other");
+        state.revision = state.revision.next();
+        state.put(&Key::Node(n2.clone()).to_string(), encode(&node));
+        state.put(&Key::Block(block).to_string(), other_claim());
+        state.load();
+    });
+    let mut reason = || {
+        at_once(registrar.run_once());
+        let Registration::Conflict(reason) = fake.registration() else { panic!("{:?}", fake.registration()) };
+        reason.to_string()
+    };
+    let missing = reason();
+    assert!(missing.contains("The agent of n2 is not alive"), "{missing}");
+    fake.with(|state| state.put(&Key::Lease(n2.clone()).to_string(), Vec::new()));
+    let held = reason();
+    assert!(held.contains("The agent of n2 is alive"), "{held}");
+    fake.with(|state| state.fault = Some(NodeFault::Unreadable));
+    let unreadable = reason();
+    assert!(unreadable.contains("If n2 is permanently gone"), "{unreadable}");
+    // A restored etcd has leases from the time of the backup.
+    fake.with(|state| {
+        state.fault = None;
+        Arc::make_mut(&mut state.view).losses += 1;
+    });
+    let restored = reason();
+    assert!(restored.contains("If n2 is permanently gone"), "{restored}");
+    fake.with(|state| state.clock += 1000 * LOSS_HOLD_OFF.as_secs());
+    let settled = reason();
+    assert!(settled.contains("The agent of n2 is alive"), "{settled}");
+}
+
 /// The block that the node would claim next.
 fn next(fake: &Fake) -> Block {
     let owned = fake.with(|state| state.ipam.blocks().iter().map(|owned| owned.block).collect());
