@@ -3,6 +3,7 @@
 //! The load balancing of the client would send every other request to a member that is down. The client also stays at
 //! the first address of a name as long as it accepts connections, even if that member has lost contact with the others.
 //! So each address of a name is a member here, and names are looked up again after a member was left, and every minute.
+//! So are files with certificates.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -109,7 +110,7 @@ pub(super) struct Members(Arc<Shared>);
 struct Shared {
     config: EtcdConfig,
     known: Mutex<MemberList>,
-    /// Notified when a member was left, or if no member is known.
+    /// Notified when a member was left, all connections were replaced, or no member is known.
     left: Arc<Notify>,
     /// Number of times that all connections were replaced at once.
     reconnections: watch::Sender<u64>,
@@ -169,6 +170,7 @@ impl Members {
             known.members = members;
         }
         self.0.reconnections.send_modify(|count| *count += 1);
+        self.0.left.notify_one();
         Ok(())
     }
 
@@ -214,14 +216,16 @@ impl Members {
         })
     }
 
-    /// Switches to the next member, unless another call has already left this one.
+    /// Switches to the next member, unless another call has already left this one. Names are looked up and certificates
+    /// read again in any case: a long stream may still use a connection with earlier certificates, and its end is the
+    /// first sign of a member that was restarted.
     pub(super) fn leave(&self, member: &Arc<EtcdMember>) {
         member.set_direct(false);
         let mut known = self.0.lock();
         if known.members.get(known.current).is_some_and(|current| Arc::ptr_eq(current, member)) {
             known.current = (known.current + 1) % known.members.len();
-            self.0.left.notify_one();
         }
+        self.0.left.notify_one();
     }
 }
 
