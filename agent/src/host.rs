@@ -1,6 +1,7 @@
 //! Settings of other software on this host that disturb pods: checked periodically (at least every 30 s) and reported
 //! in `status` with a remedy. Nothing is changed, because these settings do not belong to Polder.
 
+pub mod bridges;
 pub mod firewall;
 pub mod host_ports;
 pub mod limits;
@@ -64,6 +65,8 @@ pub struct CheckContext {
     pub uplinks: BTreeSet<String>,
     /// Pools, addresses and interfaces that routing must not divert.
     pub pod_traffic: PodTraffic,
+    /// Families in which Polder switched iptables rules off for the frames of all bridges.
+    pub without_bridge_calls: BTreeSet<Family>,
 }
 
 /// The problems found, each with its remedy.
@@ -115,7 +118,8 @@ pub fn problems(
     let routing = routing::problems(&foreign.routing, &context.pod_traffic).into_iter();
     let packets = filters.chain(tunnels).chain(routing);
     let limits = neighbours.chain(ports);
-    packets.chain(legacy).chain(limits).chain(missing_settings).chain(rp_filter).collect()
+    let bridges = bridges::problems(&foreign.bridges_without_rules, &context.without_bridge_calls);
+    packets.chain(legacy).chain(limits).chain(missing_settings).chain(rp_filter).chain(bridges).collect()
 }
 
 /// The problem with `rp_filter`; `name` is `all` or the name of an uplink.
@@ -161,6 +165,9 @@ pub trait HostAccess {
     /// The attachments whose interfaces belong to other plugins, and those with host ports.
     fn attachments(&self) -> impl Future<Output = Vec<AttachmentEntry>> + Send;
 
+    /// Families in which Polder has switched iptables rules off for the frames of all bridges.
+    fn without_bridge_calls(&self) -> impl Future<Output = BTreeSet<Family>> + Send;
+
     /// The sockets of the host that receive packets from any client.
     fn listeners(&self) -> impl Future<Output = Vec<Listener>> + Send;
 
@@ -200,6 +207,12 @@ impl HostAccess for LocalHost {
         let is_checked =
             |held: &&AttachmentEntry| held.kind == AttachmentKind::Lease || !held.ports.is_empty();
         self.inspector.ipam.run(move |ipam| ipam.attachments().filter(is_checked).cloned().collect()).await
+    }
+
+    async fn without_bridge_calls(&self) -> BTreeSet<Family> {
+        // An unreadable ledger is reported elsewhere.
+        let previous = self.inspector.ipam.run(|ipam| ipam.kept_sysctls()).await.unwrap_or_default();
+        bridges::switched_off(&previous)
     }
 
     async fn listeners(&self) -> Vec<Listener> {
@@ -270,6 +283,10 @@ impl<H: HostAccess> Task<H> {
             tunnel_port: Encapsulation::of(cluster).port(cluster),
             uplinks: self.passes.underlay().map(|underlay| underlay.interfaces()).unwrap_or_default(),
             pod_traffic,
+            without_bridge_calls: match cluster.attach {
+                AttachMode::Bridge => self.host.without_bridge_calls().await,
+                AttachMode::Routed => BTreeSet::new(),
+            },
         };
         let pools = context.pod_traffic.pools.clone();
         let no_tunnel_answers = !context.silent_tunnels.is_empty();

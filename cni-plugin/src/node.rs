@@ -51,6 +51,7 @@ impl NodeNetwork {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use polder_api::PerFamily;
     use polder_netlink::IfIndex;
 
     fn link(index: u32, name: &str, kind: LinkKind, controller: Option<u32>) -> (String, Link) {
@@ -67,6 +68,7 @@ mod tests {
             alias: None,
             kind,
             filters_vlans: false,
+            calls_iptables: PerFamily::default(),
             port: None,
             makes_link_local: None,
             ipv4_forwarding: true,

@@ -135,6 +135,11 @@ impl<L: Ledger> NodeIpam<L> {
         self.ledger.keep_sysctl(path, previous)
     }
 
+    /// The saved previous values of kernel settings as (path, value).
+    pub fn kept_sysctls(&self) -> Result<Vec<(String, String)>, LedgerError> {
+        self.ledger.sysctls()
+    }
+
     /// Adds an existing attachment that is missing in the ledger. Succeeds if the ledger has it.
     pub fn restore(&mut self, held: AttachmentEntry) -> Result<(), LedgerError> {
         if self.attachments.contains_key(&held.attachment) {

@@ -14,7 +14,7 @@ use netlink_packet_route::link::{
     InfoPortData, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
 use nix::errno::Errno;
-use polder_api::Mac;
+use polder_api::{Mac, PerFamily};
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec};
 
 pub use self::port::Port;
@@ -55,6 +55,9 @@ pub struct Link {
     pub kind: LinkKind,
     /// Whether it is a bridge with `vlan_filtering` on. False if the kernel does not support that.
     pub filters_vlans: bool,
+    /// Whether it is a bridge whose own setting applies iptables rules to bridged frames, by family (`nf_call_iptables`,
+    /// `nf_call_ip6tables`; with the module `br_netfilter`).
+    pub calls_iptables: PerFamily<bool>,
     /// The settings of the bridge port, if it is one.
     pub port: Option<Port>,
     /// Whether it generates an IPv6 link-local address. `None` if the kernel has no IPv6.
@@ -282,6 +285,7 @@ impl From<LinkMessage> for Link {
             alias: None,
             kind: LinkKind::Other,
             filters_vlans: false,
+            calls_iptables: PerFamily::default(),
             port: None,
             makes_link_local: None,
             ipv4_forwarding: false,
@@ -314,6 +318,11 @@ impl Link {
                 LinkInfo::Kind(InfoKind::Veth) => self.kind = LinkKind::Veth,
                 LinkInfo::Data(InfoData::Bridge(attributes)) => {
                     self.filters_vlans = attributes.contains(&InfoBridge::VlanFiltering(true));
+                    let has = |setting| attributes.contains(&setting);
+                    self.calls_iptables = PerFamily::new(
+                        has(InfoBridge::NfCallIpTables(true)),
+                        has(InfoBridge::NfCallIp6Tables(true)),
+                    );
                 }
                 LinkInfo::Data(InfoData::Vxlan(attributes)) => {
                     self.kind = LinkKind::Vxlan(Vxlan::from_attributes(&attributes));

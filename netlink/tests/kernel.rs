@@ -383,6 +383,24 @@ fn an_fdb_entry_of_another_vlan_does_not_replace_ours() {
 }
 
 #[test]
+fn the_iptables_settings_of_a_bridge_are_read_for_each_family() {
+    in_a_new_namespace(|socket| {
+        bridge(socket);
+        for (v4, v6) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
+            run(
+                "sh",
+                &[
+                    "-c",
+                    &format!("ip link set dev br type bridge nf_call_iptables {v4} nf_call_ip6tables {v6}"),
+                ],
+            );
+            let found = socket.link("br").unwrap().unwrap().calls_iptables;
+            assert_eq!((found[Family::V4], found[Family::V6]), (v4 == 1, v6 == 1));
+        }
+    });
+}
+
+#[test]
 fn vlan_filtering_of_a_bridge_is_detected_and_switched_off() {
     in_a_new_namespace(|socket| {
         let index = bridge(socket);

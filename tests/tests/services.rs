@@ -4,11 +4,14 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use polder_tests::agent::Worker;
 use polder_tests::fabric::{Families, address};
+use polder_tests::node::within;
 use polder_tests::probe::{self, Echo, PORT};
 use polder_tests::{Lab, Pod, Topology, wait};
+use serde_json::Value;
 
 /// With `br_netfilter`, rules of the IP stack also process packets on bridges. The settings are 1 in a new network
 /// namespace, and Kubernetes installers set them to 1 too.
@@ -98,6 +101,62 @@ fn services_are_reachable_from_pods_and_nodes_with_br_netfilter() {
         });
         assert_services_work(&lab, "-2");
     }
+}
+
+/// A bridge of other software with two containers, as the plugin `bridge` creates it.
+fn other_bridge(worker: &Worker) {
+    worker.node.shell(
+        "sysctl -w net.ipv4.ip_forward=1; ip link add other0 type bridge; ip address add 10.9.0.1/24 dev other0; \
+         ip -6 address add fd00:9::1/64 dev other0 nodad; ip link set other0 up; \
+         for c in 2 3; do ip netns add c$c; ip link add o$c type veth peer name eth0 netns c$c; \
+         ip link set o$c master other0 up; ip -n c$c link set eth0 up; ip -n c$c link set lo up; \
+         ip -n c$c address add 10.9.0.$c/24 dev eth0; ip -n c$c address add fd00:9::$c/64 dev eth0 nodad; \
+         ip -n c$c route add default via 10.9.0.1; ip -n c$c -6 route add default via fd00:9::1; done",
+    );
+}
+
+/// Whether one container of the other bridge reaches the other one through a service, in each family.
+fn others_reach_a_service(worker: &Worker) -> [bool; 2] {
+    let container = |name: &str| worker.node.path_on_host(&Path::new("/run/netns").join(name));
+    ["10.9.0.3", "fd00:9::3"].map(|server| {
+        let server: IpAddr = server.parse().unwrap();
+        let v6 = server.is_ipv6();
+        let (table, to) =
+            if v6 { ("ip6", format!("[{server}]:{PORT}")) } else { ("ip", format!("{server}:{PORT}")) };
+        worker.node.shell(&format!(
+            "nft 'add table {table} other; flush table {table} other; \
+             add chain {table} other c {{ type nat hook prerouting priority -100; }}; \
+             add rule {table} other c {table} daddr {} tcp dport 80 dnat to {to}'",
+            service(v6)
+        ));
+        let _echo = within(&container("c3"), || Echo::start(server));
+        within(&container("c2"), || probe::tcp_at(service(v6), 80, 100_000)).is_ok()
+    })
+}
+
+#[test]
+fn another_bridge_whose_services_need_br_netfilter_is_reported_with_a_working_command() {
+    let mut lab = Lab::build(Topology::one_segment(1).families(Families::DUAL));
+    let worker = &lab.workers[0];
+    if bridge_calls(worker).is_none() {
+        return;
+    }
+    worker.configure_also("resync_seconds = 1");
+    switch_on_bridge_calls(worker);
+    other_bridge(worker);
+    assert_eq!(others_reach_a_service(worker), [true, true], "before the agent");
+    lab.start_agents();
+    let worker = &lab.workers[0];
+    let words = "between the ports of bridge other0";
+    let problem = worker.wait_for_status("the problem of the other bridge", |status| {
+        let mut problems = status["problems"].as_array()?.iter().filter_map(Value::as_str);
+        problems.find(|text| text.contains(words)).map(str::to_owned)
+    });
+    assert_eq!(others_reach_a_service(worker), [false, false], "{problem}");
+    worker.node.shell(problem.split('`').nth(1).unwrap());
+    assert_eq!(others_reach_a_service(worker), [true, true], "{problem}");
+    worker.wait_for_status("no problem", |status| status["problems"].as_array()?.is_empty().then_some(()));
+    assert_eq!(bridge_calls(worker).unwrap(), ["0", "0"]);
 }
 
 #[test]

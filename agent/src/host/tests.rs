@@ -24,6 +24,7 @@ fn context(attach: AttachMode) -> CheckContext {
         tunnel_port: 8472,
         uplinks: BTreeSet::new(),
         pod_traffic: PodTraffic::default(),
+        without_bridge_calls: BTreeSet::new(),
     }
 }
 
@@ -88,6 +89,10 @@ impl HostAccess for Fake {
 
     async fn attachments(&self) -> Vec<AttachmentEntry> {
         Vec::new()
+    }
+
+    async fn without_bridge_calls(&self) -> BTreeSet<Family> {
+        BTreeSet::new()
     }
 
     async fn listeners(&self) -> Vec<Listener> {

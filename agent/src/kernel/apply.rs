@@ -305,7 +305,7 @@ fn kernel_target(route: &OwnRoute, index: &impl Fn(&Device) -> Option<IfIndex>) 
 
 #[cfg(test)]
 mod tests {
-    use polder_api::Family;
+    use polder_api::{Family, PerFamily};
     use polder_netlink::link::{Link, LinkKind, Vxlan};
 
     use super::super::tunnel::Tunnel;
@@ -329,6 +329,7 @@ mod tests {
             alias: None,
             kind: LinkKind::Vxlan(vxlan(vni)),
             filters_vlans: false,
+            calls_iptables: PerFamily::default(),
             port: None,
             makes_link_local: None,
             ipv4_forwarding: false,

@@ -9,14 +9,18 @@ use ipnetwork::IpNetwork;
 use polder_api::{BRIDGE, Family, PerFamily};
 use polder_ipam::Cidr;
 use polder_netlink::address::Address;
+use polder_netlink::link::LinkKind;
 use polder_netlink::nft::foreign::{BaseChain, BaseHook, ForeignRule, ForeignVerdict, RuleCondition};
 use polder_netlink::routing::{AnyRoute, AnyRule};
 use polder_netlink::{Error, IfIndex};
 
-use super::{Kernel, ruleset};
+use super::{Kernel, ruleset, sysctl};
 
 /// Maximum number of chains that are read per filter. On a host with more, pods' packets do not pass all of them.
 const MAX_CHAINS: usize = 64;
+
+/// A bridge forwards frames between at least this number of ports.
+const PORTS_THAT_FORWARD: usize = 2;
 
 /// The foreign network state of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -35,12 +39,23 @@ pub struct ForeignState {
     pub neighbours: PerFamily<Option<NeighbourLimits>>,
     /// Number of ports of bridge `polder0`.
     pub bridge_ports: usize,
+    /// Foreign bridges with ports on which iptables rules do not apply to bridged frames.
+    pub bridges_without_rules: Vec<BridgeWithoutRules>,
     /// The name under `net.ipv4.conf` whose `rp_filter` can drop packets of peers: `all`, if
     /// `net.ipv4.conf.all.rp_filter` is not 0; otherwise the name of the uplink, if its `rp_filter` is 1 (strict);
     /// otherwise `None`. The kernel uses the larger value of both (`IN_DEV_MAXCONF` in `include/linux/inetdevice.h`).
     pub rp_filter_interface: Option<String>,
     /// The netfilter queues that a program reads. `None` if that cannot be read.
     pub read_queues: Option<BTreeSet<u16>>,
+}
+
+/// A foreign bridge with at least two ports, so that it can forward frames.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BridgeWithoutRules {
+    /// Its name.
+    pub name: String,
+    /// The families whose rules do not apply to its frames, although the kernel supports it (module `br_netfilter`).
+    pub families: BTreeSet<Family>,
 }
 
 /// Routes and policy rules.
@@ -89,6 +104,7 @@ impl Kernel {
         uplink: Option<&str>,
         no_tunnel_answers: bool,
     ) -> Result<ForeignState, Error> {
+        let (bridge_ports, bridges_without_rules) = self.bridges()?;
         Ok(ForeignState {
             routing: self.routing(pools)?,
             filters: self.foreign_filters(BaseHook::Forwarded)?,
@@ -100,7 +116,8 @@ impl Kernel {
             },
             legacy_filters: Family::BOTH.into_iter().filter(|family| has_legacy_filter(*family)).collect(),
             neighbours: PerFamily::each(|family| self.neighbour_limits(family)),
-            bridge_ports: self.bridge_ports()?,
+            bridge_ports,
+            bridges_without_rules,
             rp_filter_interface: self.rp_filter_interface(uplink),
             read_queues: read_queues(fs::read_to_string("/proc/net/netfilter/nfnetlink_queue")),
         })
@@ -139,10 +156,26 @@ impl Kernel {
         Some(NeighbourLimits { soft: limit("gc_thresh2")?, hard: limit("gc_thresh3")? })
     }
 
-    fn bridge_ports(&mut self) -> Result<usize, Error> {
+    /// The number of ports of `polder0`, and the foreign bridges without iptables rules.
+    fn bridges(&mut self) -> Result<(usize, Vec<BridgeWithoutRules>), Error> {
         let links = self.routes.links()?;
-        let bridge = links.get(BRIDGE).map(|bridge| bridge.index);
-        Ok(links.values().filter(|link| bridge.is_some() && link.controller == bridge).count())
+        let ports = |bridge: IfIndex| links.values().filter(|link| link.controller == Some(bridge)).count();
+        let own = links.get(BRIDGE).map_or(0, |bridge| ports(bridge.index));
+        let is_off =
+            |family: &Family| self.sysctls.get(sysctl::bridge_calls(*family)).is_ok_and(|value| value == "0");
+        let off: BTreeSet<Family> = Family::BOTH.into_iter().filter(is_off).collect();
+        if off.is_empty() {
+            return Ok((own, Vec::new()));
+        }
+        let foreign = links.values().filter(|link| {
+            link.kind == LinkKind::Bridge && link.name != BRIDGE && ports(link.index) >= PORTS_THAT_FORWARD
+        });
+        let without_rules = foreign.filter_map(|link| {
+            let families: BTreeSet<Family> =
+                off.iter().copied().filter(|family| !link.calls_iptables[*family]).collect();
+            (!families.is_empty()).then(|| BridgeWithoutRules { name: link.name.clone(), families })
+        });
+        Ok((own, without_rules.collect()))
     }
 
     fn foreign_filters(&mut self, base_hook: BaseHook) -> Result<Vec<Filter>, Error> {

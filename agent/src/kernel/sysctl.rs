@@ -67,7 +67,7 @@ pub fn desired(inputs: Inputs<'_>) -> Vec<(String, String)> {
         // With br_netfilter, iptables rules are applied to bridged frames. A frame that a rule redirects to a pod on
         // the same bridge, as for a service, stays in the bridge (br_nf_pre_routing_finish in
         // net/bridge/br_netfilter_hooks.c), which drops it because its ports are isolated. This setting is not needed:
-        // every packet of a pod passes the IP stack anyway.
+        // every packet of a pod passes the IP stack anyway. Other bridges may need it: `host/bridges.rs` reports them.
         families.iter().for_each(|family| set(bridge_calls(*family), "0"));
     }
     if attach == AttachMode::Bridge && has_host_ports && families.contains(&Family::V4) {
@@ -109,8 +109,9 @@ pub fn command(path: &str, value: &str) -> String {
     format!("sysctl -w {path}={value}")
 }
 
-/// The setting: whether iptables rules are applied to bridged frames.
-const fn bridge_calls(family: Family) -> &'static str {
+/// The setting: whether iptables rules are applied to frames on all bridges. If it is 0, the setting of each bridge
+/// decides (`br_nf_pre_routing` in `net/bridge/br_netfilter_hooks.c`), so that a 1 here cannot be undone for one bridge.
+pub const fn bridge_calls(family: Family) -> &'static str {
     match family {
         Family::V4 => "net/bridge/bridge-nf-call-iptables",
         Family::V6 => "net/bridge/bridge-nf-call-ip6tables",

@@ -1,6 +1,6 @@
 //! The events that cause a pass.
 
-use polder_api::{Attachment, BRIDGE};
+use polder_api::{Attachment, BRIDGE, PerFamily};
 use polder_netlink::link::{LinkKind, Port};
 use polder_netlink::neighbour::Neighbour;
 use tokio::time::timeout;
@@ -123,6 +123,7 @@ fn state(index: IfIndex, name: &str) -> Link {
         alias: None,
         kind: LinkKind::Other,
         filters_vlans: false,
+        calls_iptables: PerFamily::default(),
         port: None,
         makes_link_local: None,
         ipv4_forwarding: true,
