@@ -22,9 +22,11 @@ use self::cni::CniFile;
 use self::error::InvalidValue;
 use self::etcd::EtcdFile;
 use self::http::HttpAddress;
+use self::kubernetes::KubernetesFile;
 use self::layers::Layers;
 use crate::conflist::{Conflist, Network};
 use crate::kernel::sysctl;
+use crate::kubernetes::settings::KubernetesConfig;
 use crate::machine::default_node_name;
 use crate::state_dir::CONFLIST;
 
@@ -108,6 +110,8 @@ pub struct Config {
     pub identity: Proof,
     /// Labels by which pools select the node.
     pub labels: Labels,
+    /// The connection to the Kubernetes API server. `None`: not connected.
+    pub kubernetes: Option<KubernetesConfig>,
     /// Initial settings of the cluster, used if the datastore has none.
     pub bootstrap: Option<Bootstrap>,
 }
@@ -170,6 +174,7 @@ struct File {
     ipam: IpamFile,
     nftables: NftablesFile,
     labels: Labels,
+    kubernetes: Option<KubernetesFile>,
     bootstrap: Option<bootstrap::File>,
 }
 
@@ -194,6 +199,7 @@ impl Default for File {
             ipam: IpamFile::default(),
             nftables: NftablesFile::default(),
             labels: Labels::new(),
+            kubernetes: None,
             bootstrap: None,
         }
     }
@@ -280,6 +286,7 @@ impl Config {
             keep_nat: file.nftables.keep_nat,
             identity: file.identity,
             labels: file.labels,
+            kubernetes: file.kubernetes.map(KubernetesFile::check).transpose()?.flatten(),
             bootstrap: file.bootstrap.map(bootstrap::File::check).transpose()?,
         })
     }
@@ -342,6 +349,7 @@ mod cni;
 mod error;
 mod etcd;
 mod http;
+mod kubernetes;
 mod layers;
 mod print;
 #[cfg(test)]

@@ -46,6 +46,7 @@ pub mod http;
 pub mod in_flight;
 pub mod inspection;
 pub mod kernel;
+pub mod kubernetes;
 pub mod leases;
 pub mod liveness;
 pub mod local_pods;

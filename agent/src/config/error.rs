@@ -9,6 +9,7 @@ use polder_ipam::record::MTU_RANGE;
 use super::bootstrap::InvalidBootstrap;
 use super::cni::InvalidCni;
 use super::etcd::InvalidEtcd;
+use super::kubernetes::InvalidKubernetes;
 use crate::machine::MachineError;
 
 /// A configuration that cannot be used.
@@ -199,6 +200,9 @@ pub enum InvalidValue {
     /// The key is in section `[cni]`.
     #[error(transparent)]
     Cni(#[from] InvalidCni),
+    /// The key is in section `[kubernetes]`.
+    #[error(transparent)]
+    Kubernetes(#[from] InvalidKubernetes),
     /// The key is in section `[bootstrap]`.
     #[error(transparent)]
     Bootstrap(#[from] InvalidBootstrap),
