@@ -25,6 +25,9 @@ use crate::kernel::Kernel;
 use crate::kernel::features::Features;
 use crate::kernel::reaper::Reaper;
 use crate::kernel::sysctl::Sysctls;
+use crate::kubernetes::client::Client;
+use crate::kubernetes::node_object::NodeFacts;
+use crate::kubernetes::properties::{self, Properties};
 use crate::leases::{self, Leases};
 use crate::liveness::Threads;
 use crate::local_pods::LocalPods;
@@ -42,8 +45,8 @@ use crate::requests::PlanRequest;
 use crate::underlay::NotChosen;
 use crate::wake::{WakeSender, wake_channel};
 use crate::{
-    engine, etcd_addresses, host, http, inspection, monitor, probe, publisher, registrar, server, systemd,
-    watcher,
+    engine, etcd_addresses, host, http, inspection, kubernetes, monitor, probe, publisher, registrar, server,
+    systemd, watcher,
 };
 
 /// Capacity of the queue of block requests; further requesters wait.
@@ -138,6 +141,8 @@ pub(crate) struct OperatorTasks {
     pub(crate) inspection: inspection::Task,
     pub(crate) http: http::Task,
     pub(crate) systemd: systemd::Task,
+    /// If the agent connects to Kubernetes.
+    pub(crate) kubernetes: Option<kubernetes::Task>,
 }
 
 /// The entries of [`RecordTasks`].
@@ -241,16 +246,19 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
         machine_id: machine.machine_id,
         boot_id: machine.boot_id,
         proof: config.identity,
-        labels: config.labels.clone(),
         bootstrap: config.bootstrap.clone(),
         cooldown: config.cooldown,
     };
+    // Before the first choice of the underlay and the first claim.
+    let kept = config.kubernetes.as_ref().map(|_| properties::read(&config.state_dir));
+    let facts = watch::Sender::new(Arc::new(kept.unwrap_or_default()));
     let membership =
         Membership::new(me, addresses.registration.subscribe(), addresses.allocations.subscribe());
     let node_state = NodeState {
         records: Records::new(records.view.subscribe()),
         membership,
         passes: Passes::new(datapath.engine.underlay.subscribe(), datapath.engine.pass.subscribe()),
+        properties: Properties::new(config.labels.clone(), facts.subscribe()),
     };
     let (unreachable, unreachable_read) = watch::channel(None);
     let readiness = Readiness::new(
@@ -283,7 +291,9 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
         },
     });
     let (listen_problem, listen_problem_read) = watch::channel(None);
-    let reporter = reporter(&node, readiness.clone(), &records, &datapath, listen_problem_read);
+    let (kubernetes_problems, kubernetes_problems_read) = watch::channel(Vec::new());
+    let read = OperatorReads { listen_problem: listen_problem_read, kubernetes: kubernetes_problems_read };
+    let reporter = reporter(&node, readiness.clone(), &records, &datapath, read);
     let lines = Lines {
         leases: records.leases.subscribe(),
         own_ports: sockets.ports,
@@ -310,7 +320,8 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
         pods: node.pods.kernel.clone(),
         filter: node.pods.filter.clone(),
     };
-    let ends = OperatorEnds { plans, adopted: addresses.adopted, unreachable, listen_problem };
+    let kubernetes = KubernetesEntries { facts, problems: kubernetes_problems };
+    let ends = OperatorEnds { plans, adopted: addresses.adopted, unreachable, listen_problem, kubernetes };
     Ok(Tasks {
         records: record_tasks(&node, records, underlay_changed),
         addresses: AddressTasks {
@@ -330,6 +341,31 @@ struct OperatorEnds {
     adopted: watch::Sender<Option<LeaseRecord>>,
     unreachable: watch::Sender<Option<String>>,
     listen_problem: watch::Sender<Option<String>>,
+    kubernetes: KubernetesEntries,
+}
+
+/// The entries of the Kubernetes task.
+struct KubernetesEntries {
+    facts: watch::Sender<Arc<NodeFacts>>,
+    problems: watch::Sender<Vec<String>>,
+}
+
+/// Receivers of entries of the [`OperatorTasks`].
+struct OperatorReads {
+    listen_problem: watch::Receiver<Option<String>>,
+    kubernetes: watch::Receiver<Vec<String>>,
+}
+
+fn kubernetes_task(node: &Node, reporter: &Reporter, entries: KubernetesEntries) -> Option<kubernetes::Task> {
+    let (settings, name) = (node.config.kubernetes.clone()?, node.config.node.clone());
+    Some(kubernetes::Task {
+        api: Client::new(settings, name.clone()),
+        reports: kubernetes::OnNode { reporter: reporter.clone() },
+        node: name,
+        state_dir: node.config.state_dir.clone(),
+        facts: entries.facts,
+        problems: entries.problems,
+    })
 }
 
 fn operator_tasks(
@@ -355,6 +391,7 @@ fn operator_tasks(
             reporter: reporter.clone(),
         },
         systemd: systemd::Task { threads: threads.clone(), readiness: reporter.readiness.clone() },
+        kubernetes: kubernetes_task(node, &reporter, ends.kubernetes),
         reporter,
     }
 }
@@ -374,7 +411,7 @@ fn reporter(
     readiness: Readiness,
     records: &RecordEntries,
     datapath: &DatapathEntries,
-    listen_problem: watch::Receiver<Option<String>>,
+    read: OperatorReads,
 ) -> Reporter {
     Reporter {
         config: Arc::clone(&node.config),
@@ -389,7 +426,8 @@ fn reporter(
             leases: records.leases.subscribe(),
             endpoint: datapath.probe.endpoint.subscribe(),
             host: datapath.host.subscribe(),
-            listen_problem,
+            listen_problem: read.listen_problem,
+            kubernetes: read.kubernetes,
         },
     }
 }

@@ -114,6 +114,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tasks.spawn(operator.server.run(api));
     tasks.spawn(operator.http.run());
     tasks.spawn(operator.systemd.run());
+    if let Some(kubernetes) = operator.kubernetes {
+        tasks.spawn(kubernetes.run());
+    }
 
     let mut terminate = signal(SignalKind::terminate())?;
     let outcome = tokio::select! {

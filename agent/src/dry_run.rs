@@ -27,7 +27,7 @@ use crate::kernel::sysctl::Sysctls;
 use crate::lock::NodeLock;
 use crate::machine::Machine;
 use crate::node_state::NodeState;
-use crate::state_dir::{LEDGER, STORE};
+use crate::state_dir::{LEDGER, NODE_OBJECT, STORE};
 use crate::underlay::Uplink;
 use crate::{container, engine, recovery, server, watcher};
 
@@ -175,6 +175,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
     }
     // The last records from the datastore: the comparison restores records that it has lost since.
     copy_file(&state, copy, watcher::SNAPSHOT)?;
+    copy_file(&state, copy, NODE_OBJECT)?;
     let mut dry = DryRun::default();
     dry.node.push(format!("{}, machine {}", config.node, machine.machine_id));
     dry.node.push(format!(

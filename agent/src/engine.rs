@@ -106,6 +106,7 @@ impl<D: Datapath> Task<D> {
         let mut probed = tools.readiness.probes();
         let mut leases = tools.leases.clone();
         let mut direct = tools.direct.clone();
+        let mut properties = node_state.properties.changes();
         let mut engine = Engine::new(tools, entries, announcer);
         let mut cause = Trigger::Underlay;
         loop {
@@ -113,6 +114,7 @@ impl<D: Datapath> Task<D> {
             membership_changes.mark_unchanged();
             registration.mark_unchanged();
             direct.mark_unchanged();
+            properties.mark_unchanged();
             engine.work(cause).await;
             let (wake, dead) = (Instant::now() + engine.pause(), engine.dead.clone());
             cause = loop {
@@ -125,6 +127,7 @@ impl<D: Datapath> Task<D> {
                     _ = direct.changed() => Trigger::Records,
                     () = senders.woken() => Trigger::Records,
                     () = underlay.woken() => Trigger::Underlay,
+                    () = properties.changed() => Trigger::Underlay,
                     () = engine.drifted() => Trigger::Drift,
                     () = sleep_until(wake) => Trigger::Underlay,
                     _ = probed.changed() => {
@@ -415,6 +418,7 @@ impl<D: Datapath> Engine<D> {
                     pods: self.tools.datapath.own_ranges().await,
                     pools: view.pools.values().map(|pool| pool.record.cidr()).collect(),
                     registered: own.map(|own| own.record.underlay.clone()).unwrap_or_default(),
+                    node_object: self.node_state().properties.addresses(),
                 })
             }
             Err(error) => Err(error),

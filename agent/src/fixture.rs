@@ -15,6 +15,8 @@ use polder_ipam::tasks::OwnNode;
 use polder_ipam::view::{Versioned, View, ViewSource};
 use tokio::sync::watch;
 
+use crate::kubernetes::node_object::NodeFacts;
+use crate::kubernetes::properties::Properties;
 use crate::node_state::{Chosen, Membership, NodeState, Pass, Passes, Records};
 use crate::underlay::NotChosen;
 
@@ -26,6 +28,7 @@ pub(crate) struct Fixture {
     pub(crate) allocations: watch::Sender<Arc<Allocations>>,
     pub(crate) underlay: watch::Sender<Chosen>,
     pub(crate) pass: watch::Sender<Option<Arc<Pass>>>,
+    pub(crate) facts: watch::Sender<Arc<NodeFacts>>,
 }
 
 impl Fixture {
@@ -38,6 +41,7 @@ impl Fixture {
             allocations: watch::Sender::new(Arc::new(allocations)),
             underlay: watch::Sender::new(Err(NotChosen::NotYet)),
             pass: watch::Sender::default(),
+            facts: watch::Sender::default(),
         }
     }
 
@@ -47,6 +51,7 @@ impl Fixture {
             records: Records::new(self.view.subscribe()),
             membership: Membership::new(me(), self.registration.subscribe(), self.allocations.subscribe()),
             passes: Passes::new(self.underlay.subscribe(), self.pass.subscribe()),
+            properties: Properties::new(Labels::new(), self.facts.subscribe()),
         }
     }
 }
@@ -57,7 +62,6 @@ pub(crate) fn me() -> OwnNode {
         machine_id: MachineId::new("m1"),
         boot_id: BootId::new("b1"),
         proof: Proof::Machine,
-        labels: Labels::new(),
         bootstrap: None,
         cooldown: Duration::from_secs(60),
     }

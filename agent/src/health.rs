@@ -63,6 +63,8 @@ async fn exhausted(reporter: &Reporter, family: Family, pool: Option<&PoolName>)
     if there_is_one {
         return None;
     }
-    let why = could_claim(&view, &reporter.config.node, &reporter.config.labels, family, pool).err()?;
+    let why =
+        could_claim(&view, &reporter.config.node, &reporter.node_state().properties.labels(), family, pool)
+            .err()?;
     Some(format!("{}; {why}. {}", capacity::own_share(family, counts), capacity::REMEDY))
 }

@@ -15,7 +15,7 @@ use polder_ipam::change::Change;
 use polder_ipam::claim::{NoClaim, Unavailable};
 use polder_ipam::key::Range;
 use polder_ipam::ledger::{AttachmentEntry, AttachmentKind};
-use polder_ipam::pool::BlockRequest;
+use polder_ipam::pool::{BlockRequest, Labels};
 use polder_ipam::registration::Registration;
 use polder_ipam::store::{Contents, Outcome, StoreError};
 use polder_ipam::tasks::operator::{Knowledge, OperatorHost};
@@ -124,6 +124,10 @@ impl Host for Node {
 
     fn registration(&self) -> Registration {
         self.node_state.registration()
+    }
+
+    fn labels(&self) -> Labels {
+        self.node_state.properties.labels()
     }
 
     async fn ledger<T: Send + 'static>(

@@ -21,6 +21,7 @@ use polder_ipam::{publication, readiness};
 use tokio::sync::watch;
 
 use crate::kernel::desired::PeerPath;
+use crate::kubernetes::properties::Properties;
 use crate::probe::schedule::Key;
 use crate::underlay::{NotChosen, Underlay};
 
@@ -233,6 +234,8 @@ pub struct NodeState {
     pub membership: Membership,
     /// The state of its kernel.
     pub passes: Passes,
+    /// Its labels and addresses in configuration and Node object.
+    pub properties: Properties,
 }
 
 impl NodeState {

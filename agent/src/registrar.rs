@@ -53,15 +53,18 @@ impl Task {
         let agent = &host.node;
         let mut view = agent.node_state.records.changes();
         let mut underlay = agent.node_state.passes.underlays();
+        let mut properties = agent.node_state.properties.changes();
         let mut registrar = Registrar::new(&host, agent.node_state.membership.me());
         loop {
             view.mark_unchanged();
             underlay.mark_unchanged();
+            properties.mark_unchanged();
             registrar.run_once().await;
             // All branches are cancel-safe: a change that is not received now is received in the next iteration.
             tokio::select! {
                 _ = view.changed() => {}
                 _ = underlay.changed() => {}
+                () = properties.changed() => {}
                 () = wake.woken() => {}
                 request = claims.recv() => {
                     let Some(request) = request else { return };

@@ -52,6 +52,8 @@ pub struct Published {
     pub host: watch::Receiver<Vec<String>>,
     /// Why health and metrics are not served over HTTP.
     pub listen_problem: watch::Receiver<Option<String>>,
+    /// Problems of the connection to the Kubernetes API server, each with its remedy.
+    pub kubernetes: watch::Receiver<Vec<String>>,
 }
 
 impl Reporter {

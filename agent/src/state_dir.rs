@@ -16,6 +16,9 @@ pub const STORE: &str = "store.db";
 /// Copy of the CNI configuration as last written by the agent, without changes of other software.
 pub const CONFLIST: &str = "conflist.json";
 
+/// The labels and addresses of the Node object of Kubernetes, as last read.
+pub const NODE_OBJECT: &str = "node-object.json";
+
 /// The state directory was not locked for this process.
 #[derive(Debug, thiserror::Error)]
 pub enum StateNotLocked {

@@ -33,26 +33,9 @@ pub async fn status(reporter: &Reporter) -> Status {
     let view = reporter.node_state().view();
     let pass = reporter.node_state().pass();
     let reasons = reporter.readiness.reasons();
-    let (counts, totals, pods) = reporter
-        .ipam
-        .run(|ipam| {
-            let totals = PerFamily::each(|family| ipam.total(family, None, now()));
-            (ipam.counts(now()), totals, ipam.attachments().count())
-        })
-        .await;
-    let mut problems = problems(reporter, &view, pass.as_deref());
-    problems.extend(refused::problems(&reporter.store));
-    problems.extend(reporter.published.host.borrow().iter().cloned());
-    problems.extend(reporter.published.listen_problem.borrow().clone());
-    problems.extend(preceding(reporter));
-    let leases = reporter.published.leases.borrow().among(|name| view.nodes.contains_key(name));
-    problems.extend(leases.problems(Instant::now()));
-    let shortages = capacity::warnings(&view, &reporter.config.labels, &totals);
-    problems.extend(shortages.iter().map(ToString::to_string));
-    if reporter.node_state().obstacles().is_empty() {
-        let shortfalls = health::shortfalls(reporter, None).await;
-        problems.extend(shortfalls.iter().map(|shortfall| format!("new pods get no address: {shortfall}")));
-    }
+    let (counts, pods) = reporter.ipam.run(|ipam| (ipam.counts(now()), ipam.attachments().count())).await;
+    let mut problems = problems(reporter).await;
+    problems.extend(reporter.published.kubernetes.borrow().iter().cloned());
     let Underlay { uplinks, others, .. } =
         reporter.node_state().underlay().map(|underlay| (*underlay).clone()).unwrap_or_default();
     // One borrow: with two in the statement, a writer that waits between them blocks the second one, and both hang.
@@ -122,6 +105,26 @@ pub async fn status(reporter: &Reporter) -> Status {
     }
 }
 
+/// The problems of this node, each with its remedy, except those of the connection to Kubernetes.
+pub async fn problems(reporter: &Reporter) -> Vec<String> {
+    let (view, pass) = (reporter.node_state().view(), reporter.node_state().pass());
+    let totals = reporter.ipam.run(|ipam| PerFamily::each(|family| ipam.total(family, None, now()))).await;
+    let mut problems = of_records(reporter, &view, pass.as_deref());
+    problems.extend(refused::problems(&reporter.store));
+    problems.extend(reporter.published.host.borrow().iter().cloned());
+    problems.extend(reporter.published.listen_problem.borrow().clone());
+    problems.extend(preceding(reporter));
+    let leases = reporter.published.leases.borrow().among(|name| view.nodes.contains_key(name));
+    problems.extend(leases.problems(Instant::now()));
+    let shortages = capacity::warnings(&view, &reporter.node_state().properties.labels(), &totals);
+    problems.extend(shortages.iter().map(ToString::to_string));
+    if reporter.node_state().obstacles().is_empty() {
+        let shortfalls = health::shortfalls(reporter, None).await;
+        problems.extend(shortfalls.iter().map(|shortfall| format!("new pods get no address: {shortfall}")));
+    }
+    problems
+}
+
 /// The problem, if another CNI configuration file precedes Polder's.
 fn preceding(reporter: &Reporter) -> Option<String> {
     let config = &reporter.config;
@@ -170,7 +173,8 @@ fn store(reporter: &Reporter, view: &View) -> StoreStatus {
     }
 }
 
-fn problems(reporter: &Reporter, view: &View, pass: Option<&Pass>) -> Vec<String> {
+/// The problems with records, peers and the last pass.
+fn of_records(reporter: &Reporter, view: &View, pass: Option<&Pass>) -> Vec<String> {
     let Some(pass) = pass else {
         return view.refused_records().map(|record| record.to_string()).collect();
     };

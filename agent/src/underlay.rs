@@ -109,6 +109,8 @@ pub struct UnderlayInputs {
     pub pools: Vec<Cidr>,
     /// The addresses of this node's own record, which peers use.
     pub registered: Vec<IpAddr>,
+    /// The addresses of this node's Node object in Kubernetes, in its order.
+    pub node_object: Vec<IpAddr>,
 }
 
 impl UnderlayInputs {
@@ -330,11 +332,18 @@ fn choose(
         let found = on_it.next().map(|(found, _)| found.address.ip());
         return Ok(found.and_then(|address| facts.uplink(address, "underlay.interface".to_owned())));
     }
+    let of_family = |addresses: &'_ [IpAddr]| -> Vec<IpAddr> {
+        addresses.iter().copied().filter(|address| Family::of(*address) == family).collect()
+    };
+    let node_object = of_family(&facts.node_object).into_iter();
+    let node_object =
+        node_object.filter_map(|address| facts.uplink(address, "InternalIP of the Node object".to_owned()));
     let in_use = current.and_then(|uplink| facts.uplink(uplink.address, uplink.chosen_by.clone()));
-    let registered = facts.registered.iter().filter(|address| Family::of(**address) == family);
+    let registered = of_family(&facts.registered).into_iter();
     let registered =
-        registered.filter_map(|address| facts.uplink(*address, "this node's own record".to_owned()));
-    if let Some(uplink) = in_use.into_iter().chain(registered).find(|uplink| !facts.is_astray(uplink)) {
+        registered.filter_map(|address| facts.uplink(address, "this node's own record".to_owned()));
+    let known = node_object.chain(in_use).chain(registered);
+    if let Some(uplink) = { known }.find(|uplink| !facts.is_astray(uplink)) {
         return Ok(Some(uplink));
     }
     let by_route = facts.network.routes.iter().find_map(|(what, lookup)| {

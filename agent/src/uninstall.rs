@@ -17,7 +17,7 @@ use crate::kernel::sysctl::Sysctls;
 use crate::lock::NodeLock;
 use crate::machine::Machine;
 use crate::presence::Presence;
-use crate::state_dir::{self, CONFLIST, LEDGER, STORE};
+use crate::state_dir::{self, CONFLIST, LEDGER, NODE_OBJECT, STORE};
 use crate::watcher::{SNAPSHOT, SNAPSHOT_BEFORE};
 
 /// Handling of pods that are still attached.
@@ -250,7 +250,9 @@ fn delete_files(places: &NodePaths) -> Result<(), NotUninstalled> {
     for name in [LEDGER, STORE] {
         BESIDE.iter().try_for_each(|beside| delete(&state.join(format!("{name}{beside}"))))?;
     }
-    [SNAPSHOT, SNAPSHOT_BEFORE, CONFLIST, "lock"].iter().try_for_each(|name| delete(&state.join(name)))
+    [SNAPSHOT, SNAPSHOT_BEFORE, CONFLIST, NODE_OBJECT, "lock"]
+        .iter()
+        .try_for_each(|name| delete(&state.join(name)))
 }
 
 fn delete(file: &Path) -> Result<(), NotUninstalled> {

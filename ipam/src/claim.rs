@@ -68,7 +68,7 @@ rule! {
 pub struct Claimant<'a> {
     /// The node's name.
     pub me: &'a NodeName,
-    /// The node's labels in its configuration.
+    /// The node's labels.
     pub labels: &'a Labels,
     /// The identity in its ledger; `None` before the first registration.
     pub identity: Option<&'a NodeIdentity>,

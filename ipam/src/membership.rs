@@ -42,7 +42,7 @@ pub struct MembershipInputs<'a> {
     pub proof: Proof,
     /// The machine that this one replaces, as requested with `polderctl node adopt`.
     pub adopted: Option<&'a LeaseRecord>,
-    /// The node's labels in its configuration.
+    /// The node's labels.
     pub labels: &'a Labels,
     /// The cluster's records, as last read.
     pub view: &'a View,

@@ -61,8 +61,6 @@ pub struct OwnNode {
     pub boot_id: BootId,
     /// The proof that this machine is the node that its ledger names.
     pub proof: Proof,
-    /// The labels of the node, by which pools select nodes.
-    pub labels: Labels,
     /// The first settings of the cluster, used only if it has none.
     pub bootstrap: Option<Bootstrap>,
     /// The cool-down of a released address or block.
@@ -92,6 +90,9 @@ pub trait Host: RecordStore {
 
     /// The last state that the registrar published.
     fn registration(&self) -> Registration;
+
+    /// The current labels of the node, by which pools select nodes.
+    fn labels(&self) -> Labels;
 
     /// The maximum number of records in one change.
     fn most_records(&self) -> usize {
@@ -123,6 +124,10 @@ where
 
     fn registration(&self) -> Registration {
         (**self).registration()
+    }
+
+    fn labels(&self) -> Labels {
+        (**self).labels()
     }
 
     fn most_records(&self) -> usize {

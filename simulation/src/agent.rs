@@ -18,7 +18,6 @@ use polder_ipam::change::Change;
 use polder_ipam::key::{Key, Range};
 use polder_ipam::membership::Proof;
 use polder_ipam::node::NodeIpam;
-use polder_ipam::pool::Labels;
 use polder_ipam::record::ClusterRecord;
 use polder_ipam::recovery::{self, LivingPod, NotRestored};
 use polder_ipam::registration::{Allocations, Registration};
@@ -296,7 +295,6 @@ fn own_node(machine: &Machine, proof: Proof, pools: Vec<Pool>) -> OwnNode {
         machine_id: machine.machine_id.clone(),
         boot_id: machine.boot_id.clone(),
         proof,
-        labels: Labels::new(),
         bootstrap: Some(Bootstrap { pools, backend, attach, vxlan, masquerade }),
         cooldown: COOL_DOWN,
     }

@@ -36,7 +36,6 @@ use polder_ipam::ledger::memory::Memory;
 use polder_ipam::ledger::{MemberState, NodeIdentity};
 use polder_ipam::membership::Proof;
 use polder_ipam::node::NodeIpam;
-use polder_ipam::pool::Labels;
 use polder_ipam::record::{FenceRecord, PodsGone};
 use polder_ipam::store::{Compare, Txn};
 use polder_ipam::tasks::OwnNode;
@@ -96,7 +95,6 @@ impl Space {
             machine_id: machine.machine_id(),
             boot_id: machine.boot_id(),
             proof: if self.flaw == Some(Flaw::AcceptsCopies) { Proof::Ledger } else { Proof::Machine },
-            labels: Labels::new(),
             bootstrap: None,
             cooldown: DEFAULT_COOL_DOWN,
         }

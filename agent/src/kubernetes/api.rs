@@ -8,7 +8,7 @@ use super::error::ClientError;
 use super::node_object::{NodeObject, ResourceVersion};
 
 /// The agent's own Node as read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct OwnNode {
     /// The Node, if it exists.
     pub node: Option<NodeObject>,
@@ -17,7 +17,7 @@ pub struct OwnNode {
 }
 
 /// A change of the own Node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum NodeEvent {
     /// It was created or changed.
     Changed(NodeObject),

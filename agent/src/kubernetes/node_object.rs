@@ -13,7 +13,7 @@ pub const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
 const INTERNAL_IP: &str = "InternalIP";
 
 /// A Node object.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct NodeObject {
     /// The name.
     pub name: NodeName,
@@ -38,7 +38,7 @@ pub struct NodeObject {
 pub struct ResourceVersion(pub(super) String);
 
 /// A taint of a Node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Taint {
     /// The key, for example `node.kubernetes.io/out-of-service`.
     pub key: String,
@@ -46,6 +46,8 @@ pub struct Taint {
     pub value: String,
     /// The effect, for example `NoSchedule`.
     pub effect: String,
+    /// All fields.
+    pub(super) wire: WireTaint,
 }
 
 /// A condition of a Node.
@@ -125,7 +127,12 @@ impl NodeObject {
 
 impl From<WireTaint> for Taint {
     fn from(taint: WireTaint) -> Self {
-        Self { key: taint.key, value: taint.value.unwrap_or_default(), effect: taint.effect }
+        Self {
+            key: taint.key.clone(),
+            value: taint.value.clone().unwrap_or_default(),
+            effect: taint.effect.clone(),
+            wire: taint,
+        }
     }
 }
 

@@ -232,7 +232,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
 
     /// Refuses a pool that is for nodes with other labels.
     fn check_labels(&self, pool: &Pool) -> Result<(), NotAllocated> {
-        match LabelMismatch::to(&self.me.labels, pool) {
+        match LabelMismatch::to(&self.host.labels(), pool) {
             None => Ok(()),
             Some(foreign) => Err(NotAllocated::ForeignPool { pool: pool.name.clone(), foreign }),
         }

@@ -49,7 +49,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
             let nonce = self.host.fresh_name()?;
             let claimant = Claimant {
                 me: &self.me.name,
-                labels: &self.me.labels,
+                labels: &self.host.labels(),
                 identity: identity.as_ref(),
                 boot: self.me.boot(),
                 view: &view,

@@ -201,10 +201,13 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         }
         self.state.quarantine.observe(&view, self.host.now());
         let pools: Vec<Pool> = view.pools.values().map(|pool| (*pool.record).clone()).collect();
-        let labels = self.me.labels.clone();
+        let labels = self.host.labels();
+        let known_labels = labels.clone();
         let mut own = self
             .host
-            .ledger(move |ipam, now| ipam.learn_pools(&pools, &labels).and_then(|()| ipam.allocations(now)))
+            .ledger(move |ipam, now| {
+                ipam.learn_pools(&pools, &known_labels).and_then(|()| ipam.allocations(now))
+            })
             .await?;
         // Reserved addresses whose ADD was answered by an earlier agent and still runs: the ledger no longer lists
         // them.
@@ -218,7 +221,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             boot: self.me.boot(),
             proof: self.me.proof,
             adopted: self.host.adopted().as_ref(),
-            labels: &self.me.labels,
+            labels: &labels,
             view: &view,
             allocations: &own,
             presence: &self.host.presence(&view),

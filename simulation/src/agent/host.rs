@@ -18,6 +18,7 @@ use polder_ipam::key::Range;
 use polder_ipam::ledger::{AttachmentEntry, LedgerError};
 use polder_ipam::membership::{NoPresence, NodePresence, Step};
 use polder_ipam::node::NodeIpam;
+use polder_ipam::pool::Labels;
 use polder_ipam::readiness;
 use polder_ipam::record::LeaseRecord;
 use polder_ipam::registration::{Allocations, Registration};
@@ -67,6 +68,10 @@ impl Host for SimHost {
 
     fn view(&self) -> Arc<View> {
         Self::view(self)
+    }
+
+    fn labels(&self) -> Labels {
+        Labels::new()
     }
 
     fn registration(&self) -> Registration {

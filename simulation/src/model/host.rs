@@ -20,7 +20,7 @@ use polder_ipam::ledger::memory::Memory;
 use polder_ipam::ledger::{AttachmentEntry, LedgerError};
 use polder_ipam::membership::{NoPresence, NodePresence, Step};
 use polder_ipam::node::NodeIpam;
-use polder_ipam::pool::BlockRequest;
+use polder_ipam::pool::{BlockRequest, Labels};
 use polder_ipam::readiness;
 use polder_ipam::record::LeaseRecord;
 use polder_ipam::registration::{Allocations, Registration};
@@ -213,6 +213,10 @@ impl Host for ModelHost<'_> {
             let view = &task_run.effects.machine.agent.watcher.view;
             task_run.transition.space.apply_flaw_to_view(view, &task_run.job)
         })
+    }
+
+    fn labels(&self) -> Labels {
+        Labels::new()
     }
 
     fn registration(&self) -> Registration {

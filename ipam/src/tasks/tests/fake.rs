@@ -72,6 +72,7 @@ pub(super) struct State {
     pub(super) entries: BTreeMap<String, Entry>,
     pub(super) view: Arc<View>,
     pub(super) ipam: NodeIpam<Memory>,
+    pub(super) labels: Labels,
     pub(super) registration: Registration,
     pub(super) allocations: Allocations,
     pub(super) has_gateways: bool,
@@ -292,6 +293,10 @@ impl Host for Fake {
         self.with(|state| Arc::clone(&state.view))
     }
 
+    fn labels(&self) -> Labels {
+        self.with(|state| state.labels.clone())
+    }
+
     fn registration(&self) -> Registration {
         self.with(|state| state.registration.clone())
     }
@@ -405,7 +410,6 @@ pub(super) fn me() -> OwnNode {
         machine_id: MachineId::new("m1"),
         boot_id: BootId::new("b1"),
         proof: Proof::default(),
-        labels: Labels::new(),
         bootstrap: Some(Bootstrap {
             pools: vec![pool()],
             backend: Backend::Auto,
@@ -435,6 +439,7 @@ pub(super) fn node() -> (Fake, Registrar<'static, Fake>) {
         entries: BTreeMap::new(),
         view: Arc::default(),
         ipam,
+        labels: Labels::new(),
         registration: Registration::default(),
         allocations: Allocations::default(),
         has_gateways: true,
