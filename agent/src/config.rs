@@ -309,7 +309,11 @@ impl Config {
         };
         let words = "etcd.user: the password is sent without encryption: enable TLS in etcd and use https:// endpoints \
                      (with etcd.discovery_srv: set etcd.ca)";
-        warnings.chain(in_clear.then(|| words.to_owned())).collect()
+        let server = self.kubernetes.as_ref().and_then(|kubernetes| kubernetes.api_server.as_ref());
+        let is_open = server.is_some_and(|server| !server.is_secure());
+        let open = "kubernetes.api_server: the agent's credentials are sent without encryption: use https://";
+        let in_clear = in_clear.then_some(words);
+        warnings.chain(in_clear.into_iter().chain(is_open.then_some(open)).map(str::to_owned)).collect()
     }
 }
 

@@ -224,15 +224,28 @@ impl UnderlayInputs {
     /// Whether routes to nodes exist, but none uses that address: it was chosen while the interface of the correct
     /// address was down. Without this check it would stay in use.
     fn is_astray(&self, uplink: &Uplink) -> bool {
-        let family = Family::of(uplink.address);
-        let is_of_family = |route: &RouteLookup| {
+        self.has_routes_to_nodes(uplink) && !self.routes_from(uplink).any(|(_, is_from_it)| is_from_it)
+    }
+
+    /// Whether the nodes are reached from that address, or no route to a node is known. A node whose Node object has an
+    /// address in another network than the cluster's underlay stays in the network of its peers.
+    fn reaches_nodes(&self, uplink: &Uplink) -> bool {
+        let reaches = |(what, is_from_it): (&RouteTo, bool)| matches!(what, RouteTo::Node(_)) && is_from_it;
+        !self.has_routes_to_nodes(uplink) || self.routes_from(uplink).any(reaches)
+    }
+
+    fn has_routes_to_nodes(&self, uplink: &Uplink) -> bool {
+        self.routes_from(uplink).any(|(what, _)| matches!(what, RouteTo::Node(_)))
+    }
+
+    /// The routes of the address's family, and whether each uses the address or its interface.
+    fn routes_from(&self, uplink: &Uplink) -> impl Iterator<Item = (&RouteTo, bool)> {
+        let (family, index, address) = (Family::of(uplink.address), uplink.index, uplink.address);
+        let is_of_family = move |route: &RouteLookup| {
             !route.local && route.source.is_some_and(|source| Family::of(source) == family)
         };
-        let routes = || self.network.routes.iter().filter(|(_, route)| is_of_family(route));
-        let is_from_it =
-            |route: &RouteLookup| route.index == uplink.index || route.source == Some(uplink.address);
-        routes().any(|(what, _)| matches!(what, RouteTo::Node(_)))
-            && !routes().any(|(_, route)| is_from_it(route))
+        let routes = self.network.routes.iter().filter(move |(_, route)| is_of_family(route));
+        routes.map(move |(what, route)| (what, route.index == index || route.source == Some(address)))
     }
 
     fn uplink(&self, address: IpAddr, chosen_by: String) -> Option<Uplink> {
@@ -335,9 +348,11 @@ fn choose(
     let of_family = |addresses: &'_ [IpAddr]| -> Vec<IpAddr> {
         addresses.iter().copied().filter(|address| Family::of(*address) == family).collect()
     };
-    let node_object = of_family(&facts.node_object).into_iter();
+    let is_pods = |address: &IpAddr| facts.pools.iter().any(|pool| pool.has(*address));
+    let node_object = of_family(&facts.node_object).into_iter().filter(|address| !is_pods(address));
     let node_object =
         node_object.filter_map(|address| facts.uplink(address, "InternalIP of the Node object".to_owned()));
+    let node_object = node_object.filter(|uplink| facts.reaches_nodes(uplink));
     let in_use = current.and_then(|uplink| facts.uplink(uplink.address, uplink.chosen_by.clone()));
     let registered = of_family(&facts.registered).into_iter();
     let registered =

@@ -59,6 +59,9 @@ fn main() -> ExitCode {
 /// Log level if `RUST_LOG` is not set or invalid.
 const LEVEL: &str = "info";
 
+/// The crate that exchanges messages with the Kubernetes API server.
+const KUBE_CLIENT: &str = "kube_client";
+
 /// Writes the log to standard error, in colours on a terminal.
 fn start_log() {
     let wanted = env::var(EnvFilter::DEFAULT_ENV).ok().filter(|text| !text.is_empty());
@@ -68,6 +71,10 @@ fn start_log() {
         Some(Ok(filter)) => (filter, None),
         Some(Err(unusable)) => (EnvFilter::new(LEVEL), Some(unusable)),
     };
+    // The client of the Kubernetes API server logs each failure, with the answer. The agent reports failures itself.
+    let is_wanted = env::var(EnvFilter::DEFAULT_ENV).is_ok_and(|text| text.contains(KUBE_CLIENT));
+    let quiet = format!("{KUBE_CLIENT}=off").parse().ok().filter(|_| !is_wanted);
+    let filter = quiet.into_iter().fold(filter, EnvFilter::add_directive);
     // https://no-color.org
     let is_plain = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let colours = std::io::stderr().is_terminal() && !is_plain;

@@ -282,3 +282,28 @@ fn a_relative_path_is_refused_in_the_file_and_as_a_flag() {
         assert!(error.starts_with(&format!("etcd.{key}: tls/x is a relative path")), "{error}");
     }
 }
+
+#[test]
+fn kubernetes_is_off_without_its_section_and_on_with_it() {
+    use crate::kubernetes::settings::{Credentials, RemoveNodes};
+    let of = |section: &str| check(&format!("{ETCD}{section}"));
+    assert_eq!(check(ETCD).unwrap().kubernetes, None);
+    assert_eq!(of("[kubernetes]\nenabled = false\n").unwrap().kubernetes, None);
+    let usual = of("[kubernetes]\n").unwrap().kubernetes.unwrap();
+    assert_eq!((usual.credentials, usual.remove_nodes), (Credentials::ServiceAccount, RemoveNodes::Manual));
+    let all =
+        "[kubernetes]\nkubeconfig = \"/k\"\napi_server = \"http://a:1\"\nremove_nodes = \"automatic\"\n";
+    let all = of(all).unwrap();
+    assert!(all.warnings()[0].starts_with("kubernetes.api_server: the agent's credentials"));
+    let all = all.kubernetes.unwrap();
+    assert_eq!(all.credentials, Credentials::Kubeconfig("/k".into()));
+    assert_eq!((all.api_server.unwrap().as_str(), all.remove_nodes), ("http://a:1", RemoveNodes::Automatic));
+    for (line, problem) in [
+        ("api_server = \"a:1\"", "kubernetes.api_server: \"a:1\" is not a URL"),
+        ("kubeconfig = \"k\"", "kubernetes.kubeconfig: k is a relative path"),
+        ("remove_nodes = \"always\"", "kubernetes.remove_nodes"),
+    ] {
+        let error = refused(&format!("{ETCD}[kubernetes]\n{line}\n"));
+        assert!(error.contains(problem), "{error}");
+    }
+}

@@ -35,8 +35,12 @@ pub trait NodeApi {
     /// Reads the Node.
     fn own(&self) -> impl Future<Output = Result<OwnNode, ClientError>> + Send;
 
-    /// Watches the Node from a version.
-    fn watch(&self, from: &ResourceVersion) -> impl Future<Output = Result<Self::Watch, ClientError>> + Send;
+    /// Watches the Node from a version. The API server ends the watch after a number of seconds.
+    fn watch(
+        &self,
+        from: &ResourceVersion,
+        seconds: u32,
+    ) -> impl Future<Output = Result<Self::Watch, ClientError>> + Send;
 
     /// Changes a condition with a strategic merge patch of the status: conditions are merged by type. Returns the
     /// changed Node.
@@ -57,6 +61,6 @@ pub trait NodeApi {
 
 /// A watch on the agent's own Node.
 pub trait NodeWatch {
-    /// Waits for the next change. `None`: the API server has ended the watch, as it does regularly. Cancel-safe.
+    /// Waits for the next change. `None`: the API server has ended the watch, at its time or before. Cancel-safe.
     fn next(&mut self) -> impl Future<Output = Result<Option<NodeEvent>, ClientError>> + Send;
 }

@@ -25,9 +25,6 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// Timeout of a request until its answer is complete. For a watch: until the answer begins.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// After this time the API server ends a watch, in seconds. kube accepts at most 294.
-const WATCH_SECONDS: u32 = 290;
-
 /// A watch on which nothing arrives for this time is treated as lost. The API server sends a bookmark about once a
 /// minute (`defaultBookmarkFrequency` in `k8s.io/apiserver/pkg/storage/cacher/cacher.go`).
 const SILENCE: Duration = Duration::from_secs(150);
@@ -168,9 +165,8 @@ impl NodeApi for Client {
         })
     }
 
-    async fn watch(&self, from: &ResourceVersion) -> Result<Watch, ClientError> {
-        let only =
-            WatchParams::default().fields(&format!("metadata.name={}", self.node)).timeout(WATCH_SECONDS);
+    async fn watch(&self, from: &ResourceVersion, seconds: u32) -> Result<Watch, ClientError> {
+        let only = WatchParams::default().fields(&format!("metadata.name={}", self.node)).timeout(seconds);
         let version = from.0.as_str();
         let watch =
             self.request(Action::WatchNodes, async |kube| all(kube).watch(&only, version).await).await?;

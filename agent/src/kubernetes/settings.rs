@@ -63,8 +63,12 @@ impl ApiServer {
     /// The configuration of a client of this server without credentials.
     pub(super) fn client_config(&self) -> Option<kube::Config> {
         let config = kube::Config::new(self.0.parse().ok()?);
-        let has_host = config.cluster_url.host().is_some_and(|host| !host.is_empty());
-        has_host.then_some(config)
+        let url = &config.cluster_url;
+        let host = url.host().filter(|host| !host.is_empty())?;
+        // The library accepts a port that is not a number.
+        let has_valid_port =
+            url.port_u16().is_some() || url.authority().is_some_and(|all| all.as_str() == host);
+        has_valid_port.then_some(config)
     }
 }
 

@@ -30,6 +30,10 @@ const PROBLEMS: Duration = Duration::from_secs(30);
 /// A session that lasted this long is followed by the next one after a short pause.
 const LASTS: Duration = Duration::from_secs(60);
 
+/// After this time the API server ends a watch, in seconds. kube accepts at most 294. It differs between agents, so that
+/// their watches do not end at the same time for ever after a restart of the API server.
+const WATCH_SECONDS: std::ops::Range<u32> = 230..290;
+
 /// What the task needs of the rest of the agent.
 pub trait NodeReports {
     /// Why the node is not ready. Empty if it is.
@@ -79,8 +83,8 @@ struct Follower<A, R> {
     task: Task<A, R>,
     /// The Node as last read; `None` if it does not exist, or was not read.
     known: Option<NodeObject>,
-    /// When the node was last seen ready. Until then: the start of the agent.
-    ready_at: Instant,
+    /// Since when the node is seen to be not ready; `None` if it is ready, or was not looked at.
+    not_ready_since: Option<Instant>,
     /// The status that was written last.
     written: Option<(ConditionStatus, Instant)>,
     events: EventLog,
@@ -95,7 +99,7 @@ impl<A: NodeApi, R: NodeReports> Task<A, R> {
         let mut follower = Follower {
             task: self,
             known: None,
-            ready_at: now,
+            not_ready_since: None,
             written: None,
             events: EventLog::default(),
             problems_due: now,
@@ -126,8 +130,8 @@ impl<A: NodeApi, R: NodeReports> Follower<A, R> {
         let mut version = own.version;
         self.learn(own.node);
         loop {
-            let mut watch = self.task.api.watch(&version).await?;
-            self.connected();
+            let seconds = fastrand::u32(WATCH_SECONDS);
+            let mut watch = self.task.api.watch(&version, seconds).await?;
             let started = Instant::now();
             loop {
                 tokio::select! {
@@ -147,8 +151,8 @@ impl<A: NodeApi, R: NodeReports> Follower<A, R> {
                 }
                 self.tend().await;
             }
-            if started.elapsed() < LASTS {
-                // The API server ends young watches: it stops, or is overloaded.
+            if started.elapsed() < Duration::from_secs(u64::from(seconds) - 1) {
+                // The API server stops, or is overloaded: a pause follows.
                 return Ok(());
             }
         }
@@ -165,9 +169,6 @@ impl<A: NodeApi, R: NodeReports> Follower<A, R> {
             }
         }
         self.known = node;
-    }
-
-    fn connected(&mut self) {
         let missing = self.known.is_none().then(|| {
             format!(
                 "Kubernetes has no Node object named {name}: set node in agent.toml to the name of this machine's Node; \
@@ -175,7 +176,14 @@ impl<A: NodeApi, R: NodeReports> Follower<A, R> {
                 name = self.task.node
             )
         });
-        self.attempts.entry(Duty::Follow).or_default().problem = missing;
+        let problem = &mut self.attempts.entry(Duty::Follow).or_default().problem;
+        if *problem != missing {
+            match &missing {
+                Some(missing) => warn!("{missing}"),
+                None => info!("connected to the Kubernetes API server again"),
+            }
+            *problem = missing;
+        }
         self.publish_problems();
     }
 
@@ -183,9 +191,7 @@ impl<A: NodeApi, R: NodeReports> Follower<A, R> {
     async fn tend(&mut self) {
         let now = Instant::now();
         let reasons = self.task.reports.reasons();
-        if reasons.is_empty() {
-            self.ready_at = now;
-        }
+        self.not_ready_since = (!reasons.is_empty()).then(|| self.not_ready_since.unwrap_or(now));
         self.tend_condition(&reasons, now).await;
         if reasons.is_empty() {
             self.tend_taint(now).await;
@@ -202,7 +208,7 @@ impl<A: NodeApi, R: NodeReports> Follower<A, R> {
         let wanted = condition::to_write(ConditionInputs {
             current: current.as_ref(),
             reasons,
-            not_ready_for: now - self.ready_at,
+            not_ready_for: self.not_ready_since.map_or(Duration::ZERO, |since| now - since),
             written: self.written.map(|(status, at)| (status, now - at)),
         });
         let Some(wanted) = wanted.filter(|_| self.is_due(Duty::Condition, now)) else { return };
@@ -292,3 +298,6 @@ impl<A: NodeApi, R: NodeReports> Follower<A, R> {
         set_if_changed(&self.task.problems, problems);
     }
 }
+
+#[cfg(test)]
+mod tests;

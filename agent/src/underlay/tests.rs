@@ -195,3 +195,34 @@ fn a_host_without_routes_gets_the_settings_as_remedy() {
         Underlay::choose(&UnderlayConfig::default(), &facts, &Underlay::default()).unwrap_err().to_string();
     assert!(error.contains("192.0.2.7 on eth0") && error.contains("Set underlay.interface"), "{error}");
 }
+
+#[test]
+fn the_address_of_the_node_object_is_preferred_to_the_automatic_choice_but_not_to_the_configuration() {
+    let automatic = UnderlayConfig::default();
+    let addresses = |addresses: &[&str]| addresses.iter().map(|address| address.parse().unwrap()).collect();
+    let mut facts = facts();
+    let current = Underlay::choose(&automatic, &facts, &Underlay::default()).unwrap();
+    // Not on this host, and of a family: the other family is chosen as without it.
+    facts.node_object = addresses(&["198.51.100.9", "10.0.0.8"]);
+    assert_eq!(
+        chosen(&automatic, &facts, &current),
+        ["10.0.0.8 on eth1 by InternalIP of the Node object", "fd00::7 on eth1 by the only IPv6 address"]
+    );
+    let configured = UnderlayConfig { interface: None, addresses: addresses(&["10.0.0.7"]) };
+    assert_eq!(chosen(&configured, &facts, &current), ["10.0.0.7 on eth1 by underlay.addresses"]);
+    // A pod's range, and an address from which no peer is reached although peers are known.
+    for unusable in ["10.0.0.8", "192.0.2.7"] {
+        facts.node_object = addresses(&[unusable]);
+        facts.pools = vec!["10.0.0.8/32".parse().unwrap()];
+        assert!(chosen(&automatic, &facts, &current)[0].starts_with("10.0.0.7 on eth1"), "{unusable}");
+    }
+}
+
+#[test]
+fn the_underlay_stays_when_the_node_object_is_no_longer_known() {
+    let (automatic, mut facts) = (UnderlayConfig::default(), facts());
+    facts.node_object = vec!["10.0.0.8".parse().unwrap()];
+    let by_node = Underlay::choose(&automatic, &facts, &Underlay::default()).unwrap();
+    facts.node_object.clear();
+    assert_eq!(Underlay::choose(&automatic, &facts, &by_node).unwrap().addresses(), by_node.addresses());
+}
