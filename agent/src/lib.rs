@@ -19,6 +19,7 @@
 //! | [`inspection`] | checks this node when the cluster is checked |
 //! | [`server`] | serves the plugin ([`service`], [teardown]) and [operators] |
 //! | [`http`], [`systemd`] | report to monitoring and to systemd |
+//! | [`kubernetes`] | follows the own Node object, and reports to Kubernetes |
 //!
 //! [teardown]: polder_ipam::tasks::teardown
 //! [operators]: polder_ipam::tasks::operator

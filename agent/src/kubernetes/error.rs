@@ -40,9 +40,9 @@ impl fmt::Display for Action {
 pub enum ClientError {
     /// The files with the credentials cannot be read or used: the kubeconfig, or the files of the service account, which
     /// exist only in a pod.
-    #[error(
-        "cannot use the credentials for the Kubernetes API server: {0}. Correct the file, or set kubernetes.kubeconfig"
-    )]
+    ///
+    /// Remedy: correct the named file. Outside a pod, set `kubernetes.kubeconfig`.
+    #[error("cannot use the credentials for the Kubernetes API server: {0}")]
     Credentials(#[source] HostError),
     /// The kubeconfig names a program that gets the credentials (`exec` or `auth-provider`). The agent runs no other
     /// programs.

@@ -265,3 +265,30 @@ fn other_claim() -> Vec<u8> {
         nonce: Nonce::new("other"),
     })
 }
+
+#[test]
+fn labels_that_change_open_and_close_pools_to_the_node() {
+    let (fake, mut registrar) = registered();
+    let mut zoned = pool_of("zoned", "10.9.0.0/24", 28);
+    zoned.nodes = [("zone".to_owned(), "a".to_owned())].into();
+    fake.with(|state| {
+        state.revision = state.revision.next();
+        state.put(&Key::Pool(zoned.name.clone()).to_string(), encode(&PoolRecord::from(&zoned)));
+        state.load();
+    });
+    let of_zoned = |fake: &Fake| {
+        fake.with(|state| state.ipam.blocks().iter().filter(|owned| owned.pool == zoned.name).count())
+    };
+    let from_zoned = BlockRequest::Any(Family::V4, Some(zoned.name.clone()));
+    assert!(at_once(registrar.claim(from_zoned.clone())).is_err());
+    fake.with(|state| state.labels = zoned.nodes.clone());
+    at_once(registrar.claim(from_zoned.clone())).unwrap();
+    at_once(registrar.run_once());
+    assert_eq!(of_zoned(&fake), 1);
+    // No pod has an address of its block: the block is released. A block with pods is kept until they end.
+    fake.with(|state| state.labels.clear());
+    fake.pass(Duration::from_secs(3600));
+    at_once(registrar.run_once());
+    assert_eq!((of_zoned(&fake), fake.blocks_of("n1")), (0, 1));
+    assert!(at_once(registrar.claim(from_zoned)).is_err());
+}
