@@ -283,6 +283,7 @@ fn labels_that_change_open_and_close_pools_to_the_node() {
     assert!(at_once(registrar.claim(from_zoned.clone())).is_err());
     fake.with(|state| state.labels = zoned.nodes.clone());
     at_once(registrar.claim(from_zoned.clone())).unwrap();
+    fake.pass(Duration::from_secs(3600));
     at_once(registrar.run_once());
     assert_eq!(of_zoned(&fake), 1);
     // No pod has an address of its block: the block is released. A block with pods is kept until they end.
