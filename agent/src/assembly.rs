@@ -227,6 +227,18 @@ fn connections_task(node: &Node, socket: FilterSocket) -> std::io::Result<connec
     })
 }
 
+/// The node's identity.
+fn own_node(config: &Config, machine: Machine) -> OwnNode {
+    OwnNode {
+        name: config.node.clone(),
+        machine_id: machine.machine_id,
+        boot_id: machine.boot_id,
+        proof: config.identity,
+        bootstrap: config.bootstrap.clone(),
+        cooldown: config.cooldown,
+    }
+}
+
 /// Creates the channels, and moves blocking state to threads of its own.
 pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
     let Parts { machine, features, sysctls, store, ipam, cooling_down, sockets, reaper, in_flight } = parts;
@@ -241,17 +253,8 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
     let (to_engine, engine_wake) = wake_channel();
     let (underlay_changed, underlay_wake) = wake_channel();
 
-    let me = OwnNode {
-        name: config.node.clone(),
-        machine_id: machine.machine_id,
-        boot_id: machine.boot_id,
-        proof: config.identity,
-        bootstrap: config.bootstrap.clone(),
-        cooldown: config.cooldown,
-    };
-    // Before the first choice of the underlay and the first claim.
-    let kept = config.kubernetes.as_ref().map(|_| properties::read(&config.state_dir));
-    let facts = watch::Sender::new(Arc::new(kept.unwrap_or_default()));
+    let me = own_node(&config, machine);
+    let facts = kept_facts(&config);
     let membership =
         Membership::new(me, addresses.registration.subscribe(), addresses.allocations.subscribe());
     let node_state = NodeState {
@@ -354,6 +357,13 @@ struct KubernetesEntries {
 struct OperatorReads {
     listen_problem: watch::Receiver<Option<String>>,
     kubernetes: watch::Receiver<Vec<String>>,
+}
+
+/// The entry of the Node object, with what an earlier agent kept: before the first choice of the underlay and the first
+/// claim.
+fn kept_facts(config: &Config) -> watch::Sender<Arc<NodeFacts>> {
+    let kept = config.kubernetes.as_ref().map(|_| properties::read(&config.state_dir));
+    watch::Sender::new(Arc::new(kept.unwrap_or_default()))
 }
 
 fn kubernetes_task(node: &Node, reporter: &Reporter, entries: KubernetesEntries) -> Option<kubernetes::Task> {

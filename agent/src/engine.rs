@@ -16,13 +16,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_api::message::Refusal;
 use polder_api::{IfName, NodeName, PerFamily};
 use polder_ipam::cause::{HostError, SharedError};
 use polder_ipam::peers::{Peer, validate};
 use polder_ipam::registration::Registration;
 use polder_ipam::view::ViewSource;
-use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
@@ -30,7 +28,7 @@ pub use self::announcer::Announcer;
 use self::datapath::ApplyFailed;
 pub use self::datapath::{Datapath, OnNode};
 use self::memory::{Losses, Network, Outward, Passes, Repairing};
-pub use self::parts::{Entries, Expected, Tools, Wakes};
+pub use self::parts::{Entries, Expected, Tools, Wakes, ask};
 use self::pass_plan::{PassInputs, PassPlan};
 pub use self::rehearsal::rehearse;
 use self::transitions::Transitions;
@@ -40,7 +38,6 @@ use crate::kernel::plan::{KernelChange, summary};
 use crate::kernel::snapshot::RouteTo;
 use crate::node_state::{Chosen, Made, NodeState, Pass};
 use crate::repair;
-use crate::requests::{NoPlan, PlanRequest};
 use crate::underlay::{NotChosen, Underlay, UnderlayInputs};
 use crate::wake::next_tick;
 
@@ -71,15 +68,6 @@ enum Trigger {
     Underlay,
     /// Another program changed Polder's kernel state.
     Drift,
-}
-
-/// The changes of the next pass, in order.
-pub async fn ask(plans: &mpsc::Sender<PlanRequest>) -> Result<Vec<String>, Refusal> {
-    let (reply, answer) = oneshot::channel();
-    let sent = plans.send(reply).await;
-    let answered = async { sent.ok().and(answer.await.ok()) }.await;
-    let planned = answered.unwrap_or(Err(NoPlan::Stopped));
-    planned.map_err(Refusal::from)
 }
 
 /// The engine, before it runs.

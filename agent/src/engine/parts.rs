@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use polder_api::message::Refusal;
 use polder_ipam::needed::RequiredRange;
 use polder_netlink::IfIndex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::OnNode;
 use crate::config::Config;
@@ -20,7 +21,7 @@ use crate::node_state::{Chosen, Pass};
 use crate::probe::direct::DirectPaths;
 use crate::readiness::Readiness;
 use crate::repair::{DriftSignal, RepairLog};
-use crate::requests::PlanRequest;
+use crate::requests::{NoPlan, PlanRequest};
 use crate::wake::WakeReceiver;
 
 /// The engine's inputs and its access to the kernel.
@@ -84,4 +85,13 @@ pub struct Wakes {
     pub senders: WakeReceiver,
     /// Requests for the changes of the next pass.
     pub plans: mpsc::Receiver<PlanRequest>,
+}
+
+/// The changes of the next pass, in order.
+pub async fn ask(plans: &mpsc::Sender<PlanRequest>) -> Result<Vec<String>, Refusal> {
+    let (reply, answer) = oneshot::channel();
+    let sent = plans.send(reply).await;
+    let answered = async { sent.ok().and(answer.await.ok()) }.await;
+    let planned = answered.unwrap_or(Err(NoPlan::Stopped));
+    planned.map_err(Refusal::from)
 }

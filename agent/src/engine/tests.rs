@@ -18,7 +18,7 @@ use polder_netlink::IfIndex;
 use polder_netlink::address::Address;
 use polder_netlink::nft::Table;
 use polder_netlink::route::{NextHop, RouteLookup};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::datapath::Wired;
 use super::*;
@@ -37,6 +37,7 @@ use crate::probe::NotProbed;
 use crate::probe::direct::{Direct, DirectPaths};
 use crate::readiness::Readiness;
 use crate::repair::{DriftSignal, RepairLog};
+use crate::requests::PlanRequest;
 use crate::wake::{WakeSender, wake_channel};
 
 /// A kernel that applies all changes, or cannot be read.

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use super::api::{NodeApi, NodeEvent, NodeWatch, OwnNode};
 use super::error::{Action, ClientError};
 use super::node_object::{NodeObject, ResourceVersion};
-use super::settings::{Credentials, KubernetesConfig};
+use super::settings::{ApiServer, Credentials, KubernetesConfig};
 
 /// Timeout of a connection attempt.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -107,7 +107,7 @@ impl Client {
         if config.auth_info.exec.is_some() || config.auth_info.auth_provider.is_some() {
             return Err(ClientError::ExternalProgram);
         }
-        if let Some(server) = self.settings.api_server.as_ref().and_then(|server| server.client_config()) {
+        if let Some(server) = self.settings.api_server.as_ref().and_then(ApiServer::client_config) {
             config.cluster_url = server.cluster_url;
         }
         config.connect_timeout = Some(CONNECT);

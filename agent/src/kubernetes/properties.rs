@@ -64,7 +64,7 @@ impl PropertyChanges {
     /// Waits for a change, without end if the agent does not connect to Kubernetes. Cancel-safe.
     pub async fn changed(&mut self) {
         if self.0.changed().await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }
