@@ -93,6 +93,7 @@ pub(crate) fn view() -> View {
         vtep_mac: Mac([2; 6]),
         mtu: 1450,
         version: String::new(),
+        kubernetes_uid: None,
     };
     let pool =
         Pool::new("p".parse().unwrap(), "10.244.0.0/16".parse().unwrap(), 26, PoolState::Active).unwrap();

@@ -248,7 +248,7 @@ mod tests {
     use crate::underlay::{NotChosen, Underlay, Uplink};
 
     /// A record of each kind that agents watch, in the order of a snapshot.
-    const RECORDS: [(&str, &str); 7] = [
+    const RECORDS: [(&str, &str); 8] = [
         ("/polder/v1/blocks/4-0a000000-26", r#"{"node":"n","incarnation":"i","pool":"p","nonce":"x"}"#),
         (
             "/polder/v1/cluster",
@@ -256,6 +256,7 @@ mod tests {
         ),
         ("/polder/v1/fences/m/j", r#"{"node":"m","machine_id":"m","boot_id":"b","pods":"unknown"}"#),
         ("/polder/v1/inspection", r#"{"id":"x","repairs":"safe"}"#),
+        ("/polder/v1/leader", r#"{"node":"n","boot_id":"b"}"#),
         (
             "/polder/v1/nodes/n",
             r#"{"incarnation":"i","machine_id":"m","boot_id":"b","underlay":["10.1.0.1"],"gateways":["10.0.0.1"],"vtep_mac":"02:00:00:00:00:01","mtu":1450,"version":"0.1.0"}"#,
@@ -275,13 +276,13 @@ mod tests {
         let entries: Vec<Entry> =
             RECORDS.iter().zip(1..).map(|((key, value), revision)| entry(key, value, revision)).collect();
         let mut view = View::default();
-        view.apply(Update::Loaded(Contents { revision: Revision::new(8), entries: entries.clone() }));
-        let changed = [entry("/polder/v1/nodes/n", "{}", 9), entry("/polder/v1/nodes/o", "{}", 9)];
-        let changes = changed.map(|entry| KeyChange { key: entry.key.clone(), entry: Some(entry) }).into();
-        view.apply(Update::Changed { revision: Revision::new(9), changes });
+        view.apply(Update::Loaded(Contents { revision: Revision::new(9), entries: entries.clone() }));
+        let unreadable = [entry("/polder/v1/nodes/n", "{}", 10), entry("/polder/v1/nodes/o", "{}", 10)];
+        let changes = unreadable.map(|entry| KeyChange { key: entry.key.clone(), entry: Some(entry) }).into();
+        view.apply(Update::Changed { revision: Revision::new(10), changes });
         write(&file, &view).unwrap();
         let text = fs::read_to_string(&file).unwrap();
-        assert_eq!(read(&file).unwrap(), Contents { revision: Revision::new(9), entries }, "{text}");
+        assert_eq!(read(&file).unwrap(), Contents { revision: Revision::new(10), entries }, "{text}");
     }
 
     #[test]

@@ -15,8 +15,8 @@ use crate::ids::Incarnation;
 use crate::key::Name;
 use crate::pool::{Block, Pool};
 use crate::record::{
-    AddressRecord, AnswerRecord, BlockRecord, ClusterRecord, FenceRecord, InspectionRecord, LeaseRecord,
-    NodeRecord, ReservationRecord,
+    AddressRecord, AnswerRecord, BlockRecord, ClusterRecord, FenceRecord, InspectionRecord, LeaderRecord,
+    LeaseRecord, NodeRecord, ReservationRecord,
 };
 
 /// The maximum number of records in one change, for changes that can have many.
@@ -53,6 +53,8 @@ pub enum Change {
         revision: Revision,
         /// The fence to write.
         fence: FenceRecord,
+        /// The required state of the node's lease.
+        lease: RequiredLease,
     },
     /// Confirms for an operator that the pods of removed nodes are gone.
     ConfirmByOperator(Vec<Confirmation>),
@@ -155,6 +157,15 @@ pub enum Change {
     WriteLease(LeaseWrite),
     /// Restores the lease record of a node, if it was deleted.
     RestoreLease(LeaseWrite),
+    /// Writes the record of the leader under its lease.
+    WriteLeader {
+        /// The leader.
+        by: Member,
+        /// The record.
+        record: LeaderRecord,
+        /// The revision of its current record; `None` to become the leader, if there is none.
+        before: Option<Revision>,
+    },
     /// Requests a check on all nodes.
     AskInspection(InspectionRecord),
     /// Ends the check on all nodes.
@@ -182,6 +193,15 @@ pub struct Member {
     pub node: NodeName,
     /// The revision of its record; 0 if it has none.
     pub revision: Revision,
+}
+
+/// The state of the lease of a node that its removal requires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequiredLease {
+    /// Any: an operator has decided.
+    Any,
+    /// None: the agent of the node is not alive.
+    Absent,
 }
 
 /// A write of the lease record of a node.
@@ -336,6 +356,7 @@ impl fmt::Display for Change {
             Self::RestoreLease(LeaseWrite { by, .. }) => {
                 write!(f, "restore the lease record of node {}", by.node)
             }
+            Self::WriteLeader { by, .. } => write!(f, "write the leader record of node {}", by.node),
             Self::AskInspection(_) => write!(f, "request a check on all nodes"),
             Self::EndInspection { .. } => write!(f, "end the check on all nodes"),
             Self::AnswerInspection { node, .. } => write!(f, "write the check result of node {node}"),

@@ -109,6 +109,10 @@ id!(
     Incarnation
 );
 id!(
+    /// The uid of a Node object of Kubernetes: distinguishes successive ones of the same name.
+    NodeUid
+);
+id!(
     /// Distinguishes attempts to write the same record.
     Nonce
 );

@@ -64,6 +64,8 @@ pub enum Key {
     Inspection,
     /// The check result of a node.
     Answer(NodeName),
+    /// The agent that compares the nodes with Kubernetes, deleted when its lease expires.
+    Leader,
 }
 
 /// A text that is not the key of a record.
@@ -73,7 +75,8 @@ pub enum Key {
 pub struct UnknownKey(String);
 
 impl Key {
-    /// All records that every agent watches: claims, settings, fences, inspections, nodes, pools, reservations.
+    /// All records that every agent watches: claims, settings, fences, inspections, the leader, nodes, pools,
+    /// reservations.
     /// Addresses, leases and answers sort before them and are left out: they change with every pod or every minute,
     /// or concern one reader only.
     pub fn followed() -> Range {
@@ -156,6 +159,7 @@ impl fmt::Display for Key {
             Self::Reservation(ip) => write!(f, "{prefix}reservations/{ip}"),
             Self::Inspection => write!(f, "{prefix}inspection"),
             Self::Answer(node) => write!(f, "{prefix}answers/{node}"),
+            Self::Leader => write!(f, "{prefix}leader"),
         }
     }
 }
@@ -172,6 +176,7 @@ fn parse(text: &str) -> Option<Key> {
     match parts.as_slice() {
         ["cluster"] => Some(Key::Cluster),
         ["inspection"] => Some(Key::Inspection),
+        ["leader"] => Some(Key::Leader),
         ["answers", node] => Some(Key::Answer(node.parse().ok()?)),
         ["pools", name] => Some(Key::Pool(name.parse().ok()?)),
         ["nodes", name] => Some(Key::Node(name.parse().ok()?)),
@@ -242,6 +247,7 @@ mod tests {
             (Key::Lease("n1".parse().unwrap()), "/polder/v1/alive/n1"),
             (Key::Fence("n1".parse().unwrap(), Incarnation::new("i")), "/polder/v1/fences/n1/i"),
             (Key::Inspection, "/polder/v1/inspection"),
+            (Key::Leader, "/polder/v1/leader"),
             (Key::Answer("n1".parse().unwrap()), "/polder/v1/answers/n1"),
         ] {
             assert_eq!(key.to_string(), text);
@@ -284,6 +290,7 @@ mod tests {
             Key::Pool("p".parse().unwrap()),
             Key::Node("n".parse().unwrap()),
             Key::Inspection,
+            Key::Leader,
             block("0.0.0.0/26"),
         ] {
             assert!(followed.has(&key.to_string()), "{key}");

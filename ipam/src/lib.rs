@@ -18,6 +18,7 @@ pub mod cause;
 pub mod change;
 pub mod cidr;
 pub mod claim;
+pub mod departure;
 pub mod ids;
 pub mod invariants;
 pub mod key;

@@ -10,7 +10,7 @@ use polder_api::{Family, Mac, NodeName, PerFamily, rule};
 
 use crate::change::{Change, Claim, HandOver, Member};
 use crate::claim::{MAX_PER_CHANGE, NoClaim, Preconditions, delays_claims};
-use crate::ids::{BootId, MachineId};
+use crate::ids::{BootId, MachineId, NodeUid};
 use crate::ledger::{MemberState, NodeIdentity, OwnedBlock};
 use crate::moment::Moment;
 use crate::node::NodeAllocations;
@@ -75,6 +75,30 @@ pub struct NodePresence {
     pub mtu: u32,
     /// Version of its agent.
     pub version: String,
+    /// Its Node object in Kubernetes.
+    pub node_object: NodeObjectState,
+}
+
+/// What a node knows of its Node object in Kubernetes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum NodeObjectState {
+    /// The node does not use Kubernetes.
+    NotUsed,
+    /// It is not known now, or was deleted: the record keeps the uid that it has.
+    Unknown,
+    /// It has this uid.
+    Known(NodeUid),
+}
+
+impl NodeObjectState {
+    /// The uid for the node's record. `before` is the current record of the same incarnation.
+    fn uid(&self, before: Option<&NodeRecord>) -> Option<NodeUid> {
+        match self {
+            Self::NotUsed => None,
+            Self::Unknown => before?.kubernetes_uid.clone(),
+            Self::Known(uid) => Some(uid.clone()),
+        }
+    }
 }
 
 /// Whether another boot or machine with the node's name is alive.
@@ -207,6 +231,8 @@ fn decide(facts: &MembershipInputs<'_>) -> Result<Step, Step> {
 fn register(facts: &MembershipInputs<'_>, identity: &NodeIdentity) -> Result<Member, Step> {
     let known = facts.view.nodes.get(facts.me);
     let presence = facts.presence.as_ref().map_err(|reason| Step::Wait(reason.clone().into()))?;
+    let before =
+        known.map(|known| &*known.record).filter(|record| record.incarnation == identity.incarnation);
     let record = NodeRecord {
         incarnation: identity.incarnation.clone(),
         machine_id: facts.boot.machine_id.clone(),
@@ -217,6 +243,7 @@ fn register(facts: &MembershipInputs<'_>, identity: &NodeIdentity) -> Result<Mem
         vtep_mac: presence.vtep_mac,
         mtu: presence.mtu,
         version: presence.version.clone(),
+        kubernetes_uid: presence.node_object.uid(before),
     };
     let node = facts.me.clone();
     Err(commit(match known {

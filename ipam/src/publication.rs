@@ -188,6 +188,7 @@ mod tests {
             vtep_mac: Mac([2; 6]),
             mtu: 1450,
             version: String::new(),
+            kubernetes_uid: None,
         };
         let mut view = View::default();
         view.source = ViewSource::Store;

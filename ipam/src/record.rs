@@ -11,12 +11,14 @@ use polder_api::{Attachment, Mac, NodeName, Pod, PoolName};
 use serde::{Deserialize, Serialize};
 
 use crate::Cidr;
-use crate::ids::{BootId, ClusterId, Incarnation, MachineId, Nonce};
+use crate::ids::{BootId, ClusterId, Incarnation, MachineId, NodeUid, Nonce};
 use crate::pool::{Labels, Pool, PoolState, Purpose, default_block_length};
 
 mod codec;
+mod leader;
 
 pub use codec::{NotDecoded, Record, address, decode, encode, lease};
+pub use leader::{LeaderRecord, MissingNode};
 
 /// MTU in bytes: from the size that every IPv4 host accepts (RFC 791, section 3.1) to the maximum of an interface.
 pub const MTU_RANGE: std::ops::RangeInclusive<u32> = 576..=65535;
@@ -157,6 +159,9 @@ pub struct NodeRecord {
     pub mtu: u32,
     /// Version of its agent.
     pub version: String,
+    /// Its Node object in Kubernetes, as its agent last saw it. `None` on a node that does not use Kubernetes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes_uid: Option<NodeUid>,
 }
 
 /// The claim of a block; its key contains the block.

@@ -14,7 +14,8 @@ use polder_api::rule;
 use sha2::{Digest, Sha256};
 
 use crate::Revision;
-use crate::change::{Change, Confirmation, Fence, MOST_RECORDS, Member, RemovedAllocations};
+use crate::change::{Change, Confirmation, Fence, MOST_RECORDS, Member, RemovedAllocations, RequiredLease};
+use crate::departure::Departed;
 use crate::ids::Incarnation;
 use crate::moment::Moment;
 use crate::pool::Block;
@@ -84,9 +85,7 @@ pub fn remove(
                 now: Boot::from(&*node.record).to_string(),
             });
         }
-        let NodeRecord { incarnation, machine_id, boot_id, .. } = (*node.record).clone();
-        let fence = FenceRecord { node: name.clone(), machine_id, boot_id, pods };
-        return Ok(Some(Change::RemoveNode { incarnation, revision: node.revision, fence }));
+        return Ok(Some(remove_registered(name, node, pods, RequiredLease::Any)));
     }
     let unconfirmed: Vec<_> = unconfirmed.collect();
     match (unconfirmed.is_empty(), confirmed) {
@@ -98,6 +97,29 @@ pub fn remove(
             Ok(Some(Change::ConfirmByOperator(unconfirmed.into_iter().map(confirmation).collect())))
         }
     }
+}
+
+/// Removes a node that has left Kubernetes, if its record is still the one for which that was decided and its agent is
+/// not alive. Its pods count as gone only if there is proof.
+pub fn remove_departed(view: &View, departed: &Departed) -> Option<Change> {
+    let node = view.nodes.get(&departed.node).filter(|known| departed.is_of(&known.record))?;
+    let pods = match departed.proof {
+        // The administrator or the cloud provider states it, as an operator does with --dead.
+        Some(_) => PodsGone::ConfirmedByOperator,
+        None => PodsGone::Unknown,
+    };
+    Some(remove_registered(&departed.node, node, pods, RequiredLease::Absent))
+}
+
+fn remove_registered(
+    name: &NodeName,
+    known: &Versioned<NodeRecord>,
+    pods: PodsGone,
+    lease: RequiredLease,
+) -> Change {
+    let NodeRecord { incarnation, machine_id, boot_id, .. } = (*known.record).clone();
+    let fence = FenceRecord { node: name.clone(), machine_id, boot_id, pods };
+    Change::RemoveNode { incarnation, revision: known.revision, fence, lease }
 }
 
 /// An operator's confirmation that the pods of a removed node are gone.

@@ -10,7 +10,8 @@ use serde::Serialize;
 use crate::Cidr;
 use crate::Revision;
 use crate::change::{
-    AddressRelease, Change, Claim, Confirmation, LeaseWrite, MOST_RECORDS, Member, RemovedAllocations, Writer,
+    AddressRelease, Change, Claim, Confirmation, LeaseWrite, MOST_RECORDS, Member, RemovedAllocations,
+    RequiredLease, Writer,
 };
 use crate::ids::Incarnation;
 use crate::key::{Key, Name, Range};
@@ -33,7 +34,8 @@ pub fn transaction(change: &Change) -> Txn {
         Change::TakeOverNode { node, record, before } => {
             txn.replace(Key::Node(node.clone()), *before, record);
         }
-        Change::RemoveNode { incarnation, revision, fence } => {
+        Change::RemoveNode { incarnation, revision, fence, lease } => {
+            txn.only_if(removed_without_lease(&fence.node, *lease));
             txn.delete(&Key::Node(fence.node.clone()), *revision);
             txn.replace(Key::Fence(fence.node.clone(), incarnation.clone()), Revision::ABSENT, fence);
         }
@@ -105,6 +107,10 @@ pub fn transaction(change: &Change) -> Txn {
         Change::RestoreLease(lease) => {
             txn.only_if([Compare::absent(&Key::Lease(lease.by.node.clone()))]);
             txn.lease(lease);
+        }
+        Change::WriteLeader { by, record, before } => {
+            txn.only_if([record_of(by)]);
+            txn.replace(Key::Leader, before.unwrap_or(Revision::ABSENT), record);
         }
         Change::AskInspection(record) => txn.put(&Key::Inspection, record),
         Change::EndInspection { revision } => txn.delete(&Key::Inspection, *revision),
@@ -220,6 +226,11 @@ fn writer_unchanged(by: &Writer) -> Option<Compare> {
 /// Only the registered node can be alive under its name.
 fn lease_of_member(by: &Member) -> Option<Compare> {
     unless(Mutant::LeaseIgnoresNode, record_of(by))
+}
+
+/// An agent that is alive is removed only by an operator.
+fn removed_without_lease(node: &NodeName, lease: RequiredLease) -> Option<Compare> {
+    (lease == RequiredLease::Absent).then(|| Compare::absent(&Key::Lease(node.clone())))
 }
 
 /// A removed node does not register again.

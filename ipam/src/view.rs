@@ -10,7 +10,7 @@ use crate::key::Key;
 use crate::needed::{self, RequiredRange};
 use crate::pool::{InvalidPool, PoolState, Purpose};
 use crate::record::{
-    BlockRecord, ClusterRecord, FenceRecord, InspectionRecord, NodeRecord, PoolRecord, Record,
+    BlockRecord, ClusterRecord, FenceRecord, InspectionRecord, LeaderRecord, NodeRecord, PoolRecord, Record,
     ReservationRecord, decode, encode,
 };
 use crate::store::position::Interruption;
@@ -77,6 +77,8 @@ pub struct View {
     pub reservations: BTreeMap<IpAddr, Versioned<ReservationRecord>>,
     /// The request for a check on all nodes.
     pub inspection: Option<Versioned<InspectionRecord>>,
+    /// The agent that compares the nodes with Kubernetes.
+    pub leader: Option<Versioned<LeaderRecord>>,
     /// The keys of refused records, with the reason. If an earlier record could be decoded, it stays in force.
     pub refused: BTreeMap<String, RecordRefusal>,
     /// The number of times that the datastore seems to have lost records: the settings, which are never deleted, are
@@ -119,6 +121,7 @@ impl View {
         };
         let reservation = |(address, known): (&IpAddr, _)| entry(&Key::Reservation(*address), known, encode);
         let inspection = self.inspection.iter().map(|known| entry(&Key::Inspection, known, encode));
+        let leader = self.leader.iter().map(|known| entry(&Key::Leader, known, encode));
         cluster
             .chain(self.every_pool().map(pool))
             .chain(self.nodes.iter().map(node))
@@ -126,6 +129,7 @@ impl View {
             .chain(self.fences.iter().map(fence))
             .chain(self.reservations.iter().map(reservation))
             .chain(inspection)
+            .chain(leader)
     }
 
     /// Applies an update.
@@ -256,6 +260,7 @@ impl View {
                 drop(self.reservations.insert(address, known(record, revision)));
             }
             Ok(Record::Inspection(record)) => self.inspection = Some(known(record, revision)),
+            Ok(Record::Leader(record)) => self.leader = Some(known(record, revision)),
             Err(reason) => {
                 self.unusable_keys.remove(&key);
                 self.refused.insert(key, reason.into());
@@ -384,6 +389,7 @@ impl View {
             Ok(Key::Fence(_, incarnation)) => drop(self.fences.remove(&incarnation)),
             Ok(Key::Reservation(address)) => drop(self.reservations.remove(&address)),
             Ok(Key::Inspection) => self.inspection = None,
+            Ok(Key::Leader) => self.leader = None,
             Ok(Key::Address(..) | Key::Lease(_) | Key::Answer(_)) | Err(_) => {}
         }
     }

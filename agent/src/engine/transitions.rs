@@ -125,6 +125,7 @@ mod tests {
             vtep_mac: Mac([2; 6]),
             mtu: 1450,
             version: String::new(),
+            kubernetes_uid: None,
         };
         Peer { name: "n2".parse().unwrap(), record: Arc::new(record), blocks: Vec::new() }
     }

@@ -118,6 +118,7 @@ mod tests {
             vtep_mac: "02:00:00:00:00:03".parse().unwrap(),
             mtu: 1450,
             version: "0".to_owned(),
+            kubernetes_uid: None,
         };
         (Key::Node(OWNER.parse().unwrap()), encode(&record))
     }
@@ -128,6 +129,7 @@ mod tests {
             node: node.clone(),
             machine_id: MachineId::new("m"),
             boot_id: BootId::new("b"),
+            kubernetes_uid: None,
             pods,
         };
         (Key::Fence(node, Incarnation::new("i3")), encode(&record))

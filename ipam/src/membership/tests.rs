@@ -31,6 +31,7 @@ fn presence() -> NodePresence {
         vtep_mac: "02:00:00:00:00:01".parse().unwrap(),
         mtu: 1450,
         version: "0".to_owned(),
+        node_object: NodeObjectState::NotUsed,
     }
 }
 
@@ -46,7 +47,7 @@ fn identity() -> NodeIdentity {
 /// The view of a registered node, with additional records.
 fn view(more: Vec<(Key, Vec<u8>)>) -> View {
     let cluster = ClusterRecord::new(ClusterId::new("c"));
-    let NodePresence { underlay, vtep_mac, mtu, version } = presence();
+    let NodePresence { underlay, vtep_mac, mtu, version, .. } = presence();
     let node = NodeRecord {
         incarnation: identity().incarnation,
         machine_id: MachineId::new("m"),
@@ -57,6 +58,7 @@ fn view(more: Vec<(Key, Vec<u8>)>) -> View {
         vtep_mac,
         mtu,
         version,
+        kubernetes_uid: None,
     };
     let mut records = vec![(Key::Cluster, encode(&cluster)), (Key::Node(name()), encode(&node))];
     records.extend(more);
@@ -73,6 +75,16 @@ fn step(view: &View, own: NodeAllocations) -> Step {
 }
 
 fn step_of_boot(boot_id: &str, double: NameConflict, view: &View, own: NodeAllocations) -> Step {
+    step_with(view, &Ok(presence()), boot_id, double, own)
+}
+
+fn step_with(
+    view: &View,
+    presence: &Result<NodePresence, NoPresence>,
+    boot_id: &str,
+    double: NameConflict,
+    own: NodeAllocations,
+) -> Step {
     let mut quarantine = Quarantine::new(DEFAULT_COOL_DOWN);
     quarantine.observe(view, Moment::BOOT);
     next(&MembershipInputs {
@@ -83,7 +95,7 @@ fn step_of_boot(boot_id: &str, double: NameConflict, view: &View, own: NodeAlloc
         labels: &Labels::new(),
         view,
         allocations: &NodeAllocations { identity: Some(identity()), ..own },
-        presence: &Ok(presence()),
+        presence,
         double,
         hold_off: false,
         quarantine: &quarantine,
@@ -121,6 +133,35 @@ fn claim(block: Block, incarnation: &str) -> (Key, Vec<u8>) {
 fn pool(cidr: &str, purpose: crate::pool::Purpose) -> (Key, Vec<u8>) {
     let record = PoolRecord { purpose, ..PoolRecord::new(cidr.parse().unwrap()) };
     (Key::Pool("p".parse().unwrap()), encode(&record))
+}
+
+#[test]
+fn the_record_keeps_the_uid_of_a_node_object_that_is_unknown_or_deleted() {
+    let with_uid = |uid: Option<&str>| {
+        let mut view = view(Vec::new());
+        let known = view.nodes.get_mut(&name()).unwrap();
+        let kubernetes_uid = uid.map(NodeUid::new);
+        known.record = NodeRecord { kubernetes_uid, ..NodeRecord::clone(&known.record) }.into();
+        view
+    };
+    let written = |before: Option<&str>, node_object: NodeObjectState| {
+        let presence = Ok(NodePresence { node_object, ..presence() });
+        let step =
+            step_with(&with_uid(before), &presence, "b", NameConflict::None, NodeAllocations::default());
+        match step {
+            Step::Commit(change) => match *change {
+                Change::RegisterNode { record, .. } => Some(record.kubernetes_uid),
+                _ => None,
+            },
+            _ => None,
+        }
+    };
+    let known = |uid: &str| NodeObjectState::Known(NodeUid::new(uid));
+    assert_eq!(written(None, known("u1")), Some(Some(NodeUid::new("u1"))));
+    assert_eq!(written(Some("u1"), known("u1")), None, "unchanged: not written");
+    assert_eq!(written(Some("u1"), NodeObjectState::Unknown), None, "unchanged: not written");
+    assert_eq!(written(Some("u1"), known("u2")), Some(Some(NodeUid::new("u2"))));
+    assert_eq!(written(Some("u1"), NodeObjectState::NotUsed), Some(None));
 }
 
 #[test]

@@ -22,6 +22,7 @@ fn node(n: u8) -> NodeRecord {
         vtep_mac: Mac([2, 0, 0, 0, 0, n]),
         mtu: 1450,
         version: "0".into(),
+        kubernetes_uid: None,
     }
 }
 

@@ -50,6 +50,7 @@ impl Cluster {
             vtep_mac: polder_api::Mac([2, 0, 0, 0, 0, 1]),
             mtu: 1450,
             version: "0".into(),
+            kubernetes_uid: None,
         };
         self.put(Key::Node(name.parse().unwrap()).to_string(), encode(&record));
     }

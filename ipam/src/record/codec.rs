@@ -9,8 +9,8 @@ use polder_api::NodeName;
 use serde::Serialize;
 
 use super::{
-    AddressRecord, BlockRecord, ClusterRecord, FenceRecord, InspectionRecord, LeaseRecord, NodeRecord,
-    PoolRecord, ReservationRecord,
+    AddressRecord, BlockRecord, ClusterRecord, FenceRecord, InspectionRecord, LeaderRecord, LeaseRecord,
+    NodeRecord, PoolRecord, ReservationRecord,
 };
 use crate::Block;
 use crate::cause::SharedError;
@@ -36,6 +36,8 @@ pub enum Record {
     Reservation(IpAddr, ReservationRecord),
     /// At [`Key::Inspection`].
     Inspection(InspectionRecord),
+    /// At [`Key::Leader`].
+    Leader(LeaderRecord),
 }
 
 /// Why a record cannot be decoded.
@@ -108,6 +110,7 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Record, NotDecoded> {
         }
         Key::Reservation(address) => Record::Reservation(address, serde_json::from_slice(value)?),
         Key::Inspection => Record::Inspection(serde_json::from_slice(value)?),
+        Key::Leader => Record::Leader(serde_json::from_slice(value)?),
         Key::Address(..) | Key::Lease(_) | Key::Answer(_) => {
             return Err(NotDecoded::NotWatched);
         }
@@ -199,6 +202,15 @@ mod tests {
             ),
             ("/polder/v1/reservations/fd00::5", r#"{"owner":"default/db-0","generation":4}"#),
             ("/polder/v1/inspection", r#"{"id":"x","repairs":"safe"}"#),
+            (
+                "/polder/v1/nodes/k",
+                r#"{"incarnation":"i","machine_id":"m","boot_id":"b","underlay":[],"gateways":[],"vtep_mac":"02:00:00:00:00:01","mtu":1450,"version":"0.1.0","kubernetes_uid":"0b1f"}"#,
+            ),
+            ("/polder/v1/leader", r#"{"node":"n","boot_id":"b"}"#),
+            (
+                "/polder/v1/leader",
+                r#"{"node":"n","boot_id":"b","missing":[{"node":"m","departure":"replaced","agent":"not_alive","proof":"out_of_service"}],"more":2,"doubt":{"many":{"missing":4,"nodes":5,"limit":3}},"failure":"f"}"#,
+            ),
         ];
         for (key, text) in golden {
             let again = match decode(key, text.as_bytes()).unwrap() {
@@ -209,6 +221,7 @@ mod tests {
                 Record::Fence(_, record) => encode(&record),
                 Record::Reservation(_, record) => encode(&record),
                 Record::Inspection(record) => encode(&record),
+                Record::Leader(record) => encode(&record),
             };
             assert_eq!(String::from_utf8(again).unwrap(), text);
         }

@@ -27,7 +27,7 @@ pub use self::adoption::{Adoption, adopt};
 pub use self::disconnect::allow_removal;
 pub use self::pools::{change_pools, change_settings, parse_pool};
 pub use self::release::release;
-pub use self::removal::{remove_node, standings};
+pub use self::removal::{DepartedNotRemoved, remove_departed, remove_node, standings};
 
 /// What the agent that answers the request knows of the cluster.
 pub trait Knowledge {

@@ -11,8 +11,8 @@ use crate::change::{Fence, HandOver, RemovedAllocations};
 use crate::ids::{BootId, ClusterId, MachineId, Nonce};
 use crate::pool::PoolState;
 use crate::record::{
-    AddressRecord, AnswerRecord, BlockRecord, ClusterRecord, FenceRecord, InspectionRecord, LeaseRecord,
-    NodeRecord, PodsGone, ReservationRecord,
+    AddressRecord, AnswerRecord, BlockRecord, ClusterRecord, FenceRecord, InspectionRecord, LeaderRecord,
+    LeaseRecord, NodeRecord, PodsGone, ReservationRecord,
 };
 
 const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 0, 5));
@@ -49,6 +49,7 @@ fn node() -> NodeRecord {
         vtep_mac: Mac([2; 6]),
         mtu: 1450,
         version: "0".to_owned(),
+        kubernetes_uid: None,
     }
 }
 
@@ -156,6 +157,7 @@ fn a_transaction_writes_the_record_of_its_change() {
                 incarnation: incarnation(),
                 revision: Revision::new(7),
                 fence: fence_record(),
+                lease: RequiredLease::Any,
             },
             vec![encode(&fence_record())],
         ),
@@ -224,9 +226,16 @@ fn registration_compares_the_own_record_or_requires_no_fence() {
 
 #[test]
 fn removal_compares_the_node_and_confirmation_compares_the_fence() {
-    let remove =
-        Change::RemoveNode { incarnation: incarnation(), revision: Revision::new(7), fence: fence_record() };
-    check(remove, &["nodes/n1@7", "no fences/n1/i"], &["-nodes/n1", "fences/n1/i"]);
+    let remove = |lease| Change::RemoveNode {
+        incarnation: incarnation(),
+        revision: Revision::new(7),
+        fence: fence_record(),
+        lease,
+    };
+    let written = ["-nodes/n1", "fences/n1/i"];
+    check(remove(RequiredLease::Any), &["nodes/n1@7", "no fences/n1/i"], &written);
+    let without_lease = ["no alive/n1", "nodes/n1@7", "no fences/n1/i"];
+    check(remove(RequiredLease::Absent), &without_lease, &written);
     let confirmation =
         Confirmation { incarnation: incarnation(), record: fence_record(), revision: Revision::new(3) };
     check(Change::ConfirmRemoval(confirmation.clone()), &["fences/n1/i@3"], &["fences/n1/i"]);
@@ -349,6 +358,14 @@ fn a_lease_write_compares_the_node_record() {
     let lease = LeaseWrite { by: me(), record: alive };
     check(Change::WriteLease(lease.clone()), &["nodes/n1@7"], &["alive/n1"]);
     check(Change::RestoreLease(lease), &["no alive/n1", "nodes/n1@7"], &["alive/n1"]);
+}
+
+#[test]
+fn there_is_one_leader_and_it_compares_its_node_record() {
+    let record = LeaderRecord::new(name(), BootId::new("b"));
+    let write = |before| Change::WriteLeader { by: me(), record: record.clone(), before };
+    check(write(None), &["nodes/n1@7", "no leader"], &["leader"]);
+    check(write(Some(Revision::new(9))), &["nodes/n1@7", "leader@9"], &["leader"]);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use polder_ipam::change::Change;
 use polder_ipam::invariants::history::check_release;
 use polder_ipam::key::Range;
 use polder_ipam::ledger::{AttachmentEntry, LedgerError};
-use polder_ipam::membership::{NoPresence, NodePresence, Step};
+use polder_ipam::membership::{NoPresence, NodeObjectState, NodePresence, Step};
 use polder_ipam::node::NodeIpam;
 use polder_ipam::pool::Labels;
 use polder_ipam::readiness;
@@ -139,6 +139,7 @@ impl RegistrarHost for SimHost {
             vtep_mac: Mac([2, 0, 0, 0, 0, number]),
             mtu: MTU,
             version: "0".to_owned(),
+            node_object: NodeObjectState::NotUsed,
         })
     }
 

@@ -18,7 +18,7 @@ use polder_ipam::claim::NoClaim;
 use polder_ipam::key::{Key, Range};
 use polder_ipam::ledger::memory::Memory;
 use polder_ipam::ledger::{AttachmentEntry, LedgerError};
-use polder_ipam::membership::{NoPresence, NodePresence, Step};
+use polder_ipam::membership::{NoPresence, NodeObjectState, NodePresence, Step};
 use polder_ipam::node::NodeIpam;
 use polder_ipam::pool::{BlockRequest, Labels};
 use polder_ipam::readiness;
@@ -264,6 +264,7 @@ impl RegistrarHost for ModelHost<'_> {
             vtep_mac: Mac([2, 0, 0, 0, 0, last]),
             mtu: MTU,
             version: "0".to_owned(),
+            node_object: NodeObjectState::NotUsed,
         })
     }
 

@@ -73,6 +73,7 @@ impl Peer {
             vtep_mac: Mac([2, 0x84, a, b, c, d]),
             mtu: 1450,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            kubernetes_uid: None,
         };
         Write::Put { key: Key::Node(self.name()).to_string(), value: encode(&record) }
     }

@@ -165,6 +165,7 @@ impl World {
             vtep_mac: Mac([6, 0, 0, 0, 0, number]),
             mtu: 1450,
             version: String::new(),
+            kubernetes_uid: None,
         };
         Peer { name: format!("n{number}").parse().unwrap(), record: record.into(), blocks }
     }

@@ -5,6 +5,8 @@ use polder_api::message::{Refusal, RefusalKind, Refuse, Removal};
 use tracing::warn;
 
 use super::{ATTEMPTS, Knowledge, current};
+use crate::cause::HostError;
+use crate::departure::Departed;
 use crate::record::{Boot, FenceRecord, NodeRecord, PodsGone};
 use crate::removal::{self, NotRemoved, OperatorConfirmation, blocks_of};
 use crate::store::{Outcome, StoreError};
@@ -49,6 +51,48 @@ enum NodeNotRemoved {
         #[source]
         error: StoreError,
     },
+}
+
+/// Why a node that has left Kubernetes was not removed.
+#[derive(Debug, thiserror::Error)]
+pub enum DepartedNotRemoved {
+    /// The records are not up to date, or the datastore failed. It is decided again from the next list.
+    /// Remedy: correct the error of the datastore. With etcd users, the user of this node needs the right to remove
+    /// nodes: run scripts/etcd-roles with --leader.
+    #[error("cannot remove node {node}, which has left Kubernetes: {error}")]
+    Failed {
+        /// The node.
+        node: NodeName,
+        /// The error.
+        #[source]
+        error: HostError,
+    },
+    /// The record of the node has changed since the decision, or its agent is alive again. It is decided again.
+    /// Remedy: none.
+    #[error("node {0} has changed since the decision to remove it, or its agent is alive")]
+    Changed(NodeName),
+}
+
+/// Removes a node that has left Kubernetes, if its record is unchanged and its agent is not alive. One attempt: after
+/// any failure, the next list decides. Returns a message that states what its blocks wait for.
+pub async fn remove_departed(
+    agent: &impl Knowledge,
+    records: &impl RecordStore,
+    departed: &Departed,
+) -> Result<String, DepartedNotRemoved> {
+    let node = &departed.node;
+    let failed = |error: HostError| DepartedNotRemoved::Failed { node: node.clone(), error };
+    let view = current(agent).map_err(|error| failed(HostError::new(error)))?;
+    let changed = || DepartedNotRemoved::Changed(node.clone());
+    let change = removal::remove_departed(&view, departed).ok_or_else(changed)?;
+    match records.commit(&change).await {
+        Ok(Outcome::Applied { revision }) => Ok(match agent.view_at(revision, CATCH_UP).await {
+            Some(view) => waits_for(&view, node),
+            None => format!("node {node} is removed"),
+        }),
+        Ok(Outcome::Refused) => Err(changed()),
+        Err(error) => Err(failed(HostError::new(error))),
+    }
 }
 
 impl Refuse for NodeNotRemoved {

@@ -337,6 +337,7 @@ impl RegistrarHost for Fake {
             vtep_mac: Mac([2, 0, 0, 0, 0, 1]),
             mtu: 1450,
             version: "0".to_owned(),
+            node_object: crate::membership::NodeObjectState::NotUsed,
         })
     }
 

@@ -4,12 +4,15 @@ use polder_api::message::{Refusal, RefusalKind, Removal, Reply};
 
 use super::super::fake::*;
 use super::super::*;
-use crate::ids::Incarnation;
+use crate::departure::{AgentState, Departed, Departure, ShutDown};
+use crate::ids::{BootId, Incarnation, NodeUid};
 use crate::key::Key;
 use crate::record::{FenceRecord, NodeRecord, PodsGone, encode};
 use crate::store::StoreError;
 use crate::store::refusal::RefusalCause;
-use crate::tasks::operator::{Adoption, adopt, allow_removal, remove_node};
+use crate::tasks::operator::{
+    Adoption, DepartedNotRemoved, adopt, allow_removal, remove_departed, remove_node,
+};
 
 fn removal(dead: bool) -> Removal {
     Removal { node: me().name, dead, disconnect_pods: None, earlier: false }
@@ -48,6 +51,77 @@ fn a_node_is_removed_although_its_record_changes_meanwhile() {
         let message = remove(&fake, dead).unwrap();
         assert!(message.contains("node n1 is removed"), "{message}");
         assert_eq!((is_member(&fake), fences(&fake)), (false, vec![pods]));
+    }
+}
+
+/// The decision that the node has left Kubernetes, for the record that it has now.
+fn departed(fake: &Fake, proof: Option<ShutDown>) -> Departed {
+    fake.with(|state| rewrite(state, |record| record.kubernetes_uid = Some(NodeUid::new("uid"))));
+    fake.with(State::load);
+    let view = fake.view();
+    let record = &view.nodes[&me().name].record;
+    Departed {
+        node: me().name,
+        incarnation: record.incarnation.clone(),
+        boot_id: record.boot_id.clone(),
+        uid: NodeUid::new("uid"),
+        departure: Departure::Deleted,
+        agent: AgentState::NotAlive,
+        proof,
+    }
+}
+
+fn remove_one(fake: &Fake, departed: &Departed) -> Result<String, DepartedNotRemoved> {
+    at_once(remove_departed(fake, fake, departed))
+}
+
+#[test]
+fn a_node_that_has_left_kubernetes_is_removed_as_dead_only_with_proof() {
+    for (proof, pods) in
+        [(None, PodsGone::Unknown), (Some(ShutDown::OutOfService), PodsGone::ConfirmedByOperator)]
+    {
+        let (fake, _) = registered();
+        let departed = departed(&fake, proof);
+        let message = remove_one(&fake, &departed).unwrap();
+        assert!(message.contains("node n1 is removed"), "{message}");
+        assert_eq!((is_member(&fake), fences(&fake)), (false, vec![pods]));
+    }
+}
+
+#[test]
+fn a_node_whose_agent_is_alive_again_is_not_removed_although_it_has_left_kubernetes() {
+    let (fake, _) = registered();
+    let departed = departed(&fake, Some(ShutDown::CloudProvider));
+    let lease = Key::Lease(me().name).to_string();
+    fake.with(|state| state.put(&lease, b"{}".to_vec()));
+    let refused = remove_one(&fake, &departed).unwrap_err();
+    assert!(matches!(refused, DepartedNotRemoved::Changed(_)), "{refused}");
+    assert_eq!((is_member(&fake), fences(&fake)), (true, Vec::new()));
+}
+
+#[test]
+fn a_node_that_was_replaced_or_rebooted_since_the_decision_is_not_removed() {
+    let changes: [fn(&mut NodeRecord); 3] = [
+        |record| record.incarnation = Incarnation::new("another"),
+        |record| record.boot_id = BootId::new("b2"),
+        |record| record.kubernetes_uid = Some(NodeUid::new("another")),
+    ];
+    for change in changes {
+        // Before the decision is carried out, and between its last read and its write.
+        for meanwhile in [false, true] {
+            let (fake, _) = registered();
+            let departed = departed(&fake, Some(ShutDown::CloudProvider));
+            let rewritten = move |state: &mut State| rewrite(state, change);
+            if meanwhile {
+                fake.with(|state| state.fates.push_back(Fate::After(Box::new(rewritten))));
+            } else {
+                fake.with(rewritten);
+                fake.with(State::load);
+            }
+            let refused = remove_one(&fake, &departed).unwrap_err();
+            assert!(matches!(refused, DepartedNotRemoved::Changed(_)), "{refused}");
+            assert_eq!((is_member(&fake), fences(&fake)), (true, Vec::new()));
+        }
     }
 }
 
