@@ -102,6 +102,12 @@ impl Etcd {
         })
     }
 
+    /// The same etcd for the agent as the leader of all agents. Its writes are counted separately: with a user for each
+    /// node, etcd refuses them to most nodes, and that is not a problem of the node.
+    pub(crate) fn for_leader(&self) -> Self {
+        Self { writes: Writes::default(), asker: Asker::Leader, ..self.clone() }
+    }
+
     /// Whether TLS is used.
     pub(crate) fn is_encrypted(&self) -> bool {
         self.members.is_secure()

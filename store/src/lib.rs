@@ -77,6 +77,15 @@ impl Store {
         }
     }
 
+    /// The datastore for the comparison with Kubernetes, which one agent does for all. `None` for a file of this node:
+    /// no other node uses it.
+    pub fn for_leader(&self) -> Option<Self> {
+        match self {
+            Self::Etcd(etcd) => Some(Self::Etcd(etcd.for_leader())),
+            Self::Embedded(_) => None,
+        }
+    }
+
     /// Replaces all connections, because an address of this host that they may use was removed.
     pub async fn reconnect(&self) -> Result<(), StoreError> {
         match self {

@@ -37,6 +37,8 @@ pub enum Asker {
     Operator,
     /// An operator, with credentials of their own.
     OperatorWithCredentials,
+    /// The agent, to compare the nodes of the cluster with Kubernetes, and to remove nodes.
+    Leader,
 }
 
 /// A request that the datastore refused.
@@ -81,6 +83,11 @@ impl StoreRefusal {
                  with readwrite on all keys that start with {prefix}: etcdctl role grant-permission ROLE \
                  --prefix=true readwrite {prefix}"
             ),
+            (Asker::Leader, RefusalCause::Permission) => {
+                "the etcd user of this node may not do that: run scripts/etcd-roles with --leader NODE for a few \
+                 nodes, for example those of the control plane"
+                    .to_owned()
+            }
             (Asker::OperatorWithCredentials, RefusalCause::Identity) => {
                 "etcd does not know the user of polderctl: make the common name of --etcd-cert an etcd user \
                  (with --client-cert-auth), or give --etcd-user NAME --etcd-password-file FILE"
@@ -175,6 +182,7 @@ mod tests {
         assert!(
             [Asker::Agent, own].iter().all(|asker| remedy(RefusalCause::Permission, *asker).contains(grant))
         );
+        assert!(remedy(RefusalCause::Permission, Asker::Leader).contains("scripts/etcd-roles with --leader"));
         assert_eq!(remedy(RefusalCause::NoSpace, Asker::Operator), RefusalCause::NoSpace.remedy());
     }
 
