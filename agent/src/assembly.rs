@@ -28,6 +28,7 @@ use crate::kernel::sysctl::Sysctls;
 use crate::kubernetes::client::Client;
 use crate::kubernetes::node_object::NodeFacts;
 use crate::kubernetes::properties::{self, Properties};
+use crate::kubernetes::removal::{self, NoLeader};
 use crate::leases::{self, Leases};
 use crate::liveness::Threads;
 use crate::local_pods::LocalPods;
@@ -143,6 +144,8 @@ pub(crate) struct OperatorTasks {
     pub(crate) systemd: systemd::Task,
     /// If the agent connects to Kubernetes.
     pub(crate) kubernetes: Option<kubernetes::Task>,
+    /// If it also shares a datastore with other nodes.
+    pub(crate) removal: Option<removal::Task>,
 }
 
 /// The entries of [`RecordTasks`].
@@ -295,7 +298,12 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
     });
     let (listen_problem, listen_problem_read) = watch::channel(None);
     let (kubernetes_problems, kubernetes_problems_read) = watch::channel(Vec::new());
-    let read = OperatorReads { listen_problem: listen_problem_read, kubernetes: kubernetes_problems_read };
+    let (no_leader, no_leader_read) = watch::channel(None);
+    let read = OperatorReads {
+        listen_problem: listen_problem_read,
+        kubernetes: kubernetes_problems_read,
+        no_leader: no_leader_read,
+    };
     let reporter = reporter(&node, readiness.clone(), &records, &datapath, read);
     let lines = Lines {
         leases: records.leases.subscribe(),
@@ -323,7 +331,7 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
         pods: node.pods.kernel.clone(),
         filter: node.pods.filter.clone(),
     };
-    let kubernetes = KubernetesEntries { facts, problems: kubernetes_problems };
+    let kubernetes = KubernetesEntries { facts, problems: kubernetes_problems, no_leader };
     let ends = OperatorEnds { plans, adopted: addresses.adopted, unreachable, listen_problem, kubernetes };
     Ok(Tasks {
         records: record_tasks(&node, records, underlay_changed),
@@ -351,12 +359,14 @@ struct OperatorEnds {
 struct KubernetesEntries {
     facts: watch::Sender<Arc<NodeFacts>>,
     problems: watch::Sender<Vec<String>>,
+    no_leader: watch::Sender<Option<NoLeader>>,
 }
 
 /// Receivers of entries of the [`OperatorTasks`].
 struct OperatorReads {
     listen_problem: watch::Receiver<Option<String>>,
     kubernetes: watch::Receiver<Vec<String>>,
+    no_leader: watch::Receiver<Option<NoLeader>>,
 }
 
 /// The entry of the Node object, with what an earlier agent kept: before the first choice of the underlay and the first
@@ -366,16 +376,29 @@ fn kept_facts(config: &Config) -> watch::Sender<Arc<NodeFacts>> {
     watch::Sender::new(Arc::new(kept.unwrap_or_default()))
 }
 
-fn kubernetes_task(node: &Node, reporter: &Reporter, entries: KubernetesEntries) -> Option<kubernetes::Task> {
-    let (settings, name) = (node.config.kubernetes.clone()?, node.config.node.clone());
-    Some(kubernetes::Task {
-        api: Client::new(settings, name.clone()),
+fn kubernetes_tasks(
+    node: &Arc<Node>,
+    reporter: &Reporter,
+    entries: KubernetesEntries,
+) -> (Option<kubernetes::Task>, Option<removal::Task>) {
+    let Some(settings) = node.config.kubernetes.clone() else { return (None, None) };
+    let (name, remove_nodes) = (node.config.node.clone(), settings.remove_nodes);
+    let client = Client::new(settings, name.clone());
+    let store = node.store.for_leader();
+    let removal = store.map(|store| removal::Task {
+        host: removal::OnNode { node: Arc::clone(node), store, client: client.clone() },
+        remove_nodes,
+        no_leader: entries.no_leader,
+    });
+    let task = kubernetes::Task {
+        api: client,
         reports: kubernetes::OnNode { reporter: reporter.clone() },
         node: name,
         state_dir: node.config.state_dir.clone(),
         facts: entries.facts,
         problems: entries.problems,
-    })
+    };
+    (Some(task), removal)
 }
 
 fn operator_tasks(
@@ -384,6 +407,7 @@ fn operator_tasks(
     threads: &Threads,
     ends: OperatorEnds,
 ) -> OperatorTasks {
+    let (kubernetes, removal) = kubernetes_tasks(node, &reporter, ends.kubernetes);
     OperatorTasks {
         server: server::Task {
             node: Arc::clone(node),
@@ -401,7 +425,8 @@ fn operator_tasks(
             reporter: reporter.clone(),
         },
         systemd: systemd::Task { threads: threads.clone(), readiness: reporter.readiness.clone() },
-        kubernetes: kubernetes_task(node, &reporter, ends.kubernetes),
+        kubernetes,
+        removal,
         reporter,
     }
 }
@@ -438,6 +463,7 @@ fn reporter(
             host: datapath.host.subscribe(),
             listen_problem: read.listen_problem,
             kubernetes: read.kubernetes,
+            no_leader: read.no_leader,
         },
     }
 }

@@ -117,6 +117,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let Some(kubernetes) = operator.kubernetes {
         tasks.spawn(kubernetes.run());
     }
+    if let Some(removal) = operator.removal {
+        tasks.spawn(removal.run());
+    }
 
     let mut terminate = signal(SignalKind::terminate())?;
     let outcome = tokio::select! {

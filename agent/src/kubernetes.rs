@@ -9,6 +9,7 @@ pub mod events;
 mod fixture;
 pub mod node_object;
 pub mod properties;
+pub mod removal;
 pub mod retry;
 pub mod settings;
 pub mod taint;

@@ -9,7 +9,7 @@ use polder_api::Attachment;
 use polder_ipam::Revision;
 use polder_ipam::bootstrap::AddressesUnknown;
 use polder_ipam::cause::HostError;
-use polder_ipam::membership::{NoPresence, NodeObjectState, NodePresence};
+use polder_ipam::membership::{NoPresence, NodePresence};
 use polder_ipam::record::LeaseRecord;
 use polder_ipam::registration::{Allocations, Registration};
 use polder_ipam::release::NotReleased;
@@ -162,7 +162,7 @@ impl RegistrarHost for OnNode {
             vtep_mac: Encapsulation::of(&cluster.record).mac(&cluster.record, &config.node),
             mtu: pod_mtu(&underlay, &cluster.record, config.mtu),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            node_object: NodeObjectState::NotUsed,
+            node_object: self.node.node_state.properties.node_object(config.kubernetes.as_ref()),
         })
     }
 

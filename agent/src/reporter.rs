@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use crate::config::Config;
 use crate::endpoint::Endpoint;
 use crate::kernel::features::Features;
+use crate::kubernetes::removal::NoLeader;
 use crate::leases::Leases;
 use crate::node_state::NodeState;
 use crate::owner::Owner;
@@ -54,6 +55,8 @@ pub struct Published {
     pub listen_problem: watch::Receiver<Option<String>>,
     /// Problems of the connection to the Kubernetes API server, each with its remedy.
     pub kubernetes: watch::Receiver<Vec<String>>,
+    /// Why no agent compares the nodes with Kubernetes.
+    pub no_leader: watch::Receiver<Option<NoLeader>>,
 }
 
 impl Reporter {

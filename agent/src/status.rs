@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::health;
 use crate::host::{managers, pod_inspection};
 use crate::kernel::desired::Path;
+use crate::kubernetes::removal;
 use crate::leases;
 use crate::machine::now;
 use crate::node_state::Pass;
@@ -36,6 +37,8 @@ pub async fn status(reporter: &Reporter) -> Status {
     let (counts, pods) = reporter.ipam.run(|ipam| (ipam.counts(now()), ipam.attachments().count())).await;
     let mut problems = problems(reporter).await;
     problems.extend(reporter.published.kubernetes.borrow().iter().cloned());
+    // Not among those of Events: all agents report the same.
+    problems.extend(removal::problems(&view, reporter.published.no_leader.borrow().as_ref()));
     let Underlay { uplinks, others, .. } =
         reporter.node_state().underlay().map(|underlay| (*underlay).clone()).unwrap_or_default();
     // One borrow: with two in the statement, a writer that waits between them blocks the second one, and both hang.

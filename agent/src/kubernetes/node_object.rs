@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint as WireTaint};
 use polder_api::NodeName;
+use polder_ipam::ids::NodeUid;
 
 /// The condition of a Node that says whether its pod network works (`core/v1`, `NodeNetworkUnavailable`).
 pub const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
@@ -82,6 +83,9 @@ pub struct NodeFacts {
     pub labels: BTreeMap<String, String>,
     /// The addresses of type `InternalIP`, in the order of the object.
     pub addresses: Vec<IpAddr>,
+    /// The object's unique id. `None` if the object was never read.
+    #[serde(default)]
+    pub uid: Option<NodeUid>,
 }
 
 impl NodeObject {
@@ -111,7 +115,11 @@ impl NodeObject {
 
     /// The part that other tasks use.
     pub fn facts(&self) -> NodeFacts {
-        NodeFacts { labels: self.labels.clone(), addresses: self.addresses.clone() }
+        NodeFacts {
+            labels: self.labels.clone(),
+            addresses: self.addresses.clone(),
+            uid: Some(NodeUid::new(self.uid.clone())),
+        }
     }
 
     /// The condition of that type.

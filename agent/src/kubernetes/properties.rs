@@ -8,11 +8,13 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use polder_ipam::membership::NodeObjectState;
 use polder_ipam::pool::Labels;
 use tokio::sync::watch;
 use tracing::warn;
 
 use super::node_object::NodeFacts;
+use super::settings::KubernetesConfig;
 use crate::file;
 use crate::state_dir::NODE_OBJECT;
 
@@ -41,6 +43,15 @@ impl Properties {
     /// The addresses of the Node object.
     pub fn addresses(&self) -> Vec<IpAddr> {
         self.node_object.borrow().addresses.clone()
+    }
+
+    /// What is known of the Node object. `connection` is the configuration of the connection to Kubernetes.
+    pub fn node_object(&self, connection: Option<&KubernetesConfig>) -> NodeObjectState {
+        match (connection, &self.node_object.borrow().uid) {
+            (None, _) => NodeObjectState::NotUsed,
+            (Some(_), None) => NodeObjectState::Unknown,
+            (Some(_), Some(uid)) => NodeObjectState::Known(uid.clone()),
+        }
     }
 
     /// Receiver of future changes.
@@ -111,7 +122,8 @@ mod tests {
         let properties = Properties::new(labels(&[("zone", "a")]), entry.subscribe());
         assert_eq!(properties.labels(), labels(&[("zone", "a")]));
         let mut changes = properties.changes();
-        let of_node = NodeFacts { labels: labels(&[("zone", "b"), ("disk", "ssd")]), addresses: Vec::new() };
+        let of_node =
+            NodeFacts { labels: labels(&[("zone", "b"), ("disk", "ssd")]), addresses: Vec::new(), uid: None };
         entry.send_replace(Arc::new(of_node));
         assert_eq!(properties.labels(), labels(&[("zone", "a"), ("disk", "ssd")]));
         changes.changed().await;
@@ -124,8 +136,11 @@ mod tests {
     fn the_last_labels_and_addresses_are_kept_for_the_next_start() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(read(folder.path()), NodeFacts::default());
-        let facts =
-            NodeFacts { labels: labels(&[("zone", "b")]), addresses: vec!["192.0.2.1".parse().unwrap()] };
+        let facts = NodeFacts {
+            labels: labels(&[("zone", "b")]),
+            addresses: vec!["192.0.2.1".parse().unwrap()],
+            uid: None,
+        };
         write(folder.path(), &facts);
         assert_eq!(read(folder.path()), facts);
         std::fs::write(folder.path().join(NODE_OBJECT), "{").unwrap();
