@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use polder_api::NodeName;
+use polder_ipam::departure::AgentState;
 use polder_ipam::ids::{BootId, Incarnation};
 use polder_ipam::key::Range;
 use polder_ipam::record::{FenceRecord, LeaseRecord, NodeRecord, PodsGone, encode};
@@ -294,7 +295,8 @@ async fn no_node_is_removed_whose_agent_is_alive() {
     cluster.delete_node_object("n3");
     assert!(!cluster.run_until(RemoveNodes::Automatic, |view| !view.nodes.contains_key(&name("n3"))).await);
     let view = cluster.current_view();
-    assert_eq!(view.leader.as_ref().map(|leader| leader.record.missing.len()), Some(1));
+    let missing = &view.leader.as_ref().unwrap().record.missing;
+    assert_eq!(missing.iter().map(|missing| missing.agent).collect::<Vec<_>>(), [AgentState::Alive]);
 }
 
 #[tokio::test(start_paused = true)]
