@@ -16,7 +16,7 @@ use crate::change::{
 use crate::ids::Incarnation;
 use crate::key::{Key, Name, Range};
 use crate::pool::{Block, Pool};
-use crate::record::{PoolRecord, encode};
+use crate::record::{FenceRecord, LeaderRecord, PoolRecord, encode};
 use crate::store::{Compare, Entry, LARGEST_TXN, Txn, Write};
 
 const _: () = assert!(MOST_RECORDS <= LARGEST_TXN, "etcd would refuse the largest change");
@@ -35,9 +35,7 @@ pub fn transaction(change: &Change) -> Txn {
             txn.replace(Key::Node(node.clone()), *before, record);
         }
         Change::RemoveNode { incarnation, revision, fence, lease } => {
-            txn.only_if(removed_without_lease(&fence.node, *lease));
-            txn.delete(&Key::Node(fence.node.clone()), *revision);
-            txn.replace(Key::Fence(fence.node.clone(), incarnation.clone()), Revision::ABSENT, fence);
+            txn.remove_node(incarnation, *revision, fence, *lease);
         }
         Change::ConfirmByOperator(confirmations) => {
             confirmations.iter().for_each(|confirmation| txn.confirm(confirmation));
@@ -108,10 +106,7 @@ pub fn transaction(change: &Change) -> Txn {
             txn.only_if([Compare::absent(&Key::Lease(lease.by.node.clone()))]);
             txn.lease(lease);
         }
-        Change::WriteLeader { by, record, before } => {
-            txn.only_if([record_of(by)]);
-            txn.replace(Key::Leader, before.unwrap_or(Revision::ABSENT), record);
-        }
+        Change::WriteLeader { by, record, before } => txn.leader(by, record, *before),
         Change::AskInspection(record) => txn.put(&Key::Inspection, record),
         Change::EndInspection { revision } => txn.delete(&Key::Inspection, *revision),
         Change::AnswerInspection { node, record, asked } => {
@@ -147,6 +142,23 @@ impl Draft {
     fn lease(&mut self, LeaseWrite { by, record }: &LeaseWrite) {
         self.only_if(lease_of_member(by));
         self.put(&Key::Lease(by.node.clone()), record);
+    }
+
+    fn remove_node(
+        &mut self,
+        incarnation: &Incarnation,
+        revision: Revision,
+        fence: &FenceRecord,
+        lease: RequiredLease,
+    ) {
+        self.only_if(removed_without_lease(&fence.node, lease));
+        self.delete(&Key::Node(fence.node.clone()), revision);
+        self.replace(Key::Fence(fence.node.clone(), incarnation.clone()), Revision::ABSENT, fence);
+    }
+
+    fn leader(&mut self, by: &Member, record: &LeaderRecord, before: Option<Revision>) {
+        self.only_if([record_of(by)]);
+        self.replace(Key::Leader, before.unwrap_or(Revision::ABSENT), record);
     }
 
     fn only_if(&mut self, compares: impl IntoIterator<Item = Compare>) {
