@@ -296,14 +296,7 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
             engine: to_engine,
         },
     });
-    let (listen_problem, listen_problem_read) = watch::channel(None);
-    let (kubernetes_problems, kubernetes_problems_read) = watch::channel(Vec::new());
-    let (no_leader, no_leader_read) = watch::channel(None);
-    let read = OperatorReads {
-        listen_problem: listen_problem_read,
-        kubernetes: kubernetes_problems_read,
-        no_leader: no_leader_read,
-    };
+    let (listen_problem, kubernetes, read) = operator_entries(facts);
     let reporter = reporter(&node, readiness.clone(), &records, &datapath, read);
     let lines = Lines {
         leases: records.leases.subscribe(),
@@ -331,7 +324,6 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
         pods: node.pods.kernel.clone(),
         filter: node.pods.filter.clone(),
     };
-    let kubernetes = KubernetesEntries { facts, problems: kubernetes_problems, no_leader };
     let ends = OperatorEnds { plans, adopted: addresses.adopted, unreachable, listen_problem, kubernetes };
     Ok(Tasks {
         records: record_tasks(&node, records, underlay_changed),
@@ -374,6 +366,20 @@ struct OperatorReads {
 fn kept_facts(config: &Config) -> watch::Sender<Arc<NodeFacts>> {
     let kept = config.kubernetes.as_ref().map(|_| properties::read(&config.state_dir));
     watch::Sender::new(Arc::new(kept.unwrap_or_default()))
+}
+
+/// Creates the entries of the [`OperatorTasks`]; `facts` exists already.
+fn operator_entries(
+    facts: watch::Sender<Arc<NodeFacts>>,
+) -> (watch::Sender<Option<String>>, KubernetesEntries, OperatorReads) {
+    let (listen_problem, problems, no_leader) =
+        (watch::Sender::default(), watch::Sender::default(), watch::Sender::default());
+    let read = OperatorReads {
+        listen_problem: listen_problem.subscribe(),
+        kubernetes: problems.subscribe(),
+        no_leader: no_leader.subscribe(),
+    };
+    (listen_problem, KubernetesEntries { facts, problems, no_leader }, read)
 }
 
 fn kubernetes_tasks(

@@ -192,6 +192,10 @@ pub struct FenceRecord {
     pub boot_id: BootId,
     /// Whether its pods are known to be gone.
     pub pods: PodsGone,
+    /// The Node object in Kubernetes that the removed node had. If its machine has another one, it joins again by
+    /// itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes_uid: Option<NodeUid>,
 }
 
 /// An address reserved for a workload name; its key contains the address.

@@ -117,8 +117,8 @@ fn remove_registered(
     pods: PodsGone,
     lease: RequiredLease,
 ) -> Change {
-    let NodeRecord { incarnation, machine_id, boot_id, .. } = (*known.record).clone();
-    let fence = FenceRecord { node: name.clone(), machine_id, boot_id, pods };
+    let NodeRecord { incarnation, machine_id, boot_id, kubernetes_uid, .. } = (*known.record).clone();
+    let fence = FenceRecord { node: name.clone(), machine_id, boot_id, pods, kubernetes_uid };
     Change::RemoveNode { incarnation, revision: known.revision, fence, lease }
 }
 
@@ -284,6 +284,7 @@ mod tests {
                 machine_id: MachineId::new("machine"),
                 boot_id: BootId::new("boot"),
                 pods: PodsGone::Confirmed,
+                kubernetes_uid: None,
             };
             let incarnation = Incarnation::new(format!("i{}", fences - number));
             let key = Key::Fence("n".parse().unwrap(), incarnation).to_string();

@@ -138,6 +138,7 @@ impl Scene {
             machine_id: MachineId::new("m"),
             boot_id: BootId::new("boot"),
             pods,
+            kubernetes_uid: None,
         };
         self.put("fences/a/i-a", encode(&record));
     }

@@ -9,7 +9,7 @@ use polder_api::NodeName;
 use polder_api::rule;
 use serde::{Deserialize, Serialize};
 
-use super::{Conflict, MembershipInputs, NameConflict, RemovedState, Step, commit};
+use super::{Conflict, MembershipInputs, NameConflict, NodeObjectState, RemovedState, Step, commit};
 use crate::ids::Incarnation;
 use crate::ledger::{MemberState, NodeIdentity};
 use crate::record::{Boot, ClusterRecord, FenceRecord, LeaseRecord, NodeRecord, PodsGone};
@@ -103,6 +103,9 @@ pub(super) fn leave(facts: &MembershipInputs<'_>, identity: &NodeIdentity) -> St
     let node = identity.node.clone();
     let fence = facts.view.fences.get(&identity.incarnation);
     let Some(fence) = fence.filter(|fence| fence.record.pods == PodsGone::Unknown) else {
+        if let Some(again) = fence.and_then(|fence| join_again(facts, identity, &fence.record)) {
+            return Step::Identify(again);
+        }
         let namesake = facts.view.nodes.get(&node).map(|now| Boot::from(&*now.record).into());
         return Step::Removed(RemovedState::Done { node, namesake });
     };
@@ -113,6 +116,27 @@ pub(super) fn leave(facts: &MembershipInputs<'_>, identity: &NodeIdentity) -> St
         return commit(removal::confirm(&identity.incarnation, fence));
     }
     Step::Removed(RemovedState::Unconfirmed(node))
+}
+
+/// The identity with which a removed machine joins again by itself: Kubernetes has got another Node object for it since
+/// it was removed. The removal alone is no reason: an operator may have removed it for good.
+fn join_again(
+    facts: &MembershipInputs<'_>,
+    identity: &NodeIdentity,
+    fence: &FenceRecord,
+) -> Option<NodeIdentity> {
+    let view = facts.view;
+    let NodeObjectState::Known(now) = &facts.presence.as_ref().ok()?.node_object else { return None };
+    let is_another = fence.kubernetes_uid.as_ref().is_some_and(|removed| removed != now);
+    let is_free =
+        view.source == ViewSource::Store && identity.node == *facts.me && !view.nodes.contains_key(facts.me);
+    let cluster = view.cluster.as_ref().filter(|cluster| cluster.record.id == identity.cluster)?;
+    (is_another && is_free).then(|| NodeIdentity {
+        node: facts.me.clone(),
+        incarnation: Incarnation::new(facts.fresh.to_owned()),
+        cluster: cluster.record.id.clone(),
+        member_state: MemberState::Member,
+    })
 }
 
 /// Whether this machine can confirm for the removed one that its pods are gone. A machine with the ledger but two other

@@ -266,6 +266,7 @@ fn releasing_blocks_of_a_removed_node_requires_the_releasing_nodes_record() {
         machine_id: MachineId::new("m2"),
         boot_id: BootId::new("b2"),
         pods: PodsGone::ConfirmedByOperator,
+        kubernetes_uid: None,
     };
     let block = Block::new("10.0.0.0/26".parse().unwrap());
     let view =

@@ -206,6 +206,10 @@ mod tests {
                 "/polder/v1/nodes/k",
                 r#"{"incarnation":"i","machine_id":"m","boot_id":"b","underlay":[],"gateways":[],"vtep_mac":"02:00:00:00:00:01","mtu":1450,"version":"0.1.0","kubernetes_uid":"0b1f"}"#,
             ),
+            (
+                "/polder/v1/fences/k/i",
+                r#"{"node":"k","machine_id":"m","boot_id":"b","pods":"confirmed","kubernetes_uid":"0b1f"}"#,
+            ),
             ("/polder/v1/leader", r#"{"node":"n","boot_id":"b"}"#),
             (
                 "/polder/v1/leader",

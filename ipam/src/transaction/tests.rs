@@ -59,6 +59,7 @@ fn fence_record() -> FenceRecord {
         machine_id: MachineId::new("m"),
         boot_id: BootId::new("b"),
         pods: PodsGone::ConfirmedByOperator,
+        kubernetes_uid: None,
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use polder_api::NodeName;
 use polder_ipam::departure::AgentState;
-use polder_ipam::ids::{BootId, Incarnation};
+use polder_ipam::ids::{BootId, Incarnation, MachineId};
 use polder_ipam::key::Range;
 use polder_ipam::record::{FenceRecord, LeaseRecord, NodeRecord, PodsGone, encode};
 use polder_ipam::store::refusal::StoreRefusal;
@@ -141,7 +141,7 @@ impl Cluster {
     }
 
     async fn start_agent(&self, node: &str) {
-        let record = LeaseRecord { boot_id: BootId::new("b"), machine_id: Default::default() };
+        let record = LeaseRecord { boot_id: BootId::new("b"), machine_id: MachineId::default() };
         self.store.put_record(Key::Lease(name(node)), encode(&record)).await;
     }
 

@@ -13,10 +13,19 @@ struct Case {
     proof: Proof,
     adopted: Option<LeaseRecord>,
     double: NameConflict,
+    node_object: NodeObjectState,
 }
 
 fn case(ledger: Option<&'static str>, machine_id: &'static str, boot_id: &'static str) -> Case {
-    Case { ledger, machine_id, boot_id, proof: Proof::Machine, adopted: None, double: NameConflict::None }
+    Case {
+        ledger,
+        machine_id,
+        boot_id,
+        proof: Proof::Machine,
+        adopted: None,
+        double: NameConflict::None,
+        node_object: NodeObjectState::NotUsed,
+    }
 }
 
 fn alive(machine_id: &str, boot_id: &str) -> LeaseRecord {
@@ -41,7 +50,7 @@ impl Case {
             labels: &Labels::new(),
             view,
             allocations: &own,
-            presence: &Ok(presence()),
+            presence: &Ok(NodePresence { node_object: self.node_object.clone(), ..presence() }),
             double: self.double.clone(),
             hold_off: false,
             quarantine: &quarantine,
@@ -63,6 +72,7 @@ fn fence(incarnation: &str, machine_id: &str, boot_id: &str) -> (Key, Vec<u8>) {
         machine_id: MachineId::new(machine_id),
         boot_id: BootId::new(boot_id),
         pods: PodsGone::Unknown,
+        kubernetes_uid: None,
     };
     (Key::Fence(name(), Incarnation::new(incarnation)), encode(&record))
 }
@@ -142,6 +152,46 @@ fn a_fence_is_matched_only_by_the_ledger_and_checked_first() {
     // If it has addresses but no identity in its ledger, it disconnects its pods first.
     let own = NodeAllocations { gateways: vec!["10.0.0.1".parse().unwrap()], ..NodeAllocations::default() };
     assert_eq!(case(None, "m", "b").step_of(&view, own), Step::CutOff);
+}
+
+#[test]
+fn a_removed_machine_joins_again_only_with_another_node_object_and_after_its_confirmation() {
+    let fence = |pods, uid: Option<&str>| {
+        let record = FenceRecord {
+            node: name(),
+            machine_id: MachineId::new("m"),
+            boot_id: BootId::new("b"),
+            pods,
+            kubernetes_uid: uid.map(NodeUid::new),
+        };
+        (Key::Fence(name(), Incarnation::new("i1")), encode(&record))
+    };
+    let joins = |view: &View, node_object| {
+        let identity = NodeIdentity { member_state: MemberState::Removed, ..identity() };
+        let own = NodeAllocations { identity: Some(identity), ..NodeAllocations::default() };
+        match (Case { node_object, ..case(None, "m", "b") }).step_of(view, own) {
+            Step::Identify(again) => {
+                assert_eq!(
+                    (again.incarnation.to_string().as_str(), again.member_state),
+                    ("i2", MemberState::Member)
+                );
+                true
+            }
+            _ => false,
+        }
+    };
+    let known = |uid: &str| NodeObjectState::Known(NodeUid::new(uid));
+    let removed = |pods, uid| without_node(vec![fence(pods, uid)]);
+    for pods in [PodsGone::Confirmed, PodsGone::ConfirmedByOperator] {
+        assert!(joins(&removed(pods, Some("u1")), known("u2")), "Kubernetes has got it again");
+        assert!(!joins(&removed(pods, Some("u1")), known("u1")), "an operator has removed it for good");
+        assert!(!joins(&removed(pods, Some("u1")), NodeObjectState::Unknown));
+        assert!(!joins(&removed(pods, Some("u1")), NodeObjectState::NotUsed));
+        assert!(!joins(&removed(pods, None), known("u2")), "it was not in Kubernetes");
+    }
+    assert!(!joins(&removed(PodsGone::Unknown, Some("u1")), known("u2")), "it has to confirm first");
+    let taken = view(vec![fence(PodsGone::Confirmed, Some("u1"))]);
+    assert!(!joins(&taken, known("u2")), "another machine has the name");
 }
 
 #[test]

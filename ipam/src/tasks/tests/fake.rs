@@ -134,7 +134,13 @@ impl State {
         let identity = self.ipam.identity().unwrap().unwrap();
         let OwnNode { name, machine_id, boot_id, .. } = me();
         self.entries.remove(&Key::Node(name.clone()).to_string());
-        let fence = FenceRecord { node: name.clone(), machine_id, boot_id, pods: PodsGone::Unknown };
+        let fence = FenceRecord {
+            node: name.clone(),
+            machine_id,
+            boot_id,
+            pods: PodsGone::Unknown,
+            kubernetes_uid: None,
+        };
         self.revision = self.revision.next();
         self.put(&Key::Fence(name, identity.incarnation).to_string(), encode(&fence));
         self.load();
