@@ -5,6 +5,7 @@
 //! its processes end with the node, and the node ends with the program that created it, even if that is killed.
 
 pub mod agent;
+pub mod api_server;
 pub mod bench;
 pub mod booted;
 pub mod caller;
