@@ -78,7 +78,7 @@ fn a_node_with_its_own_user_works_and_cannot_write_another_nodes_records() {
     let roles = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/etcd-roles");
     for _ in 0..2 {
         // The second run finds everything in place.
-        let arguments = [roles.to_str().unwrap(), "--operator", "admin", "n1", "n2"];
+        let arguments = [roles.to_str().unwrap(), "--operator", "admin", "n1", "--leader", "n2"];
         wait::until("etcd to have its roles", || lab.etcd.run("bash", &arguments));
     }
     for arguments in
@@ -89,7 +89,7 @@ fn a_node_with_its_own_user_works_and_cannot_write_another_nodes_records() {
 
     // Writes to other keys are refused, writes to the node's own keys are not.
     lab.etcd.identify(&n1.0, &n1.1);
-    let put = |key: &str| lab.etcd.try_ctl(&["put", &format!("/polder/v1/{key}"), "{}"]);
+    let put = |lab: &Lab, key: &str| lab.etcd.try_ctl(&["put", &format!("/polder/v1/{key}"), "{}"]);
     for foreign_key in [
         "nodes/n2",
         "nodes/n11",
@@ -100,13 +100,24 @@ fn a_node_with_its_own_user_works_and_cannot_write_another_nodes_records() {
         "cluster",
         "pools/ipv4",
         "inspection",
+        "leader",
     ] {
-        let message = put(foreign_key).expect_err(foreign_key);
+        let message = put(&lab, foreign_key).expect_err(foreign_key);
         assert!(message.contains("permission denied"), "{foreign_key}: {message}");
     }
     for own in ["addresses/n1/10.244.0.9", "answers/n1"] {
-        put(own).unwrap();
+        put(&lab, own).unwrap();
         lab.etcd.ctl(&["del", &format!("/polder/v1/{own}")]);
+    }
+    // A node that may be the leader can remove nodes, and change no settings.
+    lab.etcd.identify(&n2.0, &n2.1);
+    for right in ["leader", "fences/n3/x", "nodes/n3"] {
+        put(&lab, right).unwrap();
+        lab.etcd.ctl(&["del", &format!("/polder/v1/{right}")]);
+    }
+    for foreign_key in ["cluster", "pools/ipv4", "inspection", "alive/n1"] {
+        let message = put(&lab, foreign_key).expect_err(foreign_key);
+        assert!(message.contains("permission denied"), "{foreign_key}: {message}");
     }
     lab.etcd.identify(&root.0, &root.1);
 

@@ -216,6 +216,7 @@ async fn labels_and_addresses_follow_the_node_and_stay_when_it_is_deleted() {
     let expected = NodeFacts {
         labels: [("zone".to_owned(), "a".to_owned())].into(),
         addresses: vec!["192.0.2.7".parse().unwrap()],
+        uid: Some(NodeUid::new("u1")),
     };
     assert_eq!((&**facts.borrow(), &properties::read(folder.path())), (&expected, &expected));
     fake.state().watch.as_ref().unwrap().send(NodeEvent::Deleted(ResourceVersion("9".to_owned()))).unwrap();
