@@ -1,6 +1,8 @@
 //! Creates all channels and connects the tasks: the sender of each entry goes to the task that writes it, the receivers
 //! to the tasks that read it.
 
+mod kubernetes_tasks;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -25,10 +27,8 @@ use crate::kernel::Kernel;
 use crate::kernel::features::Features;
 use crate::kernel::reaper::Reaper;
 use crate::kernel::sysctl::Sysctls;
-use crate::kubernetes::client::Client;
-use crate::kubernetes::node_object::NodeFacts;
-use crate::kubernetes::properties::{self, Properties};
-use crate::kubernetes::removal::{self, NoLeader};
+use crate::kubernetes::properties::Properties;
+use crate::kubernetes::removal;
 use crate::leases::{self, Leases};
 use crate::liveness::Threads;
 use crate::local_pods::LocalPods;
@@ -257,7 +257,7 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
     let (underlay_changed, underlay_wake) = wake_channel();
 
     let me = own_node(&config, machine);
-    let facts = kept_facts(&config);
+    let facts = kubernetes_tasks::kept_facts(&config);
     let membership =
         Membership::new(me, addresses.registration.subscribe(), addresses.allocations.subscribe());
     let node_state = NodeState {
@@ -296,7 +296,7 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
             engine: to_engine,
         },
     });
-    let (listen_problem, kubernetes, read) = operator_entries(facts);
+    let (listen_problem, kubernetes, read) = kubernetes_tasks::operator_entries(facts);
     let reporter = reporter(&node, readiness.clone(), &records, &datapath, read);
     let lines = Lines {
         leases: records.leases.subscribe(),
@@ -344,67 +344,7 @@ struct OperatorEnds {
     adopted: watch::Sender<Option<LeaseRecord>>,
     unreachable: watch::Sender<Option<String>>,
     listen_problem: watch::Sender<Option<String>>,
-    kubernetes: KubernetesEntries,
-}
-
-/// The entries of the Kubernetes task.
-struct KubernetesEntries {
-    facts: watch::Sender<Arc<NodeFacts>>,
-    problems: watch::Sender<Vec<String>>,
-    no_leader: watch::Sender<Option<NoLeader>>,
-}
-
-/// Receivers of entries of the [`OperatorTasks`].
-struct OperatorReads {
-    listen_problem: watch::Receiver<Option<String>>,
-    kubernetes: watch::Receiver<Vec<String>>,
-    no_leader: watch::Receiver<Option<NoLeader>>,
-}
-
-/// The entry of the Node object, with what an earlier agent kept: before the first choice of the underlay and the first
-/// claim.
-fn kept_facts(config: &Config) -> watch::Sender<Arc<NodeFacts>> {
-    let kept = config.kubernetes.as_ref().map(|_| properties::read(&config.state_dir));
-    watch::Sender::new(Arc::new(kept.unwrap_or_default()))
-}
-
-/// Creates the entries of the [`OperatorTasks`]; `facts` exists already.
-fn operator_entries(
-    facts: watch::Sender<Arc<NodeFacts>>,
-) -> (watch::Sender<Option<String>>, KubernetesEntries, OperatorReads) {
-    let (listen_problem, problems, no_leader) =
-        (watch::Sender::default(), watch::Sender::default(), watch::Sender::default());
-    let read = OperatorReads {
-        listen_problem: listen_problem.subscribe(),
-        kubernetes: problems.subscribe(),
-        no_leader: no_leader.subscribe(),
-    };
-    (listen_problem, KubernetesEntries { facts, problems, no_leader }, read)
-}
-
-fn kubernetes_tasks(
-    node: &Arc<Node>,
-    reporter: &Reporter,
-    entries: KubernetesEntries,
-) -> (Option<kubernetes::Task>, Option<removal::Task>) {
-    let Some(settings) = node.config.kubernetes.clone() else { return (None, None) };
-    let (name, remove_nodes) = (node.config.node.clone(), settings.remove_nodes);
-    let client = Client::new(settings, name.clone());
-    let store = node.store.for_leader();
-    let removal = store.map(|store| removal::Task {
-        host: removal::OnNode { node: Arc::clone(node), store, client: client.clone() },
-        remove_nodes,
-        no_leader: entries.no_leader,
-    });
-    let task = kubernetes::Task {
-        api: client,
-        reports: kubernetes::OnNode { reporter: reporter.clone() },
-        node: name,
-        state_dir: node.config.state_dir.clone(),
-        facts: entries.facts,
-        problems: entries.problems,
-    };
-    (Some(task), removal)
+    kubernetes: kubernetes_tasks::Entries,
 }
 
 fn operator_tasks(
@@ -413,7 +353,7 @@ fn operator_tasks(
     threads: &Threads,
     ends: OperatorEnds,
 ) -> OperatorTasks {
-    let (kubernetes, removal) = kubernetes_tasks(node, &reporter, ends.kubernetes);
+    let (kubernetes, removal) = kubernetes_tasks::tasks(node, &reporter, ends.kubernetes);
     OperatorTasks {
         server: server::Task {
             node: Arc::clone(node),
@@ -452,7 +392,7 @@ fn reporter(
     readiness: Readiness,
     records: &RecordEntries,
     datapath: &DatapathEntries,
-    read: OperatorReads,
+    read: kubernetes_tasks::OperatorReads,
 ) -> Reporter {
     Reporter {
         config: Arc::clone(&node.config),

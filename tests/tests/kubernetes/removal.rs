@@ -87,6 +87,10 @@ fn a_dead_node_whose_node_object_is_deleted_is_removed_and_its_blocks_wait_for_i
         if fences.contains("confirmed") { Ok(()) } else { Err(fences) }
     });
     drop(pod);
+    wait::within(MAX_WAIT, "the node to be a member again", || {
+        let (record, status) = (record(&site, "n3"), site.lab.workers[2].status());
+        if !record.is_empty() && status["ready"] == true { Ok(()) } else { Err(status.to_string()) }
+    });
 }
 
 #[test]
