@@ -18,7 +18,9 @@ use super::api::{NodeApi, NodeEvent, NodeWatch};
 use super::condition::{self, ConditionInputs};
 use super::error::ClientError;
 use super::events::EventLog;
-use super::node_object::{Condition, ConditionStatus, NETWORK_UNAVAILABLE, NodeFacts, NodeObject};
+use super::node_object::{
+    Condition, ConditionStatus, NETWORK_UNAVAILABLE, NodeFacts, NodeObject, ResourceVersion,
+};
 use super::retry::Retry;
 use super::{properties, taint};
 use crate::node_state::set_if_changed;
@@ -83,6 +85,8 @@ struct Follower<A, R> {
     task: Task<A, R>,
     /// The Node as last read; `None` if it does not exist, or was not read.
     known: Option<NodeObject>,
+    /// The version of the last write, until the watch has reported it: events before it are older than `known`.
+    unreported: Option<ResourceVersion>,
     /// Since when the node is seen to be not ready; `None` if it is ready, or was not looked at.
     not_ready_since: Option<Instant>,
     /// The status that was written last.
@@ -99,6 +103,7 @@ impl<A: NodeApi, R: NodeReports> Task<A, R> {
         let mut follower = Follower {
             task: self,
             known: None,
+            unreported: None,
             not_ready_since: None,
             written: None,
             events: EventLog::default(),
@@ -128,6 +133,7 @@ impl<A: NodeApi, R: NodeReports> Follower<A, R> {
     async fn follow(&mut self) -> Result<(), ClientError> {
         let own = self.task.api.own().await?;
         let mut version = own.version;
+        self.unreported = None;
         self.learn(own.node);
         loop {
             let seconds = fastrand::u32(WATCH_SECONDS);
@@ -139,13 +145,18 @@ impl<A: NodeApi, R: NodeReports> Follower<A, R> {
                         None => break,
                         Some(NodeEvent::Changed(node)) => {
                             version = node.version.clone();
-                            self.learn(Some(node));
+                            self.reported(node);
                         }
                         Some(NodeEvent::Deleted(at)) => {
                             version = at;
+                            self.unreported = None;
                             self.learn(None);
                         }
-                        Some(NodeEvent::Bookmark(at)) => version = at,
+                        Some(NodeEvent::Bookmark(at)) => {
+                            version = at;
+                            // Whatever it was, a watch that goes on has reported it.
+                            self.unreported = None;
+                        }
                     },
                     () = sleep_until(next_tick()) => {}
                 }
@@ -154,6 +165,17 @@ impl<A: NodeApi, R: NodeReports> Follower<A, R> {
             if started.elapsed() < Duration::from_secs(u64::from(seconds) - 1) {
                 // The API server stops, or is overloaded: a pause follows.
                 return Ok(());
+            }
+        }
+    }
+
+    /// Takes a Node that the watch has reported, unless a write has returned a newer one.
+    fn reported(&mut self, node: NodeObject) {
+        match &self.unreported {
+            Some(version) if *version != node.version => {}
+            _ => {
+                self.unreported = None;
+                self.learn(Some(node));
             }
         }
     }
@@ -254,8 +276,13 @@ impl<A: NodeApi, R: NodeReports> Follower<A, R> {
     fn wrote(&mut self, duty: Duty, answer: Result<Option<NodeObject>, ClientError>) -> bool {
         match answer {
             Ok(node) => {
-                // Otherwise, the watch may show it only later, and the write would be repeated until then.
-                self.known = node.or(self.known.take());
+                // Otherwise, the watch may show it only later, and the write would be repeated until then. A write that
+                // changes nothing returns a version that the watch has reported.
+                if let Some(node) = node {
+                    let is_new = self.known.as_ref().is_none_or(|known| known.version != node.version);
+                    self.unreported = is_new.then(|| node.version.clone()).or(self.unreported.take());
+                    self.known = Some(node);
+                }
                 self.succeeded(duty);
                 true
             }

@@ -33,6 +33,19 @@ struct State {
     problems: Vec<String>,
 }
 
+impl State {
+    /// Changes the Node to its next version. The watch reports it, and the writer gets it as the answer.
+    fn write(&mut self, change: impl FnOnce(&mut NodeObject)) -> Option<NodeObject> {
+        let node = self.node.as_mut()?;
+        change(node);
+        node.version = ResourceVersion((node.version.0.parse::<u32>().unwrap() + 1).to_string());
+        if let Some(watch) = &self.watch {
+            let _ = watch.send(NodeEvent::Changed(node.clone()));
+        }
+        Some(node.clone())
+    }
+}
+
 impl Fake {
     fn with_node(more: Value) -> Self {
         let fake = Self::default();
@@ -113,10 +126,7 @@ impl NodeApi for Fake {
         let mut state = self.state();
         state.writes.push(patch.clone());
         let changed = node(patch.clone());
-        if let Some(node) = &mut state.node {
-            node.conditions = changed.conditions;
-        }
-        Ok(state.node.clone())
+        Ok(state.write(|node| node.conditions = changed.conditions))
     }
 
     async fn patch_node(&self, patch: &Value) -> Result<Option<NodeObject>, ClientError> {
@@ -124,10 +134,7 @@ impl NodeApi for Fake {
         let mut state = self.state();
         state.writes.push(patch.clone());
         let changed = node(json!({ "spec": patch["spec"] }));
-        if let Some(node) = &mut state.node {
-            node.taints = changed.taints;
-        }
-        Ok(state.node.clone())
+        Ok(state.write(|node| node.taints = changed.taints))
     }
 
     async fn put_event(&self, event: &Event) -> Result<(), ClientError> {
