@@ -117,13 +117,32 @@ pub fn update_pods(filter: &mut FilterSocket, changes: Vec<KernelChange>, pods: 
         let current = current.iter().filter(|(name, _)| name == set);
         let of_pod: BTreeMap<&[u8], &Element> =
             current.map(|(_, element)| (element.key(), element)).collect();
-        let add = add.iter().filter(|new| of_pod.get(new.key()).is_none_or(|own| own == new));
-        let remove = remove.iter().filter(|old| !of_pod.contains_key(old.key()));
-        if let Err(error) = filter.commit(ruleset::pod_sets().change(set, add, remove)) {
+        let is_free = |new: &&Element| of_pod.get(new.key()).is_none_or(|own| own == new);
+        let add: Vec<&Element> = add.iter().filter(is_free).collect();
+        let remove: Vec<&Element> = remove.iter().filter(|old| !of_pod.contains_key(old.key())).collect();
+        if let Err(error) = update_set(filter, set, &add, &remove) {
             failures.push(Failure { change, reason: error.into(), remedy: None, follows: false });
         }
     }
     failures
+}
+
+fn update_set(
+    filter: &mut FilterSocket,
+    set: &'static str,
+    add: &[&Element],
+    remove: &[&Element],
+) -> Result<(), Error> {
+    let (to_add, to_remove) = (add.iter().copied(), remove.iter().copied());
+    match filter.commit(ruleset::pod_sets().change(set, to_add.clone(), to_remove.clone())) {
+        // A pod was released after the plan was made: its elements are gone.
+        Err(error) if error.is_missing() && !remove.is_empty() => {
+            filter.commit(change(to_add.map(|element| (set, element.clone())), []))?;
+            let to_remove: Vec<_> = to_remove.map(|element| (set, element.clone())).collect();
+            delete_all(filter, &to_remove)
+        }
+        outcome => outcome,
+    }
 }
 
 /// The transaction that adds and removes elements of pods, each with its set.
@@ -208,6 +227,23 @@ mod tests {
             assert_has(filter, &[&new]);
             forget_pods(filter, &[new]).unwrap();
             assert_has(filter, &[]);
+        });
+    }
+
+    #[test]
+    fn a_plan_that_is_older_than_a_release_adds_and_removes_the_rest() {
+        with_filter(|filter| {
+            let [released, unwanted, new] = [1, 2, 3].map(|number| pod(number, &[]));
+            admit_pod(filter, &unwanted).unwrap();
+            let of = |pods: &[&LocalPod]| elements(pods)["senders4"].clone();
+            let change = KernelChange::UpdateSet {
+                set: "senders4",
+                add: of(&[&new]),
+                remove: of(&[&released, &unwanted]),
+            };
+            let failures = update_pods(filter, vec![change], &LocalPods::default());
+            assert!(failures.is_empty(), "{failures:?}");
+            assert_has(filter, &[&new]);
         });
     }
 
