@@ -2,6 +2,7 @@
 //! to the tasks that read it.
 
 mod kubernetes_tasks;
+mod sockets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,11 +13,11 @@ use polder_ipam::record::LeaseRecord;
 use polder_ipam::registration::{Allocations, Registration};
 use polder_ipam::tasks::OwnNode;
 use polder_ipam::view::View;
-use polder_netlink::Error;
 use polder_netlink::nft::FilterSocket;
 use polder_store::{NodeIpam, Store};
 use tokio::sync::{mpsc, watch};
 
+pub(crate) use self::sockets::Sockets;
 use crate::config::Config;
 use crate::conflist::NotWritten;
 use crate::connections::{self, StaleConnections};
@@ -66,34 +67,6 @@ pub(crate) struct Parts {
     pub(crate) sockets: Sockets,
     pub(crate) reaper: Reaper,
     pub(crate) in_flight: InFlight,
-}
-
-/// Sockets to the kernel.
-#[derive(Debug)]
-pub(crate) struct Sockets {
-    /// For passes over the complete state.
-    pub(crate) kernel: Kernel,
-    /// For operations on single pods.
-    pub(crate) pods: Kernel,
-    /// To add and delete pods in the packet filter.
-    pub(crate) filter: FilterSocket,
-    /// To delete tracked connections of released addresses.
-    pub(crate) connections: FilterSocket,
-    /// Netlink port ids of the sockets that change the kernel.
-    pub(crate) ports: BTreeSet<u32>,
-}
-
-impl Sockets {
-    /// Read-only sockets. No changes are made, so no notifications are received.
-    pub(crate) fn read_only(kernel: Kernel, sysctls: &Sysctls) -> Result<Self, Error> {
-        Ok(Self {
-            kernel,
-            pods: Kernel::open_to_read(sysctls)?,
-            filter: FilterSocket::open_to_read()?,
-            connections: FilterSocket::open_to_read()?,
-            ports: BTreeSet::new(),
-        })
-    }
 }
 
 /// All tasks with their state, not started yet.
@@ -296,8 +269,10 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
             engine: to_engine,
         },
     });
-    let (listen_problem, kubernetes, read) = kubernetes_tasks::operator_entries(facts);
-    let reporter = reporter(&node, readiness.clone(), &records, &datapath, read);
+    let (listen_problem, listen_problem_read) = watch::channel(None);
+    let (kubernetes, kubernetes_read) = kubernetes_tasks::entries(facts);
+    let reporter =
+        reporter(&node, readiness.clone(), &records, &datapath, (listen_problem_read, kubernetes_read));
     let lines = Lines {
         leases: records.leases.subscribe(),
         own_ports: sockets.ports,
@@ -392,7 +367,7 @@ fn reporter(
     readiness: Readiness,
     records: &RecordEntries,
     datapath: &DatapathEntries,
-    read: kubernetes_tasks::OperatorReads,
+    (listen_problem, kubernetes): (watch::Receiver<Option<String>>, kubernetes_tasks::Reads),
 ) -> Reporter {
     Reporter {
         config: Arc::clone(&node.config),
@@ -407,9 +382,9 @@ fn reporter(
             leases: records.leases.subscribe(),
             endpoint: datapath.probe.endpoint.subscribe(),
             host: datapath.host.subscribe(),
-            listen_problem: read.listen_problem,
-            kubernetes: read.kubernetes,
-            no_leader: read.no_leader,
+            listen_problem,
+            kubernetes: kubernetes.problems,
+            no_leader: kubernetes.no_leader,
         },
     }
 }

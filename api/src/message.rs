@@ -1,9 +1,8 @@
 //! Requests of the plugin and of polderctl, and replies of the agent.
 //!
-//! A connection carries any number of requests. The agent answers each one before it reads the next; a [`Request::Add`]
-//! has two replies ([`Permission::Follows`]). A [`Request::Add`]
-//! holds its attachment until the connection ends: the agent detects that the plugin is still wiring, and releases the
-//! attachment if the plugin dies.
+//! A connection carries any number of requests. The agent answers each one before it reads the next. A [`Request::Add`]
+//! has two replies ([`Permission::Follows`]), and holds its attachment until the connection ends: the agent detects that
+//! the plugin is still wiring, and releases the attachment if the plugin dies.
 
 use std::fmt;
 use std::net::IpAddr;

@@ -387,13 +387,8 @@ fn the_iptables_settings_of_a_bridge_are_read_for_each_family() {
     in_a_new_namespace(|socket| {
         bridge(socket);
         for (v4, v6) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
-            run(
-                "sh",
-                &[
-                    "-c",
-                    &format!("ip link set dev br type bridge nf_call_iptables {v4} nf_call_ip6tables {v6}"),
-                ],
-            );
+            let command = format!("link set dev br type bridge nf_call_iptables {v4} nf_call_ip6tables {v6}");
+            run("ip", &command.split(' ').collect::<Vec<_>>());
             let found = socket.link("br").unwrap().unwrap().calls_iptables;
             assert_eq!((found[Family::V4], found[Family::V6]), (v4 == 1, v6 == 1));
         }

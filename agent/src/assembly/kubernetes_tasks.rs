@@ -20,10 +20,9 @@ pub(super) struct Entries {
     pub(super) no_leader: watch::Sender<Option<NoLeader>>,
 }
 
-/// Receivers of entries of the [`super::OperatorTasks`].
-pub(super) struct OperatorReads {
-    pub(super) listen_problem: watch::Receiver<Option<String>>,
-    pub(super) kubernetes: watch::Receiver<Vec<String>>,
+/// The receivers of these entries for the reporter.
+pub(super) struct Reads {
+    pub(super) problems: watch::Receiver<Vec<String>>,
     pub(super) no_leader: watch::Receiver<Option<NoLeader>>,
 }
 
@@ -34,18 +33,11 @@ pub(super) fn kept_facts(config: &Config) -> watch::Sender<Arc<NodeFacts>> {
     watch::Sender::new(Arc::new(kept.unwrap_or_default()))
 }
 
-/// Creates the entries of the [`super::OperatorTasks`]; `facts` exists already.
-pub(super) fn operator_entries(
-    facts: watch::Sender<Arc<NodeFacts>>,
-) -> (watch::Sender<Option<String>>, Entries, OperatorReads) {
-    let (listen_problem, problems, no_leader) =
-        (watch::Sender::default(), watch::Sender::default(), watch::Sender::default());
-    let read = OperatorReads {
-        listen_problem: listen_problem.subscribe(),
-        kubernetes: problems.subscribe(),
-        no_leader: no_leader.subscribe(),
-    };
-    (listen_problem, Entries { facts, problems, no_leader }, read)
+/// Creates the entries; `facts` exists already.
+pub(super) fn entries(facts: watch::Sender<Arc<NodeFacts>>) -> (Entries, Reads) {
+    let (problems, no_leader) = (watch::Sender::default(), watch::Sender::default());
+    let reads = Reads { problems: problems.subscribe(), no_leader: no_leader.subscribe() };
+    (Entries { facts, problems, no_leader }, reads)
 }
 
 pub(super) fn tasks(

@@ -1,7 +1,7 @@
 //! The client of the Kubernetes API server: every request has a timeout, and credentials are read again after a failure.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::{BoxStream, StreamExt};
@@ -80,13 +80,24 @@ impl Client {
 
     /// The client of the library, made again after a failure.
     async fn connect(&self) -> Result<kube::Client, ClientError> {
-        let kept = self.connected.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let kept = self.connected().clone();
         if let Some(kube) = kept {
             return Ok(kube);
         }
         let kube = kube::Client::try_from(self.config().await?).map_err(ClientError::credentials)?;
-        *self.connected.lock().unwrap_or_else(PoisonError::into_inner) = Some(kube.clone());
+        *self.connected() = Some(kube.clone());
         Ok(kube)
+    }
+
+    fn connected(&self) -> MutexGuard<'_, Option<kube::Client>> {
+        self.connected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// After such a failure, the next request connects again.
+    fn failed(&self, error: &ClientError) {
+        if error.is_of_connection() {
+            *self.connected() = None;
+        }
     }
 
     async fn config(&self) -> Result<kube::Config, ClientError> {
@@ -127,10 +138,7 @@ impl Client {
             Ok(answer) => answer.map_err(|error| ClientError::of(action, error)),
             Err(_) => Err(ClientError::NoAnswer { action, seconds: ANSWER.as_secs() }),
         };
-        if answer.as_ref().is_err_and(ClientError::is_of_connection) {
-            *self.connected.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        }
-        answer
+        answer.inspect_err(|error| self.failed(error))
     }
 
     async fn patch<P: Serialize + fmt::Debug>(
@@ -226,9 +234,7 @@ impl NodeWatch for Watch {
             let event = match event {
                 Ok(event) => event,
                 Err(error) => {
-                    if error.is_of_connection() {
-                        *self.client.connected.lock().unwrap_or_else(PoisonError::into_inner) = None;
-                    }
+                    self.client.failed(&error);
                     return Err(error);
                 }
             };

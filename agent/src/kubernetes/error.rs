@@ -160,11 +160,6 @@ impl ClientError {
         matches!(self, Self::Refused { code, .. } if *code == wanted)
     }
 
-    /// Whether the object does not exist.
-    pub fn is_not_found(&self) -> bool {
-        self.has_answer(404)
-    }
-
     /// Whether the version of a watch or of a list is too old: it has to begin again.
     pub fn is_expired(&self) -> bool {
         self.has_answer(410)

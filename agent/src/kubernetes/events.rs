@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 use polder_api::NodeName;
+use polder_ipam::ids::NodeUid;
 use tokio::time::Instant;
 
 use super::text::shortened;
@@ -80,8 +81,9 @@ impl EventLog {
 }
 
 impl Report {
-    /// The Event about a Node. The name follows from the problem: an agent that starts again continues it.
-    pub fn event(&self, node: &NodeName, uid: &str, now: Timestamp) -> Event {
+    /// The Event about a Node. Its name follows from the problem: an agent that starts again changes the Event of the
+    /// earlier one, and counts from 1 again.
+    pub fn event(&self, node: &NodeName, uid: &NodeUid, now: Timestamp) -> Event {
         let mut hasher = DefaultHasher::new();
         self.text.hash(&mut hasher);
         Event {
@@ -95,7 +97,7 @@ impl Report {
                 api_version: Some("v1".to_owned()),
                 kind: Some("Node".to_owned()),
                 name: Some(node.to_string()),
-                uid: Some(uid.to_owned()),
+                uid: Some(uid.to_string()),
                 ..ObjectReference::default()
             },
             type_: Some("Warning".to_owned()),
@@ -163,11 +165,11 @@ mod tests {
     #[test]
     fn an_event_has_the_name_of_its_problem_and_names_the_node() {
         let report = Report { text: "no path".to_owned(), first: Timestamp::UNIX_EPOCH, count: 3 };
-        let node: NodeName = "n1".parse().unwrap();
-        let event = report.event(&node, "u1", Timestamp::UNIX_EPOCH);
+        let (node, uid): (NodeName, _) = ("n1".parse().unwrap(), NodeUid::new("u1"));
+        let event = report.event(&node, &uid, Timestamp::UNIX_EPOCH);
         let other = Report { text: "no bridge".to_owned(), ..report.clone() };
-        assert_eq!(event.metadata.name, report.event(&node, "u1", Timestamp::now()).metadata.name);
-        assert_ne!(event.metadata.name, other.event(&node, "u1", Timestamp::now()).metadata.name);
+        assert_eq!(event.metadata.name, report.event(&node, &uid, Timestamp::now()).metadata.name);
+        assert_ne!(event.metadata.name, other.event(&node, &uid, Timestamp::now()).metadata.name);
         assert_eq!(event.involved_object.uid.as_deref(), Some("u1"));
         assert_eq!((event.message.as_deref(), event.count), (Some("no path"), Some(3)));
     }

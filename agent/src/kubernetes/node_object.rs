@@ -19,7 +19,7 @@ pub struct NodeObject {
     /// The name.
     pub name: NodeName,
     /// The object's unique id: a Node that was deleted and created again has another one.
-    pub uid: String,
+    pub uid: NodeUid,
     /// The version of the object, as the API server counts.
     pub version: ResourceVersion,
     /// The labels.
@@ -30,8 +30,6 @@ pub struct NodeObject {
     pub addresses: Vec<IpAddr>,
     /// The conditions.
     pub conditions: Vec<Condition>,
-    /// Whether the object is being deleted, and only waits for finalizers.
-    pub is_terminating: bool,
 }
 
 /// The version of an object or of a list. Opaque: two are only compared for equality.
@@ -43,10 +41,6 @@ pub struct ResourceVersion(pub(super) String);
 pub struct Taint {
     /// The key, for example `node.kubernetes.io/out-of-service`.
     pub key: String,
-    /// The value; empty if it has none.
-    pub value: String,
-    /// The effect, for example `NoSchedule`.
-    pub effect: String,
     /// All fields.
     pub(super) wire: WireTaint,
 }
@@ -103,13 +97,12 @@ impl NodeObject {
         let internal = status.addresses.into_iter().flatten().filter(|address| address.type_ == INTERNAL_IP);
         Some(Self {
             name,
-            uid: metadata.uid.unwrap_or_default(),
+            uid: NodeUid::new(metadata.uid.unwrap_or_default()),
             version: ResourceVersion(metadata.resource_version.unwrap_or_default()),
             labels: metadata.labels.unwrap_or_default(),
             taints: spec.unwrap_or_default().taints.into_iter().flatten().map(Taint::from).collect(),
             addresses: internal.filter_map(|address| address.address.parse().ok()).collect(),
             conditions: status.conditions.into_iter().flatten().map(Condition::from).collect(),
-            is_terminating: metadata.deletion_timestamp.is_some(),
         })
     }
 
@@ -118,7 +111,7 @@ impl NodeObject {
         NodeFacts {
             labels: self.labels.clone(),
             addresses: self.addresses.clone(),
-            uid: Some(NodeUid::new(self.uid.clone())),
+            uid: Some(self.uid.clone()),
         }
     }
 
@@ -135,12 +128,7 @@ impl NodeObject {
 
 impl From<WireTaint> for Taint {
     fn from(taint: WireTaint) -> Self {
-        Self {
-            key: taint.key.clone(),
-            value: taint.value.clone().unwrap_or_default(),
-            effect: taint.effect.clone(),
-            wire: taint,
-        }
+        Self { key: taint.key.clone(), wire: taint }
     }
 }
 

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use polder_ipam::change::{Change, Member};
 use polder_ipam::departure::{Departures, KubernetesNode, NodeHistory, NodeList, ShutDown};
-use polder_ipam::ids::NodeUid;
 use polder_ipam::key::Key;
 use polder_ipam::publication::living_nodes;
 use polder_ipam::record::LeaderRecord;
@@ -315,10 +314,7 @@ fn kubernetes_node(node: &NodeObject) -> KubernetesNode {
         ("node.cloudprovider.kubernetes.io/shutdown", ShutDown::CloudProvider),
     ];
     let shut_down = stated.into_iter().find(|(taint, _)| is_silent && node.has_taint(taint));
-    KubernetesNode {
-        uid: NodeUid::new(node.uid.clone()),
-        shut_down: shut_down.map(|(_, shut_down)| shut_down),
-    }
+    KubernetesNode { uid: node.uid.clone(), shut_down: shut_down.map(|(_, shut_down)| shut_down) }
 }
 
 /// [`LeaderHost`] on a node.

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use polder_api::NodeName;
 use polder_ipam::departure::AgentState;
+use polder_ipam::ids::NodeUid;
 use polder_ipam::ids::{BootId, Incarnation, MachineId};
 use polder_ipam::key::Range;
 use polder_ipam::record::{FenceRecord, LeaseRecord, NodeRecord, PodsGone, encode};
