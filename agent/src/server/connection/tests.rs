@@ -22,29 +22,29 @@ impl Fake {
 }
 
 impl RequestHandler for Fake {
-    type AttachmentLock = Attachment;
+    type RunningAdd = (Attachment, &'static str);
 
     async fn answer(
         &self,
         request: Request,
         _: Option<EtcdCredentials>,
         _: &Caller<'_>,
-        wiring: &mut Option<Attachment>,
+        add: &mut Option<Self::RunningAdd>,
     ) -> Result<Answer, Refusal> {
         match request {
             // CHECK is used instead of ADD, because its message is shorter.
             Request::Check(attachment) => {
                 self.note(format!("begin {attachment}"));
-                *wiring = Some(attachment);
+                *add = Some((attachment, "abandoned"));
                 Ok(Reply::Deleted.into())
             }
             Request::Del(attachment) => {
                 self.note(format!("del {attachment}"));
-                *wiring = None;
+                *add = None;
                 Ok(Reply::Deleted.into())
             }
             Request::Attached => {
-                self.note(format!("attached {}", wiring.take().unwrap()));
+                add.as_mut().unwrap().1 = "attached";
                 Ok(Answer::Nothing)
             }
             Request::Live => {
@@ -54,8 +54,8 @@ impl RequestHandler for Fake {
         }
     }
 
-    async fn abandoned(&self, wired: Attachment) {
-        self.note(format!("abandoned {wired}"));
+    async fn ended(&self, (attachment, how): Self::RunningAdd) {
+        self.note(format!("{how} {attachment}"));
     }
 }
 
@@ -125,12 +125,13 @@ async fn a_request_with_two_replies_is_answered_before_the_next_one() {
 }
 
 #[tokio::test]
-async fn a_plugin_that_has_created_the_interface_ends_the_lock_without_a_reply() {
+async fn a_plugin_that_has_created_the_interface_keeps_the_lock_until_it_ends_and_gets_no_reply() {
     let (fake, mut stream, serving) = connection(myself());
     ask(&mut stream, &question(Request::Check(attachment()))).await;
     stream.write_all(&question(Request::Attached)).await.unwrap();
     // The next reply is that of the next request.
     assert!(matches!(ask(&mut stream, &question(Request::Status)).await, Some(Reply::Refused(_))));
+    assert_eq!(fake.noted(), ["begin net/c1/eth0"]);
     drop(stream);
     serving.await.unwrap();
     assert_eq!(fake.noted(), ["begin net/c1/eth0", "attached net/c1/eth0"]);
