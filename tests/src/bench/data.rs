@@ -12,7 +12,7 @@ use super::results::{Key, Results};
 use super::rounds::order;
 use super::services;
 use super::setups::{PodPath, Setup};
-use super::traffic::{self, Endpoint};
+use super::traffic::{self, Endpoint, Packets};
 
 /// Name of this part.
 pub const PART: &str = "data";
@@ -30,15 +30,29 @@ pub struct Extent {
     pub short: Duration,
     /// Whether routed pods are also measured through VXLAN.
     pub routed_vxlan: bool,
+    /// The rules with which TCP is also measured in packets of wire size.
+    pub wire_size: &'static [&'static str],
 }
 
 impl Extent {
     /// The whole measurement: about 12 minutes.
-    pub const FULL: Self =
-        Self { rounds: 6, streams: &[1, 4], seconds: 2, short: Duration::from_secs(1), routed_vxlan: true };
+    pub const FULL: Self = Self {
+        rounds: 6,
+        streams: &[1, 4],
+        seconds: 2,
+        short: Duration::from_secs(1),
+        routed_vxlan: true,
+        wire_size: &RULES,
+    };
     /// About one and a half minutes.
-    pub const QUICK: Self =
-        Self { rounds: 2, streams: &[1], seconds: 1, short: Duration::from_millis(300), routed_vxlan: false };
+    pub const QUICK: Self = Self {
+        rounds: 2,
+        streams: &[1],
+        seconds: 1,
+        short: Duration::from_millis(300),
+        routed_vxlan: false,
+        wire_size: &[RULES[0]],
+    };
 }
 
 /// Time after the change of rules in which agents react.
@@ -53,6 +67,8 @@ struct Pair<'a> {
     path: PodPath,
     from: &'a Endpoint,
     to: &'a Endpoint,
+    /// The nodes, if the packets leave the first one.
+    hosts: Option<&'a [Endpoint; 2]>,
 }
 
 /// Runs the part.
@@ -109,15 +125,21 @@ pub fn run(
 fn pairs<'a>(setups: &'a [Setup], lo: &'a Endpoint, reference: &'a Setup) -> Vec<Pair<'a>> {
     let hosts = &reference.hosts;
     let mut pairs = vec![
-        Pair { contestant: "loopback", path: PodPath::SameNode, from: lo, to: lo },
-        Pair { contestant: "node", path: PodPath::Direct, from: &hosts[0], to: &hosts[1] },
+        Pair { contestant: "loopback", path: PodPath::SameNode, from: lo, to: lo, hosts: None },
+        Pair {
+            contestant: "node",
+            path: PodPath::Direct,
+            from: &hosts[0],
+            to: &hosts[1],
+            hosts: Some(hosts),
+        },
     ];
-    for Setup { contestant, path, pods: [a, b, c], .. } in setups {
+    for Setup { contestant, path, pods: [a, b, c], hosts, .. } in setups {
         // Pods of one node do not use the path to the other node.
         if *path == PodPath::Direct {
-            pairs.push(Pair { contestant, path: PodPath::SameNode, from: a, to: b });
+            pairs.push(Pair { contestant, path: PodPath::SameNode, from: a, to: b, hosts: None });
         }
-        pairs.push(Pair { contestant, path: *path, from: a, to: c });
+        pairs.push(Pair { contestant, path: *path, from: a, to: c, hosts: Some(hosts) });
     }
     pairs
 }
@@ -144,6 +166,16 @@ fn measure(
         let (what, cpu) = if *streams == 1 { ("tcp_1", "tcp_1_cpu") } else { ("tcp_4", "tcp_4_cpu") };
         add(what, "Gbit/s", throughput.gigabits);
         add(cpu, "s/GB", throughput.cpu);
+    }
+    if let Some(hosts) = pair.hosts
+        && extent.wire_size.contains(&rules)
+    {
+        traffic::set_packets(hosts, Packets::WireSize)?;
+        let throughput = traffic::tcp(from, to, 1, extent.seconds);
+        traffic::set_packets(hosts, Packets::Whole)?;
+        let throughput = throughput?;
+        add("tcp_wire", "Gbit/s", throughput.gigabits);
+        add("tcp_wire_cpu", "s/GB", throughput.cpu);
     }
     add("round_trip", "us", traffic::round_trip(from, to, extent.short)?);
     add("datagrams", "1000/s", traffic::datagrams(from, to, extent.short)?);

@@ -56,6 +56,29 @@ impl Endpoint {
     }
 }
 
+/// The packets of a TCP connection on the underlay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packets {
+    /// Up to 64 KiB: a veth pair passes them whole, like a network card with segmentation offload. The default.
+    Whole,
+    /// Of the size of the MTU: the sending node divides them, the receiving one merges them (GRO).
+    WireSize,
+}
+
+/// Sets the packets on the underlay of both nodes.
+pub fn set_packets(hosts: &[Endpoint; 2], packets: Packets) -> anyhow::Result<()> {
+    let (segmentation, merging) = match packets {
+        Packets::Whole => ("on", "off"),
+        Packets::WireSize => ("off", "on"),
+    };
+    for host in hosts {
+        let mut ethtool = host.command("ethtool");
+        let output = ethtool.args(["-K", "eth0", "tso", segmentation, "gro", merging]).output()?;
+        ensure!(output.status.success(), "ethtool: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
+}
+
 /// Throughput of TCP.
 #[derive(Debug, Clone, Copy)]
 pub struct Throughput {
