@@ -195,27 +195,14 @@ impl Task {
     }
 }
 
-/// The ADD of a connected plugin, whose attachment is locked until the plugin ends.
-#[derive(Debug)]
-pub struct RunningAdd {
-    lock: AttachmentLock,
-    /// The plugin has reported that the interface is ready.
-    is_attached: bool,
-}
-
 /// User id that may send requests.
 const ROOT: u32 = 0;
 
 impl RequestHandler for Task {
-    type RunningAdd = RunningAdd;
+    type AttachmentLock = AttachmentLock;
 
-    async fn ended(&self, add: RunningAdd) {
-        let attachment = add.lock.attachment();
-        if add.is_attached {
-            teardown::attached(&*self.node, attachment).await;
-        } else {
-            teardown::abandoned(&*self.node, attachment).await;
-        }
+    async fn abandoned(&self, wired: AttachmentLock) {
+        teardown::abandoned(&*self.node, wired.attachment()).await;
     }
 
     /// An operator's changes are sent to the datastore with the operator's credentials.
@@ -224,7 +211,7 @@ impl RequestHandler for Task {
         request: Request,
         credentials: Option<EtcdCredentials>,
         caller: &Caller<'_>,
-        add: &mut Option<RunningAdd>,
+        wiring: &mut Option<AttachmentLock>,
     ) -> Result<Answer, Refusal> {
         if let Some(wish) = wish(&request) {
             let by = credentials.as_ref().map(|shown| format!(", with {shown}")).unwrap_or_default();
@@ -241,20 +228,20 @@ impl RequestHandler for Task {
         let reply = match request {
             Request::Add(request) => {
                 let added = service::add(node, request, caller).await?;
-                *add = Some(RunningAdd { lock: added.lock, is_attached: false });
+                *wiring = Some(added.lock);
                 let first = Box::new(Reply::Wiring(added.wiring));
                 return Ok(Answer::Replies(first, Box::pin(added.permission.reply())));
             }
             Request::Attached => {
-                if let Some(add) = add {
-                    add.is_attached = true;
+                if let Some(wired) = wiring.take() {
+                    teardown::attached(&**node, wired.attachment()).await;
                 }
                 return Ok(Answer::Nothing);
             }
             Request::Del(attachment) => {
                 // The plugin that was wiring the attachment requests its DEL: release the lock of that connection.
-                if add.as_ref().is_some_and(|add| *add.lock.attachment() == attachment) {
-                    *add = None;
+                if wiring.as_ref().is_some_and(|wired| *wired.attachment() == attachment) {
+                    *wiring = None;
                 }
                 teardown::del(&**node, &attachment).await?;
                 Reply::Deleted

@@ -36,8 +36,7 @@ pub struct Question {
 pub enum Request {
     /// Allocate addresses for the attachment and return its wiring.
     Add(AddRequest),
-    /// The interface of this connection's ADD is ready: the plugin ends now, which ends the lock of the attachment. Has
-    /// no reply.
+    /// The interface of this connection's ADD is ready. Ends the lock of the attachment. Has no reply.
     Attached,
     /// Delete the attachment's interface, then release its addresses. Succeeds if nothing exists.
     Del(Attachment),

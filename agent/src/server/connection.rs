@@ -40,21 +40,21 @@ impl From<Reply> for Answer {
 
 /// Serves the requests of connections.
 pub(super) trait RequestHandler: Send + Sync + 'static {
-    /// The ADD of the plugin of a connection, with the lock on its attachment.
-    type RunningAdd: Send;
+    /// Lock on an attachment that the plugin of the connection is wiring.
+    type AttachmentLock: Send;
 
-    /// Answers a request. `add` is the ADD of the connection, from the first reply until its DEL or the end of the
-    /// connection.
+    /// Answers a request. `wiring` is the lock of the connection, from its ADD until the
+    /// plugin reports that the interface is ready, its DEL, or the end of the connection.
     fn answer(
         &self,
         request: Request,
         credentials: Option<EtcdCredentials>,
         caller: &Caller<'_>,
-        add: &mut Option<Self::RunningAdd>,
+        wiring: &mut Option<Self::AttachmentLock>,
     ) -> impl Future<Output = Result<Answer, Refusal>> + Send;
 
-    /// Handles the end of a connection with an ADD. The plugin ends right after an ADD, and does not wait for this.
-    fn ended(&self, add: Self::RunningAdd) -> impl Future<Output = ()> + Send;
+    /// Handles the end of a connection with an attachment that is still being wired.
+    fn abandoned(&self, wired: Self::AttachmentLock) -> impl Future<Output = ()> + Send;
 }
 
 /// Serves all connections of that user, for ever.
@@ -97,7 +97,7 @@ async fn serve<A: RequestHandler>(answers: &A, mut stream: UnixStream, user: u32
         Ok(peer) if peer.uid() == user => {}
         _ => return debug!("connection refused: the caller is not user {user}"),
     }
-    let mut add = None;
+    let mut wiring = None;
     loop {
         let question = match timeout(SILENCE, read(&mut stream)).await {
             Ok(Ok(Some(question))) => question,
@@ -113,7 +113,7 @@ async fn serve<A: RequestHandler>(answers: &A, mut stream: UnixStream, user: u32
         };
         let Question { credentials, request, .. } = question;
         let caller = Caller::new(&stream);
-        let answer = answers.answer(request, credentials, &caller, &mut add).instrument(span).await;
+        let answer = answers.answer(request, credentials, &caller, &mut wiring).instrument(span).await;
         let sent = match answer.unwrap_or_else(|refusal| Reply::Refused(refusal).into()) {
             Answer::Nothing => Ok(()),
             Answer::Reply(reply) => write(&mut stream, &reply).await,
@@ -127,8 +127,8 @@ async fn serve<A: RequestHandler>(answers: &A, mut stream: UnixStream, user: u32
             break;
         }
     }
-    if let Some(add) = add {
-        answers.ended(add).await;
+    if let Some(wired) = wiring {
+        answers.abandoned(wired).await;
     }
 }
 

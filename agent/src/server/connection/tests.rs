@@ -22,29 +22,29 @@ impl Fake {
 }
 
 impl RequestHandler for Fake {
-    type RunningAdd = (Attachment, &'static str);
+    type AttachmentLock = Attachment;
 
     async fn answer(
         &self,
         request: Request,
         _: Option<EtcdCredentials>,
         _: &Caller<'_>,
-        add: &mut Option<Self::RunningAdd>,
+        wiring: &mut Option<Attachment>,
     ) -> Result<Answer, Refusal> {
         match request {
             // CHECK is used instead of ADD, because its message is shorter.
             Request::Check(attachment) => {
                 self.note(format!("begin {attachment}"));
-                *add = Some((attachment, "abandoned"));
+                *wiring = Some(attachment);
                 Ok(Reply::Deleted.into())
             }
             Request::Del(attachment) => {
                 self.note(format!("del {attachment}"));
-                *add = None;
+                *wiring = None;
                 Ok(Reply::Deleted.into())
             }
             Request::Attached => {
-                add.as_mut().unwrap().1 = "attached";
+                self.note(format!("attached {}", wiring.take().unwrap()));
                 Ok(Answer::Nothing)
             }
             Request::Live => {
@@ -54,8 +54,8 @@ impl RequestHandler for Fake {
         }
     }
 
-    async fn ended(&self, (attachment, how): Self::RunningAdd) {
-        self.note(format!("{how} {attachment}"));
+    async fn abandoned(&self, wired: Attachment) {
+        self.note(format!("abandoned {wired}"));
     }
 }
 
@@ -125,13 +125,12 @@ async fn a_request_with_two_replies_is_answered_before_the_next_one() {
 }
 
 #[tokio::test]
-async fn a_plugin_that_has_created_the_interface_keeps_the_lock_until_it_ends_and_gets_no_reply() {
+async fn a_plugin_that_has_created_the_interface_ends_the_lock_without_a_reply() {
     let (fake, mut stream, serving) = connection(myself());
     ask(&mut stream, &question(Request::Check(attachment()))).await;
     stream.write_all(&question(Request::Attached)).await.unwrap();
     // The next reply is that of the next request.
     assert!(matches!(ask(&mut stream, &question(Request::Status)).await, Some(Reply::Refused(_))));
-    assert_eq!(fake.noted(), ["begin net/c1/eth0"]);
     drop(stream);
     serving.await.unwrap();
     assert_eq!(fake.noted(), ["begin net/c1/eth0", "attached net/c1/eth0"]);
