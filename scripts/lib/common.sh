@@ -192,7 +192,7 @@ need_cargo_tool() {
 # concern what runs while building. RUSTFLAGS would take the place of the flags of a target, and is added to them.
 #
 # Packed relocations (RELR) make the agent 0.6 MiB smaller, and a plugin starts 0.03 ms sooner. The C library of a static
-# program applies them itself since glibc 2.36. GNU's linker for arm64 may not know them yet.
+# program applies them itself since glibc 2.36. Not tried for arm64.
 use_static_target() {
     target=${1:-$(as_user rustc -vV | sed -n 's/^host: //p')}
     local variable flags='-C target-feature=+crt-static'
