@@ -1,7 +1,7 @@
 //! Blocking netlink. No other crate talks to the kernel over netlink.
 //!
 //! A [`Socket`] executes [`Operation`]s, which the modules create: [`link`](mod@link), [`address`],
-//! [`route`](mod@route), [`rule`], [`neighbour`], [`qdisc`] and [`nft`]. [`routing`] reads routes and rules of other
+//! [`route`](mod@route), [`rule`], [`neighbour`], [`qdisc`], [`program`] and [`nft`]. [`routing`] reads routes and rules of other
 //! programs, [`inside`] compares a pod's configuration. Several operations go to the kernel in one send; each has its
 //! own outcome.
 //!
@@ -18,6 +18,7 @@ pub mod monitor;
 pub mod namespace;
 pub mod neighbour;
 pub mod nft;
+pub mod program;
 pub mod qdisc;
 pub mod route;
 pub mod routing;

@@ -206,6 +206,27 @@ impl<M: Protocol> Socket<M> {
         answer.messages.into_iter().next().ok_or(Error::NoAnswer)
     }
 
+    /// Reads one object for each message, in this order, with few system calls. The outer error means that the socket
+    /// failed.
+    pub(crate) fn get_each(
+        &mut self,
+        messages: impl IntoIterator<Item = M>,
+    ) -> Result<Vec<Result<M, Error>>, Error> {
+        let mut found = Vec::new();
+        let mut messages = messages.into_iter();
+        loop {
+            let batch: Vec<_> = messages.by_ref().take(BATCH).map(|message| (message, 0)).collect();
+            if batch.is_empty() {
+                return Ok(found);
+            }
+            let answers = self.exchange(batch, NLM_F_ACK, |answers| all_ended(answers))?;
+            found.extend(answers.into_iter().map(|answer| {
+                answer.end.unwrap_or(Ok(()))?;
+                answer.messages.into_iter().next().ok_or(Error::NoAnswer)
+            }));
+        }
+    }
+
     /// Reads all objects of a kind: a consistent dump, or an error. `convert` converts each message on arrival, because
     /// messages take about a kilobyte each and there can be thousands.
     pub(crate) fn dump<T>(

@@ -145,9 +145,9 @@ fetch_newer() {
     "$newer/$program" --version >/dev/null 2>&1
 }
 
-# What building needs: protoc for etcd's client, a C compiler for SQLite.
+# What building needs: protoc for etcd's client, a C compiler for SQLite, clang and the kernel's headers for BPF programs.
 build_packages=(protobuf-compiler:protoc libprotobuf-dev:/usr/include/google/protobuf/any.proto gcc:cc
-    libc6-dev:/usr/include/stdlib.h)
+    libc6-dev:/usr/include/stdlib.h clang:clang linux-libc-dev:/usr/include/linux/bpf.h)
 
 # What building for arm64 needs besides: a linker and a C library for it, and what runs its programs here.
 arm64_packages=(gcc-aarch64-linux-gnu:aarch64-linux-gnu-gcc libc6-dev-arm64-cross:/usr/aarch64-linux-gnu/lib/libc.a
