@@ -1,27 +1,27 @@
 //! Creates all channels and connects the tasks: the sender of each entry goes to the task that writes it, the receivers
 //! to the tasks that read it.
 
+mod entries;
 mod kubernetes_tasks;
 mod sockets;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use polder_ipam::needed::RequiredRange;
 use polder_ipam::record::LeaseRecord;
-use polder_ipam::registration::{Allocations, Registration};
 use polder_ipam::tasks::OwnNode;
-use polder_ipam::view::View;
 use polder_netlink::nft::FilterSocket;
 use polder_store::{NodeIpam, Store};
 use tokio::sync::{mpsc, watch};
 
+use self::entries::{DatapathEntries, RecordEntries};
 pub(crate) use self::sockets::Sockets;
 use crate::config::Config;
-use crate::conflist::NotWritten;
 use crate::connections::{self, StaleConnections};
-use crate::endpoint::{self, Endpoint};
+use crate::endpoint::{self};
+use crate::fastpath::{self, NotUsed};
 use crate::host::pod_inspection::PodInspector;
 use crate::in_flight::InFlight;
 use crate::kernel::Kernel;
@@ -35,16 +35,11 @@ use crate::liveness::Threads;
 use crate::local_pods::LocalPods;
 use crate::machine::Machine;
 use crate::node::{Channels, Node, Pods};
-use crate::node_state::{Membership, NodeState, Passes, Records};
 use crate::owner::Owner;
-use crate::probe::NotProbed;
-use crate::probe::direct::DirectPaths;
-use crate::probe::schedule::{Key, Verdict};
 use crate::readiness::Readiness;
 use crate::repair::DriftSignal;
 use crate::reporter::{Published, Reporter};
 use crate::requests::PlanRequest;
-use crate::underlay::NotChosen;
 use crate::wake::{WakeSender, wake_channel};
 use crate::{
     engine, etcd_addresses, host, http, inspection, kubernetes, monitor, probe, publisher, registrar, server,
@@ -67,6 +62,8 @@ pub(crate) struct Parts {
     pub(crate) sockets: Sockets,
     pub(crate) reaper: Reaper,
     pub(crate) in_flight: InFlight,
+    /// Why the fast path is not used from the beginning.
+    pub(crate) no_fast_path: Option<NotUsed>,
 }
 
 /// All tasks with their state, not started yet.
@@ -104,6 +101,7 @@ pub(crate) struct DatapathTasks {
     pub(crate) endpoint: endpoint::keeper::Task,
     pub(crate) prober: probe::Task,
     pub(crate) host: host::Task,
+    pub(crate) fast_path: fastpath::Task,
 }
 
 /// The tasks that serve requests and reports.
@@ -121,69 +119,6 @@ pub(crate) struct OperatorTasks {
     pub(crate) removal: Option<removal::Task>,
 }
 
-/// The entries of [`RecordTasks`].
-struct RecordEntries {
-    view: watch::Sender<Arc<View>>,
-    store_at: watch::Sender<Option<Vec<RequiredRange>>>,
-    leases: watch::Sender<Arc<Leases>>,
-}
-
-/// The entries of [`AddressTasks`], and the operator's confirmation that the registrar uses.
-struct AddressEntries {
-    registration: watch::Sender<Registration>,
-    allocations: watch::Sender<Arc<Allocations>>,
-    adopted: watch::Sender<Option<LeaseRecord>>,
-}
-
-/// The entries of [`DatapathTasks`].
-struct DatapathEntries {
-    engine: engine::Entries,
-    announced: watch::Sender<Result<(), NotWritten>>,
-    probe: ProbeEntries,
-    host: watch::Sender<Vec<String>>,
-}
-
-/// The entries of the prober and of the probe endpoint.
-struct ProbeEntries {
-    endpoint: watch::Sender<Endpoint>,
-    probed: watch::Sender<Result<(), NotProbed>>,
-    verdicts: watch::Sender<Arc<BTreeMap<Key, Verdict>>>,
-    direct: watch::Sender<Arc<DirectPaths>>,
-}
-
-/// Creates all entries with their initial values.
-fn entries() -> (RecordEntries, AddressEntries, DatapathEntries) {
-    let records = RecordEntries {
-        view: watch::Sender::default(),
-        store_at: watch::Sender::default(),
-        leases: watch::Sender::default(),
-    };
-    let addresses = AddressEntries {
-        registration: watch::Sender::default(),
-        allocations: watch::Sender::default(),
-        adopted: watch::Sender::default(),
-    };
-    let probe = ProbeEntries {
-        endpoint: watch::Sender::new(Endpoint::Awaited),
-        probed: watch::Sender::new(Err(NotProbed::NotYet)),
-        verdicts: watch::Sender::default(),
-        direct: watch::Sender::default(),
-    };
-    let engine = engine::Entries {
-        underlay: watch::Sender::new(Err(NotChosen::NotYet)),
-        pass: watch::Sender::default(),
-        expected: watch::Sender::default(),
-        repairs: watch::Sender::default(),
-    };
-    let datapath = DatapathEntries {
-        engine,
-        announced: watch::Sender::new(Err(NotWritten::NotYet)),
-        probe,
-        host: watch::Sender::default(),
-    };
-    (records, addresses, datapath)
-}
-
 /// Connections of engine and monitor other than entries.
 struct Lines {
     leases: watch::Receiver<Arc<Leases>>,
@@ -192,6 +127,7 @@ struct Lines {
     store_at: watch::Receiver<Option<Vec<RequiredRange>>>,
     wakes: engine::Wakes,
     underlay_changed: WakeSender,
+    no_fast_path: Option<NotUsed>,
 }
 
 fn connections_task(node: &Node, socket: FilterSocket) -> std::io::Result<connections::Task> {
@@ -217,8 +153,19 @@ fn own_node(config: &Config, machine: Machine) -> OwnNode {
 
 /// Creates the channels, and moves blocking state to threads of its own.
 pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
-    let Parts { machine, features, sysctls, store, ipam, cooling_down, sockets, reaper, in_flight } = parts;
-    let (records, addresses, datapath) = entries();
+    let Parts {
+        machine,
+        features,
+        sysctls,
+        store,
+        ipam,
+        cooling_down,
+        sockets,
+        reaper,
+        in_flight,
+        no_fast_path,
+    } = parts;
+    let (records, addresses, datapath) = entries::entries();
     let config = Arc::new(config);
     let kernel = Owner::spawn("kernel", sockets.kernel)?;
     let (claims, claims_asked) = mpsc::channel(CLAIMS_WAITING);
@@ -231,14 +178,8 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
 
     let me = own_node(&config, machine);
     let facts = kubernetes_tasks::kept_facts(&config);
-    let membership =
-        Membership::new(me, addresses.registration.subscribe(), addresses.allocations.subscribe());
-    let node_state = NodeState {
-        records: Records::new(records.view.subscribe()),
-        membership,
-        passes: Passes::new(datapath.engine.underlay.subscribe(), datapath.engine.pass.subscribe()),
-        properties: Properties::new(config.labels.clone(), facts.subscribe()),
-    };
+    let properties = Properties::new(config.labels.clone(), facts.subscribe());
+    let node_state = entries::node_state(me, properties, &records, &addresses, &datapath);
     let (unreachable, unreachable_read) = watch::channel(None);
     let readiness = Readiness::new(
         node_state.clone(),
@@ -246,18 +187,20 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
         datapath.announced.subscribe(),
         unreachable_read,
     );
+    let pods = Pods {
+        kernel: Owner::spawn("pods", sockets.pods)?,
+        filter: Owner::spawn("filter", sockets.filter)?,
+        interfaces: Owner::spawn("fastpath", sockets.interfaces)?,
+        forgotten: Arc::default(),
+        stale: Arc::new(StaleConnections::of_ledger(&cooling_down)),
+        local: Arc::new(LocalPods::of_ledger(ipam.attachments())),
+        reaper,
+    };
     let node = Arc::new(Node {
         config,
         features,
         store,
-        pods: Pods {
-            kernel: Owner::spawn("pods", sockets.pods)?,
-            filter: Owner::spawn("filter", sockets.filter)?,
-            forgotten: Arc::default(),
-            stale: Arc::new(StaleConnections::of_ledger(&cooling_down)),
-            local: Arc::new(LocalPods::of_ledger(ipam.attachments())),
-            reaper,
-        },
+        pods,
         ipam: Owner::spawn("ledger", ipam)?,
         node_state,
         in_flight: Arc::new(in_flight),
@@ -280,6 +223,7 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
         store_at: records.store_at.subscribe(),
         wakes: engine::Wakes { underlay: underlay_wake, senders: engine_wake, plans: plans_asked },
         underlay_changed: underlay_changed.clone(),
+        no_fast_path,
     };
     let registrar = registrar::Task {
         host: registrar::OnNode {
@@ -293,12 +237,7 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
         claims: claims_asked,
         reservations: reservations_asked,
     };
-    let threads = Threads {
-        ledger: node.ipam.clone(),
-        kernel: kernel.clone(),
-        pods: node.pods.kernel.clone(),
-        filter: node.pods.filter.clone(),
-    };
+    let threads = threads(&node, &kernel);
     let ends = OperatorEnds { plans, adopted: addresses.adopted, unreachable, listen_problem, kubernetes };
     Ok(Tasks {
         records: record_tasks(&node, records, underlay_changed),
@@ -311,6 +250,15 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
         datapath: datapath_tasks(&node, &kernel, &readiness, datapath, lines),
         operator: operator_tasks(&node, reporter, &threads, ends),
     })
+}
+
+fn threads(node: &Node, kernel: &Owner<Kernel>) -> Threads {
+    Threads {
+        ledger: node.ipam.clone(),
+        kernel: kernel.clone(),
+        pods: node.pods.kernel.clone(),
+        filter: node.pods.filter.clone(),
+    }
 }
 
 /// Senders of the [`OperatorTasks`], and their channels to other tasks.
@@ -374,6 +322,7 @@ fn reporter(
         features: node.features,
         store: node.store.clone(),
         ipam: node.ipam.clone(),
+        fast_path: node.pods.interfaces.clone(),
         readiness,
         published: Published {
             repairs: datapath.engine.repairs.subscribe(),
@@ -382,6 +331,7 @@ fn reporter(
             leases: records.leases.subscribe(),
             endpoint: datapath.probe.endpoint.subscribe(),
             host: datapath.host.subscribe(),
+            fast_path: datapath.fast_path.subscribe(),
             listen_problem,
             kubernetes: kubernetes.problems,
             no_leader: kubernetes.no_leader,
@@ -422,6 +372,7 @@ fn datapath_tasks(
 ) -> DatapathTasks {
     let Node { config, node_state, .. } = &**node;
     let drift_signal = Arc::new(DriftSignal::default());
+    let (programs_changed, programs_changed_wake) = wake_channel();
     let monitor = monitor::Task {
         own: lines.own_ports,
         expected: entries.engine.expected.subscribe(),
@@ -430,6 +381,18 @@ fn datapath_tasks(
         reaper: node.pods.reaper.clone(),
         underlay_changed: lines.underlay_changed,
         drift_signal: Arc::clone(&drift_signal),
+        programs_changed,
+    };
+    let fast_path = fastpath::Task {
+        resync: config.resync,
+        refused: lines.no_fast_path,
+        interfaces: node.pods.interfaces.clone(),
+        pods: Arc::clone(&node.pods.local),
+        in_flight: Arc::clone(&node.in_flight),
+        passes: node_state.passes.clone(),
+        sysctls: lines.sysctls.clone(),
+        changed: programs_changed_wake,
+        not_used: entries.fast_path,
     };
     let prober = probe::Task {
         probe_peers: config.probe_peers,
@@ -479,5 +442,5 @@ fn datapath_tasks(
         kernel: kernel.clone(),
         endpoint: entries.probe.endpoint,
     };
-    DatapathTasks { engine, monitor, endpoint, prober, host }
+    DatapathTasks { engine, monitor, endpoint, prober, host, fast_path }
 }

@@ -108,6 +108,8 @@ pub struct Config {
     pub keep_nat: bool,
     /// Required proof that this machine is the node of its ledger.
     pub identity: Proof,
+    /// Whether the fast path is used.
+    pub fastpath: FastPathSetting,
     /// Labels by which pools select the node.
     pub labels: Labels,
     /// The connection to the Kubernetes API server. `None`: not connected.
@@ -169,6 +171,7 @@ struct File {
     resync_seconds: u64,
     probe_peers: bool,
     identity: Proof,
+    fastpath: FastPathSetting,
     etcd: EtcdFile,
     underlay: UnderlayConfig,
     ipam: IpamFile,
@@ -194,6 +197,7 @@ impl Default for File {
             resync_seconds: 30,
             probe_peers: true,
             identity: Proof::default(),
+            fastpath: FastPathSetting::default(),
             etcd: EtcdFile::default(),
             underlay: UnderlayConfig::default(),
             ipam: IpamFile::default(),
@@ -203,6 +207,17 @@ impl Default for File {
             bootstrap: None,
         }
     }
+}
+
+/// Whether pods' packets may skip the host's IP stack.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FastPathSetting {
+    /// Where the kernel allows it.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
 }
 
 #[derive(Debug, Default, Clone, Copy, Deserialize, Serialize)]
@@ -285,6 +300,7 @@ impl Config {
             probe_peers: file.probe_peers,
             keep_nat: file.nftables.keep_nat,
             identity: file.identity,
+            fastpath: file.fastpath,
             labels: file.labels,
             kubernetes: file.kubernetes.map(KubernetesFile::check).transpose()?.flatten(),
             bootstrap: file.bootstrap.map(bootstrap::File::check).transpose()?,

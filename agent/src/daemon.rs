@@ -1,13 +1,12 @@
 //! Entry point of the agent: opens ledger, datastore and kernel sockets, and starts the tasks.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::time::Duration;
 
 use polder_api::Attachment;
 use polder_ipam::ledger::Ledger;
 use polder_ipam::tasks::{orphan_collector, tombstones};
-use polder_netlink::nft::{FilterSocket, NatAnchor};
+use polder_netlink::nft::NatAnchor;
 use polder_store::{Embedded, Etcd, Store, open_node};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinError;
@@ -25,7 +24,7 @@ use crate::kernel::sysctl::Sysctls;
 use crate::lock::NodeLock;
 use crate::machine::Machine;
 use crate::state_dir::{LEDGER, STORE};
-use crate::{container, monitor, recovery, server, state_dir, systemd};
+use crate::{container, fastpath, monitor, recovery, server, state_dir, systemd};
 
 /// Timeout for the shutdown of the tasks.
 const LAST: Duration = Duration::from_secs(1);
@@ -70,6 +69,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
     };
 
+    let fast_path = fastpath::Loaded::load(config.fastpath);
+    features.fast_path = fast_path.refused.is_none();
+
     let (mut ipam, void) = open_node(&config.state_dir.join(LEDGER), &machine.boot_id, config.cooldown)?;
     if !void.is_empty() {
         info!(attachments = void.len(), "the machine has rebooted: dropping earlier attachments");
@@ -84,13 +86,23 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         StoreConfig::Etcd(etcd) => Store::Etcd(Etcd::new(etcd).await?),
         StoreConfig::Embedded => Store::Embedded(Embedded::open(&config.state_dir.join(STORE))?),
     };
-    let (pods, filter, reaper) = (Kernel::open(&sysctls)?, FilterSocket::open()?, Reaper::start()?);
-    let mut own_ports: BTreeSet<u32> = reaper.ports().collect();
-    own_ports.extend(kernel.ports()?.into_iter().chain(pods.ports()?).chain([filter.port()?]));
-    let sockets = Sockets { kernel, pods, filter, connections: FilterSocket::open()?, ports: own_ports };
+    let reaper = Reaper::start()?;
+    let (interfaces, no_fast_path) = fast_path.interfaces()?;
+    let sockets = Sockets::open(kernel, interfaces, &sysctls, reaper.ports())?;
     let in_flight = InFlight::found(&config.socket).map_err(NotRunning::Marks)?;
     let cooling_down = ipam.ledger().resting()?.into_iter().map(|(address, _)| address).collect();
-    let parts = Parts { machine, features, sysctls, store, ipam, cooling_down, sockets, reaper, in_flight };
+    let parts = Parts {
+        machine,
+        features,
+        sysctls,
+        store,
+        ipam,
+        cooling_down,
+        sockets,
+        reaper,
+        in_flight,
+        no_fast_path,
+    };
     let Tasks { records, addresses, datapath, operator } = assemble(config, parts)?;
     let AddressTasks { node, registrar, publisher, connections } = addresses;
     let api = server::Socket::bind(&node.config.socket)?;
@@ -109,6 +121,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tasks.spawn(connections.run());
     tasks.spawn(operator.inspection.run());
     tasks.spawn(datapath.host.run());
+    tasks.spawn(datapath.fast_path.run());
     tasks.spawn(records.leases.run());
     tasks.spawn(async move { orphan_collector::run(&*node, leaving, node.config.grace).await });
     tasks.spawn(operator.server.run(api));

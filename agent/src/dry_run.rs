@@ -29,7 +29,7 @@ use crate::machine::Machine;
 use crate::node_state::NodeState;
 use crate::state_dir::{LEDGER, NODE_OBJECT, STORE};
 use crate::underlay::Uplink;
-use crate::{container, engine, recovery, server, watcher};
+use crate::{container, engine, fastpath, recovery, server, watcher};
 
 /// Timeout for reading the records from etcd. A login takes seconds, or longer when many nodes log in.
 const STORE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -164,7 +164,9 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
     drop(NodeLock::take().map_err(|error| PlanNotMade::Runs(error.into()))?);
     let machine = Machine::read()?;
     let sysctls = Sysctls::at(config.proc_sys_net.clone())?;
-    let features = Features::find_out(&sysctls)?;
+    let mut features = Features::find_out(&sysctls)?;
+    let no_fast_path = fastpath::Loaded::load(config.fastpath).refused;
+    features.fast_path = no_fast_path.is_none();
     config.prefix.set()?;
 
     let scratch = scratch()?;
@@ -221,6 +223,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
         reaper: Reaper::idle(),
         in_flight: InFlight::default(),
         sysctls: sysctls.read_only(),
+        no_fast_path,
     };
     // The tasks that are not run are kept until the end, because their entries are read.
     let tasks = assemble(config, parts)?;

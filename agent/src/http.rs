@@ -9,7 +9,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
-use polder_api::status::StoreStatus;
+use polder_api::status::{FastPathState, FastPathStatus, StoreStatus};
 use polder_ipam::capacity::ClaimedCount;
 use polder_ipam::pool::Purpose;
 use polder_store::writes::Failures;
@@ -180,9 +180,28 @@ async fn registry(reporter: &Reporter) -> Registry {
     }
     registry.register("addresses", "Addresses of this node's blocks, by state", addresses);
     register_pools(&mut registry, reporter);
+    register_packets(&mut registry, &status.fast_path);
     register_failures(&mut registry, reporter.store.writes().failures());
     register_nodes(&mut registry, reporter);
     registry
+}
+
+/// Packets on the fast path and on the normal path, by reason.
+fn register_packets(registry: &mut Registry, fast_path: &FastPathStatus) {
+    let in_use: Gauge = Gauge::default();
+    in_use.set(i64::from(fast_path.state == FastPathState::On));
+    registry.register(
+        "fastpath_in_use",
+        "Whether pods' packets skip the host's IP stack where they can",
+        in_use,
+    );
+    let packets: Metrics<[(&'static str, String); 2], Counter> = Metrics::default();
+    for counted in &fast_path.packets {
+        let labels = [("path", counted.path.to_string()), ("reason", counted.reason.clone())];
+        packets.get_or_create(&labels).inc_by(counted.packets);
+    }
+    let help = "Packets from and to pods by the path that they took, and why, since the agent started";
+    registry.register("fastpath_packets", help, packets);
 }
 
 /// Failed writes since the agent started.

@@ -38,6 +38,7 @@ pub mod endpoint;
 pub mod engine;
 pub mod etcd_addresses;
 pub mod exit;
+pub mod fastpath;
 pub mod file;
 #[cfg(test)]
 mod fixture;

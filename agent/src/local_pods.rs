@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use polder_api::{IfName, Mac, PortMapping, TransportProtocol};
 use polder_ipam::ledger::AttachmentEntry;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// How long a pod counts as changing after its ADD or DEL has begun and was last in progress: longer than a pass takes.
@@ -39,7 +40,10 @@ impl LocalPod {
 
 /// The pods of this node.
 #[derive(Debug, Default)]
-pub struct LocalPods(Mutex<Pods>);
+pub struct LocalPods {
+    pods: Mutex<Pods>,
+    changed: Notify,
+}
 
 #[derive(Debug, Default)]
 struct Pods {
@@ -63,6 +67,7 @@ impl LocalPods {
         pods.by_address.extend(pod.addresses.iter().map(|address| (*address, pod.name.clone())));
         pods.all.insert(pod.name.clone(), pod.clone());
         pods.note_change(pod);
+        self.changed.notify_one();
     }
 
     /// Removes a pod whose DEL has begun. Succeeds if it does not exist.
@@ -76,6 +81,13 @@ impl LocalPods {
             }
         }
         pods.note_change(pod);
+        self.changed.notify_one();
+    }
+
+    /// Waits until a pod was added or removed since the last call. For one task: the one that attaches programs to pods'
+    /// interfaces.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     /// Removes the pod with that interface. Succeeds if it does not exist.
@@ -124,7 +136,7 @@ impl LocalPods {
 
     fn lock(&self) -> MutexGuard<'_, Pods> {
         // The monitor reads notifications also after a panic elsewhere; at worst a pass finds no difference.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -42,6 +42,8 @@ pub struct Task {
     pub underlay_changed: WakeSender,
     /// Wakes the engine when another program changed Polder's kernel state.
     pub drift_signal: Arc<DriftSignal>,
+    /// Wakes the fast path when another program changed which BPF programs run on an interface.
+    pub programs_changed: WakeSender,
 }
 
 /// Starts the two monitor threads, which run as long as the process.
@@ -166,6 +168,14 @@ impl<L: Links> Listener<L> {
             EventKind::OwnRoute { destination, index, exists } => {
                 let is_as_wanted = self.is_pod_route_as_wanted(destination, *index, *exists);
                 self.report_drift_unless(is_own || is_as_wanted, event);
+            }
+            EventKind::Programs { index } => {
+                let expected = self.task.expected.borrow();
+                let is_path =
+                    expected.path_interfaces.as_ref().is_some_and(|on_paths| on_paths.contains(index));
+                if !is_own && (is_path || self.devices.contains_key(index)) {
+                    self.task.programs_changed.wake();
+                }
             }
             EventKind::ForeignRoute => self.underlay_changed(event),
             EventKind::Overrun => {

@@ -32,6 +32,7 @@ use tracing::warn;
 
 use crate::config::Config;
 use crate::connections::StaleConnections;
+use crate::fastpath::Interfaces;
 use crate::in_flight::{AttachmentLock, InFlight};
 use crate::kernel::features::Features;
 use crate::kernel::reaper::Reaper;
@@ -75,6 +76,8 @@ pub struct Pods {
     pub kernel: Owner<Kernel>,
     /// The packet filter.
     pub filter: Owner<FilterSocket>,
+    /// The interfaces with the programs of the fast path.
+    pub interfaces: Owner<Interfaces>,
     /// Released pods whose entries in the packet filter are not deleted yet.
     pub forgotten: Arc<Mutex<Vec<LocalPod>>>,
     /// The pods whose interfaces exist or are being created.

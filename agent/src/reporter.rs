@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::endpoint::Endpoint;
+use crate::fastpath::{Interfaces, NotUsed};
 use crate::kernel::features::Features;
 use crate::kubernetes::removal::NoLeader;
 use crate::leases::Leases;
@@ -30,6 +31,8 @@ pub struct Reporter {
     pub store: Store,
     /// The node's addresses.
     pub ipam: Owner<NodeIpam>,
+    /// The interfaces with the programs of the fast path.
+    pub fast_path: Owner<Interfaces>,
     /// Whether the node is ready, and the inputs for that.
     pub readiness: Readiness,
     /// Further values that the tasks publish.
@@ -51,6 +54,8 @@ pub struct Published {
     pub endpoint: watch::Receiver<Endpoint>,
     /// Effects of other software on the host on pods, each with its remedy.
     pub host: watch::Receiver<Vec<String>>,
+    /// Why the fast path is not used. `None` if it is.
+    pub fast_path: watch::Receiver<Option<NotUsed>>,
     /// Why health and metrics are not served over HTTP.
     pub listen_problem: watch::Receiver<Option<String>>,
     /// Problems of the connection to the Kubernetes API server, each with its remedy.

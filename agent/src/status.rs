@@ -10,6 +10,7 @@ use polder_api::status::{
 use polder_api::{Family, NodeName, PerFamily};
 use tokio::time::Instant;
 
+use crate::fastpath;
 use crate::health;
 use crate::host::{managers, pod_inspection};
 use crate::kernel::desired::Path;
@@ -41,6 +42,7 @@ pub async fn status(reporter: &Reporter) -> Status {
     problems.extend(removal::problems(&view, reporter.published.no_leader.borrow().as_ref()));
     let Underlay { uplinks, others, .. } =
         reporter.node_state().underlay().map(|underlay| (*underlay).clone()).unwrap_or_default();
+    let fast_path_counts = reporter.fast_path.run(|interfaces| interfaces.counts()).await;
     // One borrow: with two in the statement, a writer that waits between them blocks the second one, and both hang.
     let repairs = reporter.published.repairs.borrow().clone();
     Status {
@@ -86,6 +88,7 @@ pub async fn status(reporter: &Reporter) -> Status {
             .collect(),
         pods,
         missing_features: missing(reporter, &view),
+        fast_path: fastpath::status(reporter.published.fast_path.borrow().as_ref(), fast_path_counts),
         last_pass: pass.map(|pass| PassStatus {
             count: pass.count,
             writes: pass.writes,

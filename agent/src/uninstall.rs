@@ -12,6 +12,7 @@ use polder_store::ledger::Sqlite;
 use crate::config::NodePaths;
 use crate::conflist;
 use crate::container;
+use crate::fastpath::{AttachError, Interfaces, Users};
 use crate::kernel::Kernel;
 use crate::kernel::sysctl::Sysctls;
 use crate::lock::NodeLock;
@@ -106,6 +107,9 @@ enum FailedStep {
     /// The kernel refused to delete a device, a route or a table.
     #[error(transparent)]
     Kernel(#[from] polder_netlink::Error),
+    /// The BPF programs of the fast path cannot be removed from the interfaces of the host.
+    #[error(transparent)]
+    Programs(#[from] AttachError),
     /// A kernel setting cannot be restored to its value before the agent changed it.
     /// Remedy: check that `proc_sys_net` is mounted writable, and run the uninstall again.
     #[error("cannot restore {path} to {previous}: {error}")]
@@ -161,6 +165,15 @@ pub fn uninstall(places: &NodePaths, attached: Attached) -> anyhow::Result<Vec<S
         Ok(true) => done.push(format!("the CNI configuration {file} is deleted")),
         Ok(false) => {}
         Err(error) => failures.push(FailedStep::Conflist { file: places.cni_file.clone(), error }),
+    }
+    // Before the devices: the programs also run on interfaces of the host.
+    match Interfaces::open(None)
+        .map_err(AttachError::Read)
+        .and_then(|mut all| all.check_all(&Users::default()))
+    {
+        Ok(0) => {}
+        Ok(programs) => done.push(format!("{programs} BPF programs of the fast path are removed")),
+        Err(error) => failures.push(error.into()),
     }
     let (removed, left) = kernel.remove_all();
     failures.extend(left.into_iter().map(FailedStep::Kernel));

@@ -38,6 +38,9 @@ pub struct Status {
     pub pods: usize,
     /// Kernel features and checks that Polder uses and that are not available on this node.
     pub missing_features: Vec<String>,
+    /// Whether pods' packets skip the host's IP stack.
+    #[serde(default)]
+    pub fast_path: FastPathStatus,
     /// The last reconcile pass over the kernel state.
     pub last_pass: Option<PassStatus>,
     /// Repairs of Polder's kernel state after changes by other programs, most recent last.
@@ -212,6 +215,57 @@ pub struct PassStatus {
     pub took_us: u64,
     /// Changes that failed.
     pub failures: Vec<String>,
+}
+
+words! {
+    /// Whether packets of pods skip the host's IP stack.
+    #[derive(Default)]
+    FastPathState {
+        /// They do: those of flows that the host has just forwarded unchanged.
+        On = "on",
+        /// All packets take the normal path.
+        #[default]
+        Off = "off",
+    }
+}
+
+/// The fast path, and the packets on both paths.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FastPathStatus {
+    /// Whether it is used.
+    pub state: FastPathState,
+    /// Why it is not used, or not for all pods.
+    pub reason: Option<String>,
+    /// Packets since the agent started, by the path that they took and the reason. Empty if it was never used.
+    pub packets: Vec<PacketCount>,
+}
+
+impl FastPathStatus {
+    /// The number of packets on that path.
+    pub fn total(&self, path: PacketPath) -> u64 {
+        self.packets.iter().filter(|counted| counted.path == path).map(|counted| counted.packets).sum()
+    }
+}
+
+words! {
+    /// The path of a packet through the host.
+    PacketPath {
+        /// From interface to interface, by a BPF program.
+        Fast = "fast",
+        /// Through the host's IP stack.
+        Normal = "normal",
+    }
+}
+
+/// Packets that took a path for the same reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PacketCount {
+    /// The path.
+    pub path: PacketPath,
+    /// For the fast path, where the packets went. For the normal path, why they took it.
+    pub reason: String,
+    /// Their number. Segments that the kernel handles together count as one.
+    pub packets: u64,
 }
 
 /// A repair of Polder's kernel state after a change by another program.

@@ -25,9 +25,9 @@ use crate::{Error, IfIndex, ROUTE_PROTOCOL, SocketError, route};
 /// `RTNLGRP_LINK` (`include/uapi/linux/rtnetlink.h`).
 const LINKS: u32 = 1;
 
-/// `RTNLGRP_NEIGH`, addresses and routes of both families (`RTNLGRP_IPV4_IFADDR` and so on), and
+/// `RTNLGRP_NEIGH`, `RTNLGRP_TC`, addresses and routes of both families (`RTNLGRP_IPV4_IFADDR` and so on), and
 /// `RTNLGRP_IPV4_NETCONF`.
-const ALL_ELSE: [u32; 6] = [3, 5, 7, 9, 11, 24];
+const ALL_ELSE: [u32; 7] = [3, 4, 5, 7, 9, 11, 24];
 
 /// `include/uapi/linux/rtnetlink.h`
 const RT_TABLE_LOCAL: u8 = 255;
@@ -94,6 +94,12 @@ pub enum EventKind {
     /// IPv4 forwarding was turned off on an interface.
     ForwardingStopped {
         /// The index of the interface.
+        index: IfIndex,
+    },
+    /// A queueing discipline or a program of the interface was added, removed or replaced. No event when the interface is
+    /// deleted.
+    Programs {
+        /// The interface.
         index: IfIndex,
     },
     /// A route with Polder's protocol number was added or removed.
@@ -241,6 +247,12 @@ fn what(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<EventKind> {
         RouteNetlinkMessage::DelRoute(route) => of_route(&route, false),
         RouteNetlinkMessage::NewNeighbour(entry) => of_neighbour(&entry, true),
         RouteNetlinkMessage::DelNeighbour(entry) => of_neighbour(&entry, false),
+        RouteNetlinkMessage::NewQueueDiscipline(message)
+        | RouteNetlinkMessage::DelQueueDiscipline(message)
+        | RouteNetlinkMessage::NewTrafficFilter(message)
+        | RouteNetlinkMessage::DelTrafficFilter(message) => {
+            Some(EventKind::Programs { index: IfIndex::new(message.header.index.cast_unsigned()) })
+        }
         _ => None,
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use polder_api::ask;
-use polder_api::status::{Status, StoreStatus};
+use polder_api::status::{FastPathStatus, PacketPath, Status, StoreStatus};
 
 use super::{CommandOutput, Render, Run, Session};
 use crate::exit::Exit;
@@ -64,6 +64,7 @@ fn status(status: &Status) -> String {
             block.block, block.pool, block.used, block.resting, block.free
         ));
     }
+    lines.push(fast_path(&status.fast_path));
     if let Some(pass) = &status.last_pass {
         lines.push(format!(
             "kernel    pass {} made {} changes in {}.{:03} ms",
@@ -93,9 +94,31 @@ fn status(status: &Status) -> String {
     lines.join("\n") + "\n"
 }
 
+/// One line: the state, the number of packets on each path, and the most frequent reasons for the normal path.
+fn fast_path(status: &FastPathStatus) -> String {
+    let reason = status.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let (fast, normal) = (status.total(PacketPath::Fast), status.total(PacketPath::Normal));
+    if fast + normal == 0 {
+        return format!("fast path {}{reason}", status.state);
+    }
+    let mut reasons: Vec<_> = status
+        .packets
+        .iter()
+        .filter(|counted| counted.path == PacketPath::Normal && counted.packets > 0)
+        .collect();
+    reasons.sort_by_key(|counted| std::cmp::Reverse(counted.packets));
+    let reasons: Vec<String> =
+        reasons.iter().take(NAMED).map(|counted| format!("{} {}", counted.packets, counted.reason)).collect();
+    let reasons = if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join(", ")) };
+    format!("fast path {}{reason}; {fast} packets fast, {normal} normal{reasons}", status.state)
+}
+
+/// How many reasons for the normal path are named.
+const NAMED: usize = 3;
+
 #[cfg(test)]
 mod tests {
-    use polder_api::status::PassStatus;
+    use polder_api::status::{PacketCount, PassStatus};
 
     use super::*;
 
@@ -116,6 +139,7 @@ mod tests {
             blocks: Vec::new(),
             pods: 0,
             missing_features: Vec::new(),
+            fast_path: FastPathStatus::default(),
             last_pass: None,
             repairs: Vec::new(),
             repair_count: 0,
@@ -138,6 +162,23 @@ mod tests {
         let pass = |failures| PassStatus { count: 1, writes: 0, written: 0, took_us: 1, failures };
         assert_eq!(end_of(|status| status.last_pass = Some(pass(vec!["no route".into()]))), Exit::Problem);
         assert_eq!(end_of(|status| status.last_pass = Some(pass(Vec::new()))), Exit::Fine);
+    }
+
+    #[test]
+    fn the_paths_of_packets_are_one_line_with_the_most_frequent_reasons() {
+        use polder_api::status::FastPathState::{Off, On};
+        let off = FastPathStatus { state: Off, reason: Some("no BPF".into()), packets: Vec::new() };
+        assert_eq!(fast_path(&off), "fast path off: no BPF");
+        let counted = |path, reason: &str, packets| PacketCount { path, reason: reason.into(), packets };
+        let packets = vec![
+            counted(PacketPath::Fast, "pod_to_pod", 70),
+            counted(PacketPath::Normal, "expired", 2),
+            counted(PacketPath::Normal, "no_record", 5),
+            counted(PacketPath::Normal, "fragment", 0),
+            counted(PacketPath::Fast, "pod_to_node", 30),
+        ];
+        let on = FastPathStatus { state: On, reason: None, packets };
+        assert_eq!(fast_path(&on), "fast path on; 100 packets fast, 7 normal (5 no_record, 2 expired)");
     }
 
     #[test]

@@ -379,6 +379,7 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, accept_ra_paths:
             accept_ra_paths,
             ingress_interfaces: inputs.ingress_interfaces,
             has_host_ports: inputs.has_host_ports(),
+            has_fast_path: inputs.features.fast_path,
         }),
         state,
         table,

@@ -30,6 +30,8 @@ pub struct Features {
     pub owned_tables: bool,
     /// IPv6 is available.
     pub ipv6: bool,
+    /// The programs of the fast path are loaded.
+    pub fast_path: bool,
     /// Whether the features were tested, and not derived from the release.
     pub tried: bool,
 }
@@ -82,8 +84,14 @@ const TRIAL_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 impl Features {
     /// All features, as in a new kernel.
     #[cfg(test)]
-    pub(crate) const ALL: Self =
-        Self { locked_ports: true, tunnels: true, owned_tables: true, ipv6: true, tried: true };
+    pub(crate) const ALL: Self = Self {
+        locked_ports: true,
+        tunnels: true,
+        owned_tables: true,
+        ipv6: true,
+        fast_path: true,
+        tried: true,
+    };
 
     /// Tests all required features and detects the optional ones. If no namespace can be created, derives them from the
     /// kernel release. A missing feature that the release does not show causes a failure of the first pass, which names
@@ -103,6 +111,7 @@ impl Features {
                     tunnels: true,
                     owned_tables: is_since(&release, (5, 12)),
                     ipv6,
+                    fast_path: false,
                     tried: false,
                 })
             }
@@ -148,7 +157,14 @@ fn probe() -> Result<Features, FeatureError> {
     let owned_tables = NatAnchor::hold(ruleset::ANCHOR).is_ok();
     let tunnel = Encapsulation::of(&cluster).device(&cluster, None);
     let tunnels = socket.execute_all(tunnel.create("trialtunnel", TRIAL_MAC, 1450)).is_ok();
-    Ok(Features { locked_ports: port.locked, tunnels, owned_tables, ipv6: true, tried: true })
+    Ok(Features {
+        locked_ports: port.locked,
+        tunnels,
+        owned_tables,
+        ipv6: true,
+        fast_path: false,
+        tried: true,
+    })
 }
 
 /// Whether the kernel release is at least version `first` (major, minor).

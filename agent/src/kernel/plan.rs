@@ -307,7 +307,9 @@ impl KernelChange {
             Self::SetNeighbour(device, ..) | Self::SetFdbEntry(device, ..) => {
                 !matches!(device, Device::Tunnel(_))
             }
-            Self::SetSysctl { path, .. } => path != sysctl::ROUTE_LOCALNET,
+            Self::SetSysctl { path, .. } => {
+                ![sysctl::ROUTE_LOCALNET, sysctl::LIBERAL].contains(&path.as_str())
+            }
             Self::DeleteRoute(_)
             | Self::DeleteConflicting(_)
             | Self::DeleteFdbEntry(..)

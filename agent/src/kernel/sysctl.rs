@@ -37,11 +37,21 @@ pub struct Inputs<'a> {
     pub ingress_interfaces: &'a BTreeSet<String>,
     /// Whether a pod has a host port.
     pub has_host_ports: bool,
+    /// Whether the programs of the fast path are loaded.
+    pub has_fast_path: bool,
 }
 
 /// The desired settings, in the order of writing.
 pub fn desired(inputs: Inputs<'_>) -> Vec<(String, String)> {
-    let Inputs { families, attach, state, accept_ra_paths, ingress_interfaces, has_host_ports } = inputs;
+    let Inputs {
+        families,
+        attach,
+        state,
+        accept_ra_paths,
+        ingress_interfaces,
+        has_host_ports,
+        has_fast_path,
+    } = inputs;
     let mut settings = Vec::new();
     let mut set = |path: &str, value: &str| settings.push((path.to_owned(), value.to_owned()));
     if families.contains(&Family::V4) {
@@ -76,6 +86,11 @@ pub fn desired(inputs: Inputs<'_>) -> Vec<(String, String)> {
         // port is gone: the plugin portmap of other software sets it, too.
         set(ROUTE_LOCALNET, "1");
     }
+    if has_fast_path {
+        // Connection tracking sees only some packets of a flow on the fast path. It would take the next one for invalid,
+        // because the sequence numbers between are missing, and kube-proxy drops invalid packets.
+        set(LIBERAL, "1");
+    }
     for (device, name) in state.links.keys().filter_map(|device| Some((device, device.name()?))) {
         if families.contains(&Family::V4) {
             set(&forwarding(name), "1");
@@ -104,6 +119,9 @@ fn forwarding(interface: &str) -> String {
 /// connections to host ports on 127.0.0.1 fail.
 pub const ROUTE_LOCALNET: &str = "net/ipv4/conf/polder0/route_localnet";
 
+/// The setting: whether connection tracking accepts packets of TCP outside the window that it knows.
+pub const LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
+
 /// The command to write a setting on the host, if the agent cannot: in a container, `/proc/sys` may be read-only.
 pub fn command(path: &str, value: &str) -> String {
     format!("sysctl -w {path}={value}")
@@ -118,12 +136,12 @@ pub const fn bridge_calls(family: Family) -> &'static str {
     }
 }
 
-/// Whether the setting may be missing: the module `br_netfilter` may not be loaded, and foreign interfaces appear and
-/// disappear.
+/// Whether the setting may be missing: the modules `br_netfilter` and `nf_conntrack` may not be loaded, and foreign
+/// interfaces appear and disappear.
 pub fn may_be_missing(path: &str) -> bool {
     let interface = path.strip_prefix("net/ipv4/conf/").and_then(|rest| rest.strip_suffix("/forwarding"));
     let is_foreign = interface.is_some_and(|name| Device::named(name).is_none());
-    is_foreign || Family::BOTH.map(bridge_calls).contains(&path)
+    is_foreign || path == LIBERAL || Family::BOTH.map(bridge_calls).contains(&path)
 }
 
 /// The directory does not contain the kernel's network settings: `/proc` is not mounted, or the configuration names
@@ -366,6 +384,7 @@ mod tests {
             accept_ra_paths: &[],
             ingress_interfaces: &ingress_interfaces,
             has_host_ports: false,
+            has_fast_path: false,
         };
         let settings = desired(inputs);
         let at = |path: &str| settings.iter().position(|(found, _)| found == path);
@@ -374,5 +393,9 @@ mod tests {
         assert!(may_be_missing("net/ipv4/conf/eth0.7/forwarding"), "it may be unplugged");
         assert!(!may_be_missing("net/ipv4/conf/polder0/forwarding"));
         assert!(!settings.iter().any(|(path, _)| path.contains("ipv6/conf/eth0.7")), "{settings:?}");
+        assert!(!settings.iter().any(|(path, _)| path == LIBERAL), "{settings:?}");
+        let with_fast_path = desired(Inputs { has_fast_path: true, ..inputs });
+        assert!(with_fast_path.contains(&(LIBERAL.to_owned(), "1".to_owned())), "{with_fast_path:?}");
+        assert!(may_be_missing(LIBERAL), "without connection tracking");
     }
 }

@@ -50,6 +50,7 @@ struct Fixture {
     expected: watch::Sender<Expected>,
     underlay: WakeReceiver,
     drift_signal: Arc<DriftSignal>,
+    programs: WakeReceiver,
 }
 
 fn attachment() -> Attachment {
@@ -59,6 +60,7 @@ fn attachment() -> Attachment {
 /// A host with a bridge, a tunnel, a pod and an uplink.
 fn fixture() -> Fixture {
     let (underlay_changed, underlay) = wake_channel();
+    let (programs_changed, programs) = wake_channel();
     let drift_signal = Arc::<DriftSignal>::default();
     let pods = Arc::<LocalPods>::default();
     let name = attachment().host_interface();
@@ -74,11 +76,12 @@ fn fixture() -> Fixture {
         reaper: Reaper::idle(),
         underlay_changed,
         drift_signal: Arc::clone(&drift_signal),
+        programs_changed,
     };
     let devices =
         [(ON_BRIDGE, Device::Bridge), (ON_TUNNEL, Device::OWN[1].clone()), (ON_POD, Device::Pod(name))];
     let listener = Listener { task, devices: devices.into(), kernel: Fake::default() };
-    Fixture { listener, expected, underlay, drift_signal }
+    Fixture { listener, expected, underlay, drift_signal, programs }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -155,6 +158,22 @@ fn fdb_entry(mac: Mac, to: Option<Destination>, exists: bool) -> EventKind {
 
 fn own_route(destination: &str, index: Option<IfIndex>, exists: bool) -> EventKind {
     EventKind::OwnRoute { destination: destination.parse().unwrap(), index, exists }
+}
+
+#[tokio::test]
+async fn another_programs_change_of_what_runs_on_an_interface_of_pods_or_of_a_path_wakes_the_fast_path() {
+    let mut fixture = fixture();
+    for (index, port, wakes) in [
+        (ON_POD, OTHER, true),
+        (ON_TUNNEL, OTHER, true),
+        (UPLINK, OTHER, true),
+        (ON_POD, OWN, false),
+        (FOREIGN, OTHER, false),
+    ] {
+        assert_eq!(fixture.on_event(EventKind::Programs { index }, port).await, Woken::Neither);
+        let woken = timeout(std::time::Duration::ZERO, fixture.programs.woken()).await.is_ok();
+        assert_eq!(woken, wakes, "interface {index}, port {port}");
+    }
 }
 
 #[tokio::test]
