@@ -272,6 +272,7 @@ fn every_grant_of_the_manifest_is_necessary_and_reported_if_missing() {
         let expected = match capability.as_str() {
             "NET_ADMIN" => Symptom::Ends(&["needs the capability NET_ADMIN"]),
             "NET_RAW" => Symptom::NotReady(&["peers cannot be probed", "Operation not permitted"]),
+            "BPF" => Symptom::Says(&["does not load the BPF programs", "capabilities NET_ADMIN and BPF"]),
             other => panic!("nothing shows that {other} is needed"),
         };
         shows(&kubelet, worker, &sandbox, &whole.clone().without_capability(&capability), &expected);
