@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::results::{Key, Results};
+use super::setups::PodPath;
 use super::statistics::{Spread, Statistic};
 
 /// A bar, with what was measured.
@@ -67,11 +68,17 @@ pub fn all(results: &Results) -> Vec<Bar> {
     bars
 }
 
+fn data(contestant: &'static str, what: &'static str, path: PodPath, rules: &'static str) -> Key {
+    Key::new("data", contestant, what).when("path", path.name()).when("rules", rules)
+}
+
 /// A wanted ratio: text, measurement, reference, statistic, bar.
 type Wanted = (&'static str, Key, Key, Statistic, f64);
 
 fn ratios(results: &Results) -> Vec<Bar> {
-    let lower = wanted_of_calls().into_iter().chain(wanted_of_loads()).map(|wanted| (wanted, true));
+    let (slower, faster) = wanted_of_packets();
+    let lower =
+        wanted_of_calls().into_iter().chain(wanted_of_loads()).chain(slower).map(|wanted| (wanted, true));
     let rate = |text, what, bar| {
         (text, pods("polder", what, 0, 50), pods("bridge", what, 0, 50), Statistic::Median, bar)
     };
@@ -79,7 +86,7 @@ fn ratios(results: &Results) -> Vec<Bar> {
         rate("ADDs per second, 50 at once: polder / bridge", "add_rate", 6.0),
         rate("DELs per second, 50 at once: polder / bridge", "del_rate", 3.0),
     ];
-    let all = lower.chain(higher.into_iter().map(|wanted| (wanted, false)));
+    let all = lower.chain(higher.into_iter().chain(faster).map(|wanted| (wanted, false)));
     all.filter_map(|((text, of, to, statistic, bar), lower)| {
         let measured = results.ratio(&of, &to, statistic)?;
         Some(Bar { text: text.to_owned(), measured, unit: "x", bar, lower })
@@ -106,6 +113,48 @@ fn wanted_of_calls() -> Vec<Wanted> {
         with_ports("ADD, median: ten host ports / none", "add"),
         with_ports("DEL, median: ten host ports / none", "del"),
     ]
+}
+
+/// Bars of the data path: those where lower is better, and the others.
+fn wanted_of_packets() -> (Vec<Wanted>, Vec<Wanted>) {
+    use PodPath::{Direct, SameNode, Vxlan};
+    let to = |text, what, path, rules, to, bar| {
+        (text, data("polder", what, path, rules), data(to, what, path, rules), Statistic::Median, bar)
+    };
+    let (none, kube_proxy) = ("none", "kube-proxy");
+    let lower = vec![
+        to(
+            "round trip, same node, kube-proxy: polder / bridge",
+            "round_trip",
+            SameNode,
+            kube_proxy,
+            "bridge",
+            0.75,
+        ),
+        to("round trip, same node: polder / bridge", "round_trip", SameNode, none, "bridge", 0.95),
+        to("round trip, direct: polder / node", "round_trip", Direct, none, "node", 1.4),
+        to("round trip, direct: polder / bridge", "round_trip", Direct, none, "bridge", 0.9),
+        to("round trip, VXLAN, kube-proxy: polder / bridge", "round_trip", Vxlan, kube_proxy, "bridge", 0.65),
+        to("round trip, VXLAN: polder / bridge", "round_trip", Vxlan, none, "bridge", 0.8),
+    ];
+    let higher = vec![
+        to("TCP, same node, kube-proxy: polder / bridge", "tcp_1", SameNode, kube_proxy, "bridge", 1.25),
+        to(
+            "datagrams, same node, kube-proxy: polder / bridge",
+            "datagrams",
+            SameNode,
+            kube_proxy,
+            "bridge",
+            1.3,
+        ),
+        to("TCP, same node: polder / bridge", "tcp_1", SameNode, none, "bridge", 1.05),
+        to("TCP, direct: polder / node", "tcp_1", Direct, none, "node", 0.78),
+        to("TCP in packets of wire size, direct: polder / node", "tcp_wire", Direct, none, "node", 0.95),
+        to("TCP, direct: polder / bridge", "tcp_1", Direct, none, "bridge", 1.05),
+        to("TCP, VXLAN, kube-proxy: polder / bridge", "tcp_1", Vxlan, kube_proxy, "bridge", 1.25),
+        to("TCP, VXLAN: polder / bridge", "tcp_1", Vxlan, none, "bridge", 1.0),
+    ];
+    (lower, higher)
 }
 
 fn wanted_of_loads() -> Vec<Wanted> {

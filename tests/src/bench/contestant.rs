@@ -242,9 +242,15 @@ impl Contestant {
 
 /// Starts a lab whose agents log as much as in production.
 pub fn start_lab(topology: Topology) -> Lab {
+    start_lab_with(topology, &[])
+}
+
+/// Like [`start_lab`], with further lines of the agents' configuration.
+pub fn start_lab_with(topology: Topology, lines: &[&str]) -> Lab {
     let mut lab = Lab::build(topology);
     lab.keep_failed = false;
     for worker in &mut lab.workers {
+        lines.iter().for_each(|line| worker.configure_also(line));
         worker.configure_also(&format!("ipam.cooldown_seconds = {}", COOLDOWN.as_secs()));
         worker.variables.push(("RUST_LOG".to_owned(), "info".to_owned()));
     }

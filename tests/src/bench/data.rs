@@ -80,10 +80,14 @@ pub fn run(
 ) -> anyhow::Result<()> {
     let mut setups = Vec::new();
     progress.step("data: preparing nodes");
-    for (contestant, attach) in [("polder", "bridge"), ("polder-routed", "routed")] {
-        setups.push(Setup::polder(contestant, attach, PodPath::Direct)?);
+    for (contestant, attach, fastpath) in [
+        ("polder", "bridge", "auto"),
+        ("polder-routed", "routed", "auto"),
+        ("polder-normal", "bridge", "off"),
+    ] {
+        setups.push(Setup::polder(contestant, attach, fastpath, PodPath::Direct)?);
         if attach == "bridge" || extent.routed_vxlan {
-            setups.push(Setup::polder(contestant, attach, PodPath::Vxlan)?);
+            setups.push(Setup::polder(contestant, attach, fastpath, PodPath::Vxlan)?);
         }
     }
     for path in [PodPath::Direct, PodPath::Vxlan] {

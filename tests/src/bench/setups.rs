@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use super::contestant::start_lab;
+use super::contestant::start_lab_with;
 use super::traffic::{Endpoint, netns_of};
 use crate::agent::Worker;
 use crate::caller::Caller;
@@ -70,11 +70,17 @@ impl Setup {
         matches!(self.environment, Environment::Polder(_))
     }
 
-    /// Two nodes with Polder.
-    pub fn polder(contestant: &'static str, attach: &str, path: PodPath) -> anyhow::Result<Self> {
+    /// Two nodes with Polder; `fastpath` is the setting of that name.
+    pub fn polder(
+        contestant: &'static str,
+        attach: &str,
+        fastpath: &str,
+        path: PodPath,
+    ) -> anyhow::Result<Self> {
         let backend = if path == PodPath::Vxlan { "vxlan" } else { "direct" };
         let settings = format!("attach = \"{attach}\"\nbackend = \"{backend}\"");
-        let lab = start_lab(Topology::one_segment(2).bootstrap(&settings));
+        let topology = Topology::one_segment(2).bootstrap(&settings);
+        let lab = start_lab_with(topology, &[&format!("fastpath = {fastpath:?}")]);
         let add_endpoint = |worker: &Worker, name: &str| -> anyhow::Result<Endpoint> {
             let pod = worker.pod(name);
             let netns = worker.node.path_on_host(Path::new(pod.netns()));
