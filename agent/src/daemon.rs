@@ -69,7 +69,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
     };
 
-    let fast_path = fastpath::Loaded::load(config.fastpath);
+    let mut fast_path = fastpath::Loaded::load(config.fastpath);
     features.fast_path = fast_path.refused.is_none();
 
     let (mut ipam, void) = open_node(&config.state_dir.join(LEDGER), &machine.boot_id, config.cooldown)?;
@@ -87,6 +87,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         StoreConfig::Embedded => Store::Embedded(Embedded::open(&config.state_dir.join(STORE))?),
     };
     let reaper = Reaper::start()?;
+    kernel.forget_on_changes(fast_path.take_records());
     let (interfaces, no_fast_path) = fast_path.interfaces()?;
     let sockets = Sockets::open(kernel, interfaces, &sysctls, reaper.ports())?;
     let in_flight = InFlight::found(&config.socket).map_err(NotRunning::Marks)?;

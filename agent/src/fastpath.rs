@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use polder_api::status::{FastPathState, FastPathStatus, PacketCount, PacketPath};
 use polder_api::{IfName, is_host_interface};
-use polder_fastpath::{Count, FastPathError, Programs};
+use polder_fastpath::{Count, FastPathError, Programs, Records};
+use polder_ipam::cause::SharedError;
 use polder_netlink::IfIndex;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -40,21 +41,29 @@ const SETTLE: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotUsed {
     /// The agent has just started.
+    ///
+    /// Remedy: none, it takes a few seconds.
     #[error("the agent has just started")]
     NotYet,
     /// The configuration switches it off.
+    ///
+    /// Remedy: none is needed. To use it, set `fastpath = "auto"` and restart the agent.
     #[error("fastpath is \"off\" in agent.toml")]
     Off,
     /// The kernel does not load the programs.
+    ///
+    /// Remedy: see the text. Without the fast path, all packets take the normal path.
     #[error("{0}. Linux 5.11 or newer with BPF, and the capabilities NET_ADMIN and BPF, are needed")]
     NotLoaded(String),
     /// Connection tracking would take flows of the fast path for invalid, and rules that drop invalid packets would end
     /// them.
     #[error("{setting} is not 1, and without it, rules that drop invalid packets would end connections: set it to 1", setting = sysctl::LIBERAL)]
     Strict,
-    /// The programs cannot be attached.
-    #[error("{0}")]
-    NotAttached(String),
+    /// The programs cannot be attached to an interface. Its packets take the normal path.
+    ///
+    /// Remedy: see the cause.
+    #[error(transparent)]
+    NotAttached(SharedError),
 }
 
 /// The programs, or why they are not loaded.
@@ -79,6 +88,11 @@ impl Loaded {
                 Self { programs: None, refused: Some(reason) }
             }
         }
+    }
+
+    /// The records of the programs, for the first caller.
+    pub fn take_records(&mut self) -> Option<Records> {
+        self.programs.as_mut().and_then(Programs::take_records)
     }
 
     /// The interfaces in the network namespace of the calling thread, with these programs.
@@ -160,10 +174,17 @@ impl<A: Attachment> Task<A> {
         let mut pass = self.passes.changes();
         // The pods whose interfaces have programs.
         let mut served: BTreeMap<IfName, LocalPod> = BTreeMap::new();
+        // An uplink keeps its programs when its last direct path ends: to detach them drops packets.
+        let mut uplinks: BTreeSet<IfIndex> = BTreeSet::new();
         let mut scope = Scope::All;
         loop {
             pass.mark_unchanged();
-            let uplinks = uplinks(self.passes.last().as_deref());
+            let found = self::uplinks(self.passes.last().as_deref());
+            // Whatever woke the task: a pass may have come meanwhile.
+            if self.is_waiting() || !found.is_subset(&uplinks) {
+                scope = Scope::All;
+            }
+            uplinks.extend(found);
             let mut all = self.pods.all();
             // The probe endpoint sends and receives only ICMP.
             all.retain(|pod| is_host_interface(pod.name.as_str()));
@@ -184,8 +205,7 @@ impl<A: Attachment> Task<A> {
                     }
                     () = sleep_until(due) => Scope::All,
                     _ = pass.changed() => {
-                        let waits = matches!(*self.not_used.borrow(), Some(NotUsed::NotYet | NotUsed::Strict));
-                        if !waits && self::uplinks(self.passes.last().as_deref()) == uplinks {
+                        if !self.is_waiting() && self::uplinks(self.passes.last().as_deref()).is_subset(&uplinks) {
                             continue;
                         }
                         Scope::All
@@ -236,8 +256,13 @@ impl<A: Attachment> Task<A> {
         match (outcome, &self.refused) {
             (_, Some(refused)) => self.publish(Some(refused.clone())),
             (Ok(_), None) => self.publish(None),
-            (Err(error), None) => self.publish(Some(NotUsed::NotAttached(error.to_string()))),
+            (Err(error), None) => self.publish(Some(NotUsed::NotAttached(SharedError::new(error)))),
         }
+    }
+
+    /// Whether a pass may be what the programs wait for.
+    fn is_waiting(&self) -> bool {
+        matches!(*self.not_used.borrow(), Some(NotUsed::NotYet | NotUsed::Strict))
     }
 
     /// Whether connection tracking accepts flows of which it sees only some packets.

@@ -26,6 +26,7 @@ pub mod snapshot;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use polder_fastpath::Records;
 use polder_netlink::nft::{Element, FilterSocket, Transaction};
 use polder_netlink::route::RouteLookup;
 use polder_netlink::{Error, RouteSocket};
@@ -42,18 +43,26 @@ pub struct Kernel {
     routes: RouteSocket,
     filter: FilterSocket,
     sysctls: Sysctls,
+    /// How the host has just forwarded flows, if the fast path is used.
+    flows: Option<Records>,
 }
 
 impl Kernel {
     /// Opens sockets in the network namespace of the calling thread.
     pub fn open(sysctls: &Sysctls) -> Result<Self, Error> {
-        Ok(Self { routes: RouteSocket::open()?, filter: FilterSocket::open()?, sysctls: sysctls.clone() })
+        let (routes, filter) = (RouteSocket::open()?, FilterSocket::open()?);
+        Ok(Self { routes, filter, sysctls: sysctls.clone(), flows: None })
     }
 
     /// Opens read-only sockets: every change is refused.
     pub fn open_to_read(sysctls: &Sysctls) -> Result<Self, Error> {
         let (routes, filter) = (RouteSocket::open_to_read()?, FilterSocket::open_to_read()?);
-        Ok(Self { routes, filter, sysctls: sysctls.read_only() })
+        Ok(Self { routes, filter, sysctls: sysctls.read_only(), flows: None })
+    }
+
+    /// Every change of paths makes these records of the fast path invalid.
+    pub fn forget_on_changes(&mut self, flows: Option<Records>) {
+        self.flows = flows;
     }
 
     /// The netlink port IDs of the sockets. The kernel's notifications contain the ID of the socket that made the

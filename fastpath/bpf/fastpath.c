@@ -50,7 +50,7 @@ enum count {
 	POD_TO_NODE,  // fast
 	NODE_TO_POD,  // fast
 	NO_RECORD,    // normal: the flow is new, or the host translates its addresses
-	EXPIRED,      // normal: one packet per second
+	EXPIRED,      // normal: one packet per second, and after a change of paths
 	LARGER,       // normal: larger than every packet that the host forwarded in this second
 	OTHER_SENDER, // normal: the record belongs to another interface
 	CONTROL,      // normal: TCP SYN, FIN or RST
@@ -87,7 +87,7 @@ struct record {
 	__u32 priority;
 	__u32 kind;
 	__u8 addresses[2 * ETH_ALEN]; // the destination and the source in its Ethernet header
-	__u8 zero[4];
+	__u32 generation;
 };
 
 struct {
@@ -106,12 +106,27 @@ struct {
 	TYPE(value, __u32);
 } pods SEC(".maps");
 
+// One number. Records of earlier generations are not valid: the agent adds one when it changes paths.
+struct {
+	NUMBER(type, BPF_MAP_TYPE_ARRAY);
+	NUMBER(max_entries, 1);
+	TYPE(key, __u32);
+	TYPE(value, __u32);
+} generation SEC(".maps");
+
 struct {
 	NUMBER(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	NUMBER(max_entries, COUNTS);
 	TYPE(key, __u32);
 	TYPE(value, __u64);
 } counters SEC(".maps");
+
+INLINE __u32 current_generation(void)
+{
+	__u32 only = 0;
+	__u32 *found = lookup(&generation, &only);
+	return found ? *found : 0;
+}
 
 INLINE void add_one(__u32 what)
 {
@@ -219,11 +234,11 @@ INLINE int parse(struct __sk_buff *skb, struct packet *packet)
 	return PROTOCOL;
 }
 
-// The tag of a packet that arrived with these hops: not 0.
-INLINE __u32 tag(const struct packet *packet, __u32 hops)
+// The tag of a packet that arrived with these hops, in this generation: not 0.
+INLINE __u32 tag(const struct packet *packet, __u32 hops, __u32 generation)
 {
 	const __u32 *words = (const __u32 *)&packet->flow;
-	__u32 hash = packet->class << 8 | hops;
+	__u32 hash = generation << 16 ^ packet->class << 8 ^ hops;
 #pragma unroll
 	for (int i = 0; i < sizeof(struct flow) / sizeof(__u32); i++) {
 		hash = (hash ^ words[i]) * 0x9e3779b1;
@@ -277,17 +292,18 @@ INLINE int arrive(struct __sk_buff *skb, enum origin origin)
 		return normal(&packet, origin, reason);
 	if (packet.hops <= 1)
 		return normal(&packet, origin, LAST_HOP);
+	__u32 generation = current_generation();
 	struct record *record = lookup(&flows, &packet.flow);
 	if (!record)
 		reason = NO_RECORD;
 	else if (record->arrives != skb->ifindex)
 		reason = OTHER_SENDER;
-	else if (now() - record->time > VALID)
+	else if (record->generation != generation || now() - record->time > VALID)
 		reason = EXPIRED;
 	else if (packet.length > record->largest)
 		reason = LARGER;
 	if (!record || reason >= 0) {
-		skb->tc_index = tag(&packet, packet.hops);
+		skb->tc_index = tag(&packet, packet.hops, generation);
 		return normal(&packet, origin, reason);
 	}
 	if (rewrite(skb, &packet, record))
@@ -313,7 +329,9 @@ INLINE int leave(struct __sk_buff *skb, enum kind kind)
 		return NORMAL_PATH;
 	skb->tc_index = 0;
 	struct packet packet = {};
-	if (parse(skb, &packet) >= 0 || found != tag(&packet, packet.hops + 1)) {
+	__u32 generation = current_generation();
+	// With the tag of an earlier generation, it may leave on an earlier path.
+	if (parse(skb, &packet) >= 0 || found != tag(&packet, packet.hops + 1, generation)) {
 		add_one(CHANGED);
 		return NORMAL_PATH;
 	}
@@ -328,7 +346,8 @@ INLINE int leave(struct __sk_buff *skb, enum kind kind)
 		arrives = *port;
 	__u64 time = now();
 	struct record *known = lookup(&flows, &packet.flow);
-	if (known && time - known->time <= VALID && known->arrives == arrives && known->leaves == skb->ifindex) {
+	if (known && known->generation == generation && time - known->time <= VALID && known->arrives == arrives &&
+	    known->leaves == skb->ifindex) {
 		// Not its time: every part of a record is at most as old as its time says.
 		if (packet.length > known->largest)
 			known->largest = packet.length;
@@ -342,6 +361,7 @@ INLINE int leave(struct __sk_buff *skb, enum kind kind)
 		.mark = skb->mark,
 		.priority = skb->priority,
 		.kind = kind,
+		.generation = generation,
 	};
 	void *data = (void *)(long)skb->data;
 	if (data + sizeof(record.addresses) > (void *)(long)skb->data_end)

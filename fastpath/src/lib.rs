@@ -4,11 +4,11 @@
 //! Nothing is pinned: the kernel keeps programs and maps as long as they are attached to an interface, or a process has
 //! them open.
 
-use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::{fmt, io};
 
-use aya::maps::{HashMap, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfError};
 
@@ -55,7 +55,7 @@ pub enum Count {
     NodeToPod,
     /// Normal: the flow is new, or the host translates its addresses.
     NoRecord,
-    /// Normal: one packet per second of each flow.
+    /// Normal: one packet per second of each flow, and one after a change of paths.
     Expired,
     /// Normal: larger than every packet of its flow that the host forwarded within the second.
     Larger,
@@ -177,6 +177,12 @@ impl Programs {
         self.loaded.map_mut(PODS).expect("the object has all maps").try_into().map_err(of_pods)
     }
 
+    /// The records of flows. Only the first call returns them.
+    pub fn take_records(&mut self) -> Option<Records> {
+        let map = self.loaded.take_map(GENERATION)?;
+        Some(Records { generation: map.try_into().expect("it is an array of numbers") })
+    }
+
     /// The packets since the programs were loaded, of all processors.
     pub fn counts(&self) -> Result<Vec<(Count, u64)>, FastPathError> {
         let failed = |source| FastPathError::Map { name: COUNTERS, source };
@@ -190,7 +196,29 @@ impl Programs {
     }
 }
 
+/// What the programs know of flows: how the host forwarded the last packet of each.
+pub struct Records {
+    generation: Array<MapData, u32>,
+}
+
+impl Records {
+    /// Makes all records invalid. Each flow's next packet takes the normal path. To be called between a change of the
+    /// routes and the removal of what only earlier routes need.
+    pub fn forget(&mut self) -> Result<(), FastPathError> {
+        let failed = |source| FastPathError::Map { name: GENERATION, source };
+        let current = self.generation.get(&0, 0).map_err(failed)?;
+        self.generation.set(0, current.wrapping_add(1), 0).map_err(failed)
+    }
+}
+
+impl fmt::Debug for Records {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Records").finish_non_exhaustive()
+    }
+}
+
 const PODS: &str = "pods";
+const GENERATION: &str = "generation";
 const COUNTERS: &str = "counters";
 
 fn of_pods(source: MapError) -> FastPathError {
@@ -223,6 +251,17 @@ mod tests {
         assert_eq!(programs.pods().unwrap().get(&key(address), 0).unwrap(), 8);
         programs.remove_pod(address).unwrap();
         assert!(programs.pods().unwrap().get(&key(address), 0).is_err());
+    }
+
+    #[test]
+    fn each_call_of_forget_begins_a_new_generation() {
+        let mut programs = Programs::load().expect("tests of the kernel need root");
+        let mut records = programs.take_records().unwrap();
+        assert!(programs.take_records().is_none());
+        for expected in [1, 2] {
+            records.forget().unwrap();
+            assert_eq!(records.generation.get(&0, 0).unwrap(), expected);
+        }
     }
 
     #[test]

@@ -11,9 +11,10 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use polder_tests::probe::{self, PORT};
+use polder_tests::traffic::without_packet_loss;
 use polder_tests::wait;
 
-use fastpath::site::{count, with_both_attachments};
+use fastpath::site::{Site, count, wait_until_attached, with_both_attachments};
 
 #[test]
 fn established_flows_take_the_fast_path_between_all_pods_and_keep_their_addresses() {
@@ -44,6 +45,31 @@ fn established_flows_take_the_fast_path_between_all_pods_and_keep_their_addresse
             }
         }
     });
+}
+
+#[test]
+fn a_change_of_the_backend_loses_no_packet_of_flows_on_the_fast_path() {
+    let site = Site::start("bridge");
+    let [near, far] = [1, 2].map(|number| site.lab.workers[number].pod("new"));
+    let streams = [site.lab.workers[0].pod("sender"), near, far];
+    for (number, pod) in streams.iter().enumerate() {
+        wait_until_attached(&site.lab.workers[number], &[pod]);
+    }
+    let before = count(site.n1(), "fast", "pod_to_node");
+    without_packet_loss(&streams, || {
+        for (backend, path) in
+            [("vxlan", "vxlan"), ("auto", "direct"), ("vxlan", "vxlan"), ("auto", "direct")]
+        {
+            site.n1().ctl(&["cluster", "set", "--backend", backend]);
+            for (worker, peer) in [(0, "n2"), (1, "n1")] {
+                wait::until_true(&format!("the path to {peer} to be {path}"), || {
+                    site.lab.workers[worker].path_to(peer, "ipv4") == path
+                });
+            }
+        }
+    });
+    let fast = count(site.n1(), "fast", "pod_to_node") - before;
+    assert!(fast > 60, "{fast} packets on the fast path");
 }
 
 #[test]

@@ -22,6 +22,8 @@ pub enum AttachError {
     #[error("cannot read which BPF programs run on the interfaces: {0}")]
     Read(#[source] Error),
     /// The kernel refuses to attach a program: another program uses the queueing discipline `ingress` there.
+    ///
+    /// Remedy: see the text. The agent tries again.
     #[error(
         "cannot attach a BPF program to interface {interface}: {source}. Delete the queueing discipline ingress of that \
          interface, or set fastpath = \"off\""

@@ -165,6 +165,20 @@ async fn new_pods_are_served_together_and_after_their_add() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_direct_path_that_is_found_while_a_new_pod_waits_is_served_and_stays_so() {
+    let mut running = start(None);
+    running.pass.send_replace(Some(Arc::new(Pass::default())));
+    assert_eq!(running.asked().await, Asked::All { pods: 0, uplinks: 0 });
+    running.pods.add(pod(1));
+    sleep(SETTLE / 2).await;
+    running.pass();
+    assert_eq!(running.asked().await, Asked::All { pods: 1, uplinks: 1 });
+    running.pass.send_replace(Some(Arc::new(Pass::default())));
+    running.changed.wake();
+    assert_eq!(running.asked().await, Asked::All { pods: 1, uplinks: 1 }, "detaching drops packets");
+}
+
+#[tokio::test(start_paused = true)]
 async fn everything_is_compared_after_a_change_by_another_program_and_periodically() {
     let mut running = start(None);
     running.pass();

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use polder_fastpath::Records;
 use polder_netlink::link::{self, create_bridge};
 use polder_netlink::neighbour::{FdbEntry, Neighbour};
 use polder_netlink::route::{self, KernelTarget, Route};
 use polder_netlink::{Error, IfIndex, Operation, address};
+use tracing::warn;
 
 use super::Kernel;
 use super::desired::Desired;
@@ -46,7 +48,14 @@ impl Kernel {
         let mut indexes = indexes;
         // Netlink operations, collected so that they are sent together.
         let mut waiting: Vec<(KernelChange, Vec<Operation>)> = Vec::new();
+        let mut forgotten = false;
         for change in changes {
+            // Packets leave on the new paths before the old ones end.
+            if deletes_path(&change) && !forgotten {
+                self.send(std::mem::take(&mut waiting), &mut failures)?;
+                self.forget_flows();
+                forgotten = true;
+            }
             match operations(&change, &indexes) {
                 Some(operations) => {
                     waiting.push((change, operations));
@@ -62,8 +71,16 @@ impl Kernel {
             }
         }
         self.send(waiting, &mut failures)?;
+        self.forget_flows();
         self.explain(&mut failures);
         Ok(failures)
+    }
+
+    /// Makes the records of the fast path invalid. They also become so by themselves within a second.
+    fn forget_flows(&mut self) {
+        if let Some(Err(error)) = self.flows.as_mut().map(Records::forget) {
+            warn!(%error, "packets may take earlier paths for a second");
+        }
     }
 
     /// Adds the remedy for the device that occupies the port or VNI of a tunnel to the tunnel's failure.
@@ -168,6 +185,20 @@ fn record(failures: &mut Vec<Failure>, change: KernelChange, outcome: Result<(),
             failures.push(Failure { change, reason, remedy: None, follows });
         }
     }
+}
+
+/// Whether packets that still take the path to which the object belongs are lost.
+fn deletes_path(change: &KernelChange) -> bool {
+    matches!(
+        change,
+        KernelChange::DeleteLink(..)
+            | KernelChange::DeleteRoute(_)
+            | KernelChange::DeleteConflicting(_)
+            | KernelChange::DeleteFdbEntry(..)
+            | KernelChange::DeleteNeighbour(..)
+            | KernelChange::DeleteAddress(..)
+            | KernelChange::DeletePod(..)
+    )
 }
 
 /// Whether a missing object is not a failure of the change.

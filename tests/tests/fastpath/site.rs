@@ -27,10 +27,16 @@ pub(crate) fn with_both_attachments(test: impl Fn(&mut Site)) {
 impl Site {
     pub(crate) fn start(attach: &str) -> Self {
         let topology = Topology::two_segments().families(Families::DUAL);
-        let lab = Lab::start(topology.bootstrap(&format!("attach = {attach:?}")));
+        let mut lab = Lab::build(topology.bootstrap(&format!("attach = {attach:?}")));
+        lab.workers.iter().for_each(|worker| worker.configure_also("fastpath = \"auto\""));
+        lab.start_agents();
         let client = lab.workers[0].pod("client");
         let servers = [0, 1, 2].map(|number: usize| lab.workers[number].pod("server"));
         let site = Self { _echoes: listen(&servers), client, servers, lab };
+        let paths = [&["eth0", "polder.vx"][..], &["eth0", "polder.vx"], &["polder.vx"]];
+        for (worker, paths) in site.lab.workers.iter().zip(paths) {
+            paths.iter().for_each(|path| wait_for_programs(worker, path, "node"));
+        }
         wait_until_attached(&site.lab.workers[0], &[&site.client, &site.servers[0]]);
         wait_until_attached(&site.lab.workers[1], &[&site.servers[1]]);
         wait_until_attached(&site.lab.workers[2], &[&site.servers[2]]);
@@ -67,13 +73,18 @@ pub(crate) fn attached(worker: &Worker, interface: &str) -> Vec<String> {
 
 /// Waits until the programs of the fast path run for these pods.
 pub(crate) fn wait_until_attached(worker: &Worker, pods: &[&Pod]) {
-    for pod in pods {
-        let what = format!("the programs of {} on {}", pod.name(), worker.name());
-        wait::until(&what, || match attached(worker, &pod.host_interface()) {
-            programs if programs == ["polder_from_pod", "polder_to_pod"] => Ok(()),
+    pods.iter().for_each(|pod| wait_for_programs(worker, &pod.host_interface(), "pod"));
+}
+
+/// Waits until the programs for a `pod` or `node` behind it run on the interface.
+fn wait_for_programs(worker: &Worker, interface: &str, behind: &str) {
+    let both = ["from", "to"].map(|direction| format!("polder_{direction}_{behind}"));
+    wait::until(&format!("the programs of {interface} on {}", worker.name()), || {
+        match attached(worker, interface) {
+            programs if programs == both => Ok(()),
             programs => Err(format!("{programs:?}, {}", worker.status()["fast_path"])),
-        });
-    }
+        }
+    });
 }
 
 /// The number of packets that took the path for that reason.
