@@ -214,9 +214,9 @@ impl Default for File {
 #[serde(rename_all = "lowercase")]
 pub enum FastPathSetting {
     /// Where the kernel allows it.
-    #[default]
     Auto,
     /// Never.
+    #[default]
     Off,
 }
 

@@ -119,6 +119,10 @@ impl Worker {
         assert!(self.agent.is_none(), "the agent of {} runs already", self.name());
         let mut command = self.node.command(dist().join("polder-agent"));
         command.env("RUST_LOG", "polder_agent=debug,info");
+        // All labs can be run with the fast path.
+        if let Ok(fastpath) = std::env::var("POLDER_FASTPATH") {
+            command.env("POLDER__FASTPATH", fastpath);
+        }
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         self.agent = Some(self.node.spawn(&mut command, LOG));
     }

@@ -250,6 +250,7 @@ fn every_grant_of_the_manifest_is_necessary_and_reported_if_missing() {
             .configuration()
             .replace("[etcd]\n", &format!("[etcd]\nca = {ca:?}\ncert = {certificate:?}\nkey = {key:?}\n"))
     };
+    worker.configure_also("fastpath = \"auto\"");
     second.configure(&tls(second));
     let mut command = second.node.command(dist().join("polder-agent"));
     let _peer = second.node.spawn(&mut command, "agent.log");
