@@ -44,16 +44,21 @@ impl Cluster {
         let worker = &self.lab.workers[number];
         let address = self.lab.underlay(number, false);
         let kubelet = Kubelet { node: &worker.node, runtime: &self.runtimes[number], manifest, address };
-        let (etcd, given) = (self.lab.etcd.endpoints(), manifest.config("agent.toml"));
-        let config = given.replace("https://192.0.2.10:2379", &etcd[0]);
-        assert_ne!(config, given, "the manifest says where to put the endpoints of etcd");
-        kubelet.write("config", &[("agent.toml", &config)]);
+        kubelet.write("config", &[("agent.toml", &self.agent_config(manifest))]);
         let (certificate, key) = self.authority.sign(worker.name(), &[]);
         let files = [self.authority.ca(), certificate, key].map(|path| fs::read_to_string(path).unwrap());
         let names = ["ca.crt", "tls.crt", "tls.key"];
         let files: Vec<_> = names.into_iter().zip(files.iter().map(String::as_str)).collect();
         kubelet.write("etcd", &files);
         kubelet
+    }
+
+    /// The agent's configuration in the manifest, with the endpoints of etcd.
+    fn agent_config(&self, manifest: &Manifest) -> String {
+        let (etcd, given) = (self.lab.etcd.endpoints(), manifest.config("agent.toml"));
+        let config = given.replace("https://192.0.2.10:2379", &etcd[0]);
+        assert_ne!(config, given, "the manifest says where to put the endpoints of etcd");
+        config
     }
 }
 
@@ -250,7 +255,8 @@ fn every_grant_of_the_manifest_is_necessary_and_reported_if_missing() {
             .configuration()
             .replace("[etcd]\n", &format!("[etcd]\nca = {ca:?}\ncert = {certificate:?}\nkey = {key:?}\n"))
     };
-    worker.configure_also("fastpath = \"auto\"");
+    let config = format!("fastpath = \"auto\"\n{}", cluster.agent_config(&cluster.manifest));
+    kubelet.write("config", &[("agent.toml", &config)]);
     second.configure(&tls(second));
     let mut command = second.node.command(dist().join("polder-agent"));
     let _peer = second.node.spawn(&mut command, "agent.log");
