@@ -48,14 +48,14 @@ impl Kernel {
         let mut indexes = indexes;
         // Netlink operations, collected so that they are sent together.
         let mut waiting: Vec<(KernelChange, Vec<Operation>)> = Vec::new();
-        let mut forgotten = false;
+        let mut deleting = false;
         for change in changes {
             // Packets leave on the new paths before the old ones end.
-            if deletes_path(&change) && !forgotten {
+            if is_deletion(&change) && !deleting {
                 self.send(std::mem::take(&mut waiting), &mut failures)?;
                 self.forget_flows();
-                forgotten = true;
             }
+            deleting = is_deletion(&change);
             match operations(&change, &indexes) {
                 Some(operations) => {
                     waiting.push((change, operations));
@@ -187,8 +187,8 @@ fn record(failures: &mut Vec<Failure>, change: KernelChange, outcome: Result<(),
     }
 }
 
-/// Whether packets that still take the path to which the object belongs are lost.
-fn deletes_path(change: &KernelChange) -> bool {
+/// Whether the change deletes an object. Packets whose path needs it are lost from then on.
+fn is_deletion(change: &KernelChange) -> bool {
     matches!(
         change,
         KernelChange::DeleteLink(..)
@@ -204,14 +204,8 @@ fn deletes_path(change: &KernelChange) -> bool {
 /// Whether a missing object is not a failure of the change.
 fn may_be_gone(change: &KernelChange) -> bool {
     match change {
+        change if is_deletion(change) => true,
         KernelChange::UpdateSet { .. }
-        | KernelChange::DeleteLink(..)
-        | KernelChange::DeleteRoute(_)
-        | KernelChange::DeleteConflicting(_)
-        | KernelChange::DeleteFdbEntry(..)
-        | KernelChange::DeleteNeighbour(..)
-        | KernelChange::DeleteAddress(..)
-        | KernelChange::DeletePod(..)
         | KernelChange::SetPod(..)
         | KernelChange::SetFdbEntry(Device::Pod(_), ..)
         | KernelChange::SetNeighbour(Device::Pod(_), ..) => true,
