@@ -48,7 +48,7 @@ pub enum NotUsed {
     /// The configuration switches it off.
     ///
     /// Remedy: none is needed. To use it, set `fastpath = "auto"` and restart the agent.
-    #[error("fastpath is \"off\" in agent.toml")]
+    #[error("the setting fastpath is \"off\"")]
     Off,
     /// The kernel does not load the programs.
     ///
