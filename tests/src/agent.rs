@@ -80,6 +80,11 @@ pub fn dist() -> PathBuf {
     folder.canonicalize().unwrap_or_else(|_| panic!("{} is not there: run scripts/build", folder.display()))
 }
 
+/// Whether all labs run with the fast path: if `POLDER_FASTPATH` is `auto`.
+pub fn all_use_the_fast_path() -> bool {
+    std::env::var_os("POLDER_FASTPATH").is_some_and(|value| value == "auto")
+}
+
 /// Path of a Polder program or of a reference plugin.
 pub(crate) fn program(name: &str) -> PathBuf {
     let own = dist().join(name);
@@ -119,9 +124,8 @@ impl Worker {
         assert!(self.agent.is_none(), "the agent of {} runs already", self.name());
         let mut command = self.node.command(dist().join("polder-agent"));
         command.env("RUST_LOG", "polder_agent=debug,info");
-        // All labs can be run with the fast path.
-        if let Ok(fastpath) = std::env::var("POLDER_FASTPATH") {
-            command.env("POLDER__FASTPATH", fastpath);
+        if all_use_the_fast_path() {
+            command.env("POLDER__FASTPATH", "auto");
         }
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         self.agent = Some(self.node.spawn(&mut command, LOG));
